@@ -1,0 +1,224 @@
+"""Jobs -> batches -> the engine's lanes.
+
+A batch leaves when a lane is free and either it is full or its oldest job has waited `max_wait`.
+
+Jobs of one batch share a shape; of several shapes the one whose oldest job has waited longest goes first. Whatever
+fails, everybody waiting gets an answer of their own. All methods belong to one event loop; only `infer` runs elsewhere.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import DeadlineExceeded, InferenceFailed, Stopping
+from app.images import Pixels
+from app.metrics import Metrics
+from app.results import Rows
+
+Infer = Callable[[int, NDArray[np.uint8]], NDArray[np.float32]]  # lane, frames [n, H, W, 3] -> rows [n, K, 6]
+
+MAX_FAILURES = 3  # batches in a row; after them the device is taken for dead
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The engine's rows for one frame, and how they came about."""
+
+    rows: Rows
+    batch_size: int
+    queue_s: float
+    infer_s: float
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    frame: Pixels
+    answer: asyncio.Future[Answer]
+    enqueued_at: float  # loop time
+    deadline: float  # loop time
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    jobs: list[_Job] = field(default_factory=list)
+    reason: str = "drain"
+
+
+class Batcher:
+    """Owns the queue, the lanes' tasks and the device threads."""
+
+    def __init__(
+        self, infer: Infer, *, lanes: int, max_batch: int, max_wait_s: float, metrics: Metrics, model: str, engine: str
+    ) -> None:
+        self._infer = infer
+        self._lanes = lanes
+        self._max_batch = max_batch
+        self._max_wait_s = max_wait_s
+        self._metrics = metrics
+        self._labels = (model, engine)
+        self._waiting: dict[tuple[int, ...], deque[_Job]] = {}  # by shape of frame
+        self._flying: set[_Job] = set()
+        self._changed = asyncio.Event()
+        self._stopping = False
+        self._failures = 0  # batches in a row
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop = asyncio.get_running_loop()
+        self._depth = metrics.queue_depth.labels(model)
+        self._depth.set_function(self.depth)
+
+    def start(self) -> None:
+        """Open the lanes."""
+        for lane in range(self._lanes):
+            task = asyncio.create_task(self._serve(lane), name=f"lane-{lane}")
+            task.add_done_callback(self._lane_ended)
+            self._tasks.append(task)
+
+    @property
+    def alive(self) -> bool:
+        """False when the device is dead: nothing will be answered again."""
+        lanes_run = not any(task.done() for task in self._tasks)
+        return bool(self._tasks) and lanes_run and self._failures < MAX_FAILURES
+
+    def depth(self) -> int:
+        """Frames waiting for a lane."""
+        return sum(len(jobs) for jobs in self._waiting.values())
+
+    async def submit(self, frame: Pixels, deadline: float) -> Answer:
+        """The engine's rows for a frame, uint8 [H, W, 3]. `deadline` is a loop time.
+
+        Raises Stopping, DeadlineExceeded or InferenceFailed. Cancelled, it leaves the queue.
+        """
+        if self._stopping:
+            raise Stopping("the server is shutting down: send the request to another one")
+        if not self.alive:
+            raise InferenceFailed("the engine has stopped working; the server must be started again")
+        job = _Job(frame, self._loop.create_future(), self._loop.time(), deadline)
+        jobs = self._waiting.setdefault(frame.shape, deque())
+        jobs.append(job)
+        self._changed.set()
+        try:
+            return await job.answer
+        except asyncio.CancelledError:
+            if job in jobs:
+                jobs.remove(job)
+            raise
+
+    async def close(self) -> None:
+        """Finish what is queued, without waiting for fuller batches, and close the lanes."""
+        self._stopping = True
+        self._changed.set()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, lane: int) -> None:
+        with ThreadPoolExecutor(1, thread_name_prefix=f"lane-{lane}") as device:
+            while (batch := await self._next_batch()).jobs:
+                await self._run(lane, device, batch)
+
+    async def _next_batch(self) -> _Batch:
+        """The next batch to leave; an empty one when there will be none."""
+        while True:
+            self._drop_expired()
+            if batch := self._take():
+                return batch
+            if self._stopping:
+                return _Batch()
+            heads = [jobs[0] for jobs in self._waiting.values() if jobs]
+            due = min((job.enqueued_at + self._max_wait_s for job in heads), default=None)
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(due):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    def _take(self) -> _Batch | None:
+        now = self._loop.time()
+        ready = [jobs for jobs in self._waiting.values() if jobs and self._reason(jobs, now)]
+        if not ready:
+            return None
+        jobs = min(ready, key=lambda jobs: jobs[0].enqueued_at)
+        reason = self._reason(jobs, now)
+        assert reason is not None
+        return _Batch([jobs.popleft() for _ in range(min(len(jobs), self._max_batch))], reason)
+
+    def _reason(self, jobs: deque[_Job], now: float) -> str | None:
+        """Why a batch of these would leave now, if it would."""
+        if len(jobs) >= self._max_batch:
+            return "full"
+        if self._stopping:
+            return "drain"
+        if now < jobs[0].enqueued_at + self._max_wait_s:
+            return None
+        return "timeout" if self._max_wait_s else "idle"
+
+    def _drop_expired(self) -> None:
+        """What nobody waits for any more never reaches the device."""
+        now = self._loop.time()
+        for shape, jobs in list(self._waiting.items()):
+            kept = deque(job for job in jobs if job.deadline > now)
+            if len(kept) < len(jobs):
+                expired = [job for job in jobs if job.deadline <= now]
+                jobs.clear()
+                jobs.extend(kept)
+                for job in expired:
+                    _fail(job, DeadlineExceeded("the deadline passed while the image waited for the engine"))
+            if not jobs:
+                del self._waiting[shape]
+
+    async def _run(self, lane: int, device: ThreadPoolExecutor, batch: _Batch) -> None:
+        jobs = batch.jobs
+        self._flying.update(jobs)
+        started = self._loop.time()
+        try:
+            rows = await self._loop.run_in_executor(device, self._infer_jobs, lane, jobs)
+        except Exception as error:
+            self._failures += 1
+            for job in jobs:
+                failure = InferenceFailed("the engine failed on this batch")
+                failure.__cause__ = error
+                _fail(job, failure)
+        else:
+            self._failures = 0
+            infer_s = self._loop.time() - started
+            self._count(batch, infer_s)
+            for job, its_rows in zip(jobs, rows, strict=True):
+                if not job.answer.done():
+                    job.answer.set_result(Answer(its_rows, len(jobs), started - job.enqueued_at, infer_s))
+        finally:
+            self._flying.difference_update(jobs)
+
+    def _infer_jobs(self, lane: int, jobs: list[_Job]) -> NDArray[np.float32]:
+        """On a device thread."""
+        rows = self._infer(lane, np.stack([job.frame for job in jobs]))
+        if len(rows) != len(jobs):
+            raise InferenceFailed(f"the engine gave {len(rows)} results for {len(jobs)} images")
+        return rows
+
+    def _count(self, batch: _Batch, infer_s: float) -> None:
+        model, engine = self._labels
+        size = len(batch.jobs)
+        self._metrics.images.labels(model, engine).inc(size)
+        self._metrics.batch_size.labels(model).observe(size)
+        self._metrics.batches.labels(model, batch.reason).inc()
+        self._metrics.device_seconds.labels(model, engine).inc(infer_s)
+
+    def _lane_ended(self, task: "asyncio.Task[None]") -> None:
+        """A lane ends by itself only when the batcher stops; otherwise the device is dead, and all must know."""
+        if self._stopping and not task.cancelled() and task.exception() is None:
+            return
+        cause = None if task.cancelled() else task.exception()
+        for job in [*self._flying, *(job for jobs in self._waiting.values() for job in jobs)]:
+            failure = InferenceFailed("the engine has stopped working; the server must be started again")
+            failure.__cause__ = cause
+            _fail(job, failure)
+        self._waiting.clear()
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    if not job.answer.done():
+        job.answer.set_exception(error)

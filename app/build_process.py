@@ -1,0 +1,94 @@
+"""The builder in a process of its own, and what it reports."""
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from app import builder
+from app.builder import PHASES, Built, Order
+from app.errors import BuildFailed, SetupError
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a start-up stands. The last step is the server's warm-up."""
+
+    phase: str
+    step: int
+    of: int
+    model: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"phase": self.phase, "step": self.step, "of": self.of, "model": self.model}
+
+
+Report = Callable[[Progress], None]
+
+
+class BuildProcess:
+    """Finds or builds one engine. `run` blocks; `cancel`, from any thread, ends it."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._cancelled = threading.Event()
+        self._process: multiprocessing.process.BaseProcess | None = None
+
+    def run(self, report: Report) -> Built:
+        """The engine, from the store if it is there. Raises a SetupError."""
+        report(self._progress("weights"))
+        found = builder.find(self._order)
+        return found if found else self._build(report)
+
+    def cancel(self) -> None:
+        """End the build; nothing half-built stays that a later build would trust."""
+        self._cancelled.set()
+        if self._process is not None:
+            self._process.kill()
+
+    def _build(self, report: Report) -> Built:
+        context = multiprocessing.get_context("spawn")
+        receiver, sender = context.Pipe(duplex=False)
+        self._process = context.Process(target=_child, args=(self._order, sender), name="builder", daemon=True)
+        self._process.start()
+        sender.close()
+        try:
+            while True:
+                message = receiver.recv()
+                if isinstance(message, Built):
+                    return message
+                if isinstance(message, SetupError):
+                    raise message
+                report(self._progress(message))
+        except EOFError:
+            self._process.join()
+            raise self._died(self._process.exitcode) from None
+        finally:
+            self._process.join()
+
+    def _died(self, exitcode: int | None) -> BuildFailed:
+        if self._cancelled.is_set():
+            return BuildFailed("the build was cancelled")
+        cause = f"signal {-exitcode}" if exitcode and exitcode < 0 else f"exit code {exitcode}"
+        hint = ": most often the machine is out of memory; try a smaller BATCH or IMGSZ" if exitcode == -9 else ""
+        return BuildFailed(f"the builder process ended with {cause}{hint}")
+
+    def _progress(self, phase: str) -> Progress:
+        step = PHASES.index(phase) + 1 if phase in PHASES else 1
+        return Progress(phase, step, len(PHASES) + 1, self._order.name)
+
+
+def _child(order: Order, sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    try:
+        sender.send(builder.build(order, sender.send))
+    except SetupError as error:
+        sender.send(error)
+    except MemoryError:
+        sender.send(BuildFailed("the build ran out of memory: try a smaller BATCH or IMGSZ"))
+    except Exception as error:  # a defect: the traceback goes to the terminal, one line to the user
+        sender.send(BuildFailed(f"the build failed: {type(error).__name__}: {error}"))
+        raise

@@ -1,0 +1,133 @@
+"""Everything that can go wrong, as one tree. A class is one HTTP status and one code.
+
+YolopardError                  500 internal
+├── RequestError               the client can mend it
+│   ├── EmptyBody              400 empty_body
+│   ├── MalformedBody          400 malformed_body
+│   ├── NotFound               404 not_found
+│   ├── MethodNotAllowed       405 method_not_allowed
+│   ├── BodyTooLarge           413 body_too_large
+│   ├── TooManyFiles           413 too_many_files
+│   ├── TooManyPixels          413 too_many_pixels
+│   ├── UnsupportedImage       415 unsupported_image
+│   ├── UndecodableImage       422 undecodable_image
+│   └── BadParameter           422 bad_parameter
+├── ServiceError               the server's fault or limit; the same request may work later
+│   ├── NotReady               503 not_ready
+│   ├── Overloaded             503 overloaded
+│   ├── Stopping               503 stopping
+│   ├── DeadlineExceeded       504 deadline_exceeded
+│   └── InferenceFailed        500 inference_failed
+└── SetupError                 start-up only, never over HTTP: ends the process with one line
+    ├── SettingsError          a setting is wrong
+    ├── BackendUnavailable     the wheel or the device is missing
+    ├── WeightsError           the weights cannot be had or turned into a serving graph
+    ├── StoreError             the engines folder cannot be read or written
+    ├── BuildFailed            the builder died
+    └── ParityFailed           the engine does not give the boxes of the reference
+"""
+
+from typing import ClassVar
+
+
+class YolopardError(Exception):
+    """The message is for the user: it names the thing and says what to do."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+
+
+class RequestError(YolopardError):
+    status, code = 400, "bad_request"
+
+
+class EmptyBody(RequestError):
+    code = "empty_body"
+
+
+class MalformedBody(RequestError):
+    code = "malformed_body"
+
+
+class NotFound(RequestError):
+    status, code = 404, "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    status, code = 405, "method_not_allowed"
+
+
+class BodyTooLarge(RequestError):
+    status, code = 413, "body_too_large"
+
+
+class TooManyFiles(RequestError):
+    status, code = 413, "too_many_files"
+
+
+class TooManyPixels(RequestError):
+    status, code = 413, "too_many_pixels"
+
+
+class UnsupportedImage(RequestError):
+    status, code = 415, "unsupported_image"
+
+
+class UndecodableImage(RequestError):
+    status, code = 422, "undecodable_image"
+
+
+class BadParameter(RequestError):
+    status, code = 422, "bad_parameter"
+
+
+class ServiceError(YolopardError):
+    status, code = 503, "unavailable"
+
+
+class NotReady(ServiceError):
+    code = "not_ready"
+
+
+class Overloaded(ServiceError):
+    code = "overloaded"
+
+
+class Stopping(ServiceError):
+    code = "stopping"
+
+
+class DeadlineExceeded(ServiceError):
+    status, code = 504, "deadline_exceeded"
+
+
+class InferenceFailed(ServiceError):
+    status, code = 500, "inference_failed"
+
+
+class SetupError(YolopardError):
+    code = "setup"
+
+
+class SettingsError(SetupError):
+    pass
+
+
+class BackendUnavailable(SetupError):
+    pass
+
+
+class WeightsError(SetupError):
+    pass
+
+
+class StoreError(SetupError):
+    pass
+
+
+class BuildFailed(SetupError):
+    pass
+
+
+class ParityFailed(SetupError):
+    pass

@@ -1,0 +1,249 @@
+"""Weights -> plain Ultralytics ONNX -> serving graph. With backends/pytorch the only room with torch and ultralytics.
+
+The serving graph takes `images`, uint8 [B, H, W, 3], RGB, letterboxed, and gives `rows`, float32 [B, K, 6]: x1 y1 x2 y2
+in frame px, score and class of the K best anchors, before NMS. A plain export gets Cast, Transpose and 1/255 in front
+and the class maximum and TopK behind. K = min(1024, anchors): 24 KB an image leave the device and not 2.8 MB.
+"""
+
+import ast
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from app.errors import WeightsError
+from app.model import ModelInfo
+
+if TYPE_CHECKING:
+    import torch
+    from ultralytics import YOLO
+
+K = 1024  # rows an image
+OPSET = 17
+
+# Ultralytics reads these when it is imported: weights_only semantics for checkpoints, no pip installs of its own.
+os.environ |= {"ULTRALYTICS_SAFE_LOAD": "1", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
+
+
+def fetch(name: str, folder: Path) -> Path:
+    """Let Ultralytics download weights of its own, such as yolov8n.pt, into the folder; whole or not at all."""
+    from ultralytics.utils.downloads import attempt_download_asset
+
+    target = folder / name
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as partial:
+        with contextlib.suppress(Exception):  # whatever stopped it, the file is not there
+            attempt_download_asset(Path(partial) / name)
+        if not (Path(partial) / name).is_file():
+            raise WeightsError(
+                f"{name} is no file here and Ultralytics could not download it. Without a network, copy it to "
+                f"{target} or give its path: WEIGHTS=/path/to/{name}"
+            )
+        (Path(partial) / name).replace(target)
+    return target
+
+
+def to_plain_onnx(weights: Path, imgsz: int | None, folder: Path) -> Path:
+    """The weights as Ultralytics' own ONNX export, any batch and any H, W; an .onnx file is taken as it is.
+
+    `imgsz` is the longest frame side in px, None = the one the model was trained at. Raises WeightsError.
+    """
+    if weights.suffix == ".onnx":
+        return weights
+    if weights.suffix != ".pt":
+        raise WeightsError(f"{weights}: weights are .pt or .onnx files")
+    copy = Path(shutil.copy(weights, folder / "weights.pt"))  # the export lies beside its weights
+    model = _load(copy, weights)
+    stride = int(max(model.model.stride))
+    size = imgsz or _trained_imgsz(model.overrides.get("imgsz"), stride)
+    _require_multiple(size, stride)
+    try:
+        plain = model.export(format="onnx", imgsz=size, dynamic=True, simplify=True, opset=OPSET, device="cpu")
+    except Exception as error:
+        raise WeightsError(f"{weights}: Ultralytics cannot export it: {_first_line(error, copy, weights)}") from error
+    return Path(plain)
+
+
+def load_module(weights: Path) -> "torch.nn.Module":
+    """The fused FP32 model of .pt weights; its forward gives ([B, 4 + nc, A], ...)."""
+    module = _load(weights, weights).model.float().fuse().eval()
+    return module
+
+
+def _load(file: Path, weights: Path) -> "YOLO":
+    """By Ultralytics; errors name the `weights` that the user gave."""
+    from ultralytics import YOLO
+
+    try:
+        model = YOLO(file)
+    except Exception as error:
+        raise WeightsError(f"{weights}: Ultralytics cannot load it: {_first_line(error, file, weights)}") from error
+    _require_detect(weights, str(model.task))
+    return model
+
+
+def _trained_imgsz(imgsz: int | list[int] | None, stride: int) -> int:
+    side = max(imgsz) if isinstance(imgsz, list) else imgsz or 640
+    return -(-side // stride) * stride
+
+
+def _first_line(error: Exception, copy: Path, weights: Path) -> str:
+    text = str(error).replace("ERROR ❌️ ", "").strip() or type(error).__name__
+    return text.splitlines()[0].replace(str(copy), str(weights))
+
+
+def _require_detect(weights: Path, task: str) -> None:
+    if task != "detect":
+        raise WeightsError(f"{weights} is a {task} model; this version serves detect models only")
+
+
+def _require_multiple(imgsz: int, stride: int) -> None:
+    if imgsz % stride:
+        nearest = max(stride, round(imgsz / stride) * stride)
+        raise WeightsError(f"IMGSZ={imgsz} is not a multiple of the model's stride {stride}: use {nearest}")
+
+
+def to_serving_graph(plain: Path, name: str, imgsz: int | None, target: Path) -> ModelInfo:
+    """Wrap a plain Ultralytics ONNX export into the serving graph at `target`.
+
+    Raises WeightsError for what cannot be wrapped: other tasks, exports with NMS inside or without metadata.
+    """
+    try:
+        model = onnx.load(plain)
+        onnx.checker.check_model(model)
+    except Exception as error:
+        raise WeightsError(f"{plain} is not a sound ONNX file: {str(error).splitlines()[0]}") from error
+    info = _describe(model, plain, name, imgsz)
+    _free_batch(model)
+    _put_in_front(model.graph)
+    _put_behind(model, len(info.names))
+    del model.graph.value_info[:]
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, target)
+    return info
+
+
+def _describe(model: onnx.ModelProto, plain: Path, name: str, imgsz: int | None) -> ModelInfo:
+    facts = {fact.key: fact.value for fact in model.metadata_props}
+    if missing := {"task", "names", "stride", "imgsz"} - facts.keys():
+        raise WeightsError(f"{plain} is not an Ultralytics export: its metadata lacks {', '.join(sorted(missing))}")
+    _require_detect(plain, facts["task"])
+    names = {int(i): str(label) for i, label in ast.literal_eval(facts["names"]).items()}
+    stride = int(ast.literal_eval(facts["stride"]))
+    if len(model.graph.input) != 1 or len(model.graph.output) != 1:
+        raise WeightsError(f"{plain}: a detect export has one input and one output")
+    _, channels, height, width = _dims(model.graph.input[0])
+    if channels != 3:
+        raise WeightsError(f"{plain} takes {channels} channels; only RGB models are served")
+    output = _dims(model.graph.output[0])
+    if len(output) != 3 or output[1] != 4 + len(names):
+        raise WeightsError(
+            f"{plain} gives {output}, not the raw head [batch, {4 + len(names)}, anchors]: export it with nms=False "
+            "and without an end-to-end head"
+        )
+    fixed = (height, width) if height and width else None
+    exported = max(ast.literal_eval(facts["imgsz"]))
+    if fixed and (fixed[0] != fixed[1] or imgsz not in (None, fixed[0])):
+        raise WeightsError(
+            f"{plain} was exported for {fixed[0]}x{fixed[1]} only"
+            + (f", not IMGSZ={imgsz}" if imgsz else " and is not square")
+            + ": export it again with dynamic=True"
+        )
+    size = imgsz or exported
+    _require_multiple(size, stride)
+    return ModelInfo(name, "detect", names, stride, size, static_shape=fixed is not None)
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[int]:
+    """Sizes of a tensor; 0 where they are dynamic."""
+    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def _free_batch(model: onnx.ModelProto) -> None:
+    """Make a fixed batch dynamic: every Reshape that spells the batch out copies it from its input instead."""
+    graph = model.graph
+    batch = _dims(graph.input[0])[0]
+    if batch:
+        constants = {tensor.name: tensor for tensor in graph.initializer}
+        shapes = {node.input[1] for node in graph.node if node.op_type == "Reshape"} & constants.keys()
+        for name in shapes:
+            sizes = numpy_helper.to_array(constants[name]).copy()
+            if len(sizes) > 2 and sizes[0] == batch:
+                sizes[0] = 0
+                constants[name].CopyFrom(numpy_helper.from_array(sizes, name))
+    for value in (graph.input[0], graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def _put_in_front(graph: onnx.GraphProto) -> None:
+    """uint8 NHWC -> the export's own input, NCHW 0..1. The Cast comes first: TensorRT takes uint8 nowhere else."""
+    inner = graph.input[0]
+    kind = inner.type.tensor_type.elem_type
+    _, channels, height, width = inner.type.tensor_type.shape.dim
+    shape = ["batch", height.dim_value or "height", width.dim_value or "width", channels.dim_value]
+    front = [
+        helper.make_node("Cast", ["images"], ["in/float"], to=kind),
+        helper.make_node("Transpose", ["in/float"], ["in/nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Mul", ["in/nchw", "in/scale"], ["in/scaled"]),
+    ]
+    scale = helper.make_tensor("in/scale", kind, [], [1 / 255])
+    for node in graph.node:
+        for i, source in enumerate(node.input):
+            if source == inner.name:
+                node.input[i] = "in/scaled"
+    _prepend(graph.node, front)
+    graph.initializer.append(scale)
+    graph.input[0].CopyFrom(helper.make_tensor_value_info("images", TensorProto.UINT8, shape))
+
+
+def _prepend(nodes: "onnx.onnx_ml_pb2.RepeatedCompositeContainer", front: list[NodeProto]) -> None:
+    rest = list(nodes)
+    del nodes[:]
+    nodes.extend(front + rest)
+
+
+def _put_behind(model: onnx.ModelProto, classes: int) -> None:
+    """[B, 4 + nc, A] of cx cy w h and class scores -> rows [B, K, 6], best first."""
+    graph = model.graph
+    raw = graph.output[0].name
+    anchors = _dims(graph.output[0])[2]
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+
+    def ints(name: str, values: list[int]) -> str:
+        graph.initializer.append(helper.make_tensor(f"out/{name}", TensorProto.INT64, [len(values)], values))
+        return f"out/{name}"
+
+    def node(kind: str, inputs: list[str], output: str, **attributes: object) -> str:
+        graph.node.append(helper.make_node(kind, inputs, [f"out/{output}"], **attributes))
+        return f"out/{output}"
+
+    graph.initializer.append(helper.make_tensor("out/half", TensorProto.FLOAT, [], [0.5]))
+    axis1, axis2 = ints("1", [1]), ints("2", [2])
+    zero, two, four = ints("0", [0]), ints("two", [2]), ints("4", [4])
+    head = node("Cast", [raw], "head", to=TensorProto.FLOAT)
+    scores = node("Slice", [head, four, ints("end", [4 + classes]), axis1], "scores")
+    if opset >= 18:
+        best = node("ReduceMax", [scores, axis1], "best", keepdims=0)
+    else:
+        best = node("ReduceMax", [scores], "best", axes=[1], keepdims=0)
+    label = node("Cast", [node("ArgMax", [scores], "argmax", axis=1, keepdims=0)], "label", to=TensorProto.FLOAT)
+    if anchors:
+        k = ints("k", [min(K, anchors)])
+    else:
+        k = node("Min", [node("Slice", [node("Shape", [best], "shape"), axis1, two, zero], "anchors"), ints("max", [K])], "k")
+    graph.node.append(helper.make_node("TopK", [best, k], ["out/score", "out/anchor"], axis=1, sorted=1))
+    picked = node("GatherElements", [label, "out/anchor"], "picked", axis=1)
+    boxes = node("Transpose", [node("Slice", [head, zero, four, axis1], "boxes")], "boxes_last", perm=[0, 2, 1])
+    four_times = node("Concat", [node("Unsqueeze", ["out/anchor", axis2], "anchor1")] * 4, "anchor4", axis=2)
+    box = node("GatherElements", [boxes, four_times], "box", axis=1)
+    centre = node("Slice", [box, zero, two, axis2], "centre")
+    half = node("Mul", [node("Slice", [box, two, four, axis2], "sides"), "out/half"], "half_sides")
+    corners = [node("Sub", [centre, half], "top_left"), node("Add", [centre, half], "bottom_right")]
+    columns = [node("Unsqueeze", ["out/score", axis2], "score1"), node("Unsqueeze", [picked, axis2], "class1")]
+    graph.node.append(helper.make_node("Concat", [*corners, *columns], ["rows"], axis=2))
+    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["batch", min(K, anchors) if anchors else "k", 6])
+    graph.output[0].CopyFrom(rows)

@@ -1,0 +1,146 @@
+"""Bytes -> upright RGB pixels -> letterboxed frame, and boxes the way back.
+
+The letterbox is Ultralytics' own (`ultralytics/data/augment.py`, LetterBox): longest side to `imgsz`, bilinear, centred
+on 114 grey, each rounding as there; the way back is `ultralytics/utils/ops.py`, scale_boxes.
+"""
+
+import io
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from app.errors import EmptyBody, TooManyPixels, UndecodableImage, UnsupportedImage
+
+Pixels = NDArray[np.uint8]  # [H, W, 3], RGB
+Boxes = NDArray[np.float32]  # [N, 4], x1 y1 x2 y2
+
+KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+GREY = 114
+
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, kind
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (8, b"WEBP", "WEBP"),
+    (0, b"BM", "BMP"),
+    (0, b"GIF8", "GIF"),
+    (0, b"II*\x00", "TIFF"),
+    (0, b"MM\x00*", "TIFF"),
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftypavis", "AVIF"),
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftyphev", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypmsf1", "HEIC"),
+    (4, b"ftyp", "MP4 video"),
+    (4, b"JXL ", "JPEG XL"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"jP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"\x00\x00\x01\x00", "ICO"),
+    (0, b"\x1aE\xdf\xa3", "Matroska video"),
+    (0, b"%PDF", "PDF"),
+    (0, b"PK\x03\x04", "ZIP"),
+    (0, b"\x1f\x8b", "gzip"),
+    (0, b"<", "SVG, XML or HTML"),
+    (0, b"{", "JSON"),
+)
+
+# One image is one thread's work here, and bad images are the client's news, not the log's.
+cv2.setNumThreads(1)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+Image.MAX_IMAGE_PIXELS = None  # the limit is ours, read from the header in `decode`
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an image lies in its frame. `frame` and `image` are (height, width) in px."""
+
+    image: tuple[int, int]
+    frame: tuple[int, int]
+    resized: tuple[int, int]
+    top: int
+    left: int
+
+
+def sniff(data: bytes) -> str | None:
+    """The kind of file by its first bytes; None when they are no kind known here."""
+    for offset, magic, kind in _MAGIC:
+        if data.startswith(magic, offset):
+            return kind
+    return None
+
+
+def decode(data: bytes, max_pixels: int) -> Pixels:
+    """The upright image: EXIF orientation applied, alpha dropped, 16 bit scaled to 8, first frame of several.
+
+    Raises EmptyBody, UnsupportedImage, TooManyPixels (from the header, before any pixel) or UndecodableImage.
+    """
+    if not data:
+        raise EmptyBody("the image is empty: send the bytes of an image")
+    kind = sniff(data)
+    if kind is None:
+        raise UndecodableImage(f"not an image: no known kind begins like this; send one of {', '.join(KINDS)}")
+    if kind not in KINDS:
+        raise UnsupportedImage(f"{kind} is not supported: send one of {', '.join(KINDS)}")
+    try:
+        with Image.open(io.BytesIO(data), formats=[kind]) as header:
+            width, height = header.size
+            if width * height > max_pixels:
+                raise TooManyPixels(f"the image is {width}x{height}; at most {max_pixels} pixels are accepted")
+            pixels = _decode_avif(header) if kind == "AVIF" else _decode(data)
+    except (OSError, SyntaxError, ValueError, cv2.error) as error:
+        raise UndecodableImage(f"the {kind} cannot be decoded: it is damaged or cut short") from error
+    if pixels is None:
+        raise UndecodableImage(f"the {kind} cannot be decoded: it is damaged or cut short")
+    return pixels
+
+
+def _decode(data: bytes) -> Pixels | None:
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    return None if pixels is None else np.asarray(pixels, np.uint8)
+
+
+def _decode_avif(header: Image.Image) -> Pixels:
+    """By Pillow: OpenCV 5.0 does not apply AVIF's rotation."""
+    return np.asarray(ImageOps.exif_transpose(header).convert("RGB"))
+
+
+def place(height: int, width: int, imgsz: int, stride: int, *, rect: bool) -> Placement:
+    """Fit an image in a frame: imgsz x imgsz, or with `rect` the smallest multiples of `stride` around the image."""
+    gain = min(imgsz / height, imgsz / width)
+    resized_h, resized_w = max(round(height * gain), 1), max(round(width * gain), 1)
+    pad_h, pad_w = imgsz - resized_h, imgsz - resized_w
+    if rect:
+        pad_h, pad_w = pad_h % stride, pad_w % stride
+    return Placement(
+        image=(height, width),
+        frame=(resized_h + pad_h, resized_w + pad_w),
+        resized=(resized_h, resized_w),
+        top=round(pad_h / 2 - 0.1),
+        left=round(pad_w / 2 - 0.1),
+    )
+
+
+def letterbox(image: Pixels, placement: Placement) -> Pixels:
+    """The frame, uint8 [H, W, 3]: the image resized into its place, grey around it."""
+    frame = np.full((*placement.frame, 3), GREY, np.uint8)
+    (height, width), top, left = placement.resized, placement.top, placement.left
+    target = frame[top : top + height, left : left + width]
+    if placement.image == placement.resized:
+        target[:] = image
+    else:
+        cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
+    return frame
+
+
+def to_image(boxes: Boxes, placement: Placement) -> Boxes:
+    """Frame px -> px of the original image, clipped to it. Each side is undone with its own gain."""
+    (height, width), (resized_h, resized_w) = placement.image, placement.resized
+    gains = np.array([resized_w / width, resized_h / height] * 2, np.float32)
+    offset = np.array([placement.left, placement.top] * 2, np.float32)
+    limits = np.array([width, height] * 2, np.float32)
+    return np.clip((boxes - offset) / gains, 0, limits)

@@ -1,0 +1,65 @@
+"""Rows -> detections: thresholds, classes and NMS, as `ultralytics.utils.nms` does them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float32]  # [K, 6]: x1 y1 x2 y2 in frame px, score, class; the K best anchors, before NMS
+
+_CLASS_OFFSET = np.float32(7680)  # px; keeps boxes of different classes apart, as Ultralytics' max_wh
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What one request asks for. `classes` None = all of them."""
+
+    conf: float = 0.25
+    iou: float = 0.7
+    max_det: int = 300
+    classes: tuple[int, ...] | None = None
+    agnostic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """Best first."""
+
+    boxes: NDArray[np.float32]  # [N, 4] x1 y1 x2 y2
+    scores: NDArray[np.float32]  # [N]
+    classes: NDArray[np.int64]  # [N]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def select(rows: Rows, thresholds: Thresholds) -> Detections:
+    """The detections among the rows of one image; boxes stay in frame px."""
+    wanted = rows[:, 4] > thresholds.conf
+    if thresholds.classes is not None:
+        wanted &= np.isin(rows[:, 5], thresholds.classes)
+    rows = rows[wanted]
+    rows = rows[np.argsort(-rows[:, 4], kind="stable")]
+    offset = 0 if thresholds.agnostic else rows[:, 5:6] * _CLASS_OFFSET
+    rows = rows[nms(rows[:, :4] + offset, thresholds.iou, thresholds.max_det)]
+    return Detections(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64))
+
+
+def nms(boxes: NDArray[np.float32], iou: float, max_det: int) -> NDArray[np.int64]:
+    """Indices of the boxes that stay, at most `max_det`. `boxes` [N, 4] best first; greedy, IoU over `iou` goes.
+
+    In float32 on offset boxes like Ultralytics' own, so that close calls fall the same way.
+    """
+    x1, y1, x2, y2 = boxes.T
+    areas = (x2 - x1) * (y2 - y1)
+    order = np.arange(len(boxes))
+    kept: list[int] = []
+    while len(order) and len(kept) < max_det:
+        best, order = int(order[0]), order[1:]
+        kept.append(best)
+        width = np.minimum(x2[best], x2[order]) - np.maximum(x1[best], x1[order])
+        height = np.minimum(y2[best], y2[order]) - np.maximum(y1[best], y1[order])
+        overlap = np.maximum(width, 0) * np.maximum(height, 0)
+        with np.errstate(invalid="ignore"):  # two boxes without an area: 0 / 0
+            order = order[overlap / (areas[best] + areas[order] - overlap) <= iou]
+    return np.array(kept, np.int64)

@@ -1,0 +1,161 @@
+"""engines/<key>/: what the builder made, and the proof that it is whole.
+
+An engine is a folder of files and a manifest.json that is written last, names every file with its sha256, and holds
+the fingerprint of all that the engine depends on. A folder appears under its key in one rename: it is whole or absent.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from app.errors import StoreError
+from app.model import ModelInfo
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """All that an engine depends on. Anything different is another engine."""
+
+    name: str
+    weights_sha256: str
+    graph_revision: str  # of the code that makes the graph
+    imgsz: int | None  # asked for, px; None = the model's own
+    batch: int
+    precision: str
+    backend: str
+    backend_version: str
+    device: str
+
+    @property
+    def key(self) -> str:
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return f"{self.name}-{self.backend}-{self.precision}-{digest[:12]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What stands beside an engine's files."""
+
+    fingerprint: Fingerprint
+    model: ModelInfo
+    parity: dict[str, Any]
+    built: dict[str, Any]  # when, where, with what: for people, nothing depends on it
+    files: dict[str, str]  # file name: sha256
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"model": self.model.to_json()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Manifest":
+        fingerprint = Fingerprint(**fields["fingerprint"])
+        return cls(**fields | {"fingerprint": fingerprint, "model": ModelInfo.from_json(fields["model"])})
+
+
+class Damaged(StoreError):
+    """A stored engine is not what its manifest says. The message names the file."""
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find(engines: Path, fingerprint: Fingerprint) -> Manifest | None:
+    """The manifest of this engine, every file checked; None when there is no such engine. Raises Damaged."""
+    folder = engines / fingerprint.key
+    if not folder.is_dir():
+        return None
+    try:
+        manifest = Manifest.from_json(json.loads((folder / MANIFEST).read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise Damaged(f"{folder / MANIFEST} is missing or unreadable") from error
+    if manifest.fingerprint != fingerprint:
+        raise Damaged(f"{folder / MANIFEST} belongs to another engine")
+    for name, digest in manifest.files.items():
+        path = folder / name
+        if not path.is_file() or sha256(path) != digest:
+            raise Damaged(f"{path} is missing, cut short or was replaced since it was built")
+    return manifest
+
+
+@contextlib.contextmanager
+def lock(engines: Path, key: str, waiting: "contextlib.AbstractContextManager[None] | None" = None) -> Iterator[None]:
+    """Hold the right to build this key. The kernel lets go of it when the holder dies, however it dies."""
+    with explained(engines):
+        engines.mkdir(parents=True, exist_ok=True)
+        guard = FileLock(engines / f".{key}.lock")
+        try:
+            guard.acquire(timeout=0)
+        except Timeout:
+            with waiting or contextlib.nullcontext():
+                guard.acquire()
+    try:
+        yield
+    finally:
+        guard.release()
+
+
+@contextlib.contextmanager
+def workplace(engines: Path, key: str) -> Iterator[Path]:
+    """An empty folder to build this key in; under the key's lock, so what is left of a killed build can go."""
+    folder = engines / f".{key}.building"
+    with explained(engines):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(engines: Path, built: Path, manifest: Manifest) -> Path:
+    """Write the manifest into the built folder and move it to its key, in place of what may be there."""
+    target = engines / manifest.fingerprint.key
+    with explained(engines):
+        for name in manifest.files:
+            _sync(built / name)
+        (built / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=2) + "\n")
+        _sync(built / MANIFEST)
+        _sync(built)
+        shutil.rmtree(target, ignore_errors=True)
+        built.rename(target)
+        _sync(engines)
+    return target
+
+
+def _sync(path: Path) -> None:
+    """To the disk, so that a power cut cannot leave a manifest without its files."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def explained(engines: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one line that names the file and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or engines
+        advice = {
+            errno.ENOSPC: "the disk is full: free some space",
+            errno.EDQUOT: "the disk quota is used up: free some space",
+            errno.EACCES: "no permission to write there",
+            errno.EPERM: "no permission to write there",
+            errno.EROFS: "the file system is read-only",
+        }.get(error.errno or 0, error.strerror or str(error))
+        raise StoreError(f"{path}: {advice}, or give another folder with ENGINES_DIR") from error
