@@ -7,10 +7,12 @@ fails, everybody waiting gets an answer of their own. All methods belong to one 
 """
 
 import asyncio
+import contextlib
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +24,9 @@ from app.results import Rows
 
 Infer = Callable[[int, NDArray[np.uint8]], NDArray[np.float32]]  # lane, frames [n, H, W, 3] -> rows [n, K, 6]
 
-MAX_FAILURES = 3  # batches in a row; after them the device is taken for dead
+MAX_FAILURES = 3  # batches in a row; after them the server is not ready, until a batch succeeds
+
+_DEAD = "the engine has stopped working: start the server again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,13 @@ class _Job:
     answer: asyncio.Future[Answer]
     enqueued_at: float  # loop time
     deadline: float  # loop time
+    enqueued: float  # perf_counter: uvloop's own clock counts whole milliseconds
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    jobs: list[_Job] = field(default_factory=list)
-    reason: str = "drain"
+    jobs: list[_Job]
+    reason: str
 
 
 class Batcher:
@@ -61,7 +66,7 @@ class Batcher:
         self._max_wait_s = max_wait_s
         self._metrics = metrics
         self._labels = (model, engine)
-        self._waiting: dict[tuple[int, ...], deque[_Job]] = {}  # by shape of frame
+        self._waiting: dict[tuple[int, ...], deque[_Job]] = {}  # by shape of frame; no queue is empty
         self._flying: set[_Job] = set()
         self._changed = asyncio.Event()
         self._stopping = False
@@ -80,9 +85,11 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """False when the device is dead: nothing will be answered again."""
-        lanes_run = not any(task.done() for task in self._tasks)
-        return bool(self._tasks) and lanes_run and self._failures < MAX_FAILURES
+        """False when a lane has died, and while the engine fails batch after batch."""
+        return self._lanes_run() and self._failures < MAX_FAILURES
+
+    def _lanes_run(self) -> bool:
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     def depth(self) -> int:
         """Frames waiting for a lane."""
@@ -95,18 +102,24 @@ class Batcher:
         """
         if self._stopping:
             raise Stopping("the server is shutting down: send the request to another one")
-        if not self.alive:
-            raise InferenceFailed("the engine has stopped working; the server must be started again")
-        job = _Job(frame, self._loop.create_future(), self._loop.time(), deadline)
-        jobs = self._waiting.setdefault(frame.shape, deque())
-        jobs.append(job)
+        if not self._lanes_run():
+            raise InferenceFailed(_DEAD)
+        job = _Job(frame, self._loop.create_future(), self._loop.time(), deadline, time.perf_counter())
+        self._waiting.setdefault(frame.shape, deque()).append(job)
         self._changed.set()
         try:
             return await job.answer
         except asyncio.CancelledError:
-            if job in jobs:
-                jobs.remove(job)
+            self._forget(job)
             raise
+
+    def _forget(self, job: _Job) -> None:
+        """Nobody waits for this job any more: it leaves its place, if it is still in the queue."""
+        jobs = self._waiting.get(job.frame.shape, deque())
+        if job in jobs:
+            jobs.remove(job)
+            if not jobs:
+                del self._waiting[job.frame.shape]
 
     async def close(self) -> None:
         """Finish what is queued, without waiting for fuller batches, and close the lanes."""
@@ -122,29 +135,34 @@ class Batcher:
     async def _next_batch(self) -> _Batch:
         """The next batch to leave; an empty one when there will be none."""
         while True:
-            self._drop_expired()
-            if batch := self._take():
+            if (batch := self._take()).jobs:
                 return batch
-            if self._stopping:
-                return _Batch()
-            heads = [jobs[0] for jobs in self._waiting.values() if jobs]
-            due = min((job.enqueued_at + self._max_wait_s for job in heads), default=None)
+            heads = [jobs[0].enqueued_at for jobs in self._waiting.values()]
+            if self._stopping and not heads:
+                return batch
+            due = min(heads) + self._max_wait_s if heads else None
             self._changed.clear()
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._changed.wait()
-            except TimeoutError:
-                pass
 
-    def _take(self) -> _Batch | None:
+    def _take(self) -> _Batch:
+        """A batch that may leave now, without the jobs whose deadline has passed; empty when there is none."""
         now = self._loop.time()
-        ready = [jobs for jobs in self._waiting.values() if jobs and self._reason(jobs, now)]
+        ready = [(jobs, reason) for jobs in self._waiting.values() if (reason := self._reason(jobs, now))]
         if not ready:
-            return None
-        jobs = min(ready, key=lambda jobs: jobs[0].enqueued_at)
-        reason = self._reason(jobs, now)
-        assert reason is not None
-        return _Batch([jobs.popleft() for _ in range(min(len(jobs), self._max_batch))], reason)
+            return _Batch([], "")
+        jobs, reason = min(ready, key=lambda entry: entry[0][0].enqueued_at)
+        batch: list[_Job] = []
+        while jobs and len(batch) < self._max_batch:
+            job = jobs.popleft()
+            if job.deadline > now:
+                batch.append(job)
+            else:
+                _fail(job, DeadlineExceeded("the deadline passed while the image waited for the engine"))
+        if not jobs:
+            del self._waiting[batch[0].frame.shape if batch else job.frame.shape]
+        return _Batch(batch, reason)
 
     def _reason(self, jobs: deque[_Job], now: float) -> str | None:
         """Why a batch of these would leave now, if it would."""
@@ -156,26 +174,14 @@ class Batcher:
             return None
         return "timeout" if self._max_wait_s else "idle"
 
-    def _drop_expired(self) -> None:
-        """What nobody waits for any more never reaches the device."""
-        now = self._loop.time()
-        for shape, jobs in list(self._waiting.items()):
-            kept = deque(job for job in jobs if job.deadline > now)
-            if len(kept) < len(jobs):
-                expired = [job for job in jobs if job.deadline <= now]
-                jobs.clear()
-                jobs.extend(kept)
-                for job in expired:
-                    _fail(job, DeadlineExceeded("the deadline passed while the image waited for the engine"))
-            if not jobs:
-                del self._waiting[shape]
-
     async def _run(self, lane: int, device: ThreadPoolExecutor, batch: _Batch) -> None:
         jobs = batch.jobs
         self._flying.update(jobs)
-        started = self._loop.time()
+        started = time.perf_counter()
         try:
             rows = await self._loop.run_in_executor(device, self._infer_jobs, lane, jobs)
+        except _LaneDied:
+            raise
         except Exception as error:
             self._failures += 1
             for job in jobs:
@@ -184,17 +190,21 @@ class Batcher:
                 _fail(job, failure)
         else:
             self._failures = 0
-            infer_s = self._loop.time() - started
+            infer_s = time.perf_counter() - started
             self._count(batch, infer_s)
             for job, its_rows in zip(jobs, rows, strict=True):
                 if not job.answer.done():
-                    job.answer.set_result(Answer(its_rows, len(jobs), started - job.enqueued_at, infer_s))
-        finally:
-            self._flying.difference_update(jobs)
+                    job.answer.set_result(Answer(its_rows, len(jobs), started - job.enqueued, infer_s))
+        self._flying.difference_update(jobs)
 
     def _infer_jobs(self, lane: int, jobs: list[_Job]) -> NDArray[np.float32]:
         """On a device thread."""
-        rows = self._infer(lane, np.stack([job.frame for job in jobs]))
+        try:
+            rows = self._infer(lane, np.stack([job.frame for job in jobs]))
+        except Exception:
+            raise
+        except BaseException as death:  # would go through the executor and end the event loop
+            raise _LaneDied from death
         if len(rows) != len(jobs):
             raise InferenceFailed(f"the engine gave {len(rows)} results for {len(jobs)} images")
         return rows
@@ -208,15 +218,19 @@ class Batcher:
         self._metrics.device_seconds.labels(model, engine).inc(infer_s)
 
     def _lane_ended(self, task: "asyncio.Task[None]") -> None:
-        """A lane ends by itself only when the batcher stops; otherwise the device is dead, and all must know."""
-        if self._stopping and not task.cancelled() and task.exception() is None:
-            return
+        """A lane ends well only when the batcher stops; otherwise the device is dead, and everybody must know."""
         cause = None if task.cancelled() else task.exception()
+        if self._stopping and not task.cancelled() and cause is None:
+            return
         for job in [*self._flying, *(job for jobs in self._waiting.values() for job in jobs)]:
-            failure = InferenceFailed("the engine has stopped working; the server must be started again")
+            failure = InferenceFailed(_DEAD)
             failure.__cause__ = cause
             _fail(job, failure)
         self._waiting.clear()
+
+
+class _LaneDied(Exception):
+    """The device thread was ended from inside."""
 
 
 def _fail(job: _Job, error: Exception) -> None:

@@ -3,30 +3,13 @@
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
 
 from app import builder
-from app.builder import PHASES, Built, Order
+from app.builder import Order
 from app.errors import BuildFailed, SetupError
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a start-up stands. The last step is the server's warm-up."""
-
-    phase: str
-    step: int
-    of: int
-    model: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"phase": self.phase, "step": self.step, "of": self.of, "model": self.model}
-
-
-Report = Callable[[Progress], None]
+from app.progress import Progress, Report
+from app.store import Built
 
 
 class BuildProcess:
@@ -39,7 +22,7 @@ class BuildProcess:
 
     def run(self, report: Report) -> Built:
         """The engine, from the store if it is there. Raises a SetupError."""
-        report(self._progress("weights"))
+        report(Progress.at("weights", self._order.name))
         found = builder.find(self._order)
         return found if found else self._build(report)
 
@@ -62,7 +45,7 @@ class BuildProcess:
                     return message
                 if isinstance(message, SetupError):
                     raise message
-                report(self._progress(message))
+                report(message)
         except EOFError:
             self._process.join()
             raise self._died(self._process.exitcode) from None
@@ -75,10 +58,6 @@ class BuildProcess:
         cause = f"signal {-exitcode}" if exitcode and exitcode < 0 else f"exit code {exitcode}"
         hint = ": most often the machine is out of memory; try a smaller BATCH or IMGSZ" if exitcode == -9 else ""
         return BuildFailed(f"the builder process ended with {cause}{hint}")
-
-    def _progress(self, phase: str) -> Progress:
-        step = PHASES.index(phase) + 1 if phase in PHASES else 1
-        return Progress(phase, step, len(PHASES) + 1, self._order.name)
 
 
 def _child(order: Order, sender: Connection) -> None:

@@ -3,7 +3,6 @@
 Runs in a process of its own (app/build_process.py): its memory goes back whole, and a crash is only a failed build.
 """
 
-import contextlib
 import inspect
 import logging
 import os
@@ -20,13 +19,12 @@ from app import __version__, backends, images, machine, parity, store
 from app.errors import BackendUnavailable, SettingsError, WeightsError
 from app.images import Pixels
 from app.model import ModelInfo
+from app.progress import PHASES, Progress, Report
+from app.store import Built
 
 log = logging.getLogger("yolopard.builder")
 
-PHASES = ("weights", "graph", "engine", "check", "publish")
 SAMPLES = Path(__file__).parents[1] / "models" / "demo" / "samples"
-
-Report = Callable[[str], None]  # called with the name of each phase as it begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +41,6 @@ class Order:
     @property
     def name(self) -> str:
         return Path(self.weights).stem
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """An engine in the store."""
-
-    folder: Path
-    manifest: store.Manifest
 
 
 def find(order: Order) -> Built | None:
@@ -72,35 +62,29 @@ def find(order: Order) -> Built | None:
 
 def build(order: Order, report: Report) -> Built:
     """Build the order's engine, or find it built by somebody else meanwhile. Raises a SetupError."""
-    report("weights")
     weights = _local(order) or _fetch(order)
     fingerprint = _fingerprint(order, weights)
-    with store.lock(order.engines, fingerprint.key, _waiting(report)):
-        return find(order) or _build(order, weights, fingerprint, report)
+    waiting = Progress("waiting for another process that builds this engine", 1, len(PHASES), order.name)
+    with store.lock(order.engines, fingerprint.key, lambda: report(waiting)):
+        return find(order) or _build(order, weights, fingerprint, lambda phase: report(Progress.at(phase, order.name)))
 
 
-@contextlib.contextmanager
-def _waiting(report: Report) -> Iterator[None]:
-    report("waiting for another build of the same engine")
-    yield
-
-
-def _build(order: Order, weights: Path, fingerprint: store.Fingerprint, report: Report) -> Built:
+def _build(order: Order, weights: Path, fingerprint: store.Fingerprint, begin: Callable[[str], None]) -> Built:
     graph = _graph_room()
     backend = backends.get(fingerprint.backend)
     started = time.monotonic()
     with store.workplace(order.engines, fingerprint.key) as place:
         (scratch := place / "scratch").mkdir()
         (engine := place / "engine").mkdir()
-        report("graph")
+        begin("graph")
         plain = graph.to_plain_onnx(weights, order.imgsz, scratch)
         model = graph.to_serving_graph(plain, order.name, order.imgsz, scratch / "graph.onnx")
-        report("engine")
+        begin("engine")
         backend.build(weights, scratch / "graph.onnx", engine)
-        report("check")
+        begin("check")
         outcome = _check(backend, engine, weights, model, order.batch)
         outcome.require()
-        report("publish")
+        begin("publish")
         files = {path.name: store.sha256(path) for path in sorted(engine.iterdir())}
         manifest = store.Manifest(fingerprint, model, outcome.to_json(), _circumstances(started), files)
         return Built(store.publish(order.engines, engine, manifest), manifest)
@@ -162,9 +146,7 @@ def _revision(backend_file: str) -> str:
     return "-".join(digest[:8] for digest in digests)
 
 
-def _check(
-    backend: backends.Backend, folder: Path, weights: Path, model: ModelInfo, batch: int
-) -> parity.Parity:
+def _check(backend: backends.Backend, folder: Path, weights: Path, model: ModelInfo, batch: int) -> parity.Parity:
     """Each check image alone in the reference, and in a batch with others in the engine."""
     threads = machine.cpus()
     reference = _reference(weights, threads)

@@ -234,7 +234,9 @@ def _put_behind(model: onnx.ModelProto, classes: int) -> None:
     if anchors:
         k = ints("k", [min(K, anchors)])
     else:
-        k = node("Min", [node("Slice", [node("Shape", [best], "shape"), axis1, two, zero], "anchors"), ints("max", [K])], "k")
+        k = node(
+            "Min", [node("Slice", [node("Shape", [best], "shape"), axis1, two, zero], "anchors"), ints("max", [K])], "k"
+        )
     graph.node.append(helper.make_node("TopK", [best, k], ["out/score", "out/anchor"], axis=1, sorted=1))
     picked = node("GatherElements", [label, "out/anchor"], "picked", axis=1)
     boxes = node("Transpose", [node("Slice", [head, zero, four, axis1], "boxes")], "boxes_last", perm=[0, 2, 1])

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client import exposition
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, exposition
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+
+disable_created_metrics()  # a _created series beside every other one says nothing here
 
 _SECONDS = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
@@ -61,9 +62,7 @@ class Metrics:
         self.pending = gauge("pending", "Requests past the door and not yet answered", "model")
         self.rejected = counter("rejected_total", "Requests refused or given up", "model", "reason")
         self.device_seconds = counter("device_seconds_total", "Time spent inside the engine", "model", "engine")
-        self.engine_rate = gauge(
-            "engine_images_per_second", "The engine alone, measured at warm-up", "model", "engine"
-        )
+        self.engine_rate = gauge("engine_images_per_second", "The engine alone, measured at warm-up", "model", "engine")
         self.engine_info = gauge("engine_info", "1", *Engine.__slots__)
         self.ready = gauge("ready", "1 when images are answered")
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,14 @@ class Manifest:
         return cls(**fields | {"fingerprint": fingerprint, "model": ModelInfo.from_json(fields["model"])})
 
 
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An engine in the store."""
+
+    folder: Path
+    manifest: Manifest
+
+
 class Damaged(StoreError):
     """A stored engine is not what its manifest says. The message names the file."""
 
@@ -91,16 +99,19 @@ def find(engines: Path, fingerprint: Fingerprint) -> Manifest | None:
 
 
 @contextlib.contextmanager
-def lock(engines: Path, key: str, waiting: "contextlib.AbstractContextManager[None] | None" = None) -> Iterator[None]:
-    """Hold the right to build this key. The kernel lets go of it when the holder dies, however it dies."""
+def lock(engines: Path, key: str, wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the right to build this key; `wait` is called when somebody else holds it.
+
+    The kernel lets go of it when the holder dies, however it dies.
+    """
     with explained(engines):
         engines.mkdir(parents=True, exist_ok=True)
         guard = FileLock(engines / f".{key}.lock")
         try:
             guard.acquire(timeout=0)
         except Timeout:
-            with waiting or contextlib.nullcontext():
-                guard.acquire()
+            wait()
+            guard.acquire()
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ _FILE = "model.xml"
 
 
 def version() -> str:
-    return str(openvino.__version__)
+    return str(openvino.__version__).partition("-")[0]
 
 
 def build(weights: Path, graph: Path, folder: Path) -> None:

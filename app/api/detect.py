@@ -1,0 +1,207 @@
+"""POST /v1/detect: images in, boxes out, in the JSON of Ultralytics' hosted API."""
+
+import asyncio
+import time
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Receive, Scope, Send
+
+from app import __version__
+from app.api.body import read_images
+from app.api.disconnect import unless_gone
+from app.api.exchange import Exchange
+from app.api.service import Service
+from app.errors import BadParameter, DeadlineExceeded, YolopardError
+from app.model import ModelInfo
+from app.predictor import Prediction, Predictor, Timings
+from app.results import Thresholds
+
+_MAX_DEADLINE_MS = 3_600_000
+
+_EXAMPLE = {
+    "images": [
+        {
+            "shape": [480, 640],
+            "results": [
+                {
+                    "name": "red circle",
+                    "class": 0,
+                    "confidence": 0.94213,
+                    "box": {"x1": 101.52, "y1": 52.25, "x2": 180.03, "y2": 131.87},
+                }
+            ],
+            "speed": {"preprocess": 2.1, "inference": 38.4, "postprocess": 0.3},
+        }
+    ],
+    "metadata": {"imageCount": 1, "functionTimeCall": 0.043, "model": "yolov8n-demo", "version": {"yolopard": "0.1.0"}},
+}
+_IMAGE = {"schema": {"type": "string", "format": "binary"}}
+_FILES = {
+    "schema": {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+    }
+}
+_OPENAPI = {
+    "requestBody": {
+        "required": True,
+        "content": {"multipart/form-data": _FILES, "image/*": _IMAGE, "application/octet-stream": _IMAGE},
+    }
+}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Boxes, or a picture",
+        "content": {"application/json": {"example": _EXAMPLE}, "image/jpeg": _IMAGE},
+    }
+}
+
+
+class DetectQuery(BaseModel):
+    """The query of /v1/detect."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    conf: float = Field(0.25, ge=0, le=1, description="least score of a box")
+    iou: float = Field(0.7, ge=0, le=1, description="overlap above which the weaker of two boxes goes")
+    max_det: int = Field(300, ge=1, le=1024, description="most boxes an image")
+    classes: list[str] = Field([], description="names or ids of the classes wanted, repeated or separated by commas")
+    agnostic: bool = Field(False, description="boxes of different classes compete too")
+    format: Literal["json", "image"] = Field("json", description="image = a JPEG, or PNG after Accept, with the boxes")
+
+    def thresholds(self, model: ModelInfo) -> Thresholds:
+        """Raises BadParameter for a class that the model has not."""
+        wanted = [name.strip() for entry in self.classes for name in entry.split(",") if name.strip()]
+        ids = tuple(_class_id(name, model) for name in wanted) or None
+        return Thresholds(self.conf, self.iou, self.max_det, ids, self.agnostic)
+
+
+def _class_id(name: str, model: ModelInfo) -> int:
+    by_name = {label: i for i, label in model.names.items()}
+    if name in by_name:
+        return by_name[name]
+    if name.isdecimal() and int(name) in model.names:
+        return int(name)
+    raise BadParameter(f"classes: {model.name} has no class {name!r}; it has {', '.join(model.names.values())}")
+
+
+def routes(service: Service) -> APIRouter:
+    """The native protocol."""
+
+    class Admitted(APIRoute):
+        """Passes the predictor's door before the body is read, and holds the place until the answer is written."""
+
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            Exchange.of(scope).protocol = "v1"
+            with service.predictor.admitted():
+                await super().handle(scope, receive, send)
+
+    router = APIRouter(tags=["detect"], route_class=Admitted)
+
+    @router.post("/v1/detect", summary="Boxes of the images in the body", responses=_RESPONSES, openapi_extra=_OPENAPI)
+    async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
+        started = time.perf_counter()
+        predictor = service.predictor
+        thresholds = query.thresholds(predictor.model)
+        deadline = asyncio.get_running_loop().time() + _deadline_s(request, service.settings.deadline_ms)
+        settings = service.settings
+        try:
+            async with asyncio.timeout_at(deadline):
+                files = await read_images(request, max_bytes=settings.max_body_bytes, max_files=settings.max_files)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the body had arrived") from None
+        if query.format == "image" and len(files) > 1:
+            raise BadParameter("format=image answers one image: send one file")
+        predictions = await unless_gone(request, _predict_all(predictor, files, thresholds, deadline))
+        encoding = time.perf_counter()
+        if query.format == "image":
+            response = await _picture(predictor, predictions[0], request.headers.get("accept", ""))
+        else:
+            response = Response(orjson.dumps(_to_json(service, predictions, started)), media_type="application/json")
+        service.metrics.stage_seconds.labels(predictor.model.name, "encode").observe(time.perf_counter() - encoding)
+        response.headers["Server-Timing"] = _server_timing(predictions)
+        return response
+
+    return router
+
+
+def _deadline_s(request: Request, default_ms: float) -> float:
+    value = request.headers.get("x-deadline-ms", str(default_ms))
+    try:
+        milliseconds = float(value)
+    except ValueError:
+        milliseconds = 0
+    if not 0 < milliseconds <= _MAX_DEADLINE_MS:
+        raise BadParameter(f"X-Deadline-Ms: {value!r} is not a number of milliseconds up to {_MAX_DEADLINE_MS}")
+    return milliseconds / 1000
+
+
+async def _predict_all(
+    predictor: Predictor, files: list[bytes], thresholds: Thresholds, deadline: float
+) -> list[Prediction]:
+    """All at once, in the order of the files. The first error ends the request and takes its other images along."""
+    if len(files) == 1:
+        return [await predictor.predict(files[0], thresholds, deadline)]
+    tasks = [asyncio.create_task(predictor.predict(data, thresholds, deadline)) for data in files]
+    try:
+        return await asyncio.gather(*tasks)
+    except YolopardError as error:
+        failed = next(i for i, task in enumerate(tasks, 1) if task.done() and task.exception() is error)
+        raise type(error)(f"file {failed} of {len(files)}: {error}") from error
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _picture(predictor: Predictor, prediction: Prediction, accept: str) -> Response:
+    kind = "png" if "image/png" in accept and "image/jpeg" not in accept else "jpeg"
+    return Response(await predictor.draw(prediction, kind), media_type=f"image/{kind}")
+
+
+def _to_json(service: Service, predictions: list[Prediction], started: float) -> dict[str, Any]:
+    assert service.built is not None
+    fingerprint, model = service.built.manifest.fingerprint, service.built.manifest.model
+    return {
+        "images": [_image_json(prediction, model) for prediction in predictions],
+        "metadata": {
+            "imageCount": len(predictions),
+            "functionTimeCall": round(time.perf_counter() - started, 5),
+            "model": model.name,
+            "version": {"yolopard": __version__, fingerprint.backend: fingerprint.backend_version},
+        },
+    }
+
+
+def _image_json(prediction: Prediction, model: ModelInfo) -> dict[str, Any]:
+    found, timings = prediction.detections, prediction.timings
+    results = [
+        {
+            "name": model.names[class_id],
+            "class": class_id,
+            "confidence": round(score, 5),
+            "box": {side: round(value, 5) for side, value in zip(("x1", "y1", "x2", "y2"), box, strict=True)},
+        }
+        for class_id, score, box in zip(
+            found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
+        )
+    ]
+    speed = {"preprocess": timings.decode, "inference": timings.infer, "postprocess": timings.postprocess}
+    return {
+        "shape": list(prediction.pixels.shape[:2]),
+        "results": results,
+        "speed": {stage: round(seconds * 1000, 3) for stage, seconds in speed.items()},
+    }
+
+
+def _server_timing(predictions: list[Prediction]) -> str:
+    """Of several images the slowest in each stage; they run at the same time."""
+    stages = [
+        f"{stage};dur={max(getattr(prediction.timings, stage) for prediction in predictions) * 1000:.3f}"
+        for stage in Timings.__slots__
+    ]
+    return ", ".join([*stages, f'batch;desc="{max(prediction.batch_size for prediction in predictions)}"'])

@@ -1,0 +1,71 @@
+"""How the server is: health, readiness, metrics, models, and the web page."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+
+from app.api.service import Service
+
+PAGE = Path(__file__).with_name("page.html")
+
+
+def routes(service: Service) -> APIRouter:
+    """Open at all times, whatever state the engine is in."""
+    router = APIRouter(tags=["system"])
+
+    @router.get("/healthz", summary="The process answers")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get(
+        "/readyz",
+        summary="Images are answered; until then how far the start has come",
+        responses={
+            503: {
+                "content": {
+                    "application/json": {"example": {"phase": "engine", "step": 3, "of": 6, "model": "yolov8n-demo"}}
+                }
+            }
+        },
+    )
+    async def readyz() -> JSONResponse:
+        return JSONResponse(service.readiness(), 200 if service.ready else 503)
+
+    @router.get("/metrics", summary="For Prometheus")
+    async def metrics(request: Request) -> Response:
+        body, content_type = service.metrics.render(request.headers.get("accept", ""))
+        return Response(body, media_type=content_type)
+
+    @router.get("/v1/models", summary="What is served, and how its engine was checked")
+    async def models() -> dict[str, Any]:
+        return {"models": [_describe(service)] if service.built else []}
+
+    @router.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE, headers={"Cache-Control": "no-cache"})
+
+    return router
+
+
+def _describe(service: Service) -> dict[str, Any]:
+    assert service.built is not None
+    manifest = service.built.manifest
+    fingerprint = manifest.fingerprint
+    return {
+        **manifest.model.to_json(),
+        "ready": service.ready,
+        "engine": {
+            "key": fingerprint.key,
+            "backend": fingerprint.backend,
+            "version": fingerprint.backend_version,
+            "precision": fingerprint.precision,
+            "batch": fingerprint.batch,
+            "device": fingerprint.device,
+            "lanes": service.settings.lanes,
+            "images_per_second": round(service.images_per_second, 2),
+            "parity": manifest.parity,
+            "built": manifest.built,
+        },
+    }

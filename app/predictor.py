@@ -1,0 +1,141 @@
+"""One image, start to end: decode and letterbox -> batch -> engine -> detections in the image's own pixels.
+
+Decoding, letterboxing, NMS and drawing run on a pool of CPU threads, where the C code lets go of the GIL; the engine
+runs on the batcher's lanes; the event loop only hands over.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from app import drawing, images, results
+from app.batcher import Answer, Batcher
+from app.errors import DeadlineExceeded, Overloaded
+from app.images import Pixels, Placement
+from app.metrics import Metrics
+from app.model import ModelInfo
+from app.results import Detections, Thresholds
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of one image went, in seconds."""
+
+    decode: float
+    queue: float
+    infer: float
+    postprocess: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one image holds. Boxes are px of the upright original."""
+
+    pixels: Pixels
+    detections: Detections
+    timings: Timings
+    batch_size: int
+
+
+class Predictor:
+    """The door, the CPU pool and the way of an image through them. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        batcher: Batcher,
+        metrics: Metrics,
+        *,
+        threads: int,
+        rect: bool,
+        max_pixels: int,
+        max_pending: int,
+        images_per_second: float,
+    ) -> None:
+        self.model = model
+        self._batcher = batcher
+        self._metrics = metrics
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cpu")
+        self._rect = rect and not model.static_shape
+        self._max_pixels = max_pixels
+        self._max_pending = max_pending
+        self._images_per_second = images_per_second
+        self._pending = 0
+        metrics.pending.labels(model.name).set_function(lambda: self._pending)
+
+    @property
+    def alive(self) -> bool:
+        """False when the engine is not able to answer."""
+        return self._batcher.alive
+
+    @property
+    def retry_after_s(self) -> int:
+        """When a refused client may come again: the time the pending ones take, at least 1 s."""
+        return max(1, math.ceil(self._pending / self._images_per_second))
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """The one limit, at the door: held from before the body is read until the answer is written."""
+        if self._pending >= self._max_pending:
+            raise Overloaded(f"{self._pending} requests are being answered already, as many as the server takes")
+        self._pending += 1
+        try:
+            yield
+        finally:
+            self._pending -= 1
+
+    async def predict(self, data: bytes, thresholds: Thresholds, deadline: float) -> Prediction:
+        """Everything between the bytes of an image and its detections. `deadline` is a loop time.
+
+        Raises a RequestError for the image and a ServiceError for the engine.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                (pixels, placement, frame), decode_s = await self._on_cpu(lambda: self._prepare(data))
+                answer = await self._batcher.submit(frame, deadline)
+                detections, postprocess_s = await self._on_cpu(lambda: _finish(answer, placement, thresholds))
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the image was answered") from None
+        timings = Timings(decode_s, answer.queue_s, answer.infer_s, postprocess_s)
+        for stage in Timings.__slots__:
+            self._metrics.stage_seconds.labels(self.model.name, stage).observe(getattr(timings, stage))
+        return Prediction(pixels, detections, timings, answer.batch_size)
+
+    async def draw(self, prediction: Prediction, kind: str) -> bytes:
+        """The image with its detections drawn, as "jpeg" or "png"."""
+
+        def work() -> bytes:
+            return drawing.encode(drawing.draw(prediction.pixels, prediction.detections, self.model.names), kind)
+
+        picture, _ = await self._on_cpu(work)
+        return picture
+
+    async def close(self) -> None:
+        """Answer what was admitted, then let the threads go."""
+        await self._batcher.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _prepare(self, data: bytes) -> tuple[Pixels, Placement, Pixels]:
+        pixels = images.decode(data, self._max_pixels)
+        height, width = pixels.shape[:2]
+        placement = images.place(height, width, self.model.imgsz, self.model.stride, rect=self._rect)
+        return pixels, placement, images.letterbox(pixels, placement)
+
+    async def _on_cpu(self, work: Callable[[], T]) -> tuple[T, float]:
+        """The work's result and the seconds it took, waiting for a thread included."""
+        started = time.perf_counter()
+        result = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        return result, time.perf_counter() - started
+
+
+def _finish(answer: Answer, placement: Placement, thresholds: Thresholds) -> Detections:
+    found = results.select(answer.rows, thresholds)
+    return Detections(images.to_image(found.boxes, placement), found.scores, found.classes)

@@ -1,0 +1,76 @@
+"""Every knob. A setting NAME is YOLOPARD_NAME in the environment and --name on the command line."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from app.errors import SettingsError
+
+PREFIX = "YOLOPARD_"
+DEMO_WEIGHTS = Path(__file__).parents[1] / "models" / "demo" / "yolov8n-demo.pt"
+ENGINES_DIR = Path(__file__).parents[1] / "engines"
+
+
+class Settings(BaseModel):
+    """Frozen and validated; unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: str = Field(str(DEMO_WEIGHTS), description=".pt or .onnx file, or an Ultralytics name such as yolov8n.pt")
+    imgsz: int | None = Field(None, ge=32, le=8192, description="longest side of a frame, px; the model's own if unset")
+    batch: int = Field(8, ge=1, le=1024, description="most images in one batch")
+    precision: Literal["auto", "fp32", "fp16", "int8"] = Field("auto", description="auto = fp32 on the CPU")
+    backend: Literal["auto", "openvino", "onnxruntime", "pytorch"] = Field(
+        "auto", description="auto = the first that is installed"
+    )
+    engines_dir: Path = Field(ENGINES_DIR, description="where built engines are kept")
+    rect: bool = Field(True, description="letterbox to the smallest rectangle, as Ultralytics does; false = square")
+    lanes: int = Field(1, ge=1, le=64, description="batches the engine works on at a time")
+    threads: int | None = Field(None, ge=1, le=1024, description="cores to use; all that the process may, if unset")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    max_wait_ms: float = Field(0, ge=0, le=10_000, description="longest wait for a fuller batch while a lane is free")
+    max_pending: int = Field(256, ge=1, description="requests in the house; more are refused with 503")
+    deadline_ms: float = Field(30_000, gt=0, le=3_600_000, description="of a request without X-Deadline-Ms")
+    max_body_bytes: int = Field(20 * 1024 * 1024, ge=1, description="of one request")
+    max_pixels: int = Field(50_000_000, ge=1, description="of one image")
+    max_files: int = Field(64, ge=1, description="of one multipart request")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="of the log's lines")
+    access_log: bool = Field(False, description="one line a request")
+
+    @field_validator("weights")
+    @classmethod
+    def _not_empty(cls, weights: str) -> str:
+        if not weights:
+            raise ValueError("give a file or a name")
+        return weights
+
+    @classmethod
+    def read(cls, options: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Self:
+        """From the command line's options by name, before the environment. Raises SettingsError."""
+        named = {name.removeprefix(PREFIX): value for name, value in environ.items() if name.startswith(PREFIX)}
+        if wrong := [name for name in named if name != name.upper()]:
+            raise SettingsError(f"{PREFIX}{wrong[0]}: no such setting; names are upper case in the environment")
+        values = {name.lower(): value for name, value in named.items()} | dict(options)
+        try:
+            return cls(**values)  # type: ignore[arg-type]  # strings, which pydantic converts
+        except ValidationError as error:
+            raise SettingsError(_explain(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        name = str(problem["loc"][0])
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(field.upper() for field in Settings.model_fields)
+            lines.append(f"{name.upper()}: no such setting; there are {known}")
+        else:
+            lines.append(f"{name.upper()}={problem['input']}: {problem['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines)
