@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata, util
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from app.errors import BackendUnavailable, SettingsError, WeightsError
 from app.images import Pixels
 from app.model import ModelInfo
 from app.progress import PHASES, Progress, Report
+from app.results import Rows
 from app.store import Built
 
 log = logging.getLogger("yolopard.builder")
@@ -90,7 +92,7 @@ def _build(order: Order, weights: Path, fingerprint: store.Fingerprint, begin: C
         return Built(store.publish(order.engines, engine, manifest), manifest)
 
 
-def _graph_room():  # type: ignore[no-untyped-def]  # a module
+def _graph_room() -> ModuleType:
     """app.graph, imported only when something is built."""
     try:
         from app import graph
@@ -151,7 +153,7 @@ def _check(backend: backends.Backend, folder: Path, weights: Path, model: ModelI
     threads = machine.cpus()
     reference = _reference(weights, threads)
     engine = backend.load(folder, 1, threads)
-    pairs = []
+    pairs: list[tuple[Rows, Rows]] = []
     for frames in _batches(_check_frames(model), batch):
         expected = [reference(frame[None])[0] for frame in frames]
         pairs += zip(expected, engine.infer(0, frames), strict=True)
@@ -164,11 +166,11 @@ def _reference(weights: Path, threads: int) -> parity.Infer:
     if weights.suffix == ".pt":
         from app.backends import pytorch
 
-        module = pytorch.PytorchEngine(_graph_room().load_module(weights))
-        return lambda frames: module.infer(0, frames)
+        engine = pytorch.open_weights(weights, threads)
+        return lambda frames: engine.infer(0, frames)
     from app.backends import onnxruntime
 
-    return onnxruntime.PlainExport(weights, _graph_room().K).infer
+    return onnxruntime.PlainExport(weights, _graph_room().K, threads).infer
 
 
 def _check_frames(model: ModelInfo) -> list[Pixels]:
@@ -179,8 +181,9 @@ def _check_frames(model: ModelInfo) -> list[Pixels]:
     frames = []
     for path in paths:
         pixels = images.decode(path.read_bytes(), max_pixels=50_000_000)
-        rect = not model.static_shape
-        frames.append(images.letterbox(pixels, images.place(*pixels.shape[:2], model.imgsz, model.stride, rect=rect)))
+        height, width = pixels.shape[:2]
+        placement = images.place(height, width, model.imgsz, model.stride, rect=not model.static_shape)
+        frames.append(images.letterbox(pixels, placement))
     return frames
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -21,7 +21,6 @@ from app.model import ModelInfo
 
 if TYPE_CHECKING:
     import torch
-    from ultralytics import YOLO
 
 K = 1024  # rows an image
 OPSET = 17
@@ -70,13 +69,13 @@ def to_plain_onnx(weights: Path, imgsz: int | None, folder: Path) -> Path:
 
 def load_module(weights: Path) -> "torch.nn.Module":
     """The fused FP32 model of .pt weights; its forward gives ([B, 4 + nc, A], ...)."""
-    module = _load(weights, weights).model.float().fuse().eval()
+    module: torch.nn.Module = _load(weights, weights).model.float().fuse().eval()
     return module
 
 
-def _load(file: Path, weights: Path) -> "YOLO":
-    """By Ultralytics; errors name the `weights` that the user gave."""
-    from ultralytics import YOLO
+def _load(file: Path, weights: Path) -> Any:
+    """Ultralytics' YOLO object; errors name the `weights` that the user gave."""
+    from ultralytics import YOLO  # type: ignore[attr-defined]
 
     try:
         model = YOLO(file)
@@ -200,7 +199,7 @@ def _put_in_front(graph: onnx.GraphProto) -> None:
     graph.input[0].CopyFrom(helper.make_tensor_value_info("images", TensorProto.UINT8, shape))
 
 
-def _prepend(nodes: "onnx.onnx_ml_pb2.RepeatedCompositeContainer", front: list[NodeProto]) -> None:
+def _prepend(nodes: Any, front: list[NodeProto]) -> None:
     rest = list(nodes)
     del nodes[:]
     nodes.extend(front + rest)
@@ -217,7 +216,7 @@ def _put_behind(model: onnx.ModelProto, classes: int) -> None:
         graph.initializer.append(helper.make_tensor(f"out/{name}", TensorProto.INT64, [len(values)], values))
         return f"out/{name}"
 
-    def node(kind: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         graph.node.append(helper.make_node(kind, inputs, [f"out/{output}"], **attributes))
         return f"out/{output}"
 

@@ -143,4 +143,5 @@ def to_image(boxes: Boxes, placement: Placement) -> Boxes:
     gains = np.array([resized_w / width, resized_h / height] * 2, np.float32)
     offset = np.array([placement.left, placement.top] * 2, np.float32)
     limits = np.array([width, height] * 2, np.float32)
-    return np.clip((boxes - offset) / gains, 0, limits)
+    upright: Boxes = np.clip((boxes - offset) / gains, 0, limits)
+    return upright

@@ -21,7 +21,6 @@ from app.metrics import Metrics
 from app.model import ModelInfo
 from app.results import Detections, Thresholds
 
-
 T = TypeVar("T")
 
 

@@ -1,11 +1,10 @@
 """Every error over HTTP has one shape: {"error": {"code", "message", "request_id"}}."""
 
-from fastapi import FastAPI, Request
+import orjson
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-
-import orjson
 
 from app.errors import BadParameter, MethodNotAllowed, NotFound, RequestError, YolopardError
 

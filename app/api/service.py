@@ -107,14 +107,15 @@ class Service:
         try:
             built = await asyncio.to_thread(self._source.run, report)
             self._report(Progress.at("warm-up", built.manifest.model.name))
-            self._engine, rate = await asyncio.to_thread(self._open, built)
+            engine, rate = await asyncio.to_thread(self._open, built)
         except SetupError as error:
             self._fail(error)
         except Exception as error:
             log.exception("the start failed")
             self._fail(SetupError(f"the start failed: {type(error).__name__}: {error}"))
         else:
-            self._open_doors(built, self._engine, rate)
+            self._engine = engine
+            self._open_doors(built, engine, rate)
 
     def _report(self, progress: Progress) -> None:
         self._progress = progress

@@ -41,7 +41,7 @@ class Backend(Protocol):
 def get(name: str) -> Backend:
     """The backend of this name. Raises BackendUnavailable with the reason."""
     try:
-        backend: Backend = importlib.import_module(f"app.backends.{name}")  # type: ignore[assignment]
+        backend: Backend = importlib.import_module(f"app.backends.{name}")
         backend.version()
     except ImportError as error:
         raise BackendUnavailable(

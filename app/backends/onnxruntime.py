@@ -49,8 +49,8 @@ class OnnxruntimeEngine:
 class PlainExport:
     """A plain Ultralytics export run as it is: the reference for .onnx weights. The rows are picked in numpy."""
 
-    def __init__(self, path: Path, rows: int) -> None:
-        self._session = session(path, 0)
+    def __init__(self, path: Path, rows: int, threads: int) -> None:
+        self._session = session(path, threads)
         self._rows = rows
 
     def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -26,8 +26,13 @@ def build(weights: Path, graph: Path, folder: Path) -> None:
 
 
 def load(folder: Path, lanes: int, threads: int) -> "PytorchEngine":
+    return open_weights(folder / _FILE, threads)
+
+
+def open_weights(weights: Path, threads: int) -> "PytorchEngine":
+    """The engine of .pt weights. The number of threads is the process's."""
     torch.set_num_threads(threads)
-    return PytorchEngine(load_module(folder / _FILE))
+    return PytorchEngine(load_module(weights))
 
 
 class PytorchEngine:

@@ -1,7 +1,7 @@
 """Train the demo model from scratch: a full-width YOLOv8n on generated scenes, on a CPU.
 
-Most batches are 320 px scenes and every fifth one is 640 px, at the same pixel scale, so that the model works at 640 for
-a quarter of the cost. Scenes come from a pool in memory of which each batch renews a little: the set is endless.
+Most batches are 320 px scenes and every fifth one is 640 px, at the same pixel scale, so that the model works at 640
+for little more than the cost of 320. Scenes come from a pool in memory of which each batch renews a little: the set is endless.
 Stopping is safe: it goes on from `--state` when started again.
 
     python models/demo/train.py [--steps 4000] [--threads 2]
@@ -30,7 +30,7 @@ POOL = {320: 5000, 640: 800}  # image side: scenes kept in memory
 LARGE_EVERY = 5
 WARMUP_STEPS = 200
 PEAK_LR, LAST_LR = 2e-3, 1e-5
-BF16 = torch.cpu._is_avx512_bf16_supported()  # twice as fast where the CPU has it
+BF16 = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001  # twice as fast where the CPU has it
 
 
 @dataclass

@@ -1,0 +1,40 @@
+# make serve NAME=value ... takes every setting of app/settings.py by its name.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Every NAME=value of this command line, as YOLOPARD_NAME='value' for the environment.
+SETTINGS = $(foreach name,$(filter-out VENV BIN SETTINGS,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),YOLOPARD_$(name)='$(subst ','\'',$($(name)))'))
+
+.PHONY: serve build test lint
+
+serve: $(VENV)/serve ## build the engine if need be, and serve it
+	@exec env $(SETTINGS) $(BIN)/yolopard serve
+
+build: $(VENV)/serve ## only build the engine
+	@exec env $(SETTINGS) $(BIN)/yolopard build
+
+test: $(VENV)/dev ## the whole suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint deploy/constraints.txt
+
+$(VENV)/serve: pyproject.toml deploy/constraints.txt
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	@echo "Installing what building and serving need into $(VENV) (once; a few minutes)"
+	$(PIP) --editable '.[build,openvino,onnxruntime]'
+	$(HEADLESS)
+	@touch $@
+
+$(VENV)/dev: $(VENV)/serve
+	$(PIP) --editable '.[dev]'
+	$(HEADLESS)
+	@touch $@
+
+# Ultralytics brings opencv-python, which needs libGL and writes over the same files: the headless one goes last.
+HEADLESS = $(PIP) --force-reinstall --no-deps opencv-python-headless
