@@ -1,7 +1,8 @@
 """Train the demo model from scratch: a full-width YOLOv8n on generated scenes, on a CPU.
 
 Most batches are 320 px scenes and every fifth one is 640 px, at the same pixel scale, so that the model works at 640
-for little more than the cost of 320. Scenes come from a pool in memory of which each batch renews a little: the set is endless.
+for little more than the cost of 320. Scenes come from a pool in memory of which each batch renews a little: the set is
+endless.
 Stopping is safe: it goes on from `--state` when started again.
 
     python models/demo/train.py [--steps 4000] [--threads 2]
