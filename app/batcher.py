@@ -8,6 +8,7 @@ fails, everybody waiting gets an answer of their own. All methods belong to one 
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from app.metrics import Metrics
 from app.results import Rows
 
 Infer = Callable[[int, NDArray[np.uint8]], NDArray[np.float32]]  # lane, frames [n, H, W, 3] -> rows [n, K, 6]
+
+log = logging.getLogger("yolopard.batcher")
 
 MAX_FAILURES = 3  # batches in a row; after them the server is not ready, until a batch succeeds
 
@@ -161,7 +164,7 @@ class Batcher:
             else:
                 _fail(job, DeadlineExceeded("the deadline passed while the image waited for the engine"))
         if not jobs:
-            del self._waiting[batch[0].frame.shape if batch else job.frame.shape]
+            del self._waiting[job.frame.shape]
         return _Batch(batch, reason)
 
     def _reason(self, jobs: deque[_Job], now: float) -> str | None:
@@ -184,6 +187,7 @@ class Batcher:
             raise
         except Exception as error:
             self._failures += 1
+            log.exception("a batch of %d failed", len(jobs))
             for job in jobs:
                 failure = InferenceFailed("the engine failed on this batch")
                 failure.__cause__ = error
@@ -222,6 +226,7 @@ class Batcher:
         cause = None if task.cancelled() else task.exception()
         if self._stopping and not task.cancelled() and cause is None:
             return
+        log.critical("lane %s ended; nothing more will be answered", task.get_name(), exc_info=cause)
         for job in [*self._flying, *(job for jobs in self._waiting.values() for job in jobs)]:
             failure = InferenceFailed(_DEAD)
             failure.__cause__ = cause

@@ -76,6 +76,11 @@ class Predictor:
         return self._batcher.alive
 
     @property
+    def pending(self) -> int:
+        """Requests that have passed the door and are not answered yet."""
+        return self._pending
+
+    @property
     def retry_after_s(self) -> int:
         """When a refused client may come again: the time the pending ones take, at least 1 s."""
         return max(1, math.ceil(self._pending / self._images_per_second))

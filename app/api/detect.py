@@ -76,8 +76,9 @@ class DetectQuery(BaseModel):
 
     def thresholds(self, model: ModelInfo) -> Thresholds:
         """Raises BadParameter for a class that the model has not."""
-        wanted = [name.strip() for entry in self.classes for name in entry.split(",") if name.strip()]
-        ids = tuple(_class_id(name, model) for name in wanted) or None
+        known = model.names.values()  # a name may itself hold a comma
+        wanted = [name for entry in self.classes for name in ([entry] if entry in known else entry.split(","))]
+        ids = tuple(_class_id(name.strip(), model) for name in wanted if name.strip()) or None
         return Thresholds(self.conf, self.iou, self.max_det, ids, self.agnostic)
 
 

@@ -1,0 +1,122 @@
+"""The real engine of the demo model, built once a session, and servers on real sockets."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fakes
+import httpx
+import pytest
+import uvicorn
+
+from app import backends
+from app.api.app import create_app
+from app.api.service import Service
+from app.build_process import BuildProcess
+from app.builder import SAMPLES, Order
+from app.settings import DEMO_WEIGHTS, Settings
+from app.store import Built
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="session")
+def build(engines: Path) -> Callable[..., Built]:
+    """Build an engine of the demo model, or of other weights, as `yolopard build` does; a second time it is found."""
+
+    def run(backend: str = "openvino", *, weights: Path = DEMO_WEIGHTS, batch: int = 8, imgsz: int | None = None) -> Built:
+        order = Order(str(weights), imgsz, batch, "auto", backend, engines)
+        return BuildProcess(order).run(lambda _: None)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sample() -> bytes:
+    return (SAMPLES / "scene-1.jpg").read_bytes()
+
+
+class Live:
+    """A served service: its address, and a client for it."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.listen(64)
+        self.port = self.socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        config = uvicorn.Config(create_app(service), log_config=None, timeout_graceful_shutdown=10)
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
+        self.thread.start()
+        self.client = httpx.Client(base_url=self.url, timeout=30)
+
+    def stop(self) -> None:
+        self.client.close()
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive(), "the server did not stop"
+        self.socket.close()
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """The value of a series on /metrics."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        for family in text_string_to_metric_families(self.client.get("/metrics").text):
+            for series in family.samples:
+                if series.name == f"yolopard_{name}" and labels.items() <= series.labels.items():
+                    return series.value
+        return None
+
+
+@pytest.fixture
+def device() -> fakes.Device:
+    return fakes.Device(fakes.ROWS)
+
+
+@pytest.fixture
+def serve(device: fakes.Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Live]]:
+    """Serve the fake device, or whatever `source` gives, with these settings; wait until ready unless told not to."""
+    monkeypatch.setattr(backends, "get", lambda name: fakes.Backend(device))
+    lives = []
+
+    def start(source: fakes.Source | None = None, *, wait: bool = True, **settings: object) -> Live:
+        ready = threading.Event()
+        service = Service(
+            Settings(batch=4, **settings),
+            source or fakes.Source(fakes.built()),
+            on_ready=lambda _: ready.set(),
+            on_failure=ready.set,
+        )
+        live = Live(service)
+        lives.append(live)
+        if wait:
+            assert ready.wait(20)
+            while device.busy.acquire(blocking=False):  # what the warm-up did
+                pass
+            device.batches.clear()
+            device.shapes.clear()
+        return live
+
+    yield start
+    device.gate.set()
+    for live in lives:
+        live.stop()
+
+
+@pytest.fixture(scope="session")
+def demo(build: Callable[..., Built]) -> Iterator[Live]:
+    """The demo model on OpenVINO, served for real."""
+    ready = threading.Event()
+    order = Order(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", build().folder.parent)
+    settings = Settings(engines_dir=order.engines, backend="openvino")
+    service = Service(settings, BuildProcess(order), on_ready=lambda _: ready.set(), on_failure=ready.set)
+    live = Live(service)
+    assert ready.wait(60)
+    yield live
+    live.stop()

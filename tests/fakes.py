@@ -1,0 +1,108 @@
+"""Fakes at the device seam: an engine that a test holds, fails and looks into, and where it comes from."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from app.model import ModelInfo
+from app.progress import Progress, Report
+from app.store import Built, Fingerprint, Manifest
+
+NAMES = {0: "cat", 1: "dog", 2: "red, large cat"}
+ROWS = np.zeros((3, 6), np.float32)  # of every image: a dog of 0.9, a cat of 0.6 and nothing
+ROWS[0] = (10, 20, 30, 40, 0.9, 1)
+ROWS[1] = (50, 50, 90, 80, 0.6, 0)
+
+
+class Device:
+    """An engine. `gate` holds it inside a batch, `busy` counts the batches it has taken, `failure` is raised."""
+
+    def __init__(self, rows: np.ndarray | None = None) -> None:
+        self.rows = rows  # [K, 6] of every image; None = every value is the frame's first pixel
+        self.batches: list[list[int]] = []  # the first pixel of every frame
+        self.shapes: list[tuple[int, ...]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.busy = threading.Semaphore(0)
+        self.failure: BaseException | None = None
+        self.extra_rows = 0
+        self.threads: set[str] = set()
+
+    def infer(self, lane: int, images: np.ndarray) -> np.ndarray:
+        self.threads.add(threading.current_thread().name)
+        self.batches.append(images[:, 0, 0, 0].tolist())
+        self.shapes.append(images.shape)
+        self.busy.release()
+        assert self.gate.wait(10)
+        if self.failure is not None:
+            raise self.failure
+        if self.rows is not None:
+            return np.repeat(self.rows[None], len(images), axis=0)
+        rows = np.zeros((len(images) + self.extra_rows, 3, 6), np.float32)
+        rows[: len(images)] = images[:, :1, :1, :1].reshape(-1, 1, 1)
+        return rows
+
+    def close(self) -> None:
+        pass
+
+    async def until_busy(self) -> None:
+        assert await asyncio.to_thread(self.busy.acquire, timeout=10)
+
+
+class Backend:
+    """Loads the device that the test has made."""
+
+    PRECISIONS = ("fp32",)
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def version(self) -> str:
+        return "1.0"
+
+    def build(self, weights: Path, graph: Path, folder: Path) -> None:
+        raise AssertionError("nothing is built")
+
+    def load(self, folder: Path, lanes: int, threads: int) -> Device:
+        return self._device
+
+
+def built(*, batch: int = 4, imgsz: int = 64) -> Built:
+    fingerprint = Fingerprint(
+        name="pets",
+        weights_sha256="0" * 64,
+        graph_revision="0",
+        imgsz=None,
+        batch=batch,
+        precision="fp32",
+        backend="fake",
+        backend_version="1.0",
+        device="cpu test",
+    )
+    model = ModelInfo("pets", "detect", NAMES, stride=32, imgsz=imgsz, static_shape=False)
+    return Built(Path(), Manifest(fingerprint, model, {"images": 0, "rows": 0, "matched": 0, "box_px": 0.0, "score": 0.0}, {}, {}))
+
+
+class Source:
+    """An engine source whose `run` waits for the test, reports and then gives or raises the outcome."""
+
+    def __init__(self, outcome: Built | Exception) -> None:
+        self.outcome = outcome
+        self.go = threading.Event()
+        self.go.set()
+        self.reported = threading.Event()
+        self.cancelled = False
+
+    def run(self, report: Report) -> Built:
+        report(Progress.at("engine", "pets"))
+        self.reported.set()
+        assert self.go.wait(10)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.go.set()

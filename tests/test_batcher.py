@@ -1,0 +1,340 @@
+"""The batcher's laws. Each was bought by somebody else's bug, which its test names where there is a public thread."""
+
+import asyncio
+import logging
+import time
+
+import numpy as np
+import pytest
+from fakes import Device
+
+from app.batcher import MAX_FAILURES, Batcher
+from app.errors import DeadlineExceeded, InferenceFailed, Stopping
+from app.metrics import Metrics
+
+NEVER = float("inf")
+
+
+def frame(mark: int, shape: tuple[int, int] = (2, 2)) -> np.ndarray:
+    return np.full((*shape, 3), mark, np.uint8)
+
+
+@pytest.fixture
+def device():
+    return Device()
+
+
+@pytest.fixture
+async def make(device):
+    """Start batchers on the device; they are closed in the end, so that a hanging one fails its test."""
+    made = []
+
+    def start(*, lanes=1, max_batch=4, max_wait_s=0.0, metrics=None) -> Batcher:
+        batcher = Batcher(
+            device.infer,
+            lanes=lanes,
+            max_batch=max_batch,
+            max_wait_s=max_wait_s,
+            metrics=metrics or Metrics(),
+            model="m",
+            engine="fake",
+        )
+        batcher.start()
+        made.append(batcher)
+        return batcher
+
+    yield start
+    device.gate.set()
+    for batcher in made:
+        await asyncio.wait_for(batcher.close(), 10)
+
+
+async def occupy(batcher: Batcher, device: Device) -> asyncio.Task:
+    """Hold the only lane inside a batch of one frame marked 0."""
+    device.gate.clear()
+    task = asyncio.create_task(batcher.submit(frame(0), NEVER))
+    await device.until_busy()
+    return task
+
+
+async def queue(batcher: Batcher, *marks: int, deadline: float = NEVER) -> list[asyncio.Task]:
+    tasks = [asyncio.create_task(batcher.submit(frame(mark), deadline)) for mark in marks]
+    await asyncio.sleep(0)  # one turn of the loop: every task has put its frame into the queue
+    return tasks
+
+
+async def marks_of(tasks: list[asyncio.Task]) -> list[int]:
+    return [int(answer.rows[0, 0]) for answer in await asyncio.wait_for(asyncio.gather(*tasks), 10)]
+
+
+async def test_every_frame_gets_its_own_rows(make):
+    tasks = await queue(make(max_batch=3), 1, 2, 3, 4, 5)
+    assert await marks_of(tasks) == [1, 2, 3, 4, 5]
+
+
+async def test_full_batch_leaves_at_once(make, device):
+    tasks = await queue(make(max_batch=3, max_wait_s=60), 1, 2, 3)
+    assert await marks_of(tasks) == [1, 2, 3]
+    assert device.batches == [[1, 2, 3]]
+
+
+async def test_lone_item_leaves_after_max_wait(make):
+    started = time.monotonic()
+    await marks_of(await queue(make(max_wait_s=0.05), 1))
+    assert time.monotonic() - started >= 0.04
+
+
+async def test_lone_item_leaves_at_once_without_max_wait(make):
+    answers = await asyncio.gather(*await queue(make(max_wait_s=0), 1))
+    assert answers[0].batch_size == 1
+
+
+async def test_zero_wait_batches_what_arrived_while_busy(make, device):
+    batcher = make(max_batch=8)
+    first = await occupy(batcher, device)
+    tasks = await queue(batcher, 1, 2, 3)
+    device.gate.set()
+    assert await marks_of([first, *tasks]) == [0, 1, 2, 3]
+    assert device.batches == [[0], [1, 2, 3]]
+
+
+async def test_order_is_first_in_first_out(make, device):
+    batcher = make(max_batch=2)
+    first = await occupy(batcher, device)
+    tasks = await queue(batcher, 1, 2, 3, 4)
+    device.gate.set()
+    await marks_of([first, *tasks])
+    assert device.batches == [[0], [1, 2], [3, 4]]
+
+
+async def test_never_more_than_max_batch(make, device):
+    batcher = make(max_batch=4)
+    first = await occupy(batcher, device)
+    tasks = await queue(batcher, *range(1, 12))
+    device.gate.set()
+    await marks_of([first, *tasks])
+    assert max(len(batch) for batch in device.batches) == 4
+
+
+async def test_items_waiting_after_a_full_batch_need_no_new_arrival(make, device):
+    """https://github.com/ray-project/ray/pull/42705"""
+    tasks = await queue(make(max_batch=2, max_wait_s=0.02), 1, 2, 3)
+    assert await marks_of(tasks) == [1, 2, 3]
+    assert device.batches == [[1, 2], [3]]
+
+
+async def test_a_batch_holds_one_shape_and_none_starves(make, device):
+    batcher = make(max_batch=2)
+    first = await occupy(batcher, device)
+    wide = asyncio.create_task(batcher.submit(frame(9, (2, 4)), NEVER))
+    tasks = await queue(batcher, 1, 2, 3, 4)
+    device.gate.set()
+    assert await marks_of([first, wide, *tasks]) == [0, 9, 1, 2, 3, 4]
+    assert device.batches == [[0], [9], [1, 2], [3, 4]]
+
+
+async def test_each_lane_works_on_a_batch_of_its_own(make, device):
+    batcher = make(lanes=2, max_batch=1)
+    device.gate.clear()
+    tasks = await queue(batcher, 1, 2)
+    await device.until_busy()
+    await device.until_busy()
+    device.gate.set()
+    assert await marks_of(tasks) == [1, 2]
+    assert len(device.threads) == 2
+
+
+async def test_cancelled_while_waiting_frees_its_place(make, device):
+    batcher = make(max_batch=8)
+    first = await occupy(batcher, device)
+    tasks = await queue(batcher, 1, 2, 3)
+    tasks[1].cancel()
+    await asyncio.gather(tasks[1], return_exceptions=True)
+    assert batcher.depth() == 2
+    device.gate.set()
+    await marks_of([first, tasks[0], tasks[2]])
+    assert device.batches == [[0], [1, 3]]
+
+
+async def test_cancelled_in_flight_does_not_hurt_neighbours(make, device):
+    """MLServer's adaptive batcher leaves the neighbours of a cancelled request hanging."""
+    batcher = make(max_batch=3, max_wait_s=60)
+    device.gate.clear()
+    tasks = await queue(batcher, 1, 2, 3)
+    await device.until_busy()
+    tasks[1].cancel()
+    await asyncio.gather(tasks[1], return_exceptions=True)
+    device.gate.set()
+    assert await marks_of([tasks[0], tasks[2]]) == [1, 3]
+    assert await marks_of(await queue(batcher, 4, 5, 6)) == [4, 5, 6]
+
+
+async def test_failed_batch_fails_only_its_own_jobs(make, device, caplog):
+    """https://github.com/michaelfeil/infinity/issues/242"""
+    batcher = make(max_batch=2)
+    device.failure = RuntimeError("the device said no")
+    with caplog.at_level(logging.CRITICAL):
+        errors = await asyncio.gather(*await queue(batcher, 1, 2), return_exceptions=True)
+    assert [type(error) for error in errors] == [InferenceFailed, InferenceFailed]
+    device.failure = None
+    assert await marks_of(await queue(batcher, 3, 4)) == [3, 4]
+
+
+async def test_each_failed_job_gets_its_own_exception_with_the_cause(make, device, caplog):
+    batcher = make(max_batch=2)
+    device.failure = RuntimeError("the device said no")
+    with caplog.at_level(logging.CRITICAL):
+        first, second = await asyncio.gather(*await queue(batcher, 1, 2), return_exceptions=True)
+    assert first is not second
+    assert first.__cause__ is second.__cause__ is device.failure
+
+
+async def test_wrong_output_count_is_an_error(make, device, caplog):
+    device.extra_rows = 1
+    with caplog.at_level(logging.CRITICAL), pytest.raises(InferenceFailed):
+        await asyncio.gather(*await queue(make(), 1, 2))
+
+
+async def test_failure_after_failure_turns_alive_false_until_a_batch_succeeds(make, device, caplog):
+    batcher = make(max_batch=1)
+    device.failure = RuntimeError("sticky")
+    with caplog.at_level(logging.CRITICAL):
+        for mark in range(MAX_FAILURES):
+            assert batcher.alive
+            await asyncio.gather(*await queue(batcher, mark), return_exceptions=True)
+    assert not batcher.alive
+    device.failure = None
+    await marks_of(await queue(batcher, 9))
+    assert batcher.alive
+
+
+async def test_expired_job_never_reaches_the_device(make, device):
+    batcher = make(max_batch=8)
+    first = await occupy(batcher, device)
+    late = await queue(batcher, 1, deadline=asyncio.get_running_loop().time())
+    kept = await queue(batcher, 2)
+    device.gate.set()
+    assert await marks_of([first, *kept]) == [0, 2]
+    with pytest.raises(DeadlineExceeded):
+        await late[0]
+    assert device.batches == [[0], [2]]
+
+
+async def test_a_queue_of_nothing_but_expired_jobs_is_answered(make, device):
+    batcher = make(max_batch=8)
+    first = await occupy(batcher, device)
+    late = await queue(batcher, 1, 2, deadline=asyncio.get_running_loop().time())
+    device.gate.set()
+    await first
+    errors = await asyncio.wait_for(asyncio.gather(*late, return_exceptions=True), 10)
+    assert [type(error) for error in errors] == [DeadlineExceeded] * 2
+    assert batcher.depth() == 0
+
+
+async def test_idle_batcher_does_not_spin(make):
+    """LitServe's queue loop takes 98 % of a core with a timeout of zero."""
+    batcher = make(max_wait_s=0)
+    turns = 0
+    take = batcher._take
+
+    def counted():
+        nonlocal turns
+        turns += 1
+        return take()
+
+    batcher._take = counted
+    await marks_of(await queue(batcher, 1))
+    before = turns
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert turns - before <= 1
+
+
+async def test_stop_finishes_queued_work_without_waiting(make, device):
+    batcher = make(max_batch=8, max_wait_s=60)
+    tasks = await queue(batcher, 1, 2, 3)
+    await asyncio.wait_for(batcher.close(), 5)
+    assert await marks_of(tasks) == [1, 2, 3]
+
+
+async def test_stop_finishes_what_is_in_flight_and_what_waits_behind_it(make, device):
+    batcher = make(max_batch=2)
+    first = await occupy(batcher, device)
+    tasks = await queue(batcher, 1, 2, 3)
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.sleep(0)
+    device.gate.set()
+    assert await marks_of([first, *tasks]) == [0, 1, 2, 3]
+    await asyncio.wait_for(closing, 5)
+
+
+async def test_submit_after_stop_is_refused(make):
+    batcher = make()
+    await batcher.close()
+    with pytest.raises(Stopping):
+        await batcher.submit(frame(1), NEVER)
+
+
+async def test_dead_lane_answers_everyone_in_flight_and_waiting(make, device, caplog):
+    batcher = make(max_batch=1)
+    first = await occupy(batcher, device)
+    tasks = await queue(batcher, 1, 2)
+    device.failure = SystemExit()
+    with caplog.at_level(logging.CRITICAL):
+        device.gate.set()
+        errors = await asyncio.wait_for(asyncio.gather(first, *tasks, return_exceptions=True), 10)
+    assert [type(error) for error in errors] == [InferenceFailed] * 3
+    assert len({id(error) for error in errors}) == 3
+    assert not batcher.alive
+
+
+async def test_dead_lane_refuses_new_work_at_once(make, device, caplog):
+    batcher = make(max_batch=1)
+    device.failure = SystemExit()
+    with caplog.at_level(logging.CRITICAL), pytest.raises(InferenceFailed):
+        await batcher.submit(frame(1), NEVER)
+    with pytest.raises(InferenceFailed):
+        await batcher.submit(frame(2), NEVER)
+
+
+async def test_a_defect_in_the_batcher_itself_answers_everyone(make, device, caplog):
+    batcher = make(max_batch=1)
+    first = await occupy(batcher, device)
+    tasks = await queue(batcher, 1)
+    batcher._take = None
+    with caplog.at_level(logging.CRITICAL):
+        device.gate.set()
+        assert (await asyncio.wait_for(first, 10)).batch_size == 1
+        with pytest.raises(InferenceFailed):
+            await asyncio.wait_for(tasks[0], 10)
+    assert not batcher.alive
+
+
+@pytest.mark.parametrize(("wait_s", "count", "reason"), [(0, 1, "idle"), (0.01, 1, "timeout"), (60, 4, "full")])
+async def test_why_batches_left_is_counted(make, wait_s, count, reason):
+    metrics = Metrics()
+    await marks_of(await queue(make(max_wait_s=wait_s, metrics=metrics), *range(count)))
+    assert value(metrics, "batches_total", model="m", reason=reason) == 1
+
+
+async def test_images_batches_and_device_time_are_counted(make, device):
+    metrics = Metrics()
+    await marks_of(await queue(make(max_batch=2, metrics=metrics), 1, 2, 3, 4))
+    assert value(metrics, "images_total", model="m", engine="fake") == 4
+    assert value(metrics, "batch_size_sum", model="m") == 4
+    assert value(metrics, "device_seconds_total", model="m", engine="fake") > 0
+    assert value(metrics, "queue_depth", model="m") == 0
+
+
+async def test_answer_says_how_long_it_waited(make, device):
+    batcher = make()
+    first = await occupy(batcher, device)
+    (second,) = await queue(batcher, 1)
+    device.gate.set()
+    early, late = await asyncio.gather(first, second)
+    assert late.queue_s > early.queue_s >= 0
+    assert early.infer_s > 0
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics._registry.get_sample_value(f"yolopard_{name}", labels)
