@@ -168,6 +168,7 @@ def _free_batch(model: onnx.ModelProto) -> None:
     batch = _dims(graph.input[0])[0]
     if batch:
         constants = {tensor.name: tensor for tensor in graph.initializer}
+        constants |= {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
         shapes = {node.input[1] for node in graph.node if node.op_type == "Reshape"} & constants.keys()
         for name in shapes:
             sizes = numpy_helper.to_array(constants[name]).copy()

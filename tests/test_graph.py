@@ -1,0 +1,205 @@
+"""Weights -> serving graph: the graph's contract, and what is refused in which words."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import scenes
+
+from app import graph
+from app.backends import onnxruntime, pytorch
+from app.errors import WeightsError
+from app.settings import DEMO_WEIGHTS
+
+pytestmark = pytest.mark.filterwarnings("default")  # torch's exporter warns of its own future
+
+SIDE = 160
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    return graph.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def serving(plain, tmp_path_factory) -> tuple[Path, graph.ModelInfo]:
+    target = tmp_path_factory.mktemp("serving") / "graph.onnx"
+    return target, graph.to_serving_graph(plain, "demo", None, target)
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    return np.stack([scenes.scene(seed, SIDE, SIDE).image for seed in range(8)])
+
+
+@pytest.fixture(scope="module")
+def expected(frames) -> np.ndarray:
+    return pytorch.open_weights(DEMO_WEIGHTS, 2).infer(0, frames)
+
+
+def export(folder: Path, weights: Path = DEMO_WEIGHTS, **options) -> Path:
+    """As a user does: yolo export format=onnx."""
+    from ultralytics import YOLO
+
+    copy = Path(shutil.copy(weights, folder / "exported.pt"))
+    return Path(YOLO(copy).export(format="onnx", imgsz=SIDE, device="cpu", **options))
+
+
+def run(path: Path, frames: np.ndarray) -> np.ndarray:
+    return onnxruntime.OnnxruntimeEngine(path, 2).infer(0, frames)
+
+
+def assert_same_rows(rows: np.ndarray, expected: np.ndarray) -> None:
+    """The best 50 of each image; further down near ties may stand in another order."""
+    for ours, theirs in zip(rows, expected, strict=True):
+        assert np.abs(np.sort(ours[:50, 4]) - np.sort(theirs[:50, 4])).max() < 1e-4
+        for row in theirs[:50]:
+            same_class = ours[ours[:, 5] == row[5]]
+            assert np.abs(same_class - row).max(1).min() < 0.01
+
+
+def test_names_stride_and_size_come_from_the_metadata(serving):
+    _, model = serving
+    assert list(model.names.values()) == scenes.NAMES
+    assert (model.task, model.stride, model.imgsz, model.static_shape) == ("detect", 32, SIDE, False)
+
+
+def test_graph_has_the_contracted_input_and_output_and_passes_the_full_check(serving):
+    model = onnx.load(serving[0])
+    onnx.checker.check_model(model, full_check=True)
+    (source,), (target,) = model.graph.input, model.graph.output
+    assert (source.name, source.type.tensor_type.elem_type) == ("images", onnx.TensorProto.UINT8)
+    assert [dim.dim_param or dim.dim_value for dim in source.type.tensor_type.shape.dim] == ["batch", "height", "width", 3]
+    assert (target.name, target.type.tensor_type.elem_type) == ("rows", onnx.TensorProto.FLOAT)
+
+
+def test_uint8_goes_only_into_a_cast(serving):
+    """https://github.com/NVIDIA/TensorRT/issues/3985"""
+    nodes = onnx.load(serving[0]).graph.node
+    assert [node.op_type for node in nodes if "images" in node.input] == ["Cast"]
+
+
+def test_rows_are_those_of_pytorch(serving, frames, expected):
+    assert_same_rows(run(serving[0], frames), expected)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+def test_an_image_has_the_same_rows_in_a_batch_of_any_size(serving, frames, batch):
+    alone = run(serving[0], frames[:1])[0]
+    together = run(serving[0], frames[:batch])[0]
+    np.testing.assert_allclose(together, alone, atol=1e-3)
+
+
+def test_any_rectangle_of_strides_runs_with_as_many_rows_as_it_has_anchors(serving):
+    for height, width in ((32, 64), (96, 256), (640, 480)):
+        anchors = height * width * (1 / 64 + 1 / 256 + 1 / 1024)
+        rows = run(serving[0], np.zeros((1, height, width, 3), np.uint8))
+        assert rows.shape == (1, min(graph.K, anchors), 6)
+
+
+def test_rows_are_sorted_by_score(serving, frames):
+    scores = run(serving[0], frames)[..., 4]
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("options", [{"batch": 1, "opset": 19}, {"batch": 2, "simplify": False}], ids=str)
+def test_plain_export_with_a_fixed_batch_serves_any_batch(tmp_path, frames, expected, options):
+    path = export(tmp_path, **options)
+    model = graph.to_serving_graph(path, "fixed", None, tmp_path / "graph.onnx")
+    assert model.static_shape
+    assert_same_rows(run(tmp_path / "graph.onnx", frames[:3]), expected[:3])
+    assert_same_rows(onnxruntime.PlainExport(path, graph.K, 2).infer(frames[:1]), expected[:1])
+    with pytest.raises(WeightsError, match=r"exported for 160x160 only, not IMGSZ=320: export it again"):
+        graph.to_serving_graph(path, "fixed", 320, tmp_path / "graph.onnx")
+
+
+def test_size_that_is_no_multiple_of_the_stride_is_refused_with_the_nearest(tmp_path, plain):
+    with pytest.raises(WeightsError, match="IMGSZ=600 is not a multiple of the model's stride 32: use 608"):
+        graph.to_serving_graph(plain, "demo", 600, tmp_path / "graph.onnx")
+    with pytest.raises(WeightsError, match="use 608"):
+        graph.to_plain_onnx(DEMO_WEIGHTS, 600, tmp_path)
+
+
+def test_export_with_nms_inside_or_an_end_to_end_head_is_refused(tmp_path, plain):
+    model = onnx.load(plain)
+    for dim, size in zip(model.graph.output[0].type.tensor_type.shape.dim, (1, 300, 6), strict=True):
+        dim.dim_value = size
+    onnx.save(model, tmp_path / "nms.onnx")
+    with pytest.raises(WeightsError, match="export it with nms=False and without an end-to-end head") as error:
+        graph.to_serving_graph(tmp_path / "nms.onnx", "x", None, tmp_path / "graph.onnx")
+    assert str(tmp_path / "nms.onnx") in str(error.value)
+
+
+def test_other_tasks_are_refused_by_name_as_weights_and_as_export(tmp_path):
+    from ultralytics import YOLO
+
+    YOLO("yolov8n-seg.yaml").save(tmp_path / "seg.pt")
+    with pytest.raises(WeightsError, match=r"seg\.pt is a segment model; this version serves detect models only"):
+        graph.to_plain_onnx(tmp_path / "seg.pt", None, tmp_path_of(tmp_path))
+    path = export(tmp_path, tmp_path / "seg.pt")
+    with pytest.raises(WeightsError, match=r"exported\.onnx is a segment model"):
+        graph.to_serving_graph(path, "x", None, tmp_path / "graph.onnx")
+
+
+def test_onnx_of_somebody_else_is_refused(tmp_path):
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    target = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [value], [target])), tmp_path / "other.onnx")
+    with pytest.raises(WeightsError, match="is not an Ultralytics export: its metadata lacks imgsz, names, stride, task"):
+        graph.to_serving_graph(tmp_path / "other.onnx", "x", None, tmp_path / "graph.onnx")
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.onnx"])
+@pytest.mark.parametrize("data", [b"", b"garbage", DEMO_WEIGHTS.read_bytes()[:100_000]], ids=["empty", "garbage", "cut"])
+def test_damaged_weights_are_refused_in_one_line_that_names_them(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(WeightsError) as error:
+        graph.to_serving_graph(graph.to_plain_onnx(path, None, tmp_path_of(tmp_path)), "x", None, tmp_path / "g.onnx")
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def tmp_path_of(path: Path) -> Path:
+    (folder := path / "scratch").mkdir()
+    return folder
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(WeightsError, match=r"weights are \.pt or \.onnx files"):
+        graph.to_plain_onnx(tmp_path / "model.engine", None, tmp_path)
+
+
+class Payload:
+    def __reduce__(self):
+        return (Path.touch, (Path(self.target),))
+
+
+def test_pickled_code_in_weights_is_refused_and_not_run(tmp_path):
+    import torch
+
+    payload = Payload()
+    payload.target = str(tmp_path / "was-run")
+    torch.save({"model": payload}, tmp_path / "evil.pt")
+    with pytest.raises(WeightsError, match=r"evil\.pt"):
+        graph.to_plain_onnx(tmp_path / "evil.pt", None, tmp_path_of(tmp_path))
+    assert not (tmp_path / "was-run").exists()
+    assert pickle.dumps(payload)  # the payload itself is sound
+
+
+def test_name_that_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("ultralytics.utils.downloads.attempt_download_asset", lambda path: str(path))
+    with pytest.raises(WeightsError, match="Without a network, copy it to") as error:
+        graph.fetch("yolov8n.pt", tmp_path)
+    assert "WEIGHTS=/path/to/yolov8n.pt" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_downloaded_weights_appear_whole_under_their_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("ultralytics.utils.downloads.attempt_download_asset", lambda path: path.write_bytes(b"all"))
+    assert graph.fetch("yolov8n.pt", tmp_path) == tmp_path / "yolov8n.pt"
+    assert (tmp_path / "yolov8n.pt").read_bytes() == b"all"
