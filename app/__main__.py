@@ -2,6 +2,8 @@
 
 import argparse
 import shlex
+import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from app.api.app import create_app
 from app.api.service import Service
 from app.build_process import BuildProcess
 from app.builder import SAMPLES, Order
-from app.errors import SetupError
+from app.errors import SettingsError, SetupError
 from app.progress import Progress
 from app.settings import Settings
 from app.store import Built
@@ -46,8 +48,6 @@ def serve(settings: Settings) -> int:
     drain_s = round(settings.deadline_ms / 1000) + 1
     config = uvicorn.Config(
         "unset",
-        host=settings.host,
-        port=settings.port,
         loop="uvloop",
         http="httptools",
         log_config=None,
@@ -63,8 +63,20 @@ def serve(settings: Settings) -> int:
         on_failure=lambda: setattr(server, "should_exit", True),
     )
     config.app = create_app(service)
-    server.run()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
+    server.run(sockets=[_listen(settings)])
     return _fail(service.failure) if service.failure else 0
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Before anything is built, so that a port in use is told at once."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise SettingsError(
+            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}): choose another PORT or HOST"
+        ) from error
 
 
 def _order(settings: Settings) -> Order:

@@ -1,0 +1,82 @@
+"""The builder in a process of its own: killed, cancelled, started twice."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from app import builder
+from app.build_process import BuildProcess
+from app.builder import Order
+from app.errors import BuildFailed, WeightsError
+from app.progress import Progress
+from app.settings import DEMO_WEIGHTS
+
+
+@pytest.fixture
+def order(tmp_path) -> Order:
+    return Order(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", tmp_path / "engines")
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+@pytest.mark.parametrize("phase", ["graph", "check", "publish"])
+def test_builder_killed_at_any_phase_leaves_nothing_that_breaks_the_next_start(order, phase):
+    process = BuildProcess(order)
+
+    def kill(progress: Progress) -> None:
+        if progress.phase == phase:
+            os.kill(process._process.pid, signal.SIGKILL)
+
+    with pytest.raises(BuildFailed, match="signal 9: most often the machine is out of memory"):
+        process.run(kill)
+    assert builder.find(order) is None
+    built = BuildProcess(order).run(lambda _: None)
+    assert visible(order.engines) == [built.folder.name]
+    assert builder.find(order) == built
+
+
+def test_two_starts_at_once_build_once(order):
+    phases: list[list[str]] = [[], []]
+    built: list = [None, None]
+
+    def start(i: int) -> None:
+        built[i] = BuildProcess(order).run(lambda progress: phases[i].append(progress.phase))
+
+    threads = [threading.Thread(target=start, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert built[0] == built[1] is not None
+    assert sum("engine" in seen for seen in phases) == 1
+
+
+def test_second_run_starts_no_process(order):
+    first = BuildProcess(order).run(lambda _: None)
+    again = BuildProcess(order)
+    assert again.run(lambda _: None) == first
+    assert again._process is None
+
+
+def test_errors_of_the_builder_arrive_as_they_are(order, tmp_path):
+    (tmp_path / "w.pt").write_bytes(b"garbage")
+    bad = Order(str(tmp_path / "w.pt"), 160, 2, "auto", "onnxruntime", order.engines)
+    with pytest.raises(WeightsError, match=r"w\.pt"):
+        BuildProcess(bad).run(lambda _: None)
+
+
+def test_cancel_ends_the_build(order):
+    process = BuildProcess(order)
+
+    def cancel(progress: Progress) -> None:
+        if progress.phase == "graph":
+            process.cancel()
+
+    with pytest.raises(BuildFailed, match="cancelled"):
+        process.run(cancel)
+    assert not process._process.is_alive()

@@ -1,0 +1,202 @@
+"""Building: what is found again, what is built anew, and what never gets into the store."""
+
+import dataclasses
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app import backends, builder, store
+from app.backends import onnxruntime
+from app.builder import Order
+from app.errors import BackendUnavailable, ParityFailed, SettingsError, StoreError, WeightsError
+from app.settings import DEMO_WEIGHTS
+
+pytestmark = pytest.mark.filterwarnings("default")  # torch's exporter warns of its own future
+
+SIDE = 160
+
+
+@pytest.fixture
+def order(tmp_path) -> Order:
+    """The quickest build: ONNX Runtime at a small size."""
+    return Order(str(DEMO_WEIGHTS), SIDE, 2, "auto", "onnxruntime", tmp_path / "engines")
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory) -> Path:
+    """An engines folder with that build in it, to be copied."""
+    folder = tmp_path_factory.mktemp("stored") / "engines"
+    builder.build(Order(str(DEMO_WEIGHTS), SIDE, 2, "auto", "onnxruntime", folder), lambda _: None)
+    return folder
+
+
+@pytest.fixture
+def with_engine(order, stored) -> Order:
+    shutil.copytree(stored, order.engines)
+    return order
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.exists() else []
+
+
+def test_phases_are_reported_in_order_and_the_engine_is_found_again(order):
+    phases: list[str] = []
+    built = builder.build(order, lambda progress: phases.append(progress.phase))
+    assert phases == ["graph", "engine", "check", "publish"]
+    assert builder.find(order) == built
+    again: list[str] = []
+    assert builder.build(order, lambda progress: again.append(progress.phase)) == built
+    assert again == []
+
+
+def test_manifest_tells_model_check_and_circumstances(with_engine):
+    manifest = json.loads((builder.find(with_engine).folder / "manifest.json").read_text())
+    assert manifest["model"]["imgsz"] == SIDE
+    assert manifest["model"]["names"]["0"] == "red circle"
+    assert manifest["parity"]["matched"] == manifest["parity"]["rows"] > 0
+    assert manifest["parity"]["images"] >= 5
+    assert manifest["built"]["versions"].keys() >= {"torch", "ultralytics", "onnxruntime"}
+    assert manifest["files"].keys() == {"model.onnx"}
+
+
+@pytest.mark.parametrize("change", [{"imgsz": 192}, {"imgsz": None}, {"batch": 3}, {"backend": "openvino"}], ids=str)
+def test_another_order_is_another_engine(with_engine, change):
+    assert builder.find(dataclasses.replace(with_engine, **change)) is None
+
+
+def test_other_weights_under_the_same_name_are_another_engine(with_engine, tmp_path):
+    other = tmp_path / DEMO_WEIGHTS.name
+    shutil.copy(DEMO_WEIGHTS, other)
+    assert builder.find(dataclasses.replace(with_engine, weights=str(other))) is not None
+    with other.open("ab") as file:
+        file.write(b"\0")
+    assert builder.find(dataclasses.replace(with_engine, weights=str(other))) is None
+
+
+def test_another_version_of_the_backend_or_of_the_graph_code_is_another_engine(with_engine, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(onnxruntime, "version", lambda: "0.0")
+        assert builder.find(with_engine) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "_revision", lambda _: "other")
+        assert builder.find(with_engine) is None
+    assert builder.find(with_engine) is not None
+
+
+def test_finding_an_engine_needs_neither_torch_nor_ultralytics_nor_onnx(with_engine, monkeypatch):
+    for name in ("torch", "ultralytics", "onnx", "app.graph"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert builder.find(with_engine) is not None
+
+
+def test_damaged_engine_is_built_again_with_one_line_that_names_the_file(with_engine, caplog):
+    built = builder.find(with_engine)
+    (built.folder / "model.onnx").write_bytes(b"swapped")
+    with caplog.at_level(logging.WARNING):
+        assert builder.find(with_engine) is None
+    (line,) = caplog.messages
+    assert str(built.folder / "model.onnx") in line
+    assert "building the engine again" in line
+    caplog.clear()
+    assert builder.build(with_engine, lambda _: None).folder == built.folder
+    assert (built.folder / "model.onnx").stat().st_size > 1000
+
+
+class Crooked:
+    """ONNX Runtime, but its engine does something to frames or rows."""
+
+    PRECISIONS = ("fp32",)
+
+    def __init__(self, frames=lambda frames: frames, rows=lambda rows: rows):
+        self.frames, self.rows = frames, rows
+        self.version, self.build = onnxruntime.version, onnxruntime.build
+
+    def load(self, folder, lanes, threads):
+        engine = onnxruntime.load(folder, lanes, threads)
+        straight = engine.infer
+        engine.infer = lambda lane, images: self.rows(straight(lane, np.ascontiguousarray(self.frames(images))))
+        return engine
+
+
+SABOTAGE = {
+    "BGR for RGB": {"frames": lambda frames: frames[..., ::-1]},
+    "off by one pad": {"frames": lambda frames: np.roll(frames, 1, axis=2)},
+    "wrong scale": {"frames": lambda frames: frames // 2},
+    "classes shifted": {"rows": lambda rows: rows + np.float32([0, 0, 0, 0, 0, 1])},
+    "boxes moved": {"rows": lambda rows: rows + np.float32([1, 0, 1, 0, 0, 0])},
+    "scores raised": {"rows": lambda rows: rows + np.float32([0, 0, 0, 0, 0.01, 0])},
+    "not a number": {"rows": lambda rows: rows * np.float32(np.nan)},
+    "first image for all": {"rows": lambda rows: np.repeat(rows[:1], len(rows), axis=0)},
+}
+
+
+@pytest.mark.parametrize("how", SABOTAGE)
+def test_engine_that_gives_other_boxes_is_not_kept(order, monkeypatch, how):
+    crooked = Crooked(**SABOTAGE[how])
+    monkeypatch.setattr(backends, "get", lambda _: crooked)
+    monkeypatch.setattr(builder.inspect, "getsourcefile", lambda _: onnxruntime.__file__)
+    monkeypatch.setattr(backends, "choose", lambda _: "onnxruntime")
+    with pytest.raises(ParityFailed, match=r"\d+ of \d+ rows on \d+ images differ"):
+        builder.build(order, lambda _: None)
+    assert visible(order.engines) == []
+
+
+def test_onnx_weights_are_built_and_checked_without_torch(order, tmp_path, monkeypatch):
+    from app import graph
+
+    plain = graph.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path)
+    for name in ("torch", "ultralytics"):
+        monkeypatch.setitem(sys.modules, name, None)
+    built = builder.build(dataclasses.replace(order, weights=str(plain)), lambda _: None)
+    assert built.manifest.parity["matched"] == built.manifest.parity["rows"] > 0
+    assert built.manifest.model.name == "weights"
+
+
+def test_pytorch_backend_refuses_onnx_weights_by_name(order, tmp_path):
+    from app import graph
+
+    plain = graph.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path)
+    with pytest.raises(WeightsError, match=r"BACKEND=pytorch needs \.pt weights, not "):
+        builder.build(dataclasses.replace(order, weights=str(plain), backend="pytorch"), lambda _: None)
+
+
+def test_building_without_the_build_extra_says_how_to_get_it(order, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "app.graph", raising=False)
+    monkeypatch.delattr("app.graph", raising=False)
+    with pytest.raises(BackendUnavailable, match=r"pip install 'yolopard\[build\]'"):
+        builder.build(order, lambda _: None)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_precision_that_a_backend_lacks_is_refused_with_those_it_has(order, precision):
+    with pytest.raises(SettingsError, match=f"PRECISION={precision} does not exist on onnxruntime: use fp32"):
+        builder.find(dataclasses.replace(order, precision=precision))
+
+
+def test_missing_weights_file_is_named(order):
+    with pytest.raises(WeightsError, match=r"no/such/file\.pt: no such file"):
+        builder.find(dataclasses.replace(order, weights="no/such/file.pt"))
+
+
+def test_engines_folder_that_is_a_file_is_named_with_what_to_do(order):
+    order.engines.write_text("")
+    with pytest.raises(StoreError, match=f"{order.engines}: .*ENGINES_DIR"):
+        builder.build(order, lambda _: None)
+
+
+def test_a_failed_build_leaves_nothing_behind(order, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("half way")
+
+    monkeypatch.setattr(onnxruntime, "build", broken)
+    with pytest.raises(RuntimeError):
+        builder.build(order, lambda _: None)
+    assert [path.name for path in order.engines.iterdir() if not path.name.endswith(".lock")] == []
+    assert store.find(order.engines, builder._fingerprint(order, DEMO_WEIGHTS)) is None

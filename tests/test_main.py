@@ -1,0 +1,140 @@
+"""The commands as a user runs them: real processes, real output."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def yolopard(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        cwd=ROOT,
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+class Served:
+    """`yolopard serve` in a process, up to its line of readiness."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.port = free_port()
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app", "serve", "--port", str(self.port), *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.lines: list[str] = []
+        for line in self.process.stdout:
+            self.lines.append(line.strip())
+            if line.strip().startswith("curl "):
+                break
+        self.ready_s = time.monotonic() - self.started
+
+    def end(self, how: int) -> int:
+        self.process.send_signal(how)
+        self.process.communicate(timeout=30)
+        return self.process.returncode
+
+
+@pytest.fixture(scope="module")
+def engine(build) -> Path:
+    return build().folder.parent
+
+
+def test_serve_finds_its_engine_is_ready_in_ten_seconds_and_its_curl_line_works(engine):
+    served = Served("--engines-dir", str(engine))
+    try:
+        assert served.ready_s < 10
+        assert any(line.startswith("Ready at http://127.0.0.1:") for line in served.lines)
+        answer = subprocess.run(served.lines[-1], shell=True, capture_output=True, check=True, timeout=30).stdout
+        assert [found["name"] for found in json.loads(answer)["images"][0]["results"]]
+    finally:
+        assert served.end(signal.SIGTERM) == 0
+
+
+def test_interrupt_ends_it_cleanly(engine):
+    served = Served("--engines-dir", str(engine))
+    assert served.end(signal.SIGINT) in (0, 130)
+
+
+def test_build_prints_each_step_and_what_the_check_gave(tmp_path):
+    first = yolopard("build", "--engines-dir", str(tmp_path), "--backend", "onnxruntime", "--imgsz", "160")
+    assert first.returncode == 0, first.stderr
+    assert re.findall(r"\[(\d)/6\] yolov8n-demo: (\w+)", first.stdout) == [
+        ("1", "weights"), ("2", "graph"), ("3", "engine"), ("4", "check"), ("5", "publish"),
+    ]  # fmt: skip
+    assert re.search(r"(\d+) of \1 rows as the reference's", first.stdout)
+    again = yolopard("build", "--engines_dir", str(tmp_path), "--backend", "onnxruntime", "--imgsz", "160")
+    assert "engine" not in re.findall(r"\] yolov8n-demo: (\w+)", again.stdout)
+    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+
+
+def test_settings_come_from_the_environment_and_the_command_line_wins(tmp_path):
+    environ = {"YOLOPARD_ENGINES_DIR": str(tmp_path), "YOLOPARD_BACKEND": "onnxruntime", "YOLOPARD_IMGSZ": "600"}
+    assert "IMGSZ=600 is not a multiple of the model's stride 32: use 608" in yolopard("build", **environ).stderr
+    assert yolopard("build", "--imgsz", "160", **environ).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "message"),
+    [
+        (["--frobnicate", "1"], {}, "--frobnicate"),
+        ([], {"YOLOPARD_FROBNICATE": "1"}, "FROBNICATE: no such setting"),
+        (["--batch", "many"], {}, "BATCH=many: "),
+        (["--weights", "no/such.pt"], {}, "no/such.pt: no such file"),
+        (["--backend", "abacus"], {}, "BACKEND=abacus: "),
+        (["--precision", "int8"], {}, "PRECISION=int8 does not exist on openvino: use fp32"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_a_status(tmp_path, arguments, environ, message):
+    for command in ("build", "serve"):
+        ended = yolopard(command, "--engines-dir", str(tmp_path), *arguments, **environ)
+        assert ended.returncode in (1, 2)
+        assert message in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+def test_port_that_is_taken_is_named(engine):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ended = yolopard("serve", "--engines-dir", str(engine), "--port", str(taken.getsockname()[1]))
+    assert ended.returncode == 1
+    assert re.search(r"yolopard: 127\.0\.0\.1:\d+ .*PORT", ended.stderr)
+    assert "Traceback" not in ended.stderr
+
+
+def test_make_hands_every_setting_over_by_its_name():
+    made = subprocess.run(
+        ["make", "--dry-run", "--old-file=.venv/serve", "serve", "WEIGHTS=my model's.pt", "PORT=9000", "IMGSZ=1280"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "YOLOPARD_PORT='9000'" in made
+    assert "YOLOPARD_IMGSZ='1280'" in made
+    assert "YOLOPARD_WEIGHTS='my model'\\''s.pt'" in made
