@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Every NAME=value of this command line, as YOLOPARD_NAME='value' for the environment.
 SETTINGS = $(foreach name,$(filter-out VENV BIN SETTINGS,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),YOLOPARD_$(name)='$(subst ','\'',$($(name)))'))
 
-.PHONY: serve build test lint
+.PHONY: serve build test lint browser
 
 serve: $(VENV)/serve ## build the engine if need be, and serve it
 	@exec env $(SETTINGS) $(BIN)/yolopard serve
@@ -13,7 +13,7 @@ serve: $(VENV)/serve ## build the engine if need be, and serve it
 build: $(VENV)/serve ## only build the engine
 	@exec env $(SETTINGS) $(BIN)/yolopard build
 
-test: $(VENV)/dev ## the whole suite
+test: $(VENV)/dev browser ## the whole suite
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev ## style, types, import contracts
@@ -21,6 +21,10 @@ lint: $(VENV)/dev ## style, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+browser: # for the tests of the web page, which are skipped without it
+	@command -v chromium >/dev/null || test "$$(id -u)" != 0 || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || true
 
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint deploy/constraints.txt
 
