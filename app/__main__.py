@@ -98,6 +98,8 @@ def _checked(built: Built) -> str:
 
 
 def _print_ready(settings: Settings, built: Built) -> None:
+    if settings.log_format == "json":
+        return  # the log says it
     fingerprint, model = built.manifest.fingerprint, built.manifest.model
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
     url = f"http://{host}:{settings.port}"

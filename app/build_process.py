@@ -38,6 +38,8 @@ class BuildProcess:
         self._process = context.Process(target=_child, args=(self._order, sender), name="builder", daemon=True)
         self._process.start()
         sender.close()
+        if self._cancelled.is_set():
+            self._process.kill()
         try:
             while True:
                 message = receiver.recv()

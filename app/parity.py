@@ -32,7 +32,9 @@ class Parity:
         return asdict(self)
 
     def require(self) -> None:
-        """Raise ParityFailed, with the figures, unless every row is matched."""
+        """Raise ParityFailed, with the figures, unless every row is matched and there are rows."""
+        if not self.rows:
+            raise ParityFailed("there are no check images: models/demo/samples is missing, and so is ultralytics")
         if self.matched < self.rows:
             raise ParityFailed(
                 f"the engine does not give the reference's boxes: {self.rows - self.matched} of {self.rows} rows on "

@@ -36,9 +36,9 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What one image holds. Boxes are px of the upright original."""
+    """What one image holds. Boxes are px of the upright original; its pixels are not kept, they may be 150 MB."""
 
-    pixels: Pixels
+    shape: tuple[int, int]  # height, width
     detections: Detections
     timings: Timings
     batch_size: int
@@ -103,7 +103,7 @@ class Predictor:
         """
         try:
             async with asyncio.timeout_at(deadline):
-                (pixels, placement, frame), decode_s = await self._on_cpu(lambda: self._prepare(data))
+                (placement, frame), decode_s = await self._on_cpu(lambda: self._prepare(data))
                 answer = await self._batcher.submit(frame, deadline)
                 detections, postprocess_s = await self._on_cpu(lambda: _finish(answer, placement, thresholds))
         except TimeoutError:
@@ -111,13 +111,14 @@ class Predictor:
         timings = Timings(decode_s, answer.queue_s, answer.infer_s, postprocess_s)
         for stage in Timings.__slots__:
             self._metrics.stage_seconds.labels(self.model.name, stage).observe(getattr(timings, stage))
-        return Prediction(pixels, detections, timings, answer.batch_size)
+        return Prediction(placement.image, detections, timings, answer.batch_size)
 
-    async def draw(self, prediction: Prediction, kind: str) -> bytes:
+    async def draw(self, data: bytes, prediction: Prediction, kind: str) -> bytes:
         """The image with its detections drawn, as "jpeg" or "png"."""
 
         def work() -> bytes:
-            return drawing.encode(drawing.draw(prediction.pixels, prediction.detections, self.model.names), kind)
+            pixels = images.decode(data, self._max_pixels)
+            return drawing.encode(drawing.draw(pixels, prediction.detections, self.model.names), kind)
 
         picture, _ = await self._on_cpu(work)
         return picture
@@ -127,11 +128,11 @@ class Predictor:
         await self._batcher.close()
         self._pool.shutdown(cancel_futures=True)
 
-    def _prepare(self, data: bytes) -> tuple[Pixels, Placement, Pixels]:
+    def _prepare(self, data: bytes) -> tuple[Placement, Pixels]:
         pixels = images.decode(data, self._max_pixels)
         height, width = pixels.shape[:2]
         placement = images.place(height, width, self.model.imgsz, self.model.stride, rect=self._rect)
-        return pixels, placement, images.letterbox(pixels, placement)
+        return placement, images.letterbox(pixels, placement)
 
     async def _on_cpu(self, work: Callable[[], T]) -> tuple[T, float]:
         """The work's result and the seconds it took, waiting for a thread included."""

@@ -22,9 +22,11 @@ class Settings(BaseModel):
     weights: str = Field(str(DEMO_WEIGHTS), description=".pt or .onnx file, or an Ultralytics name such as yolov8n.pt")
     imgsz: int | None = Field(None, ge=32, le=8192, description="longest side of a frame, px; the model's own if unset")
     batch: int = Field(8, ge=1, le=1024, description="most images in one batch")
-    precision: Literal["auto", "fp32", "fp16", "int8"] = Field("auto", description="auto = fp32 on the CPU")
+    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
+        "auto", description="auto, fp32, fp16 or int8; auto = fp32, the only one on the CPU so far"
+    )
     backend: Literal["auto", "openvino", "onnxruntime", "pytorch"] = Field(
-        "auto", description="auto = the first that is installed"
+        "auto", description="auto, openvino, onnxruntime or pytorch; auto = the first of them that is installed"
     )
     engines_dir: Path = Field(ENGINES_DIR, description="where built engines are kept")
     rect: bool = Field(True, description="letterbox to the smallest rectangle, as Ultralytics does; false = square")
@@ -40,8 +42,10 @@ class Settings(BaseModel):
     max_pixels: int = Field(50_000_000, ge=1, description="of one image")
     max_files: int = Field(64, ge=1, description="of one multipart request")
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least that is logged")
-    log_format: Literal["text", "json"] = Field("text", description="of the log's lines")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error: the least that is logged"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="text or json, of the log's lines")
     access_log: bool = Field(False, description="one line a request")
 
     @field_validator("weights")

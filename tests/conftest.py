@@ -28,7 +28,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(engines: Path) -> Callable[..., Built]:
     """Build an engine of the demo model, or of other weights, as `yolopard build` does; a second time it is found."""
 
-    def run(backend: str = "openvino", *, weights: Path = DEMO_WEIGHTS, batch: int = 8, imgsz: int | None = None) -> Built:
+    def run(
+        backend: str = "openvino", *, weights: Path = DEMO_WEIGHTS, batch: int = 8, imgsz: int | None = None
+    ) -> Built:
         order = Order(str(weights), imgsz, batch, "auto", backend, engines)
         return BuildProcess(order).run(lambda _: None)
 

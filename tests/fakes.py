@@ -82,7 +82,10 @@ def built(*, batch: int = 4, imgsz: int = 64) -> Built:
         device="cpu test",
     )
     model = ModelInfo("pets", "detect", NAMES, stride=32, imgsz=imgsz, static_shape=False)
-    return Built(Path(), Manifest(fingerprint, model, {"images": 0, "rows": 0, "matched": 0, "box_px": 0.0, "score": 0.0}, {}, {}))
+    return Built(
+        Path(),
+        Manifest(fingerprint, model, {"images": 0, "rows": 0, "matched": 0, "box_px": 0.0, "score": 0.0}, {}, {}),
+    )
 
 
 class Source:

@@ -94,7 +94,18 @@ def test_a_class_whose_name_has_a_comma_can_be_asked_for(serve):
 
 @pytest.mark.parametrize(
     "query",
-    ["conf=2", "conf=-0.1", "conf=x", "conf=nan", "iou=1.1", "max_det=0", "classes=bird", "classes=7", "format=xml", "confidence=0.5"],
+    [
+        "conf=2",
+        "conf=-0.1",
+        "conf=x",
+        "conf=nan",
+        "iou=1.1",
+        "max_det=0",
+        "classes=bird",
+        "classes=7",
+        "format=xml",
+        "confidence=0.5",
+    ],
 )
 def test_bad_parameter_is_422_and_named(serve, query):
     response = post(serve(), path=f"/v1/detect?{query}")
@@ -132,7 +143,8 @@ def test_files_of_one_request_share_a_batch_with_other_requests(serve, device):
 
 
 @pytest.mark.parametrize(
-    ("accept", "kind"), [("*/*", "JPEG"), ("image/jpeg", "JPEG"), ("image/png", "PNG"), ("image/png,image/jpeg", "JPEG")]
+    ("accept", "kind"),
+    [("*/*", "JPEG"), ("image/jpeg", "JPEG"), ("image/png", "PNG"), ("image/png,image/jpeg", "JPEG")],
 )
 def test_picture_is_drawn_in_the_kind_that_the_client_accepts(serve, accept, kind):
     response = post(serve(), path="/v1/detect?format=image", headers={"Accept": accept})
@@ -197,7 +209,10 @@ def test_body_over_the_limit_is_refused_announced_or_chunked(serve):
         (b"--x--\r\n", (400, "empty_body")),
         (b"--x\r\nnonsense", (400, "malformed_body")),
         (b'--x\r\nContent-Disposition: form-data; name="conf"\r\n\r\n0.5\r\n--x--\r\n', (422, "bad_parameter")),
-        (b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nzz\r\n--x--\r\n', (422, "bad_parameter")),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nzz\r\n--x--\r\n',
+            (422, "bad_parameter"),
+        ),
         (b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ncut', (400, "malformed_body")),
     ],
 )

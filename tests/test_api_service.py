@@ -71,7 +71,14 @@ def test_models_tell_what_is_served_and_how_it_was_checked(serve):
 
 
 def test_engine_info_names_the_engine(serve):
-    labels = {"model": "pets", "backend": "fake", "precision": "fp32", "imgsz": "64", "batch": "4", "device": "cpu test"}
+    labels = {
+        "model": "pets",
+        "backend": "fake",
+        "precision": "fp32",
+        "imgsz": "64",
+        "batch": "4",
+        "device": "cpu test",
+    }
     assert serve().value("engine_info", **labels) == 1
 
 

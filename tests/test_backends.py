@@ -75,7 +75,9 @@ def test_two_lanes_at_a_time_give_what_each_gives_alone(build, name):
     expected = [engine.infer(0, frame[None]) for frame in SAMPLE_FRAMES[:2]]
     found: list = [None, None]
     threads = [
-        threading.Thread(target=lambda lane=lane: found.__setitem__(lane, engine.infer(lane, SAMPLE_FRAMES[lane][None])))
+        threading.Thread(
+            target=lambda lane=lane: found.__setitem__(lane, engine.infer(lane, SAMPLE_FRAMES[lane][None]))
+        )
         for lane in range(2)
     ]
     for thread in threads:
@@ -101,7 +103,9 @@ def test_auto_is_the_first_that_is_installed(monkeypatch):
 def test_missing_wheel_is_named_with_the_command_that_brings_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "app.backends.openvino", raising=False)
-    with pytest.raises(BackendUnavailable, match=r"BACKEND=openvino cannot be used: .* pip install 'yolopard\[openvino\]'"):
+    with pytest.raises(
+        BackendUnavailable, match=r"BACKEND=openvino cannot be used: .* pip install 'yolopard\[openvino\]'"
+    ):
         backends.get("openvino")
 
 

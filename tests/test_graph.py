@@ -72,7 +72,12 @@ def test_graph_has_the_contracted_input_and_output_and_passes_the_full_check(ser
     onnx.checker.check_model(model, full_check=True)
     (source,), (target,) = model.graph.input, model.graph.output
     assert (source.name, source.type.tensor_type.elem_type) == ("images", onnx.TensorProto.UINT8)
-    assert [dim.dim_param or dim.dim_value for dim in source.type.tensor_type.shape.dim] == ["batch", "height", "width", 3]
+    assert [dim.dim_param or dim.dim_value for dim in source.type.tensor_type.shape.dim] == [
+        "batch",
+        "height",
+        "width",
+        3,
+    ]
     assert (target.name, target.type.tensor_type.elem_type) == ("rows", onnx.TensorProto.FLOAT)
 
 
@@ -149,12 +154,16 @@ def test_onnx_of_somebody_else_is_refused(tmp_path):
     node = onnx.helper.make_node("Identity", ["x"], ["y"])
     target = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [value], [target])), tmp_path / "other.onnx")
-    with pytest.raises(WeightsError, match="is not an Ultralytics export: its metadata lacks imgsz, names, stride, task"):
+    with pytest.raises(
+        WeightsError, match="is not an Ultralytics export: its metadata lacks imgsz, names, stride, task"
+    ):
         graph.to_serving_graph(tmp_path / "other.onnx", "x", None, tmp_path / "graph.onnx")
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.onnx"])
-@pytest.mark.parametrize("data", [b"", b"garbage", DEMO_WEIGHTS.read_bytes()[:100_000]], ids=["empty", "garbage", "cut"])
+@pytest.mark.parametrize(
+    "data", [b"", b"garbage", DEMO_WEIGHTS.read_bytes()[:100_000]], ids=["empty", "garbage", "cut"]
+)
 def test_damaged_weights_are_refused_in_one_line_that_names_them(tmp_path, name, data):
     path = tmp_path / name
     path.write_bytes(data)
@@ -192,7 +201,7 @@ def test_pickled_code_in_weights_is_refused_and_not_run(tmp_path):
 
 
 def test_name_that_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("ultralytics.utils.downloads.attempt_download_asset", lambda path: str(path))
+    monkeypatch.setattr("ultralytics.utils.downloads.attempt_download_asset", str)
     with pytest.raises(WeightsError, match="Without a network, copy it to") as error:
         graph.fetch("yolov8n.pt", tmp_path)
     assert "WEIGHTS=/path/to/yolov8n.pt" in str(error.value)

@@ -80,6 +80,24 @@ def test_interrupt_ends_it_cleanly(engine):
     assert served.end(signal.SIGINT) in (0, 130)
 
 
+def test_end_in_the_middle_of_a_build_takes_the_builder_along(tmp_path):
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "app", "serve", "--port", str(free_port()), "--engines-dir", str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in serving.stderr:
+        if "graph" in line:
+            break
+    serving.send_signal(signal.SIGTERM)
+    _, errors = serving.communicate(timeout=30)  # stderr ends when the builder, which shares it, has ended
+    assert serving.returncode == 0
+    assert "Traceback" not in errors
+    assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+
+
 def test_build_prints_each_step_and_what_the_check_gave(tmp_path):
     first = yolopard("build", "--engines-dir", str(tmp_path), "--backend", "onnxruntime", "--imgsz", "160")
     assert first.returncode == 0, first.stderr

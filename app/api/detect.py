@@ -121,7 +121,7 @@ def routes(service: Service) -> APIRouter:
         predictions = await unless_gone(request, _predict_all(predictor, files, thresholds, deadline))
         encoding = time.perf_counter()
         if query.format == "image":
-            response = await _picture(predictor, predictions[0], request.headers.get("accept", ""))
+            response = await _picture(predictor, files[0], predictions[0], request.headers.get("accept", ""))
         else:
             response = Response(orjson.dumps(_to_json(service, predictions, started)), media_type="application/json")
         service.metrics.stage_seconds.labels(predictor.model.name, "encode").observe(time.perf_counter() - encoding)
@@ -159,9 +159,9 @@ async def _predict_all(
             task.cancel()
 
 
-async def _picture(predictor: Predictor, prediction: Prediction, accept: str) -> Response:
+async def _picture(predictor: Predictor, data: bytes, prediction: Prediction, accept: str) -> Response:
     kind = "png" if "image/png" in accept and "image/jpeg" not in accept else "jpeg"
-    return Response(await predictor.draw(prediction, kind), media_type=f"image/{kind}")
+    return Response(await predictor.draw(data, prediction, kind), media_type=f"image/{kind}")
 
 
 def _to_json(service: Service, predictions: list[Prediction], started: float) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _image_json(prediction: Prediction, model: ModelInfo) -> dict[str, Any]:
     ]
     speed = {"preprocess": timings.decode, "inference": timings.infer, "postprocess": timings.postprocess}
     return {
-        "shape": list(prediction.pixels.shape[:2]),
+        "shape": list(prediction.shape),
         "results": results,
         "speed": {stage: round(seconds * 1000, 3) for stage, seconds in speed.items()},
     }

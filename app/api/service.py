@@ -178,4 +178,5 @@ class Service:
             images_per_second=rate,
         )
         self.built, self.images_per_second = built, rate
+        log.info("ready: %s on %s, %.1f images per second alone", model.name, fingerprint.backend, rate)
         self._on_ready(built)
