@@ -22,6 +22,8 @@ from app.model import ModelInfo
 
 MANIFEST = "manifest.json"
 
+_FULL_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
@@ -127,6 +129,10 @@ def workplace(engines: Path, key: str) -> Iterator[Path]:
         folder.mkdir()
         try:
             yield folder
+        except Exception as error:  # exporters and engines have many words for a full disk
+            if shutil.disk_usage(engines).free < _FULL_BYTES:
+                raise OSError(errno.ENOSPC, "disk full", str(engines)) from error
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import logging
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,8 +17,6 @@ from app.backends import onnxruntime
 from app.builder import Order
 from app.errors import BackendUnavailable, ParityFailed, SettingsError, StoreError, WeightsError
 from app.settings import DEMO_WEIGHTS
-
-pytestmark = pytest.mark.filterwarnings("default")  # torch's exporter warns of its own future
 
 SIDE = 160
 
@@ -189,6 +189,25 @@ def test_engines_folder_that_is_a_file_is_named_with_what_to_do(order):
     order.engines.write_text("")
     with pytest.raises(StoreError, match=f"{order.engines}: .*ENGINES_DIR"):
         builder.build(order, lambda _: None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+@pytest.mark.parametrize("mib", [4, 10, 20])
+def test_full_disk_at_any_step_is_named_with_what_to_do(order, mib):
+    order.engines.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(order.engines)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(
+            StoreError, match="the disk is full: free some space, or give another folder with ENGINES_DIR"
+        ):
+            builder.build(order, lambda _: None)
+        assert visible(order.engines) == []
+    finally:
+        subprocess.run(["umount", str(order.engines)], check=True)
 
 
 def test_a_failed_build_leaves_nothing_behind(order, monkeypatch):

@@ -14,8 +14,6 @@ from app.backends import onnxruntime, pytorch
 from app.errors import WeightsError
 from app.settings import DEMO_WEIGHTS
 
-pytestmark = pytest.mark.filterwarnings("default")  # torch's exporter warns of its own future
-
 SIDE = 160
 
 

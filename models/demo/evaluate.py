@@ -1,6 +1,6 @@
 """Score the demo model on generated scenes that it never saw, as Ultralytics' validator does.
 
-    python models/demo/evaluate.py [--images 500]
+python models/demo/evaluate.py [--images 500]
 """
 
 import argparse
