@@ -1,0 +1,101 @@
+"""Boxes and labels on a picture, and the picture as a file."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.drawing import draw, encode
+from app.results import Detections
+
+NAMES = {0: "cat", 1: "Straße 猫 \N{CAT FACE}", 2: "", 3: "a name much longer than any picture is wide " * 5}
+GREY = np.full((300, 400, 3), 114, np.uint8)
+
+
+def found(*boxes: tuple[float, ...], classes: list[int] | None = None) -> Detections:
+    labels = np.array(classes or [0] * len(boxes), np.int64)
+    return Detections(
+        np.array(boxes, np.float32).reshape(-1, 4), np.linspace(0.9, 0.3, len(boxes), dtype=np.float32), labels
+    )
+
+
+def painted(canvas: np.ndarray) -> tuple[int, int, int, int]:
+    """x1 y1 x2 y2 of what was drawn on GREY, the last pixel inside."""
+    y, x = np.nonzero((canvas != GREY[0, 0]).any(2))
+    return int(x.min()), int(y.min()), int(x.max()), int(y.max())
+
+
+def test_no_detections_leave_the_picture_as_it_is():
+    canvas = draw(GREY, found(), NAMES)
+    assert np.array_equal(canvas, GREY)
+    assert canvas is not GREY
+
+
+def test_the_source_is_not_drawn_on():
+    image = GREY.copy()
+    canvas = draw(image, found((50, 60, 200, 150)), NAMES)
+    assert np.array_equal(image, GREY)
+    assert (canvas.shape, canvas.dtype) == (GREY.shape, np.uint8)
+    assert not np.array_equal(canvas, GREY)
+
+
+def test_a_picture_that_cannot_be_written_can_be_drawn():
+    image = GREY.copy()
+    image.flags.writeable = False  # as Pillow gives them
+    assert not np.array_equal(draw(image, found((50, 60, 200, 150)), NAMES), GREY)
+
+
+def test_the_sides_of_a_box_are_where_the_box_is_and_the_inside_is_free():
+    x1, y1, x2, y2 = 50, 60, 300, 150
+    canvas = draw(GREY, found((x1, y1, x2, y2)), NAMES)
+    for x, y in [(200, y1), (200, y2), (x1, 100), (x2, 100)]:
+        assert np.array_equal(canvas[y, x], canvas[y2, 200]), (x, y)
+        assert not np.array_equal(canvas[y, x], GREY[y, x]), (x, y)
+    assert np.array_equal(canvas[y1 + 3 : y2 - 2, x1 + 3 : x2 - 2], GREY[y1 + 3 : y2 - 2, x1 + 3 : x2 - 2])
+    left, top, right, bottom = painted(canvas)
+    assert (left, right, bottom) == pytest.approx((x1, x2, y2), abs=1)
+    assert y1 - 40 < top < y1 - 5  # the label
+
+
+def test_classes_have_colours_of_their_own():
+    boxes = [(10 + 60 * i, 100, 50 + 60 * i, 200) for i in range(3)]
+    canvas = draw(GREY, found(*boxes, classes=[0, 1, 2]), NAMES)
+    assert len({tuple(canvas[200, 50 + 60 * i].tolist()) for i in range(3)}) == 3
+
+
+def test_the_best_lies_on_top():
+    box = (50, 100, 200, 200)
+    best, other = (draw(GREY, found(box, classes=[i]), NAMES)[200, 120].astype(int) for i in (0, 2))
+    both = draw(GREY, found(box, box, classes=[0, 2]), NAMES)[200, 120]
+    assert np.abs(both - best).sum() < 30 < np.abs(both - other).sum()
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (399, 0), (200, 5), (390, 150), (0, 299), (399, 299)])
+def test_a_label_at_the_border_is_whole(corner):
+    def label(x: int, y: int) -> int:
+        """Pixels drawn for a box that is a mere corner."""
+        return int(np.count_nonzero((draw(GREY, found((x, y, x, y)), NAMES) != GREY).any(2)))
+
+    assert label(*corner) == pytest.approx(label(200, 150), rel=0.05)
+
+
+@pytest.mark.parametrize("class_id", NAMES)
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (7, 5)])
+def test_tiny_pictures_and_any_class_name_can_be_drawn(size, class_id):
+    canvas = draw(np.zeros((*size, 3), np.uint8), found((0, 0, size[1], size[0]), classes=[class_id]), NAMES)
+    assert canvas.shape == (*size, 3)
+
+
+def test_many_classes_can_be_drawn():
+    ids = list(range(0, 1000, 7))
+    boxes = [(5, 5, 20, 20)] * len(ids)
+    draw(GREY, found(*boxes, classes=ids), {i: str(i) for i in ids})
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("jpeg", 3), ("png", 0)])
+def test_the_file_holds_the_picture(kind, tolerance):
+    picture = draw(GREY, found((50, 60, 200, 150)), NAMES)
+    with Image.open(io.BytesIO(encode(picture, kind))) as file:
+        assert (file.format, file.size, file.mode) == (kind.upper(), (400, 300), "RGB")
+        assert np.abs(np.asarray(file).astype(int) - picture).mean() <= tolerance
