@@ -1,0 +1,156 @@
+"""Where settings come from, what is refused and in which words."""
+
+import argparse
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from app.__main__ import _parser
+from app.errors import SettingsError
+from app.settings import PREFIX, Settings
+
+FIELDS = list(Settings.model_fields)
+SAMPLE = {  # a text of every field that is not its default, and the value it stands for
+    "weights": ("yolov8s.pt", "yolov8s.pt"),
+    "imgsz": ("320", 320),
+    "batch": ("16", 16),
+    "precision": ("fp16", "fp16"),
+    "backend": ("onnxruntime", "onnxruntime"),
+    "engines_dir": ("/var/engines", Path("/var/engines")),
+    "rect": ("false", False),
+    "lanes": ("2", 2),
+    "threads": ("4", 4),
+    "host": ("0.0.0.0", "0.0.0.0"),
+    "port": ("9000", 9000),
+    "max_wait_ms": ("2.5", 2.5),
+    "max_pending": ("32", 32),
+    "deadline_ms": ("500", 500.0),
+    "max_body_bytes": ("1000", 1000),
+    "max_pixels": ("1000000", 1_000_000),
+    "max_files": ("3", 3),
+    "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
+    "access_log": ("true", True),
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_setting_can_come_from_the_environment_and_from_an_option(field):
+    text, value = SAMPLE[field]
+    assert getattr(Settings.read({}, {}), field) != value
+    assert getattr(Settings.read({}, {PREFIX + field.upper(): text}), field) == value
+    assert getattr(Settings.read({field: text}, {}), field) == value
+
+
+def test_options_come_before_the_environment():
+    settings = Settings.read({"batch": "2"}, {"YOLOPARD_BATCH": "4", "YOLOPARD_PORT": "9000"})
+    assert (settings.batch, settings.port) == (2, 9000)
+
+
+def test_an_option_hides_even_a_wrong_value_in_the_environment():
+    assert Settings.read({"batch": "2"}, {"YOLOPARD_BATCH": "many"}).batch == 2
+
+
+def test_the_environment_is_the_process_own_by_default(monkeypatch):
+    monkeypatch.setenv("YOLOPARD_BATCH", "3")
+    assert Settings.read({}).batch == 3
+
+
+def test_other_variables_are_nobody_s_business():
+    assert (
+        Settings.read({}, {"BATCH": "no", "PATH": "/bin", "yolopard_batch": "no", "XYOLOPARD_BATCH": "no"})
+        == Settings()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "environ"),
+    [({"bach": "4"}, {}), ({}, {"YOLOPARD_BACH": "4"})],
+    ids=["option", "environment"],
+)
+def test_an_unknown_name_is_refused_with_the_names_that_there_are(options, environ):
+    with pytest.raises(SettingsError, match=r"BACH: no such setting; there are WEIGHTS, .*BATCH"):
+        Settings.read(options, environ)
+
+
+@pytest.mark.parametrize("name", ["YOLOPARD_batch", "YOLOPARD_Batch"])
+def test_a_lower_case_name_in_the_environment_is_refused(name):
+    with pytest.raises(SettingsError, match=f"{name}.*upper case"):
+        Settings.read({}, {name: "4"})
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        *[("imgsz", text) for text in ("31", "8193", "640x640", "")],
+        *[("batch", text) for text in ("0", "-1", "1025", "2.5", "many", "")],
+        *[("precision", text) for text in ("fp8", "FP16", "")],
+        *[("backend", text) for text in ("tensorflow", "")],
+        *[("rect", "maybe"), ("lanes", "0"), ("threads", "0")],
+        *[("port", "0"), ("port", "65536"), ("port", "http")],
+        *[("max_wait_ms", text) for text in ("-1", "10001", "nan", "inf", "soon")],
+        *[("deadline_ms", text) for text in ("0", "-5", "3600001", "nan")],
+        *[("max_pending", "0"), ("max_body_bytes", "0"), ("max_pixels", "0"), ("max_files", "0")],
+        *[("log_level", "verbose"), ("log_format", "xml"), ("access_log", "2")],
+    ],
+)
+def test_a_wrong_value_is_refused_by_name_and_value(field, text):
+    with pytest.raises(SettingsError) as caught:
+        Settings.read({}, {PREFIX + field.upper(): text})
+    assert str(caught.value).startswith(f"{field.upper()}={text}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_without_a_name_are_refused():
+    with pytest.raises(SettingsError, match=r"^WEIGHTS=: give a file or a name$"):
+        Settings.read({"weights": ""}, {})
+
+
+def test_every_wrong_setting_is_named_at_once():
+    with pytest.raises(SettingsError, match=r"BATCH=0: .*; PORT=x: .*; WHAT: no such"):
+        Settings.read({"batch": "0"}, {"YOLOPARD_PORT": "x", "YOLOPARD_WHAT": "1"})
+
+
+def test_settings_are_frozen():
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        Settings().batch = 2
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_setting_says_what_it_is(field):
+    assert Settings.model_fields[field].description
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    return next(a.choices for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_setting_is_an_option_of_every_command_with_dashes_and_underscores(field):
+    text, value = SAMPLE[field]
+    assert {"build", "serve"} <= commands().keys()
+    for command in ("build", "serve"):
+        for flag in (f"--{field}", f"--{field.replace('_', '-')}"):
+            options = vars(_parser().parse_args([command, flag, text]))
+            given = {name: value for name, value in options.items() if value is not None and name != "command"}
+            assert getattr(Settings.read(given, {}), field) == value
+
+
+def test_options_not_given_leave_the_environment_alone():
+    options = vars(_parser().parse_args(["serve"]))
+    assert {value for name, value in options.items() if name != "command"} == {None}
+
+
+@pytest.mark.parametrize("line", [["serve", "--bach", "4"], ["serve", "--batc", "4"], ["fly"], []])
+def test_a_wrong_command_line_is_refused(line, capsys):
+    with pytest.raises(SystemExit) as caught:
+        _parser().parse_args(line)
+    assert caught.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["build", "serve"])
+def test_help_tells_every_setting(command):
+    text = commands()[command].format_help()
+    assert all(f"--{field.replace('_', '-')}" in text for field in FIELDS)
