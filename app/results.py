@@ -38,7 +38,7 @@ def select(rows: Rows, thresholds: Thresholds) -> Detections:
     wanted = rows[:, 4] > thresholds.conf
     if thresholds.classes is not None:
         wanted &= np.isin(rows[:, 5], thresholds.classes)
-    rows = rows[wanted]
+    rows = rows[wanted & np.isfinite(rows).all(1)]
     rows = rows[np.argsort(-rows[:, 4], kind="stable")]
     offset = 0 if thresholds.agnostic else rows[:, 5:6] * _CLASS_OFFSET
     rows = rows[nms(rows[:, :4] + offset, thresholds.iou, thresholds.max_det)]
@@ -61,5 +61,5 @@ def nms(boxes: NDArray[np.float32], iou: float, max_det: int) -> NDArray[np.int6
         height = np.minimum(y2[best], y2[order]) - np.maximum(y1[best], y1[order])
         overlap = np.maximum(width, 0) * np.maximum(height, 0)
         with np.errstate(invalid="ignore"):  # two boxes without an area: 0 / 0
-            order = order[overlap / (areas[best] + areas[order] - overlap) <= iou]
+            order = order[~(overlap / (areas[best] + areas[order] - overlap) > iou)]
     return np.array(kept, np.int64)
