@@ -1,0 +1,51 @@
+# deploy/README.md tells how to build and run this.
+ARG BASE=python:3.11-slim-bookworm
+ARG WEIGHTS=models/demo/yolov8n-demo.pt
+
+FROM ${BASE} AS base
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+    HOME=/tmp \
+    PYTHONDONTWRITEBYTECODE=1 \
+    YOLOPARD_HOST=0.0.0.0 \
+    YOLOPARD_ENGINES_DIR=/var/lib/yolopard/engines
+WORKDIR /opt/yolopard
+# The empty package lets pip install what the code needs before the code is here: new code does not install it again.
+RUN /usr/sbin/useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin yolopard \
+ && install --directory --owner yolopard --group yolopard "$YOLOPARD_ENGINES_DIR" \
+ && python3 -m venv /opt/venv \
+ && mkdir app && touch app/__init__.py
+COPY pyproject.toml LICENSE ./
+COPY deploy/constraints.txt deploy/
+ENTRYPOINT ["yolopard"]
+
+# All that makes an engine. Also an image of its own, for other weights and settings than the ones built here.
+FROM base AS build
+ARG PIP_NO_CACHE_DIR=1
+ARG PIP_EXTRA_INDEX_URL
+# Ultralytics brings opencv-python, which needs libGL and writes over the same files: the headless one goes last.
+RUN pip install --constraint deploy/constraints.txt --editable '.[build,openvino,onnxruntime]' \
+ && pip install --force-reinstall --no-deps "$(grep --only-matching 'opencv-python-headless==[^"]*' pyproject.toml)"
+ARG WEIGHTS
+ENV YOLOPARD_WEIGHTS=/opt/yolopard/${WEIGHTS}
+COPY models/demo/samples models/demo/samples
+COPY ${WEIGHTS} ${WEIGHTS}
+COPY app app
+USER 10001
+RUN yolopard build
+CMD ["build"]
+
+FROM base AS cpu
+ARG PIP_NO_CACHE_DIR=1
+RUN pip install --constraint deploy/constraints.txt --editable '.[openvino]'
+ARG WEIGHTS
+ENV YOLOPARD_WEIGHTS=/opt/yolopard/${WEIGHTS}
+COPY ${WEIGHTS} ${WEIGHTS}
+COPY app app
+COPY --from=build --chown=yolopard:yolopard ${YOLOPARD_ENGINES_DIR} ${YOLOPARD_ENGINES_DIR}
+USER 10001
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python3", "-c", \
+  "from os import environ; from urllib.request import urlopen; \
+   urlopen(f'http://127.0.0.1:{environ.get(\"YOLOPARD_PORT\", 8000)}/healthz', timeout=4)"]
+CMD ["serve"]
