@@ -64,6 +64,7 @@ def find(order: Order) -> Built | None:
 
 def build(order: Order, report: Report) -> Built:
     """Build the order's engine, or find it built by somebody else meanwhile. Raises a SetupError."""
+    _graph_room()
     weights = _local(order) or _fetch(order)
     fingerprint = _fingerprint(order, weights)
     waiting = Progress("waiting for another process that builds this engine", 1, len(PHASES), order.name)

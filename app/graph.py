@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 K = 1024  # rows an image
 OPSET = 17
 
-# Ultralytics reads these when it is imported: weights_only semantics for checkpoints, no pip installs of its own.
+# Ultralytics reads these when it is imported: weights_only semantics for checkpoints, no pip installs of its own, no
+# network unless `fetch` is asked for.
 os.environ |= {"ULTRALYTICS_SAFE_LOAD": "1", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
+os.environ.setdefault("YOLO_OFFLINE", "true")
 
 
 def fetch(name: str, folder: Path) -> Path:
     """Let Ultralytics download weights of its own, such as yolov8n.pt, into the folder; whole or not at all."""
+    os.environ["YOLO_OFFLINE"] = "false"
     from ultralytics.utils.downloads import attempt_download_asset
 
     target = folder / name

@@ -60,8 +60,8 @@ class Manifest:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Manifest":
-        fingerprint = Fingerprint(**fields["fingerprint"])
-        return cls(**fields | {"fingerprint": fingerprint, "model": ModelInfo.from_json(fields["model"])})
+        fingerprint, model = Fingerprint(**fields["fingerprint"]), ModelInfo.from_json(fields["model"])
+        return cls(**fields | {"fingerprint": fingerprint, "model": model, "files": dict(fields["files"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +89,21 @@ def find(engines: Path, fingerprint: Fingerprint) -> Manifest | None:
         return None
     try:
         manifest = Manifest.from_json(json.loads((folder / MANIFEST).read_bytes()))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{folder / MANIFEST} is missing or unreadable") from error
     if manifest.fingerprint != fingerprint:
         raise Damaged(f"{folder / MANIFEST} belongs to another engine")
     for name, digest in manifest.files.items():
-        path = folder / name
-        if not path.is_file() or sha256(path) != digest:
-            raise Damaged(f"{path} is missing, cut short or was replaced since it was built")
+        if not _holds(folder / name, digest):
+            raise Damaged(f"{folder / name} is missing, cut short or was replaced since it was built")
     return manifest
+
+
+def _holds(path: Path, digest: str) -> bool:
+    try:
+        return sha256(path) == digest
+    except OSError:  # not there, or the disk cannot read it
+        return False
 
 
 @contextlib.contextmanager

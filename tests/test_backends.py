@@ -1,5 +1,6 @@
 """Three engines of one graph: they agree with each other, and with themselves at any place of any batch."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -112,3 +113,13 @@ def test_missing_wheel_is_named_with_the_command_that_brings_it(monkeypatch):
 def test_fakes_keep_to_the_protocol():
     engine: backends.Engine = Device()
     assert engine.infer(0, np.zeros((2, 4, 4, 3), np.uint8)).shape == (2, 3, 6)
+
+
+def test_engines_are_imported_without_their_telemetry():
+    """`import openvino` looks up www.google-analytics.com, `import onnxruntime` mobile.events.data.microsoft.com."""
+    code = (
+        "import app.backends.openvino, app.backends.onnxruntime, sys, os;"
+        "print(sys.modules['openvino_telemetry'], os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["None", "1"]
