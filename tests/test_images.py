@@ -84,6 +84,7 @@ FILES = {  # name, its kind first: (bytes, the picture, greatest mean difference
     "BMP palette": (save(PALETTE, "BMP"), PALETTE, 0),
     "BMP 1 bit": (save(BILEVEL, "BMP"), BILEVEL, 0),
     "GIF": (save(PALETTE, "GIF"), PALETTE, 0),
+    "GIF alpha": (save(PALETTE, "GIF", transparency=PALETTE.getpixel((0, 0))), PALETTE, 0),
     "GIF animated": (save(PALETTE, "GIF", **ANIMATED | {"append_images": [OTHER.quantize(64)]}), PALETTE, 0),
     "TIFF": (save(PHOTO, "TIFF"), PHOTO, 0),
     "TIFF LZW": (save(PHOTO, "TIFF", compression="tiff_lzw"), PHOTO, 0),

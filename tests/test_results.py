@@ -101,6 +101,17 @@ def test_of_exact_ties_the_first_row_stays():
     assert np.array_equal(table(select(tied[::-1], Thresholds())), tied[[2, 1]])
 
 
+def test_ties_keep_the_order_of_their_rows():
+    tied = rows(*((20 * i, 0, 20 * i + 10, 10, 0.5, 0) for i in range(200)))
+    assert np.array_equal(table(select(tied, Thresholds())), tied)
+
+
+def test_boxes_of_different_classes_never_meet_up_to_the_largest_frame():
+    for apart in range(0, 7600, 8):
+        near_and_far = rows((7600, 7600, 7680, 7680, 0.9, 0), (*[7600 - apart] * 2, *[7680 - apart] * 2, 0.8, 1))
+        assert len(select(near_and_far, Thresholds())) == 2, apart
+
+
 def test_the_same_box_twice_is_found_once_a_class():
     twice = rows((0, 0, 10, 10, 0.9, 0), (0, 0, 10, 10, 0.8, 0), (0, 0, 10, 10, 0.7, 1))
     assert select(twice, Thresholds()).classes.tolist() == [0, 1]

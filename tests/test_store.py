@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -197,10 +198,13 @@ def held_elsewhere(engines: Path, key: str = KEY) -> Iterator[subprocess.Popen]:
     command = [sys.executable, "-c", HELPER, str(engines), key]
     root = Path(__file__).parents[1]
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        watchdog = threading.Timer(20, process.kill)
+        watchdog.start()
         try:
             assert process.stdout.readline() == b"held\n"
             yield process
         finally:
+            watchdog.cancel()
             process.kill()
 
 
