@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from app import __version__
 from app.api import detect, system
+from app.api.docs import add_docs
 from app.api.errors import explain_http, explain_validation, respond
 from app.api.exchange import Exchange, ExchangeMiddleware
 from app.api.service import Service
@@ -28,7 +29,15 @@ def create_app(service: Service) -> FastAPI:
         yield
         await service.stop()
 
-    app = FastAPI(title="Yolopard", version=__version__, summary="YOLOv8 at engine speed", lifespan=lifespan)
+    app = FastAPI(
+        title="Yolopard",
+        version=__version__,
+        summary="YOLOv8 at engine speed",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    add_docs(app)
     app.include_router(detect.routes(service))
     app.include_router(system.routes(service))
     app.add_middleware(ExchangeMiddleware, service=service)
