@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 K = 1024  # rows an image
 OPSET = 17
 
-# Ultralytics reads these when it is imported: weights_only semantics for checkpoints, no pip installs of its own, no
-# network unless `fetch` is asked for.
-os.environ |= {"ULTRALYTICS_SAFE_LOAD": "1", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
+# Ultralytics reads these when it is imported: no pip installs of its own, no network unless `fetch` is asked for.
+os.environ |= {"YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
 os.environ.setdefault("YOLO_OFFLINE", "true")
 
 
@@ -79,7 +78,10 @@ def load_module(weights: Path) -> "torch.nn.Module":
 def _load(file: Path, weights: Path) -> Any:
     """Ultralytics' YOLO object; errors name the `weights` that the user gave."""
     from ultralytics import YOLO  # type: ignore[attr-defined]
+    from ultralytics.nn import tasks
 
+    # weights_only semantics; the environment variable for it counts only before the first import.
+    tasks.SAFE_LOAD = True  # type: ignore[attr-defined]
     try:
         model = YOLO(file)
     except Exception as error:

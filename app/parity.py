@@ -16,6 +16,7 @@ MAX_BOX_PX = 0.5
 MAX_SCORE = 0.005
 CONF = 0.25  # every row above it is compared,
 TOP = 30  # and at least so many of each image: weights that see nothing in the images are compared as well
+CLASS_CONF = 0.01  # below it all classes are about as unlikely, and which is the most likely is noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,8 @@ class Parity:
 
     images: int
     rows: int
-    matched: int  # rows with a partner: same class, within MAX_BOX_PX and MAX_SCORE
-    box_px: float  # greatest difference of a box corner between a row and the nearest row of its class
+    matched: int  # rows with a partner: same class (above CLASS_CONF), within MAX_BOX_PX and MAX_SCORE
+    box_px: float  # greatest difference of a box corner between a row and its nearest partner
     score: float  # greatest difference of their scores
 
     def to_json(self) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def compare(pairs: Iterable[tuple[Rows, Rows]]) -> Parity:
 def _nearest(wanted: Rows, offered: Rows) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Per wanted row: the box difference in px and the score difference to the nearest offered row of its class."""
     boxes = np.abs(wanted[:, None, :4] - offered[None, :, :4]).max(2)
-    boxes[wanted[:, None, 5] != offered[None, :, 5]] = np.inf
+    boxes[(wanted[:, None, 5] != offered[None, :, 5]) & (wanted[:, None, 4] >= CLASS_CONF)] = np.inf
     boxes[np.isnan(boxes)] = np.inf
     partner = boxes.argmin(1)
     each = np.arange(len(wanted))

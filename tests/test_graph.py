@@ -51,10 +51,11 @@ def run(path: Path, frames: np.ndarray) -> np.ndarray:
 
 
 def assert_same_rows(rows: np.ndarray, expected: np.ndarray) -> None:
-    """The best 50 of each image; further down near ties may stand in another order."""
+    """Every row of a score to speak of; further down, which class is the most likely is noise."""
     for ours, theirs in zip(rows, expected, strict=True):
-        assert np.abs(np.sort(ours[:50, 4]) - np.sort(theirs[:50, 4])).max() < 1e-4
-        for row in theirs[:50]:
+        assert np.abs(ours[:, 4] - theirs[:, 4]).max() < 1e-4
+        assert theirs[0, 4] > 0.5
+        for row in theirs[theirs[:, 4] > 0.001]:
             same_class = ours[ours[:, 5] == row[5]]
             assert np.abs(same_class - row).max(1).min() < 0.01
 
@@ -186,8 +187,11 @@ class Payload:
         return (Path.touch, (Path(self.target),))
 
 
-def test_pickled_code_in_weights_is_refused_and_not_run(tmp_path):
+def test_pickled_code_in_weights_is_refused_and_not_run_even_if_ultralytics_was_imported_before(tmp_path):
     import torch
+    import ultralytics.nn.tasks
+
+    ultralytics.nn.tasks.SAFE_LOAD = False  # as it is when somebody else has imported it
 
     payload = Payload()
     payload.target = str(tmp_path / "was-run")

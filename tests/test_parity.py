@@ -124,3 +124,11 @@ def test_the_figures_are_plain_numbers():
         "box_px": pytest.approx(0.25, abs=1e-4),
         "score": 0.0,
     }
+
+
+def test_of_rows_that_no_class_fits_the_class_is_noise_but_the_box_is_not():
+    unlikely = np.array([[0, 0, 9, 9, 1e-6, 3], [20, 0, 29, 9, 1e-6, 4]], np.float32)
+    other_class = unlikely + np.float32([0, 0, 0, 0, 0, 1])
+    assert compare([(unlikely, other_class)]).matched == 2
+    moved = unlikely + np.float32([1, 1, 1, 1, 0, 0])
+    assert compare([(unlikely, moved)]).matched == 0
