@@ -64,7 +64,7 @@ def find(order: Order) -> Built | None:
 
 def build(order: Order, report: Report) -> Built:
     """Build the order's engine, or find it built by somebody else meanwhile. Raises a SetupError."""
-    _graph_room()
+    _build_rooms()
     weights = _local(order) or _fetch(order)
     fingerprint = _fingerprint(order, weights)
     waiting = Progress("waiting for another process that builds this engine", 1, len(PHASES), order.name)
@@ -73,14 +73,14 @@ def build(order: Order, report: Report) -> Built:
 
 
 def _build(order: Order, weights: Path, fingerprint: store.Fingerprint, begin: Callable[[str], None]) -> Built:
-    graph = _graph_room()
+    export, graph = _build_rooms()
     backend = backends.get(fingerprint.backend)
     started = time.monotonic()
     with store.workplace(order.engines, fingerprint.key) as place:
         (scratch := place / "scratch").mkdir()
         (engine := place / "engine").mkdir()
         begin("graph")
-        plain = graph.to_plain_onnx(weights, order.imgsz, scratch)
+        plain = export.to_plain_onnx(weights, order.imgsz, scratch)
         model = graph.to_serving_graph(plain, order.name, order.imgsz, scratch / "graph.onnx")
         begin("engine")
         backend.build(weights, scratch / "graph.onnx", engine)
@@ -93,16 +93,16 @@ def _build(order: Order, weights: Path, fingerprint: store.Fingerprint, begin: C
         return Built(store.publish(order.engines, engine, manifest), manifest)
 
 
-def _graph_room() -> ModuleType:
-    """app.graph, imported only when something is built."""
+def _build_rooms() -> tuple[ModuleType, ModuleType]:
+    """app.export and app.graph, imported only when something is built."""
     try:
-        from app import graph
+        from app import export, graph
     except ImportError as error:
         raise BackendUnavailable(
             f"an engine has to be built, and building needs {error.name}: pip install 'yolopard[build]', or build it "
             "elsewhere with `yolopard build` and bring the engines folder here"
         ) from error
-    return graph
+    return export, graph
 
 
 def _local(order: Order) -> Path | None:
@@ -119,7 +119,7 @@ def _fetch(order: Order) -> Path:
     folder = order.engines / "weights"
     with store.explained(order.engines):
         folder.mkdir(parents=True, exist_ok=True)
-        path: Path = _graph_room().fetch(order.weights, folder)
+        path: Path = _build_rooms()[0].fetch(order.weights, folder)
     return path
 
 
@@ -145,7 +145,7 @@ def _fingerprint(order: Order, weights: Path) -> store.Fingerprint:
 def _revision(backend_file: str) -> str:
     """Of the code that makes graph and engine: its own digest, which nobody can forget to raise."""
     here = Path(__file__).parent
-    digests = [store.sha256(path) for path in (here / "graph.py", Path(backend_file))]
+    digests = [store.sha256(path) for path in (here / "export.py", here / "graph.py", Path(backend_file))]
     return "-".join(digest[:8] for digest in digests)
 
 
@@ -171,7 +171,7 @@ def _reference(weights: Path, threads: int) -> parity.Infer:
         return lambda frames: engine.infer(0, frames)
     from app.backends import onnxruntime
 
-    return onnxruntime.PlainExport(weights, _graph_room().K, threads).infer
+    return onnxruntime.PlainExport(weights, _build_rooms()[1].K, threads).infer
 
 
 def _check_frames(model: ModelInfo) -> list[Pixels]:

@@ -1,4 +1,4 @@
-"""Weights -> plain Ultralytics ONNX -> serving graph. With backends/pytorch the only room with torch and ultralytics.
+"""Plain Ultralytics ONNX -> serving graph.
 
 The serving graph takes `images`, uint8 [B, H, W, 3], RGB, letterboxed, and gives `rows`, float32 [B, K, 6]: x1 y1 x2 y2
 in frame px, score and class of the K best anchors, before NMS. A plain export gets Cast, Transpose and 1/255 in front
@@ -6,12 +6,8 @@ and the class maximum and TopK behind. K = min(1024, anchors): 24 KB an image le
 """
 
 import ast
-import contextlib
-import os
-import shutil
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -19,96 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from app.errors import WeightsError
 from app.model import ModelInfo
 
-if TYPE_CHECKING:
-    import torch
-
 K = 1024  # rows an image
-OPSET = 17
-
-# Ultralytics reads these when it is imported: no pip installs of its own, no network unless `fetch` is asked for.
-os.environ |= {"YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
-os.environ.setdefault("YOLO_OFFLINE", "true")
-
-
-def fetch(name: str, folder: Path) -> Path:
-    """Let Ultralytics download weights of its own, such as yolov8n.pt, into the folder; whole or not at all."""
-    os.environ["YOLO_OFFLINE"] = "false"
-    from ultralytics.utils.downloads import attempt_download_asset
-
-    target = folder / name
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as partial:
-        with contextlib.suppress(Exception):  # whatever stopped it, the file is not there
-            attempt_download_asset(Path(partial) / name)
-        if not (Path(partial) / name).is_file():
-            raise WeightsError(
-                f"{name} is no file here and Ultralytics could not download it. Without a network, copy it to "
-                f"{target} or give its path: WEIGHTS=/path/to/{name}"
-            )
-        (Path(partial) / name).replace(target)
-    return target
-
-
-def to_plain_onnx(weights: Path, imgsz: int | None, folder: Path) -> Path:
-    """The weights as Ultralytics' own ONNX export, any batch and any H, W; an .onnx file is taken as it is.
-
-    `imgsz` is the longest frame side in px, None = the one the model was trained at. Raises WeightsError.
-    """
-    if weights.suffix == ".onnx":
-        return weights
-    if weights.suffix != ".pt":
-        raise WeightsError(f"{weights}: weights are .pt or .onnx files")
-    copy = Path(shutil.copy(weights, folder / "weights.pt"))  # the export lies beside its weights
-    model = _load(copy, weights)
-    stride = int(max(model.model.stride))
-    size = imgsz or _trained_imgsz(model.overrides.get("imgsz"), stride)
-    _require_multiple(size, stride)
-    try:
-        plain = model.export(format="onnx", imgsz=size, dynamic=True, simplify=True, opset=OPSET, device="cpu")
-    except Exception as error:
-        raise WeightsError(f"{weights}: Ultralytics cannot export it: {_first_line(error, copy, weights)}") from error
-    return Path(plain)
-
-
-def load_module(weights: Path) -> "torch.nn.Module":
-    """The fused FP32 model of .pt weights; its forward gives ([B, 4 + nc, A], ...)."""
-    module: torch.nn.Module = _load(weights, weights).model.float().fuse().eval()
-    return module
-
-
-def _load(file: Path, weights: Path) -> Any:
-    """Ultralytics' YOLO object; errors name the `weights` that the user gave."""
-    from ultralytics import YOLO  # type: ignore[attr-defined]
-    from ultralytics.nn import tasks
-
-    # weights_only semantics; the environment variable for it counts only before the first import.
-    tasks.SAFE_LOAD = True  # type: ignore[attr-defined]
-    try:
-        model = YOLO(file)
-    except Exception as error:
-        raise WeightsError(f"{weights}: Ultralytics cannot load it: {_first_line(error, file, weights)}") from error
-    _require_detect(weights, str(model.task))
-    return model
-
-
-def _trained_imgsz(imgsz: int | list[int] | None, stride: int) -> int:
-    side = max(imgsz) if isinstance(imgsz, list) else imgsz or 640
-    return -(-side // stride) * stride
-
-
-def _first_line(error: Exception, copy: Path, weights: Path) -> str:
-    text = str(error).replace("ERROR ❌️ ", "").strip() or type(error).__name__
-    return text.splitlines()[0].replace(str(copy), str(weights))
-
-
-def _require_detect(weights: Path, task: str) -> None:
-    if task != "detect":
-        raise WeightsError(f"{weights} is a {task} model; this version serves detect models only")
-
-
-def _require_multiple(imgsz: int, stride: int) -> None:
-    if imgsz % stride:
-        nearest = max(stride, round(imgsz / stride) * stride)
-        raise WeightsError(f"IMGSZ={imgsz} is not a multiple of the model's stride {stride}: use {nearest}")
 
 
 def to_serving_graph(plain: Path, name: str, imgsz: int | None, target: Path) -> ModelInfo:
@@ -135,7 +42,7 @@ def _describe(model: onnx.ModelProto, plain: Path, name: str, imgsz: int | None)
     facts = {fact.key: fact.value for fact in model.metadata_props}
     if missing := {"task", "names", "stride", "imgsz"} - facts.keys():
         raise WeightsError(f"{plain} is not an Ultralytics export: its metadata lacks {', '.join(sorted(missing))}")
-    _require_detect(plain, facts["task"])
+    require_detect(plain, facts["task"])
     names = {int(i): str(label) for i, label in ast.literal_eval(facts["names"]).items()}
     stride = int(ast.literal_eval(facts["stride"]))
     if len(model.graph.input) != 1 or len(model.graph.output) != 1:
@@ -158,7 +65,7 @@ def _describe(model: onnx.ModelProto, plain: Path, name: str, imgsz: int | None)
             + ": export it again with dynamic=True"
         )
     size = imgsz or exported
-    _require_multiple(size, stride)
+    require_multiple(size, stride)
     return ModelInfo(name, "detect", names, stride, size, static_shape=fixed is not None)
 
 
@@ -254,3 +161,16 @@ def _put_behind(model: onnx.ModelProto, classes: int) -> None:
     graph.node.append(helper.make_node("Concat", [*corners, *columns], ["rows"], axis=2))
     rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["batch", min(K, anchors) if anchors else "k", 6])
     graph.output[0].CopyFrom(rows)
+
+
+def require_detect(weights: Path, task: str) -> None:
+    """Raise WeightsError for another task."""
+    if task != "detect":
+        raise WeightsError(f"{weights} is a {task} model; this version serves detect models only")
+
+
+def require_multiple(imgsz: int, stride: int) -> None:
+    """Raise WeightsError, with the nearest that would do, for a size that the stride does not divide."""
+    if imgsz % stride:
+        nearest = max(stride, round(imgsz / stride) * stride)
+        raise WeightsError(f"IMGSZ={imgsz} is not a multiple of the model's stride {stride}: use {nearest}")

@@ -90,7 +90,7 @@ def test_another_version_of_the_backend_or_of_the_graph_code_is_another_engine(w
 
 
 def test_finding_an_engine_needs_neither_torch_nor_ultralytics_nor_onnx(with_engine, monkeypatch):
-    for name in ("torch", "ultralytics", "onnx", "app.graph"):
+    for name in ("torch", "ultralytics", "onnx", "app.graph", "app.export"):
         monkeypatch.setitem(sys.modules, name, None)
     assert builder.find(with_engine) is not None
 
@@ -148,9 +148,9 @@ def test_engine_that_gives_other_boxes_is_not_kept(order, monkeypatch, how):
 
 
 def test_onnx_weights_are_built_and_checked_without_torch(order, tmp_path, monkeypatch):
-    from app import graph
+    from app import export
 
-    plain = graph.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path)
+    plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path)
     for name in ("torch", "ultralytics"):
         monkeypatch.setitem(sys.modules, name, None)
     built = builder.build(dataclasses.replace(order, weights=str(plain)), lambda _: None)
@@ -159,17 +159,18 @@ def test_onnx_weights_are_built_and_checked_without_torch(order, tmp_path, monke
 
 
 def test_pytorch_backend_refuses_onnx_weights_by_name(order, tmp_path):
-    from app import graph
+    from app import export
 
-    plain = graph.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path)
+    plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path)
     with pytest.raises(WeightsError, match=r"BACKEND=pytorch needs \.pt weights, not "):
         builder.build(dataclasses.replace(order, weights=str(plain), backend="pytorch"), lambda _: None)
 
 
 def test_building_without_the_build_extra_says_how_to_get_it(order, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.delitem(sys.modules, "app.graph", raising=False)
-    monkeypatch.delattr("app.graph", raising=False)
+    for name in ("app.export", "app.graph"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.delattr(name, raising=False)
     with pytest.raises(BackendUnavailable, match=r"pip install 'yolopard\[build\]'"):
         builder.build(order, lambda _: None)
 

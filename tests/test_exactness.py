@@ -12,7 +12,7 @@ from ultralytics.data.augment import LetterBox
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import scale_boxes
 
-from app import graph
+from app import export
 from app.settings import DEMO_WEIGHTS
 
 PHOTOS = sorted((Path(ultralytics.__file__).parent / "assets").glob("*.jpg"))
@@ -22,7 +22,7 @@ CONF = 0.1  # under the default, to compare more
 
 @pytest.fixture(scope="module")
 def model():
-    return graph.load_module(DEMO_WEIGHTS)
+    return export.load_module(DEMO_WEIGHTS)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Weights -> serving graph: the graph's contract, and what is refused in which words."""
 
-import pickle
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import onnx
 import pytest
 import scenes
 
-from app import graph
+from app import export, graph
 from app.backends import onnxruntime, pytorch
 from app.errors import WeightsError
 from app.settings import DEMO_WEIGHTS
@@ -19,7 +18,7 @@ SIDE = 160
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
-    return graph.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path_factory.mktemp("plain"))
+    return export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def expected(frames) -> np.ndarray:
     return pytorch.open_weights(DEMO_WEIGHTS, 2).infer(0, frames)
 
 
-def export(folder: Path, weights: Path = DEMO_WEIGHTS, **options) -> Path:
+def exported(folder: Path, weights: Path = DEMO_WEIGHTS, **options) -> Path:
     """As a user does: yolo export format=onnx."""
     from ultralytics import YOLO
 
@@ -111,7 +110,7 @@ def test_rows_are_sorted_by_score(serving, frames):
 
 @pytest.mark.parametrize("options", [{"batch": 1, "opset": 19}, {"batch": 2, "simplify": False}], ids=str)
 def test_plain_export_with_a_fixed_batch_serves_any_batch(tmp_path, frames, expected, options):
-    path = export(tmp_path, **options)
+    path = exported(tmp_path, **options)
     model = graph.to_serving_graph(path, "fixed", None, tmp_path / "graph.onnx")
     assert model.static_shape
     assert_same_rows(run(tmp_path / "graph.onnx", frames[:3]), expected[:3])
@@ -124,7 +123,7 @@ def test_size_that_is_no_multiple_of_the_stride_is_refused_with_the_nearest(tmp_
     with pytest.raises(WeightsError, match="IMGSZ=600 is not a multiple of the model's stride 32: use 608"):
         graph.to_serving_graph(plain, "demo", 600, tmp_path / "graph.onnx")
     with pytest.raises(WeightsError, match="use 608"):
-        graph.to_plain_onnx(DEMO_WEIGHTS, 600, tmp_path)
+        export.to_plain_onnx(DEMO_WEIGHTS, 600, tmp_path)
 
 
 def test_export_with_nms_inside_or_an_end_to_end_head_is_refused(tmp_path, plain):
@@ -142,8 +141,8 @@ def test_other_tasks_are_refused_by_name_as_weights_and_as_export(tmp_path):
 
     YOLO("yolov8n-seg.yaml").save(tmp_path / "seg.pt")
     with pytest.raises(WeightsError, match=r"seg\.pt is a segment model; this version serves detect models only"):
-        graph.to_plain_onnx(tmp_path / "seg.pt", None, tmp_path_of(tmp_path))
-    path = export(tmp_path, tmp_path / "seg.pt")
+        export.to_plain_onnx(tmp_path / "seg.pt", None, tmp_path_of(tmp_path))
+    path = exported(tmp_path, tmp_path / "seg.pt")
     with pytest.raises(WeightsError, match=r"exported\.onnx is a segment model"):
         graph.to_serving_graph(path, "x", None, tmp_path / "graph.onnx")
 
@@ -167,7 +166,7 @@ def test_damaged_weights_are_refused_in_one_line_that_names_them(tmp_path, name,
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(WeightsError) as error:
-        graph.to_serving_graph(graph.to_plain_onnx(path, None, tmp_path_of(tmp_path)), "x", None, tmp_path / "g.onnx")
+        graph.to_serving_graph(export.to_plain_onnx(path, None, tmp_path_of(tmp_path)), "x", None, tmp_path / "g.onnx")
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -175,42 +174,3 @@ def test_damaged_weights_are_refused_in_one_line_that_names_them(tmp_path, name,
 def tmp_path_of(path: Path) -> Path:
     (folder := path / "scratch").mkdir()
     return folder
-
-
-def test_other_files_are_refused(tmp_path):
-    with pytest.raises(WeightsError, match=r"weights are \.pt or \.onnx files"):
-        graph.to_plain_onnx(tmp_path / "model.engine", None, tmp_path)
-
-
-class Payload:
-    def __reduce__(self):
-        return (Path.touch, (Path(self.target),))
-
-
-def test_pickled_code_in_weights_is_refused_and_not_run_even_if_ultralytics_was_imported_before(tmp_path):
-    import torch
-    import ultralytics.nn.tasks
-
-    ultralytics.nn.tasks.SAFE_LOAD = False  # as it is when somebody else has imported it
-
-    payload = Payload()
-    payload.target = str(tmp_path / "was-run")
-    torch.save({"model": payload}, tmp_path / "evil.pt")
-    with pytest.raises(WeightsError, match=r"evil\.pt"):
-        graph.to_plain_onnx(tmp_path / "evil.pt", None, tmp_path_of(tmp_path))
-    assert not (tmp_path / "was-run").exists()
-    assert pickle.dumps(payload)  # the payload itself is sound
-
-
-def test_name_that_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("ultralytics.utils.downloads.attempt_download_asset", str)
-    with pytest.raises(WeightsError, match="Without a network, copy it to") as error:
-        graph.fetch("yolov8n.pt", tmp_path)
-    assert "WEIGHTS=/path/to/yolov8n.pt" in str(error.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_downloaded_weights_appear_whole_under_their_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("ultralytics.utils.downloads.attempt_download_asset", lambda path: path.write_bytes(b"all"))
-    assert graph.fetch("yolov8n.pt", tmp_path) == tmp_path / "yolov8n.pt"
-    assert (tmp_path / "yolov8n.pt").read_bytes() == b"all"

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from app.errors import WeightsError
-from app.graph import K, load_module
+from app.export import load_module
+from app.graph import K
 
 PRECISIONS = ("fp32",)
 
