@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from app import __version__
 from app.api.body import read_images
 from app.api.disconnect import unless_gone
+from app.api.docs import ERRORS
 from app.api.exchange import Exchange
 from app.api.service import Service
 from app.errors import BadParameter, DeadlineExceeded, YolopardError
@@ -104,7 +105,9 @@ def routes(service: Service) -> APIRouter:
 
     router = APIRouter(tags=["detect"], route_class=Admitted)
 
-    @router.post("/v1/detect", summary="Boxes of the images in the body", responses=_RESPONSES, openapi_extra=_OPENAPI)
+    @router.post(
+        "/v1/detect", summary="Boxes of the images in the body", responses=_RESPONSES | ERRORS, openapi_extra=_OPENAPI
+    )
     async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
         started = time.perf_counter()
         predictor = service.predictor
