@@ -26,18 +26,19 @@ browser: # for the tests of the web page, which are skipped without it
 	@command -v chromium >/dev/null || test "$$(id -u)" != 0 || \
 	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || true
 
-PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint deploy/constraints.txt
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet --constraint deploy/constraints.txt
 
 $(VENV)/serve: pyproject.toml deploy/constraints.txt
-	test -x $(BIN)/python || python3 -m venv $(VENV)
+	@test -x $(BIN)/python || python3 -m venv $(VENV)
 	@echo "Installing what building and serving need into $(VENV) (once; a few minutes)"
-	$(PIP) --editable '.[build,openvino,onnxruntime]'
-	$(HEADLESS)
+	@$(PIP) --editable '.[build,openvino,onnxruntime]'
+	@$(HEADLESS)
 	@touch $@
 
 $(VENV)/dev: $(VENV)/serve
-	$(PIP) --editable '.[dev]'
-	$(HEADLESS)
+	@echo "Installing what the tests need"
+	@$(PIP) --editable '.[dev]'
+	@$(HEADLESS)
 	@touch $@
 
 # Ultralytics brings opencv-python, which needs libGL and writes over the same files: the headless one goes last.

@@ -1,5 +1,6 @@
 """The builder in a process of its own, and what it reports."""
 
+import contextlib
 import multiprocessing
 import signal
 import threading
@@ -64,6 +65,11 @@ class BuildProcess:
 
 def _child(order: Order, sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    with contextlib.suppress(BrokenPipeError):  # the parent was killed: nobody is left to tell
+        _build_and_tell(order, sender)
+
+
+def _build_and_tell(order: Order, sender: Connection) -> None:
     try:
         sender.send(builder.build(order, sender.send))
     except SetupError as error:

@@ -98,7 +98,7 @@ async def test_zero_wait_batches_what_arrived_while_busy(make, device):
     assert device.batches == [[0], [1, 2, 3]]
 
 
-async def test_order_is_first_in_first_out(make, device):
+async def test_order_is_fifo(make, device):
     batcher = make(max_batch=2)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1, 2, 3, 4)
@@ -123,7 +123,7 @@ async def test_items_waiting_after_a_full_batch_need_no_new_arrival(make, device
     assert device.batches == [[1, 2], [3]]
 
 
-async def test_a_batch_holds_one_shape_and_none_starves(make, device):
+async def test_jobs_of_one_batch_share_a_shape_and_no_shape_starves(make, device):
     batcher = make(max_batch=2)
     first = await occupy(batcher, device)
     wide = asyncio.create_task(batcher.submit(frame(9, (2, 4)), NEVER))
@@ -176,6 +176,14 @@ async def test_failed_batch_fails_only_its_own_jobs(make, device, caplog):
     with caplog.at_level(logging.CRITICAL):
         errors = await asyncio.gather(*await queue(batcher, 1, 2), return_exceptions=True)
     assert [type(error) for error in errors] == [InferenceFailed, InferenceFailed]
+    assert device.batches == [[1, 2]]
+
+
+async def test_next_batch_works_after_a_failure(make, device, caplog):
+    batcher = make(max_batch=2)
+    device.failure = RuntimeError("the device said no")
+    with caplog.at_level(logging.CRITICAL):
+        await asyncio.gather(*await queue(batcher, 1, 2), return_exceptions=True)
     device.failure = None
     assert await marks_of(await queue(batcher, 3, 4)) == [3, 4]
 
@@ -297,7 +305,7 @@ async def test_dead_lane_refuses_new_work_at_once(make, device, caplog):
         await batcher.submit(frame(2), NEVER)
 
 
-async def test_a_defect_in_the_batcher_itself_answers_everyone(make, device, caplog):
+async def test_dead_loop_answers_everyone(make, device, caplog):
     batcher = make(max_batch=1)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)

@@ -98,6 +98,26 @@ def test_end_in_the_middle_of_a_build_takes_the_builder_along(tmp_path):
     assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
 
 
+def test_server_killed_in_the_middle_of_a_build_leaves_nothing_that_breaks_the_next_start(tmp_path):
+    options = ["--engines-dir", str(tmp_path), "--backend", "onnxruntime", "--imgsz", "160"]
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "app", "serve", "--port", str(free_port()), *options],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in killed.stderr:
+        if "graph" in line:
+            break
+    killed.send_signal(signal.SIGKILL)
+    following = Served(*options)
+    assert following.end(signal.SIGTERM) == 0
+    _, errors = killed.communicate(timeout=60)  # the orphaned builder ends by itself
+    assert "Traceback" not in errors
+    assert len([path for path in tmp_path.iterdir() if not path.name.startswith(".")]) == 1
+
+
 def test_build_prints_each_step_and_what_the_check_gave(tmp_path):
     first = yolopard("build", "--engines-dir", str(tmp_path), "--backend", "onnxruntime", "--imgsz", "160")
     assert first.returncode == 0, first.stderr

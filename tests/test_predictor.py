@@ -87,7 +87,7 @@ async def test_passed_deadline_is_an_error_of_its_own(make, sample):
         await make().predict(sample, Thresholds(), asyncio.get_running_loop().time())
 
 
-async def test_the_door_lets_in_as_many_as_max_pending_and_counts_them(make):
+async def test_overload_is_refused_at_once_at_the_door(make):
     predictor = make(max_pending=2)
     with predictor.admitted(), predictor.admitted():
         assert predictor.pending == 2
