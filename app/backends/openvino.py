@@ -31,7 +31,7 @@ class OpenvinoEngine:
         options = {
             "NUM_STREAMS": lanes,
             "INFERENCE_NUM_THREADS": threads,
-            # The default is bfloat16 on CPUs that have it, which moves boxes by pixels.
+            # The default is bfloat16 on CPUs that have it: twice as fast, and not FP32 (docs/decisions.md).
             "INFERENCE_PRECISION_HINT": "f32",
         }
         self._compiled = openvino.Core().compile_model(path, "CPU", options)
