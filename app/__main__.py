@@ -1,6 +1,7 @@
 """yolopard build | serve"""
 
 import argparse
+import asyncio
 import shlex
 import signal
 import socket
@@ -19,6 +20,8 @@ from app.errors import SettingsError, SetupError
 from app.progress import Progress
 from app.settings import Settings
 from app.store import Built
+
+LINGER_S = 0.25
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +58,7 @@ def serve(settings: Settings) -> int:
         server_header=False,
         timeout_graceful_shutdown=drain_s,
     )
-    server = uvicorn.Server(config)
+    server = LingeringServer(config)
     service = Service(
         settings,
         BuildProcess(_order(settings)),
@@ -66,6 +69,14 @@ def serve(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
     server.run(sockets=[_listen(settings)])
     return _fail(service.failure) if service.failure else 0
+
+
+class LingeringServer(uvicorn.Server):
+    """Takes in what has reached the socket before it closes the door; uvicorn alone would reset those connections."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await asyncio.sleep(LINGER_S)
+        await super().shutdown(sockets)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -75,6 +75,20 @@ def test_serve_finds_its_engine_is_ready_in_ten_seconds_and_its_curl_line_works(
         assert served.end(signal.SIGTERM) == 0
 
 
+def test_stop_answers_every_request_that_had_reached_the_socket(engine, sample):
+    served = Served("--engines-dir", str(engine))
+    request = b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(sample), sample)
+    clients = [socket.create_connection(("127.0.0.1", served.port), timeout=30) for _ in range(30)]
+    for client in clients:
+        client.sendall(request)
+    served.process.send_signal(signal.SIGTERM)
+    answers = [client.recv(16) for client in clients]
+    for client in clients:
+        client.close()
+    assert answers == [b"HTTP/1.1 200 OK\r"] * 30
+    assert served.end(signal.SIGTERM) == 0
+
+
 def test_interrupt_ends_it_cleanly(engine):
     served = Served("--engines-dir", str(engine))
     assert served.end(signal.SIGINT) in (0, 130)
