@@ -94,9 +94,10 @@ def test_interrupt_ends_it_cleanly(engine):
     assert served.end(signal.SIGINT) in (0, 130)
 
 
-def test_end_in_the_middle_of_a_build_takes_the_builder_along(tmp_path):
+def until_it_builds(*options: str) -> subprocess.Popen[str]:
+    """`yolopard serve`, in the middle of its build."""
     serving = subprocess.Popen(
-        [sys.executable, "-m", "app", "serve", "--port", str(free_port()), "--engines-dir", str(tmp_path)],
+        [sys.executable, "-m", "app", "serve", "--port", str(free_port()), *options],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -105,6 +106,11 @@ def test_end_in_the_middle_of_a_build_takes_the_builder_along(tmp_path):
     for line in serving.stderr:
         if "graph" in line:
             break
+    return serving
+
+
+def test_end_in_the_middle_of_a_build_takes_the_builder_along(tmp_path):
+    serving = until_it_builds("--engines-dir", str(tmp_path))
     serving.send_signal(signal.SIGTERM)
     _, errors = serving.communicate(timeout=30)  # stderr ends when the builder, which shares it, has ended
     assert serving.returncode == 0
@@ -114,16 +120,7 @@ def test_end_in_the_middle_of_a_build_takes_the_builder_along(tmp_path):
 
 def test_server_killed_in_the_middle_of_a_build_leaves_nothing_that_breaks_the_next_start(tmp_path):
     options = ["--engines-dir", str(tmp_path), "--backend", "onnxruntime", "--imgsz", "160"]
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "app", "serve", "--port", str(free_port()), *options],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in killed.stderr:
-        if "graph" in line:
-            break
+    killed = until_it_builds(*options)
     killed.send_signal(signal.SIGKILL)
     following = Served(*options)
     assert following.end(signal.SIGTERM) == 0
