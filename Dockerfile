@@ -28,13 +28,43 @@ RUN pip install --constraint deploy/constraints.txt --editable '.[build,openvino
 ARG WEIGHTS
 ENV YOLOPARD_WEIGHTS=/opt/yolopard/${WEIGHTS}
 COPY models/demo/samples models/demo/samples
+COPY models/demo/scenes.py models/demo/
 COPY ${WEIGHTS} ${WEIGHTS}
 COPY app app
 USER 10001
 RUN yolopard build
 CMD ["build"]
 
-FROM base AS cpu
+FROM base AS server
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python3", "-c", \
+  "from os import environ; from urllib.request import urlopen; \
+   urlopen(f'http://127.0.0.1:{environ.get(\"YOLOPARD_PORT\", 8000)}/healthz', timeout=4)"]
+CMD ["serve"]
+
+# Builds its engine on the GPU that it serves on. torch and TensorRT bring CUDA along as wheels, and the host's NVIDIA
+# Container Toolkit the driver: there is nothing left for an image of NVIDIA's to bring.
+FROM server AS gpu
+ARG PIP_NO_CACHE_DIR=1
+# PyPI's tensorrt-cu13-libs is a stub that downloads the libraries, gigabytes without a word, from NVIDIA's index.
+ARG WHEEL_STUB_PIP_INDEX_URL=https://pypi.nvidia.com/
+RUN pip install --constraint deploy/constraints.txt --editable '.[build,tensorrt]' \
+ && pip install --force-reinstall --no-deps "$(grep --only-matching 'opencv-python-headless==[^"]*' pyproject.toml)"
+# PCI_BUS_ID: CUDA counts GPUs as NVML does. The backend by name: without a GPU this image ends, and does not serve slowly.
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    CUDA_MODULE_LOADING=LAZY \
+    CUDA_DEVICE_ORDER=PCI_BUS_ID \
+    YOLOPARD_BACKEND=tensorrt
+ARG WEIGHTS
+ENV YOLOPARD_WEIGHTS=/opt/yolopard/${WEIGHTS}
+COPY models/demo/samples models/demo/samples
+COPY models/demo/scenes.py models/demo/
+COPY ${WEIGHTS} ${WEIGHTS}
+COPY app app
+USER 10001
+
+FROM server AS cpu
 ARG PIP_NO_CACHE_DIR=1
 RUN pip install --constraint deploy/constraints.txt --editable '.[openvino]'
 ARG WEIGHTS
@@ -43,9 +73,3 @@ COPY ${WEIGHTS} ${WEIGHTS}
 COPY app app
 COPY --from=build --chown=yolopard:yolopard ${YOLOPARD_ENGINES_DIR} ${YOLOPARD_ENGINES_DIR}
 USER 10001
-EXPOSE 8000
-STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python3", "-c", \
-  "from os import environ; from urllib.request import urlopen; \
-   urlopen(f'http://127.0.0.1:{environ.get(\"YOLOPARD_PORT\", 8000)}/healthz', timeout=4)"]
-CMD ["serve"]

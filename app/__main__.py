@@ -15,8 +15,10 @@ from app import __version__, log
 from app.api.app import create_app
 from app.api.service import Service
 from app.build_process import BuildProcess
-from app.builder import SAMPLES, Order
+from app.builder import Order
+from app.datasets import DEMO
 from app.errors import SettingsError, SetupError
+from app.parity import Limits
 from app.progress import Progress
 from app.settings import Settings
 from app.store import Built
@@ -40,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build(settings: Settings) -> int:
     """Build the engine, or find it built, and say where it is."""
     log.configure(settings.log_level, settings.log_format)
-    built = BuildProcess(_order(settings)).run(_print_progress)
-    print(f"{built.folder}: {_checked(built)}")
+    built = BuildProcess(_order(settings, settings.backend)).run(_print_progress)
+    print(f"{built.folder}\n{_table(built)}")
     return 0
 
 
@@ -61,8 +63,8 @@ def serve(settings: Settings) -> int:
     server = LingeringServer(config)
     service = Service(
         settings,
-        BuildProcess(_order(settings)),
-        on_ready=lambda built: _print_ready(settings, built),
+        lambda backend: BuildProcess(_order(settings, backend)),
+        on_ready=lambda deployed: _print_ready(settings, deployed.built),
         on_failure=lambda: setattr(server, "should_exit", True),
     )
     config.app = create_app(service)
@@ -90,22 +92,43 @@ def _listen(settings: Settings) -> socket.socket:
         ) from error
 
 
-def _order(settings: Settings) -> Order:
+def _order(settings: Settings, backend: str) -> Order:
+    limits = Limits(settings.gate_fp32, settings.gate_fp16, settings.gate_int8, settings.gate_map_loss)
     return Order(
-        settings.weights, settings.imgsz, settings.batch, settings.precision, settings.backend, settings.engines_dir
+        weights=settings.weights,
+        imgsz=settings.imgsz,
+        batch=settings.batch,
+        precision=settings.precision if backend == settings.backend else "auto",
+        backend=backend,
+        engines=settings.engines_dir,
+        lanes=settings.lanes,
+        gate=settings.gate_dir,
+        calibration=settings.calibration_dir,
+        limits=limits,
     )
 
 
 def _print_progress(progress: Progress) -> None:
-    print(f"[{progress.step}/{progress.of}] {progress.model}: {progress.phase}", flush=True)
+    print(progress, flush=True)
 
 
-def _checked(built: Built) -> str:
-    parity = built.manifest.parity
-    return (
-        f"checked on {parity['images']} images, {parity['matched']} of {parity['rows']} rows as the reference's, "
-        f"greatest difference {parity['box_px']:.4f} px and {parity['score']:.6f} in score"
-    )
+def _table(built: Built) -> str:
+    """How the engine was judged, a line a figure."""
+    gate, precision = built.manifest.gate, built.manifest.fingerprint.precision
+    figures = gate.figures
+    if figures is None:
+        return f"not judged: {gate.on}"
+    lines = {
+        "accuracy gate": f"{precision} against PyTorch FP32 on {gate.on}",
+        "boxes found": f"{figures.agreement:.2%} of {figures.boxes}, {figures.invented:.2%} of its own are new",
+        "boxes differ": f"{figures.box_px_mean:.4f} px on average, {figures.box_px:.4f} at most",
+        "scores differ": f"{figures.score_mean:.6f} on average, {figures.score:.6f} at most",
+        "rows before NMS": f"{figures.rows_agreement:.2%} of {figures.rows} alike",
+    }
+    if figures.map50_95 is not None:
+        lines["mAP50"] = f"{figures.map50:.4f}, PyTorch {figures.reference_map50:.4f}"
+        lines["mAP50-95"] = f"{figures.map50_95:.4f}, PyTorch {figures.reference_map50_95:.4f}"
+    return "\n".join(f"  {name:16} {text}" for name, text in lines.items())
 
 
 def _print_ready(settings: Settings, built: Built) -> None:
@@ -114,10 +137,10 @@ def _print_ready(settings: Settings, built: Built) -> None:
     fingerprint, model = built.manifest.fingerprint, built.manifest.model
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
     url = f"http://{host}:{settings.port}"
-    sample = next(iter(sorted(SAMPLES.glob("*.jpg"))), Path("image.jpg"))
+    sample = next(iter(sorted((DEMO / "samples").glob("*.jpg"))), Path("image.jpg"))
     print(
         f"\n{model.name} at {model.imgsz} px on {fingerprint.backend} {fingerprint.precision}, batch up to "
-        f"{fingerprint.batch}: {_checked(built)}\n"
+        f"{fingerprint.batch}\n{_table(built)}\n"
         f"Ready at {url} (page), {url}/docs, {url}/metrics. Try:\n\n"
         f"  curl --data-binary @{shlex.quote(str(sample))} {url}/v1/detect\n",
         flush=True,

@@ -11,19 +11,17 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.backends import Engine
 from app.errors import DeadlineExceeded, InferenceFailed, Stopping
 from app.images import Pixels
 from app.metrics import Metrics
 from app.results import Rows
-
-Infer = Callable[[int, NDArray[np.uint8]], NDArray[np.float32]]  # lane, frames [n, H, W, 3] -> rows [n, K, 6]
 
 log = logging.getLogger("yolopard.batcher")
 
@@ -61,14 +59,14 @@ class Batcher:
     """Owns the queue, the lanes' tasks and the device threads."""
 
     def __init__(
-        self, infer: Infer, *, lanes: int, max_batch: int, max_wait_s: float, metrics: Metrics, model: str, engine: str
+        self, engine: Engine, *, lanes: int, max_batch: int, max_wait_s: float, metrics: Metrics, model: str, name: str
     ) -> None:
-        self._infer = infer
+        self._engine = engine
         self._lanes = lanes
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
         self._metrics = metrics
-        self._labels = (model, engine)
+        self._labels = (model, name)
         self._waiting: dict[tuple[int, ...], deque[_Job]] = {}  # by shape of frame; no queue is empty
         self._flying: set[_Job] = set()
         self._changed = asyncio.Event()
@@ -76,7 +74,7 @@ class Batcher:
         self._failures = 0  # batches in a row
         self._tasks: list[asyncio.Task[None]] = []
         self._loop = asyncio.get_running_loop()
-        self._depth = metrics.queue_depth.labels(model)
+        self._depth = metrics.queue_depth.labels(model, name)
         self._depth.set_function(self.depth)
 
     def start(self) -> None:
@@ -195,7 +193,8 @@ class Batcher:
         else:
             self._failures = 0
             infer_s = time.perf_counter() - started
-            self._count(batch, infer_s)
+            device_s = self._engine.device_seconds(lane)
+            self._count(batch, infer_s if device_s is None else device_s)
             for job, its_rows in zip(jobs, rows, strict=True):
                 if not job.answer.done():
                     job.answer.set_result(Answer(its_rows, len(jobs), started - job.enqueued, infer_s))
@@ -204,7 +203,7 @@ class Batcher:
     def _infer_jobs(self, lane: int, jobs: list[_Job]) -> NDArray[np.float32]:
         """On a device thread."""
         try:
-            rows = self._infer(lane, np.stack([job.frame for job in jobs]))
+            rows = self._engine.infer(lane, [job.frame for job in jobs])
         except Exception:
             raise
         except BaseException as death:  # would go through the executor and end the event loop
@@ -213,13 +212,12 @@ class Batcher:
             raise InferenceFailed(f"the engine gave {len(rows)} results for {len(jobs)} images")
         return rows
 
-    def _count(self, batch: _Batch, infer_s: float) -> None:
-        model, engine = self._labels
+    def _count(self, batch: _Batch, device_s: float) -> None:
         size = len(batch.jobs)
-        self._metrics.images.labels(model, engine).inc(size)
-        self._metrics.batch_size.labels(model).observe(size)
-        self._metrics.batches.labels(model, batch.reason).inc()
-        self._metrics.device_seconds.labels(model, engine).inc(infer_s)
+        self._metrics.images.labels(*self._labels).inc(size)
+        self._metrics.batch_size.labels(*self._labels).observe(size)
+        self._metrics.batches.labels(*self._labels, batch.reason).inc()
+        self._metrics.device_seconds.labels(*self._labels).inc(device_s)
 
     def _lane_ended(self, task: "asyncio.Task[None]") -> None:
         """A lane ends well only when the batcher stops; otherwise the device is dead, and everybody must know."""

@@ -1,32 +1,37 @@
-"""weights -> serving graph -> engine -> check against the reference -> engines/<key>/.
+"""weights -> serving graph -> engine -> gate -> engines/<key>/, falling back to a safer precision.
 
 Runs in a process of its own (app/build_process.py): its memory goes back whole, and a crash is only a failed build.
 """
 
 import inspect
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-import numpy as np
-
-from app import __version__, backends, images, machine, parity, store
-from app.errors import BackendUnavailable, SettingsError, WeightsError
-from app.images import Pixels
+from app import __version__, backends, datasets, images, machine, parity, store
+from app.backends import Backend, Recipe
+from app.datasets import Dataset, Picture
+from app.errors import BackendUnavailable, GateFailed, SettingsError, WeightsError
+from app.images import Pixels, Placement
 from app.model import ModelInfo
+from app.parity import Limits
 from app.progress import PHASES, Progress, Report
-from app.results import Rows
-from app.store import Built
+from app.results import K
+from app.store import Built, Fingerprint, Manifest, Verdict
 
 log = logging.getLogger("yolopard.builder")
 
-SAMPLES = Path(__file__).parents[1] / "models" / "demo" / "samples"
+CALIBRATION_SCENES = 200  # for the demo model
+UNCHECKED = "nothing: there are no weights to compare it with"
+
+_SAFER = ("int8", "fp16", "fp32")  # each is safer than the ones before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,10 @@ class Order:
     precision: str  # auto | fp32 | fp16 | int8
     backend: str  # auto | a file of app/backends
     engines: Path
+    lanes: int | None = None  # None = the backend's own
+    gate: Path | None = None  # images to judge the engine on
+    calibration: Path | None = None  # images to calibrate int8 on
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def name(self) -> str:
@@ -48,49 +57,120 @@ class Order:
 def find(order: Order) -> Built | None:
     """The stored engine that fits the order, every byte checked. Needs neither torch nor ultralytics.
 
-    None, and one line in the log if it was damaged, when it has to be built.
+    None, with one line in the log that tells why if there is more to say than that it was never built, when it has to
+    be built. Raises GateFailed when every precision has been refused already.
     """
     weights = _local(order)
     if weights is None:
         return None
-    fingerprint = _fingerprint(order, weights)
-    try:
-        manifest = store.find(order.engines, fingerprint)
-    except store.Damaged as damage:
-        log.warning("%s: building the engine again; if this comes back, check that disk", damage)
-        return None
-    return Built(order.engines / fingerprint.key, manifest) if manifest else None
+    for fingerprint in _fingerprints(order, weights):
+        manifest = _stored(order, fingerprint)
+        if manifest is None:
+            return None
+        if _accepted(order, manifest):
+            return Built(order.engines / fingerprint.key, manifest)
+    raise _refused(order)
 
 
 def build(order: Order, report: Report) -> Built:
     """Build the order's engine, or find it built by somebody else meanwhile. Raises a SetupError."""
     _build_rooms()
     weights = _local(order) or _fetch(order)
-    fingerprint = _fingerprint(order, weights)
     waiting = Progress("waiting for another process that builds this engine", 1, len(PHASES), order.name)
-    with store.lock(order.engines, fingerprint.key, lambda: report(waiting)):
-        return find(order) or _build(order, weights, fingerprint, lambda phase: report(Progress.at(phase, order.name)))
+    for fingerprint in _fingerprints(order, weights):
+        with store.lock(order.engines, fingerprint.key, lambda: report(waiting)):
+            manifest = _stored(order, fingerprint)
+            if manifest is None:
+                if other := store.difference(order.engines, fingerprint):
+                    log.warning("%s: building an engine", other)
+                manifest = _build(order, weights, fingerprint, report)
+        if _accepted(order, manifest):
+            return Built(order.engines / fingerprint.key, manifest)
+    raise _refused(order)
 
 
-def _build(order: Order, weights: Path, fingerprint: store.Fingerprint, begin: Callable[[str], None]) -> Built:
-    export, graph = _build_rooms()
-    backend = backends.get(fingerprint.backend)
-    started = time.monotonic()
+def _stored(order: Order, fingerprint: Fingerprint) -> Manifest | None:
+    """What is known of this engine, if it is whole and was judged on the order's images."""
+    folder = order.engines / fingerprint.key
+    try:
+        manifest = store.find(order.engines, fingerprint)
+    except store.Damaged as damage:
+        log.warning("%s: building the engine again; if this comes back, check that disk", damage)
+        return None
+    if manifest is None:
+        return None
+    if order.gate and manifest.gate.images != datasets.digest(order.gate, "GATE_DIR"):
+        log.warning("%s was judged on other images than GATE_DIR's: building it again", folder)
+        return None
+    if not manifest.files and not manifest.gate.shortcomings(fingerprint.precision, order.limits):
+        log.warning("%s was refused with stricter limits than these: building it again", folder)
+        return None
+    return manifest
+
+
+def _accepted(order: Order, manifest: Manifest) -> bool:
+    """Whether the engine may be served; one line in the log if not."""
+    precision = manifest.fingerprint.precision
+    shortcomings = manifest.gate.shortcomings(precision, order.limits)
+    if shortcomings:
+        log.warning("%s %s is refused by the accuracy gate: %s", order.name, precision, "; ".join(shortcomings))
+    return not shortcomings
+
+
+def _refused(order: Order) -> GateFailed:
+    return GateFailed(
+        f"{order.name}: no precision of the engine gives the boxes of PyTorch FP32 (the lines above say by how much). "
+        f"None was kept; {order.engines} holds the figures"
+    )
+
+
+def _build(order: Order, weights: Path, fingerprint: Fingerprint, report: Report) -> Manifest:
+    """One precision; published whole, or without its files if the gate refuses it."""
+    backend, started, precision = backends.get(fingerprint.backend), time.monotonic(), fingerprint.precision
+
+    def begin(phase: str, detail: str = "") -> None:
+        report(Progress.at(phase, order.name, f"{precision} {detail}".strip()))
+
     with store.workplace(order.engines, fingerprint.key) as place:
         (scratch := place / "scratch").mkdir()
         (engine := place / "engine").mkdir()
         begin("graph")
-        plain = export.to_plain_onnx(weights, order.imgsz, scratch)
-        model = graph.to_serving_graph(plain, order.name, order.imgsz, scratch / "graph.onnx")
+        model = _graph(order, weights, backend, scratch)
         begin("engine")
-        backend.build(weights, scratch / "graph.onnx", engine)
+        recipe = Recipe(
+            weights=weights,
+            graph=scratch / "graph.onnx",
+            model=model,
+            precision=precision,
+            batch=order.batch,
+            lanes=order.lanes or backend.LANES,
+            calibration=lambda: (frame for _, _, frame in _frames(_calibration(order, weights, model), model)),
+            folder=engine,
+            cache=order.engines / ".cache",
+            report=partial(begin, "engine"),
+        )
+        facts = backend.build(recipe)
         begin("check")
-        outcome = _check(backend, engine, weights, model, order.batch)
-        outcome.require()
+        verdict = _judge(order, backend, engine, weights, model, precision)
         begin("publish")
+        if verdict.shortcomings(precision, order.limits):
+            for path in engine.iterdir():
+                path.unlink()
         files = {path.name: store.sha256(path) for path in sorted(engine.iterdir())}
-        manifest = store.Manifest(fingerprint, model, outcome.to_json(), _circumstances(started), files)
-        return Built(store.publish(order.engines, engine, manifest), manifest)
+        manifest = Manifest(fingerprint, model, verdict, _circumstances(started) | facts, files)
+        store.publish(order.engines, engine, manifest)
+        return manifest
+
+
+def _graph(order: Order, weights: Path, backend: Backend, scratch: Path) -> ModelInfo:
+    export, graph = _build_rooms()
+    if weights.suffix == ".engine":
+        from app.backends import tensorrt
+
+        return tensorrt.describe(weights, order.name, order.imgsz)
+    plain = export.to_plain_onnx(weights, order.imgsz, scratch, static=backend.STATIC)
+    model: ModelInfo = graph.to_serving_graph(plain, order.name, order.imgsz, scratch / "graph.onnx")
+    return model
 
 
 def _build_rooms() -> tuple[ModuleType, ModuleType]:
@@ -123,81 +203,120 @@ def _fetch(order: Order) -> Path:
     return path
 
 
-def _fingerprint(order: Order, weights: Path) -> store.Fingerprint:
-    name = backends.choose(order.backend)
+def _fingerprints(order: Order, weights: Path) -> list[Fingerprint]:
+    """Of the engine asked for, and of those of safer precisions, in the order in which they are tried."""
+    name = backends.choose("tensorrt" if weights.suffix == ".engine" and order.backend == "auto" else order.backend)
     backend = backends.get(name)
-    precision = backend.PRECISIONS[0] if order.precision == "auto" else order.precision
-    if precision not in backend.PRECISIONS:
-        raise SettingsError(f"PRECISION={precision} does not exist on {name}: use {' or '.join(backend.PRECISIONS)}")
-    return store.Fingerprint(
-        name=order.name,
-        weights_sha256=store.sha256(weights),
-        graph_revision=_revision(inspect.getsourcefile(backend)),  # type: ignore[arg-type]
-        imgsz=order.imgsz,
-        batch=order.batch,
-        precision=precision,
-        backend=name,
-        backend_version=backend.version(),
-        device=f"cpu {os.uname().machine}",
+    if weights.suffix == ".engine" and name != "tensorrt":
+        raise SettingsError(f"{weights} is a TensorRT engine; BACKEND={name} cannot run it")
+    asked = backend.PRECISIONS[0] if order.precision == "auto" else order.precision
+    if asked not in backend.PRECISIONS:
+        raise SettingsError(f"PRECISION={asked} does not exist on {name}: use {' or '.join(backend.PRECISIONS)}")
+    digest = store.sha256(weights)
+    tried = [precision for precision in _SAFER[_SAFER.index(asked) :] if precision in backend.PRECISIONS]
+    return [
+        Fingerprint(
+            name=order.name,
+            weights_sha256=digest,
+            graph_revision=_revision(inspect.getsourcefile(backend)),  # type: ignore[arg-type]
+            imgsz=order.imgsz,
+            batch=order.batch,
+            precision=precision,
+            backend=name,
+            backend_version=backend.version(),
+            device=backend.device(),
+            calibration=_calibration_digest(order, weights) if precision == "int8" else "",
+        )
+        for precision in tried
+    ]
+
+
+def _calibration_digest(order: Order, weights: Path) -> str:
+    if order.calibration:
+        return datasets.digest(order.calibration, "CALIBRATION_DIR")
+    if _is_demo(weights):
+        return f"{CALIBRATION_SCENES} scenes"
+    raise SettingsError(
+        "PRECISION=int8 is calibrated on images like those to be served: give a folder of some 300 with CALIBRATION_DIR"
     )
 
 
+def _calibration(order: Order, weights: Path, model: ModelInfo) -> Dataset:
+    if order.calibration:
+        return datasets.folder(order.calibration, model.names, "CALIBRATION_DIR")
+    return datasets.calibration_scenes(CALIBRATION_SCENES)
+
+
+def _is_demo(weights: Path) -> bool:
+    demo = datasets.DEMO / "yolov8n-demo.pt"
+    return demo.is_file() and store.sha256(demo) == store.sha256(weights)
+
+
 def _revision(backend_file: str) -> str:
-    """Of the code that makes graph and engine: its own digest, which nobody can forget to raise."""
+    """Of the code that makes graph and engine, and that judges: its own digest, which nobody can forget to raise."""
     here = Path(__file__).parent
-    digests = [store.sha256(path) for path in (here / "export.py", here / "graph.py", Path(backend_file))]
-    return "-".join(digest[:8] for digest in digests)
+    own = (here / name for name in ("export.py", "graph.py", "precision.py", "parity.py"))
+    return "-".join(store.sha256(path)[:8] for path in (*own, Path(backend_file)))
 
 
-def _check(backend: backends.Backend, folder: Path, weights: Path, model: ModelInfo, batch: int) -> parity.Parity:
-    """Each check image alone in the reference, and in a batch with others in the engine."""
+def _judge(order: Order, backend: Backend, folder: Path, weights: Path, model: ModelInfo, precision: str) -> Verdict:
+    """Each gate image alone in the reference, and in a batch with others in the engine."""
+    if weights.suffix == ".engine":
+        return Verdict(UNCHECKED, "", None)
     threads = machine.cpus()
+    dataset = _gate_images(order, weights, model)
     reference = _reference(weights, threads)
     engine = backend.load(folder, 1, threads)
-    pairs: list[tuple[Rows, Rows]] = []
-    for frames in _batches(_check_frames(model), batch):
-        expected = [reference(frame[None])[0] for frame in frames]
-        pairs += zip(expected, engine.infer(0, frames), strict=True)
+    gate = parity.Gate(precision)
+    for batch in _batches(_frames(dataset, model), order.batch):
+        rows = engine.infer(0, [frame for _, _, frame in batch])
+        for (picture, placement, frame), its_rows in zip(batch, rows, strict=True):
+            gate.add(picture, placement, reference([frame])[0], its_rows)
     engine.close()
-    return parity.compare(pairs)
+    return Verdict(dataset.name, datasets.digest(order.gate, "GATE_DIR") if order.gate else "", gate.figures())
 
 
-def _reference(weights: Path, threads: int) -> parity.Infer:
+def _gate_images(order: Order, weights: Path, model: ModelInfo) -> Dataset:
+    if order.gate:
+        return datasets.folder(order.gate, model.names, "GATE_DIR")
+    return datasets.gate_scenes() if _is_demo(weights) else datasets.samples()
+
+
+def _reference(weights: Path, threads: int) -> Callable[[list[Pixels]], Any]:
     """PyTorch FP32 for .pt; for .onnx, where there is no PyTorch, the plain export in ONNX Runtime."""
     if weights.suffix == ".pt":
         from app.backends import pytorch
 
-        engine = pytorch.open_weights(weights, threads)
-        return lambda frames: engine.infer(0, frames)
+        return partial(pytorch.open_weights(weights, threads).infer, 0)
     from app.backends import onnxruntime
 
-    return onnxruntime.PlainExport(weights, _build_rooms()[1].K, threads).infer
+    return onnxruntime.PlainExport(weights, K, threads).infer
 
 
-def _check_frames(model: ModelInfo) -> list[Pixels]:
-    """The demo samples and, where ultralytics is installed, its two photos."""
-    paths = sorted(SAMPLES.glob("*.jpg"))
-    if spec := util.find_spec("ultralytics"):
-        paths += sorted(Path(str(spec.origin)).parent.glob("assets/*.jpg"))
-    frames = []
-    for path in paths:
-        pixels = images.decode(path.read_bytes(), max_pixels=50_000_000)
-        height, width = pixels.shape[:2]
+Framed = tuple[Picture, Placement, Pixels]
+
+
+def _frames(dataset: Dataset, model: ModelInfo) -> Iterator[Framed]:
+    """The pictures, letterboxed as they are served."""
+    for picture in dataset:
+        height, width = picture.pixels.shape[:2]
         placement = images.place(height, width, model.imgsz, model.stride, rect=not model.static_shape)
-        frames.append(images.letterbox(pixels, placement))
-    return frames
+        yield picture, placement, images.letterbox(picture.pixels, placement)
 
 
-def _batches(frames: list[Pixels], size: int) -> Iterator[Pixels]:
-    """uint8 [n, H, W, 3] of frames of one shape, n <= size."""
-    for shape in dict.fromkeys(frame.shape for frame in frames):
-        alike = [frame for frame in frames if frame.shape == shape]
-        for start in range(0, len(alike), size):
-            yield np.stack(alike[start : start + size])
+def _batches(frames: Iterator[Framed], size: int) -> Iterator[list[Framed]]:
+    """Batches of frames of one shape, of `size` each but the last of a shape."""
+    waiting: dict[tuple[int, ...], list[Framed]] = {}
+    for framed in frames:
+        batch = waiting.setdefault(framed[2].shape, [])
+        batch.append(framed)
+        if len(batch) == size:
+            yield waiting.pop(framed[2].shape)
+    yield from waiting.values()
 
 
 def _circumstances(started: float) -> dict[str, object]:
-    packages = ("torch", "ultralytics", "onnx", "onnxslim", "openvino", "onnxruntime", "numpy")
+    packages = ("torch", "ultralytics", "onnx", "onnxslim", "openvino", "onnxruntime", "nncf", "numpy")
     versions = {name: metadata.version(name) for name in packages if util.find_spec(name)}
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -23,8 +23,10 @@ YolopardError                  500 internal
     ├── BackendUnavailable     the wheel or the device is missing
     ├── WeightsError           the weights cannot be had or turned into a serving graph
     ├── StoreError             the engines folder cannot be read or written
-    ├── BuildFailed            the builder died
-    └── ParityFailed           the engine does not give the boxes of the reference
+    ├── BuildFailed            the builder died, or the engine's compiler gave up
+    ├── EngineFailed           the device refused something that a loaded engine needs
+    ├── EngineStale            a stored engine does not load here any more: it has to be built again
+    └── GateFailed             no precision of the engine gives the boxes of the reference
 """
 
 from typing import ClassVar
@@ -114,7 +116,7 @@ class SettingsError(SetupError):
 
 
 class BackendUnavailable(SetupError):
-    pass
+    code = "backend_unavailable"
 
 
 class WeightsError(SetupError):
@@ -126,8 +128,16 @@ class StoreError(SetupError):
 
 
 class BuildFailed(SetupError):
-    pass
+    code = "build_failed"
 
 
-class ParityFailed(SetupError):
-    pass
+class EngineFailed(SetupError):
+    code = "engine_failed"
+
+
+class EngineStale(SetupError):
+    code = "engine_stale"
+
+
+class GateFailed(SetupError):
+    code = "gate_failed"

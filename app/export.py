@@ -38,8 +38,10 @@ def fetch(name: str, folder: Path) -> Path:
     return target
 
 
-def to_plain_onnx(weights: Path, imgsz: int | None, folder: Path) -> Path:
+def to_plain_onnx(weights: Path, imgsz: int | None, folder: Path, *, static: bool = False) -> Path:
     """The weights as Ultralytics' own ONNX export, any batch and any H, W; an .onnx file is taken as it is.
+
+    With `static` H and W are fixed, so that anchors are constants.
 
     `imgsz` is the longest frame side in px, None = the one the model was trained at. Raises WeightsError.
     """
@@ -53,7 +55,7 @@ def to_plain_onnx(weights: Path, imgsz: int | None, folder: Path) -> Path:
     size = imgsz or _trained_imgsz(model.overrides.get("imgsz"), stride)
     require_multiple(size, stride)
     try:
-        plain = model.export(format="onnx", imgsz=size, dynamic=True, simplify=True, opset=OPSET, device="cpu")
+        plain = model.export(format="onnx", imgsz=size, dynamic=not static, simplify=True, opset=OPSET, device="cpu")
     except Exception as error:
         raise WeightsError(f"{weights}: Ultralytics cannot export it: {_first_line(error, copy, weights)}") from error
     return Path(plain)

@@ -14,8 +14,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from app.errors import WeightsError
 from app.model import ModelInfo
-
-K = 1024  # rows an image
+from app.results import K
 
 
 def to_serving_graph(plain: Path, name: str, imgsz: int | None, target: Path) -> ModelInfo:

@@ -26,3 +26,8 @@ def cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def architecture() -> str:
+    """What portable CPU engines depend on, such as "cpu x86_64"."""
+    return f"cpu {platform.machine()}"

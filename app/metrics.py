@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a _created series beside every other one says nothing here
 
@@ -50,26 +51,42 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"yolopard_{name}", text, labels, buckets=buckets, registry=registry)
 
-        self.requests = counter("requests_total", "Requests answered", "model", "protocol", "code")
+        self.requests = counter("requests_total", "Requests answered", "model", "engine", "protocol", "code")
         self.request_seconds = histogram(
-            "request_duration_seconds", "From the first byte to the last", _SECONDS, "model", "protocol"
+            "request_duration_seconds", "From the first byte to the last", _SECONDS, "model", "engine", "protocol"
         )
-        self.stage_seconds = histogram("stage_duration_seconds", "Of one image", _SECONDS, "model", "stage")
+        self.stage_seconds = histogram("stage_duration_seconds", "Of one image", _SECONDS, "model", "engine", "stage")
         self.images = counter("images_total", "Images inferred; the rate is the FPS", "model", "engine")
-        self.batch_size = histogram("batch_size", "Images a batch", _BATCH, "model")
-        self.batches = counter("batches_total", "Batches by why they left", "model", "reason")
-        self.queue_depth = gauge("queue_depth", "Images waiting for a lane", "model")
+        self.batch_size = histogram("batch_size", "Images a batch", _BATCH, "model", "engine")
+        self.batches = counter("batches_total", "Batches by why they left", "model", "engine", "reason")
+        self.queue_depth = gauge("queue_depth", "Images waiting for a lane", "model", "engine")
         self.pending = gauge("pending", "Requests past the door and not yet answered", "model")
         self.rejected = counter("rejected_total", "Requests refused or given up", "model", "reason")
         self.device_seconds = counter("device_seconds_total", "Time spent inside the engine", "model", "engine")
         self.engine_rate = gauge("engine_images_per_second", "The engine alone, measured at warm-up", "model", "engine")
         self.engine_info = gauge("engine_info", "1", *Engine.__slots__)
+        self.gate = gauge("gate", "Figures of the accuracy gate", "model", "engine", "figure")
+        self.fallback = gauge("fallback", "1 while something else than was asked for is served", "model", "reason")
+        self.shadow = counter(
+            "shadow_boxes_total",
+            "Boxes of live images by what the second engine says: both, only this engine, only the second one",
+            *("model", "engine", "found_by"),
+        )
+        self.shadow_images = counter(
+            "shadow_images_total", "Live images that the second engine saw", "model", "outcome"
+        )
         self.ready = gauge("ready", "1 when images are answered")
 
-    def announce(self, engine: Engine, images_per_second: float) -> None:
-        """An engine is loaded and warm."""
+    def announce(self, engine: Engine, images_per_second: float, gate: dict[str, float]) -> None:
+        """An engine is loaded and warm; `gate` is how it was judged."""
         self.engine_info.labels(*(getattr(engine, label) for label in Engine.__slots__)).set(1)
         self.engine_rate.labels(engine.model, engine.engine).set(images_per_second)
+        for figure, value in gate.items():
+            self.gate.labels(engine.model, engine.engine, figure).set(value)
+
+    def add(self, collector: Collector) -> None:
+        """Series that are read when they are asked for."""
+        self._registry.register(collector)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type, in the format that the scraper accepts."""

@@ -5,23 +5,29 @@ runs on the batcher's lanes; the event loop only hands over.
 """
 
 import asyncio
+import logging
 import math
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from app import drawing, images, results
+from app import drawing, images, parity, results
 from app.batcher import Answer, Batcher
-from app.errors import DeadlineExceeded, Overloaded
+from app.errors import DeadlineExceeded, Overloaded, YolopardError
 from app.images import Pixels, Placement
 from app.metrics import Metrics
 from app.model import ModelInfo
-from app.results import Detections, Thresholds
+from app.results import Detections, Rows, Thresholds
 
 T = TypeVar("T")
+
+log = logging.getLogger("yolopard.predictor")
+
+SHADOW_DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,7 @@ class Prediction:
     detections: Detections
     timings: Timings
     batch_size: int
+    engine: str
 
 
 class Predictor:
@@ -50,7 +57,7 @@ class Predictor:
     def __init__(
         self,
         model: ModelInfo,
-        batcher: Batcher,
+        batchers: dict[str, Batcher],  # by engine: the one that serves, then the one it is compared with
         metrics: Metrics,
         *,
         threads: int,
@@ -58,9 +65,13 @@ class Predictor:
         max_pixels: int,
         max_pending: int,
         images_per_second: float,
+        shadow: float,  # share of the images that the second engine looks at as well
     ) -> None:
         self.model = model
-        self._batcher = batcher
+        self.engines = list(batchers)
+        self._batchers = batchers
+        self._shadow_share = shadow if len(batchers) > 1 else 0
+        self._shadow: asyncio.Task[None] | None = None
         self._metrics = metrics
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cpu")
         self._rect = rect and not model.static_shape
@@ -72,8 +83,8 @@ class Predictor:
 
     @property
     def alive(self) -> bool:
-        """False when the engine is not able to answer."""
-        return self._batcher.alive
+        """False when the engine that serves is not able to answer."""
+        return self._batchers[self.engines[0]].alive
 
     @property
     def pending(self) -> int:
@@ -96,22 +107,49 @@ class Predictor:
         finally:
             self._pending -= 1
 
-    async def predict(self, data: bytes, thresholds: Thresholds, deadline: float) -> Prediction:
-        """Everything between the bytes of an image and its detections. `deadline` is a loop time.
+    async def predict(
+        self, data: bytes, thresholds: Thresholds, deadline: float, engines: Sequence[str]
+    ) -> list[Prediction]:
+        """Everything between the bytes of an image and its detections, by each of the engines, given the same frame.
 
-        Raises a RequestError for the image and a ServiceError for the engine.
+        `deadline` is a loop time. Raises a RequestError for the image and a ServiceError for the engine.
         """
         try:
             async with asyncio.timeout_at(deadline):
                 (placement, frame), decode_s = await self._on_cpu(lambda: self._prepare(data))
-                answer = await self._batcher.submit(frame, deadline)
-                detections, postprocess_s = await self._on_cpu(lambda: _finish(answer, placement, thresholds))
+                asked = [self._batchers[engine].submit(frame, deadline) for engine in engines]
+                answers = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
+                found = await self._on_cpu(lambda: [_finish(answer, placement, thresholds) for answer in answers])
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was answered") from None
-        timings = Timings(decode_s, answer.queue_s, answer.infer_s, postprocess_s)
-        for stage in Timings.__slots__:
-            self._metrics.stage_seconds.labels(self.model.name, stage).observe(getattr(timings, stage))
-        return Prediction(placement.image, detections, timings, answer.batch_size)
+        if list(engines) == self.engines[:1] and random.random() < self._shadow_share:  # noqa: S311
+            self._begin_shadow(frame, answers[0])
+        predictions = []
+        for engine, answer, detections in zip(engines, answers, found[0], strict=True):
+            timings = Timings(decode_s, answer.queue_s, answer.infer_s, found[1])
+            for stage in Timings.__slots__:
+                self._metrics.stage_seconds.labels(self.model.name, engine, stage).observe(getattr(timings, stage))
+            predictions.append(Prediction(placement.image, detections, timings, answer.batch_size, engine))
+        return predictions
+
+    def _begin_shadow(self, frame: Pixels, answer: Answer) -> None:
+        """Let the second engine look at the frame too, if it has nothing else to do: nobody ever waits for it."""
+        second = self._batchers[self.engines[1]]
+        idle = second.depth() == 0 and (self._shadow is None or self._shadow.done())
+        self._metrics.shadow_images.labels(self.model.name, "seen" if idle else "skipped").inc()
+        if idle:
+            self._shadow = asyncio.create_task(self._look_again(frame, answer, second), name="shadow")
+
+    async def _look_again(self, frame: Pixels, answer: Answer, second: Batcher) -> None:
+        deadline = asyncio.get_running_loop().time() + SHADOW_DEADLINE_S
+        try:
+            other = await second.submit(frame, deadline)
+            both, ours, theirs = (await self._on_cpu(lambda: _difference(answer.rows, other.rows)))[0]
+        except YolopardError as error:
+            log.warning("a shadow image was not compared: %s", error)
+            return
+        for found_by, count in (("both", both), ("first", ours), ("second", theirs)):
+            self._metrics.shadow.labels(self.model.name, self.engines[0], found_by).inc(count)
 
     async def draw(self, data: bytes, prediction: Prediction, kind: str) -> bytes:
         """The image with its detections drawn, as "jpeg" or "png"."""
@@ -125,7 +163,9 @@ class Predictor:
 
     async def close(self) -> None:
         """Answer what was admitted, then let the threads go."""
-        await self._batcher.close()
+        await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
+        if self._shadow is not None:
+            await asyncio.gather(self._shadow, return_exceptions=True)
         self._pool.shutdown(cancel_futures=True)
 
     def _prepare(self, data: bytes) -> tuple[Placement, Pixels]:
@@ -144,3 +184,9 @@ class Predictor:
 def _finish(answer: Answer, placement: Placement, thresholds: Thresholds) -> Detections:
     found = results.select(answer.rows, thresholds)
     return Detections(images.to_image(found.boxes, placement), found.scores, found.classes)
+
+
+def _difference(ours: Rows, theirs: Rows) -> tuple[int, int, int]:
+    """Boxes that two engines find in one frame: both of them, only the first, only the second."""
+    first, second = (results.select(rows, Thresholds(parity.FAINT)) for rows in (ours, theirs))
+    return parity.difference(first, second)

@@ -9,20 +9,27 @@ PHASES = ("weights", "graph", "engine", "check", "publish", "warm-up")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A phase has begun; `step` of `of`."""
+    """A phase has begun, or come further; `step` of `of`."""
 
     phase: str
     step: int
     of: int
     model: str
+    detail: str = ""  # such as "fp16: Compiling backend 12/340"
 
     @classmethod
-    def at(cls, phase: str, model: str) -> "Progress":
+    def at(cls, phase: str, model: str, detail: str = "") -> "Progress":
         """The place of a phase in the whole start-up."""
-        return cls(phase, PHASES.index(phase) + 1, len(PHASES), model)
+        return cls(phase, PHASES.index(phase) + 1, len(PHASES), model, detail)
+
+    def __str__(self) -> str:
+        return f"[{self.step}/{self.of}] {self.model}: {self.phase}" + (f", {self.detail}" if self.detail else "")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        fields = asdict(self)
+        if not self.detail:
+            del fields["detail"]
+        return fields
 
 
 Report = Callable[[Progress], None]

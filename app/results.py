@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.float32]  # [K, 6]: x1 y1 x2 y2 in frame px, score, class; the K best anchors, before NMS
 
+K = 1024  # rows an image
+
 _CLASS_OFFSET = np.float32(7680)  # px; keeps boxes of different classes apart, as Ultralytics' max_wh
 
 
@@ -43,6 +45,17 @@ def select(rows: Rows, thresholds: Thresholds) -> Detections:
     offset = 0 if thresholds.agnostic else rows[:, 5:6] * _CLASS_OFFSET
     rows = rows[nms(rows[:, :4] + offset, thresholds.iou, thresholds.max_det)]
     return Detections(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64))
+
+
+def from_head(head: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Ultralytics' raw head [B, 4 + nc, A], cx cy w h and class scores -> rows [B, count, 6], best first."""
+    scores = head[:, 4:].max(1)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    picked = np.take_along_axis(head, order[:, None], 2)
+    centre, half = picked[:, :2], picked[:, 2:4] / 2
+    label = picked[:, 4:].argmax(1)[:, None]
+    columns = (centre - half, centre + half, picked[:, 4:].max(1)[:, None], label)
+    return np.concatenate(columns, 1).transpose(0, 2, 1).astype(np.float32)
 
 
 def nms(boxes: NDArray[np.float32], iou: float, max_det: int) -> NDArray[np.int64]:

@@ -23,15 +23,32 @@ class Settings(BaseModel):
     imgsz: int | None = Field(None, ge=32, le=8192, description="longest side of a frame, px; the model's own if unset")
     batch: int = Field(8, ge=1, le=1024, description="most images in one batch")
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
-        "auto", description="auto, fp32, fp16 or int8; auto = fp32, the only one on the CPU so far"
+        "auto", description="auto, fp32, fp16 or int8; auto = fp16 on TensorRT, fp32 on the CPU"
     )
-    backend: Literal["auto", "openvino", "onnxruntime", "pytorch"] = Field(
-        "auto", description="auto, openvino, onnxruntime or pytorch; auto = the first of them that is installed"
+    backend: Literal["auto", "tensorrt", "openvino", "onnxruntime", "pytorch"] = Field(
+        "auto", description="auto, tensorrt, openvino, onnxruntime or pytorch; auto = the first that runs here"
+    )
+    fallback: Literal["none", "onnxruntime", "pytorch"] = Field(
+        "none", description="none, onnxruntime or pytorch: what serves, loudly, when the backend cannot"
     )
     engines_dir: Path = Field(ENGINES_DIR, description="where built engines are kept")
     rect: bool = Field(True, description="letterbox to the smallest rectangle, as Ultralytics does; false = square")
-    lanes: int = Field(1, ge=1, le=64, description="batches the engine works on at a time")
+    lanes: int | None = Field(
+        None, ge=1, le=64, description="batches the engine works on at a time; 2 on TensorRT, else 1, if unset"
+    )
     threads: int | None = Field(None, ge=1, le=1024, description="cores to use; all that the process may, if unset")
+
+    gate_dir: Path | None = Field(None, description="images, best with labels, that every engine is judged on")
+    gate_fp32: float = Field(0.99, ge=0, le=1, description="least share of PyTorch's boxes that fp32 must find")
+    gate_fp16: float = Field(0.98, ge=0, le=1, description="least share of PyTorch's boxes that fp16 must find")
+    gate_int8: float = Field(0.9, ge=0, le=1, description="the same for int8, where there are no labels")
+    gate_map_loss: float = Field(0.01, ge=0, le=1, description="most mAP50-95 that may be lost, where there are labels")
+    calibration_dir: Path | None = Field(None, description="images that int8 is calibrated on")
+
+    compare: Literal["none", "pytorch"] = Field(
+        "none", description="none or pytorch: a second engine beside the first, for ?engine= and ?compare=1"
+    )
+    shadow: float = Field(0, ge=0, le=1, description="share of the images that the second engine looks at as well")
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from app.errors import StoreError
 from app.model import ModelInfo
+from app.parity import Figures, Limits
 
 MANIFEST = "manifest.json"
 
@@ -38,6 +39,7 @@ class Fingerprint:
     backend: str
     backend_version: str
     device: str
+    calibration: str  # digest of the images that int8 was calibrated on; "" otherwise
 
     @property
     def key(self) -> str:
@@ -46,22 +48,47 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """How an engine was judged. Whether that is enough is asked anew at every start, with the limits of that day."""
+
+    on: str  # the images, in words
+    images: str  # their digest, if they are a folder's
+    figures: Figures | None  # None: there was nothing to compare with
+
+    def to_json(self) -> dict[str, Any]:
+        return {"on": self.on, "images": self.images, "figures": self.figures and self.figures.to_json()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Verdict":
+        return cls(**fields | {"figures": fields["figures"] and Figures(**fields["figures"])})
+
+    def shortcomings(self, precision: str, limits: Limits) -> list[str]:
+        """Why the engine must not be served."""
+        return self.figures.shortcomings(precision, limits) if self.figures else []
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """What stands beside an engine's files."""
+    """What stands beside an engine's files, or in their place where the gate refused the engine."""
 
     fingerprint: Fingerprint
     model: ModelInfo
-    parity: dict[str, Any]
+    gate: Verdict
     built: dict[str, Any]  # when, where, with what: for people, nothing depends on it
     files: dict[str, str]  # file name: sha256
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"model": self.model.to_json()}
+        return asdict(self) | {"model": self.model.to_json(), "gate": self.gate.to_json()}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Manifest":
-        fingerprint, model = Fingerprint(**fields["fingerprint"]), ModelInfo.from_json(fields["model"])
-        return cls(**fields | {"fingerprint": fingerprint, "model": model, "files": dict(fields["files"])})
+        parts = {
+            "fingerprint": Fingerprint(**fields["fingerprint"]),
+            "model": ModelInfo.from_json(fields["model"]),
+            "gate": Verdict.from_json(fields["gate"]),
+            "files": dict(fields["files"]),
+        }
+        return cls(**fields | parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +124,30 @@ def find(engines: Path, fingerprint: Fingerprint) -> Manifest | None:
         if not _holds(folder / name, digest):
             raise Damaged(f"{folder / name} is missing, cut short or was replaced since it was built")
     return manifest
+
+
+def difference(engines: Path, fingerprint: Fingerprint) -> str | None:
+    """In what the stored engine that is most like this one differs from it, in one line; None when there is none."""
+    wanted, nearest = asdict(fingerprint), None
+    for path in sorted(engines.glob(f"{fingerprint.name}-{fingerprint.backend}-{fingerprint.precision}-*/{MANIFEST}")):
+        try:
+            stored = json.loads(path.read_bytes())["fingerprint"]
+            fields = [
+                f"{name} {stored.get(name)!r}, now {value!r}"
+                for name, value in wanted.items()
+                if stored.get(name) != value
+            ]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue
+        if fields and (nearest is None or len(fields) < len(nearest[1])):
+            nearest = path.parent, fields
+    return nearest and f"{nearest[0]} was built for another {'; '.join(nearest[1])}"
+
+
+def discard(built: Built) -> None:
+    """Remove an engine that does not load any more."""
+    with explained(built.folder.parent):
+        shutil.rmtree(built.folder)
 
 
 def _holds(path: Path, digest: str) -> bool:

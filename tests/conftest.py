@@ -14,7 +14,8 @@ from app import backends
 from app.api.app import create_app
 from app.api.service import Service
 from app.build_process import BuildProcess
-from app.builder import SAMPLES, Order
+from app.builder import Order
+from app.datasets import DEMO
 from app.settings import DEMO_WEIGHTS, Settings
 from app.store import Built
 
@@ -29,9 +30,14 @@ def build(engines: Path) -> Callable[..., Built]:
     """Build an engine of the demo model, or of other weights, as `yolopard build` does; a second time it is found."""
 
     def run(
-        backend: str = "openvino", *, weights: Path = DEMO_WEIGHTS, batch: int = 8, imgsz: int | None = None
+        backend: str = "openvino",
+        *,
+        weights: Path = DEMO_WEIGHTS,
+        batch: int = 8,
+        imgsz: int | None = None,
+        precision: str = "auto",
     ) -> Built:
-        order = Order(str(weights), imgsz, batch, "auto", backend, engines)
+        order = Order(str(weights), imgsz, batch, precision, backend, engines)
         return BuildProcess(order).run(lambda _: None)
 
     return run
@@ -39,7 +45,7 @@ def build(engines: Path) -> Callable[..., Built]:
 
 @pytest.fixture(scope="session")
 def sample() -> bytes:
-    return (SAMPLES / "scene-1.jpg").read_bytes()
+    return (DEMO / "samples" / "scene-1.jpg").read_bytes()
 
 
 class Live:
@@ -91,7 +97,7 @@ def serve(device: fakes.Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
         ready = threading.Event()
         service = Service(
             Settings(batch=4, **settings),
-            source or fakes.Source(fakes.built()),
+            lambda _: source or fakes.Source(fakes.built()),
             on_ready=lambda _: ready.set(),
             on_failure=ready.set,
         )
@@ -117,7 +123,7 @@ def demo(build: Callable[..., Built]) -> Iterator[Live]:
     ready = threading.Event()
     order = Order(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", build().folder.parent)
     settings = Settings(engines_dir=order.engines, backend="openvino")
-    service = Service(settings, BuildProcess(order), on_ready=lambda _: ready.set(), on_failure=ready.set)
+    service = Service(settings, lambda _: BuildProcess(order), on_ready=lambda _: ready.set(), on_failure=ready.set)
     live = Live(service)
     assert ready.wait(60)
     yield live

@@ -2,13 +2,17 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from app.backends import Recipe
 from app.model import ModelInfo
+from app.parity import Figures
 from app.progress import Progress, Report
-from app.store import Built, Fingerprint, Manifest
+from app.store import Built, Fingerprint, Manifest, Verdict
 
 NAMES = {0: "cat", 1: "dog", 2: "red, large cat"}
 ROWS = np.zeros((3, 6), np.float32)  # of every image: a dog of 0.9, a cat of 0.6 and nothing
@@ -28,9 +32,12 @@ class Device:
         self.busy = threading.Semaphore(0)
         self.failure: BaseException | None = None
         self.extra_rows = 0
+        self.seconds: float | None = None
+        self.closed = False
         self.threads: set[str] = set()
 
-    def infer(self, lane: int, images: np.ndarray) -> np.ndarray:
+    def infer(self, lane: int, frames: Sequence[np.ndarray]) -> np.ndarray:
+        images = np.stack(frames)
         self.threads.add(threading.current_thread().name)
         self.batches.append(images[:, 0, 0, 0].tolist())
         self.shapes.append(images.shape)
@@ -44,8 +51,11 @@ class Device:
         rows[: len(images)] = images[:, :1, :1, :1].reshape(-1, 1, 1)
         return rows
 
+    def device_seconds(self, lane: int) -> float | None:
+        return self.seconds
+
     def close(self) -> None:
-        pass
+        self.closed = True
 
     async def until_busy(self) -> None:
         assert await asyncio.to_thread(self.busy.acquire, timeout=10)
@@ -55,37 +65,58 @@ class Backend:
     """Loads the device that the test has made."""
 
     PRECISIONS = ("fp32",)
+    LANES = 1
+    STATIC = False
 
     def __init__(self, device: Device) -> None:
         self._device = device
 
+    def require(self) -> None:
+        pass
+
     def version(self) -> str:
         return "1.0"
 
-    def build(self, weights: Path, graph: Path, folder: Path) -> None:
+    def device(self) -> str:
+        return "cpu test"
+
+    def build(self, recipe: Recipe) -> dict[str, Any]:
         raise AssertionError("nothing is built")
 
     def load(self, folder: Path, lanes: int, threads: int) -> Device:
         return self._device
 
 
-def built(*, batch: int = 4, imgsz: int = 64) -> Built:
+FIGURES = Figures(
+    images=2,
+    boxes=10,
+    agreement=1.0,
+    invented=0.0,
+    box_px=0.25,
+    box_px_mean=0.125,
+    shift_px=0.0,
+    score=0.001,
+    score_mean=0.0005,
+    rows=60,
+    rows_agreement=1.0,
+)
+
+
+def built(*, batch: int = 4, imgsz: int = 64, backend: str = "fake", precision: str = "fp32") -> Built:
     fingerprint = Fingerprint(
         name="pets",
         weights_sha256="0" * 64,
         graph_revision="0",
         imgsz=None,
         batch=batch,
-        precision="fp32",
-        backend="fake",
+        precision=precision,
+        backend=backend,
         backend_version="1.0",
         device="cpu test",
+        calibration="",
     )
     model = ModelInfo("pets", "detect", NAMES, stride=32, imgsz=imgsz, static_shape=False)
-    return Built(
-        Path(),
-        Manifest(fingerprint, model, {"images": 0, "rows": 0, "matched": 0, "box_px": 0.0, "score": 0.0}, {}, {}),
-    )
+    return Built(Path(), Manifest(fingerprint, model, Verdict("2 pictures", "", FIGURES), {}, {"model": "0"}))
 
 
 class Source:

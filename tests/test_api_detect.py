@@ -302,8 +302,8 @@ def test_client_that_hangs_up_leaves_the_queue(serve, device):
         data = jpeg()
         with socket.create_connection(("127.0.0.1", live.port)) as gone:
             gone.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data))
-            wait_for(lambda: live.service.predictor._batcher.depth() == 1)
-        wait_for(lambda: live.service.predictor._batcher.depth() == 0)
+            wait_for(lambda: live.service.predictor._batchers["fake"].depth() == 1)
+        wait_for(lambda: live.service.predictor._batchers["fake"].depth() == 0)
         device.gate.set()
         assert first.result().status_code == 200
     wait_for(lambda: live.service.predictor.pending == 0)

@@ -67,7 +67,9 @@ def test_models_tell_what_is_served_and_how_it_was_checked(serve):
     assert model["names"] == {"0": "cat", "1": "dog", "2": "red, large cat"}
     assert model["ready"] is True
     assert model["engine"]["backend"] == "fake"
-    assert model["engine"]["parity"].keys() == {"images", "rows", "matched", "box_px", "score"}
+    assert model["engine"]["gate"]["on"] == "2 pictures"
+    assert model["engine"]["gate"]["figures"]["agreement"] == 1.0
+    assert (model["compared_with"], model["fallback"]) == ([], None)
 
 
 def test_engine_info_names_the_engine(serve):
@@ -95,6 +97,6 @@ def test_openapi_describes_the_body_the_answer_and_every_parameter(serve):
     operation = serve().client.get("/openapi.json").json()["paths"]["/v1/detect"]["post"]
     assert {"multipart/form-data", "image/*"} <= operation["requestBody"]["content"].keys()
     assert {parameter["name"] for parameter in operation["parameters"]} == {
-        "conf", "iou", "max_det", "classes", "agnostic", "format",
+        "conf", "iou", "max_det", "classes", "agnostic", "engine", "compare", "format",
     }  # fmt: skip
     assert operation["responses"]["200"]["content"]["application/json"]["example"]["images"]

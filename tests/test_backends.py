@@ -8,7 +8,7 @@ import pytest
 from fakes import Device
 
 from app import backends, images
-from app.builder import SAMPLES
+from app.datasets import DEMO
 from app.errors import BackendUnavailable
 from app.results import Thresholds, select
 
@@ -28,7 +28,7 @@ def frame_of(path) -> np.ndarray:
     return images.letterbox(pixels, images.place(*pixels.shape[:2], 640, 32, rect=True))
 
 
-SAMPLE_FRAMES = [frame_of(path) for path in sorted(SAMPLES.glob("*.jpg"))]
+SAMPLE_FRAMES = [frame_of(path) for path in sorted((DEMO / "samples").glob("*.jpg"))]
 
 
 @pytest.mark.parametrize("index", range(5))

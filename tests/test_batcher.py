@@ -31,13 +31,13 @@ async def make(device):
 
     def start(*, lanes=1, max_batch=4, max_wait_s=0.0, metrics=None) -> Batcher:
         batcher = Batcher(
-            device.infer,
+            device,
             lanes=lanes,
             max_batch=max_batch,
             max_wait_s=max_wait_s,
             metrics=metrics or Metrics(),
             model="m",
-            engine="fake",
+            name="fake",
         )
         batcher.start()
         made.append(batcher)
@@ -322,16 +322,22 @@ async def test_dead_loop_answers_everyone(make, device, caplog):
 async def test_why_batches_left_is_counted(make, wait_s, count, reason):
     metrics = Metrics()
     await marks_of(await queue(make(max_wait_s=wait_s, metrics=metrics), *range(count)))
-    assert value(metrics, "batches_total", model="m", reason=reason) == 1
+    assert value(metrics, "batches_total", model="m", engine="fake", reason=reason) == 1
 
 
 async def test_images_batches_and_device_time_are_counted(make, device):
     metrics = Metrics()
     await marks_of(await queue(make(max_batch=2, metrics=metrics), 1, 2, 3, 4))
     assert value(metrics, "images_total", model="m", engine="fake") == 4
-    assert value(metrics, "batch_size_sum", model="m") == 4
+    assert value(metrics, "batch_size_sum", model="m", engine="fake") == 4
     assert value(metrics, "device_seconds_total", model="m", engine="fake") > 0
-    assert value(metrics, "queue_depth", model="m") == 0
+    assert value(metrics, "queue_depth", model="m", engine="fake") == 0
+
+
+async def test_device_time_is_the_devices_own_where_it_tells(make, device):
+    metrics, device.seconds = Metrics(), 7.0
+    await marks_of(await queue(make(metrics=metrics), 1, 2))
+    assert value(metrics, "device_seconds_total", model="m", engine="fake") == 7
 
 
 async def test_answer_says_how_long_it_waited(make, device):

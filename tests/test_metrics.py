@@ -8,18 +8,22 @@ from app.metrics import STAGES, Engine, Metrics
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
 SERIES = {  # name on /metrics: (type, labels); dashboards and alerts rely on them
-    "yolopard_requests_total": ("counter", {"model", "protocol", "code"}),
-    "yolopard_request_duration_seconds": ("histogram", {"model", "protocol"}),
-    "yolopard_stage_duration_seconds": ("histogram", {"model", "stage"}),
+    "yolopard_requests_total": ("counter", {"model", "engine", "protocol", "code"}),
+    "yolopard_request_duration_seconds": ("histogram", {"model", "engine", "protocol"}),
+    "yolopard_stage_duration_seconds": ("histogram", {"model", "engine", "stage"}),
     "yolopard_images_total": ("counter", {"model", "engine"}),
-    "yolopard_batch_size": ("histogram", {"model"}),
-    "yolopard_batches_total": ("counter", {"model", "reason"}),
-    "yolopard_queue_depth": ("gauge", {"model"}),
+    "yolopard_batch_size": ("histogram", {"model", "engine"}),
+    "yolopard_batches_total": ("counter", {"model", "engine", "reason"}),
+    "yolopard_queue_depth": ("gauge", {"model", "engine"}),
     "yolopard_pending": ("gauge", {"model"}),
     "yolopard_rejected_total": ("counter", {"model", "reason"}),
     "yolopard_device_seconds_total": ("counter", {"model", "engine"}),
     "yolopard_engine_images_per_second": ("gauge", {"model", "engine"}),
     "yolopard_engine_info": ("gauge", {"model", "engine", "backend", "precision", "imgsz", "batch", "device"}),
+    "yolopard_gate": ("gauge", {"model", "engine", "figure"}),
+    "yolopard_fallback": ("gauge", {"model", "reason"}),
+    "yolopard_shadow_boxes_total": ("counter", {"model", "engine", "found_by"}),
+    "yolopard_shadow_images_total": ("counter", {"model", "outcome"}),
     "yolopard_ready": ("gauge", set()),
 }
 ENGINE = Engine("pets", "pets-fp32", "openvino", "fp32", 640, 8, 'cpu "x"\\y')
@@ -76,12 +80,14 @@ def test_every_series_says_what_it_is():
 
 def test_an_engine_is_announced_with_all_that_it_is():
     metrics = Metrics()
-    metrics.announce(ENGINE, 123.5)
+    metrics.announce(ENGINE, 123.5, {"agreement": 0.995})
     families = scraped(metrics)
     (info,) = families["yolopard_engine_info"].samples
     assert (info.value, info.labels) == (1, {name: str(getattr(ENGINE, name)) for name in Engine.__slots__})
     (rate,) = families["yolopard_engine_images_per_second"].samples
     assert (rate.value, rate.labels) == (123.5, {"model": "pets", "engine": "pets-fp32"})
+    (gate,) = families["yolopard_gate"].samples
+    assert (gate.value, gate.labels["figure"]) == (0.995, "agreement")
 
 
 def test_two_servers_in_one_process_count_apart():
@@ -94,7 +100,7 @@ def test_two_servers_in_one_process_count_apart():
 @pytest.mark.parametrize("seconds", [0.0004, 0.0005, 0.004, 0.07, 2, 30, 100])
 def test_a_duration_falls_in_the_first_bucket_that_holds_it(seconds):
     metrics = Metrics()
-    metrics.request_seconds.labels("pets", "native").observe(seconds)
+    metrics.request_seconds.labels("pets", "a", "native").observe(seconds)
     buckets = [s for s in scraped(metrics)["yolopard_request_duration_seconds"].samples if s.name.endswith("_bucket")]
     bounds = [float(s.labels["le"]) for s in buckets]
     assert bounds == sorted(set(bounds))

@@ -8,14 +8,14 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from app.builder import SAMPLES
+from app.datasets import DEMO
 
 CHROMIUM = shutil.which("chromium")
 OFFLINE = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
-SAMPLE = SAMPLES / "scene-1.jpg"
+SAMPLE = DEMO / "samples" / "scene-1.jpg"
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
 

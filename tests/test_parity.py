@@ -1,134 +1,227 @@
-"""The accuracy gate: what passes, what does not, and what it says."""
+"""The accuracy gate: what it measures, and what it lets pass."""
 
+import dataclasses
+
+import fakes
 import numpy as np
 import pytest
+from ultralytics.utils import metrics
 
-from app.errors import ParityFailed
-from app.parity import CONF, TOP, Parity, compare
+from app import images, parity
+from app.datasets import Picture
+from app.parity import CONF, TOP, Figures, Gate, Limits
 
-SEEN = 40  # rows above CONF, more than TOP
-
-
-def some_rows(seed: int = 0, best: float = 0.95) -> np.ndarray:
-    """[100, 6], best first; boxes far apart."""
-    corner = np.random.default_rng(seed).permutation(100)[:, None] * [20.0, 5.0]
-    scores = np.concatenate([np.linspace(best, best * 0.3, SEEN), np.linspace(best * 0.2, 0.001, 60)])
-    classes = np.arange(100) % 3
-    return np.column_stack([corner, corner + 12, scores, classes]).astype(np.float32)
+SEEN = 40  # boxes of a score worth seeing
+SIDE = 640
+PLACEMENT = images.place(SIDE, SIDE, SIDE, 32, rect=True)
+LIMITS = Limits()
 
 
-def moved(change: float, row: int = 5, column: int = 0) -> np.ndarray:
-    rows = some_rows()
-    rows[row, column] += change
+def some_rows(seed: int = 0, *, seen: int = SEEN, best: float = 0.95) -> np.ndarray:
+    """Rows as an engine gives them, best first: boxes on a grid, so that NMS keeps them all."""
+    rng = np.random.default_rng(seed)
+    rows = np.zeros((100, 6), np.float32)
+    corner = np.stack(np.meshgrid(np.arange(10), np.arange(10)), -1).reshape(-1, 2) * 60
+    rows[:, :2] = corner + rng.uniform(2, 8, (100, 2))
+    rows[:, 2:4] = rows[:, :2] + rng.uniform(30, 45, (100, 2))
+    rows[:seen, 4] = np.linspace(best, min(best, 0.3), seen)
+    rows[seen:, 4] = np.linspace(0.02, 0.001, 100 - seen)
+    rows[:, 5] = rng.integers(0, 5, 100)
     return rows
 
 
-def test_rows_pass_against_themselves():
-    parity = compare([(some_rows(seed), some_rows(seed)) for seed in range(3)])
-    assert parity == Parity(images=3, rows=3 * SEEN, matched=3 * SEEN, box_px=0, score=0)
-    parity.require()
+def picture(rows: np.ndarray | None = None) -> Picture:
+    """An image; `rows` become its labels."""
+    pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
+    return Picture(pixels) if rows is None else Picture(pixels, rows[:, :4].copy(), rows[:, 5].astype(np.int64))
 
 
-def test_the_order_of_rows_is_free():
-    compare([(some_rows(), np.random.default_rng(1).permutation(some_rows()))]).require()
+def judged(*pairs: tuple[np.ndarray, np.ndarray], precision: str = "fp32", labels: bool = False) -> Figures:
+    gate = Gate(precision)
+    for reference, engine in pairs:
+        gate.add(picture(reference[:SEEN] if labels else None), PLACEMENT, reference, engine)
+    return gate.figures()
 
 
-@pytest.mark.parametrize("column", range(4))
-def test_a_corner_off_by_less_than_half_a_pixel_passes_and_by_more_fails(column):
-    near, far = (
-        compare([(some_rows(), moved(0.4, column=column))]),
-        compare([(some_rows(), moved(-0.6, column=column))]),
-    )
-    assert near.box_px == pytest.approx(0.4, abs=1e-4)
-    near.require()
-    assert (far.matched, far.rows, far.box_px) == (SEEN - 1, SEEN, pytest.approx(0.6, abs=1e-4))
-    with pytest.raises(ParityFailed, match=r"1 of 40 rows on 1 images differ, by up to 0\.60 px and 0\.0000 in score"):
-        far.require()
+def moved(amount: float, *, column: int = 0, row: int | slice = 0) -> np.ndarray:
+    rows = some_rows()
+    rows[row, column] += amount
+    return rows
 
 
-def test_a_score_off_by_less_than_0_005_passes_and_by_more_fails():
-    compare([(some_rows(), moved(0.004, column=4))]).require()
-    with pytest.raises(ParityFailed, match=r"1 of 40 .* 0\.00 px and 0\.0060 in score"):
-        compare([(some_rows(), moved(-0.006, column=4))]).require()
+def test_an_engine_of_the_same_rows_is_perfect():
+    figures = judged((some_rows(), some_rows()), labels=True)
+    assert (figures.images, figures.boxes, figures.rows) == (1, SEEN, SEEN)
+    assert (figures.agreement, figures.invented, figures.rows_agreement) == (1, 0, 1)
+    assert (figures.box_px, figures.shift_px, figures.score) == (0, 0, 0)
+    assert figures.map50_95 == figures.reference_map50_95 == pytest.approx(0.995)
+    assert all(figures.shortcomings(precision, LIMITS) == [] for precision in ("fp32", "fp16", "int8"))
 
 
-def test_another_class_fails():
-    parity = compare([(some_rows(), moved(1, column=5))])
-    assert (parity.matched, parity.rows) == (SEEN - 1, SEEN)
-    with pytest.raises(ParityFailed):
-        parity.require()
+def test_order_of_the_rows_does_not_matter():
+    assert judged((some_rows(), some_rows()[::-1].copy())).rows_agreement == 1
 
 
-def test_a_class_that_the_engine_never_gives_fails():
-    engine = some_rows()
-    engine[:, 5] = 0
-    parity = compare([(some_rows(), engine)])
-    assert (parity.matched, parity.box_px) == (14, np.inf)
-    with pytest.raises(ParityFailed, match="26 of 40"):
-        parity.require()
+def test_a_box_that_is_missing_lowers_the_agreement():
+    without = some_rows()
+    without[:4, 4] = 0
+    figures = judged((some_rows(), without))
+    assert figures.agreement == pytest.approx(1 - 4 / SEEN)
+    assert figures.invented == 0
+    assert "it finds 0.9000 of the reference's boxes, 0.99 are asked for" in figures.shortcomings("fp32", LIMITS)
+
+
+def test_a_box_that_the_reference_has_not_is_invented():
+    figures = judged((some_rows(seen=36), some_rows()))
+    assert figures.agreement == 1
+    assert figures.invented == pytest.approx(4 / SEEN)
+    assert any("are not the reference's" in text for text in figures.shortcomings("fp16", LIMITS))
+
+
+def test_a_box_of_another_class_is_another_box():
+    figures = judged((some_rows(), moved(1, column=5, row=slice(0, 4))))
+    assert figures.agreement == pytest.approx(1 - 4 / SEEN)
+
+
+def test_a_box_that_sank_below_the_threshold_is_found_all_the_same():
+    sunk = some_rows()
+    sunk[:, 4] *= 0.5
+    figures = judged((some_rows(), sunk), precision="int8")
+    assert figures.agreement == 1
+    assert figures.score == pytest.approx(0.95 / 2, abs=0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("column", "amount"), [(0, 0.6), (3, -0.6), (4, 0.011)])
+def test_rows_beyond_the_tolerance_are_counted_though_the_boxes_agree(precision, column, amount):
+    figures = judged((some_rows(), moved(amount, column=column, row=slice(0, SEEN))), precision=precision)
+    assert figures.agreement == 1
+    assert figures.rows_agreement == 0
+    assert any("of the rows are within 0.5 px" in text for text in figures.shortcomings(precision, LIMITS))
+
+
+def test_fp16_may_differ_more_in_score_than_fp32():
+    rows = moved(0.008, column=4, row=slice(0, SEEN))
+    assert judged((some_rows(), rows), precision="fp32").rows_agreement == 0
+    assert judged((some_rows(), rows), precision="fp16").rows_agreement == 1
+
+
+def test_a_shift_of_all_boxes_to_one_side_is_seen_in_every_precision():
+    figures = judged((some_rows(), moved(1, column=slice(0, 4, 2), row=slice(None))), precision="int8")
+    assert figures.agreement > 0.9
+    assert figures.shift_px == pytest.approx(1, abs=1e-4)
+    assert figures.shortcomings("int8", LIMITS) == ["its boxes are off by 1.00 px to one side"]
+
+
+def test_noise_is_no_shift():
+    noisy = some_rows()
+    noisy[:, :4] += np.random.default_rng(1).normal(0, 0.5, (100, 4)).astype(np.float32)
+    figures = judged((some_rows(), noisy), precision="int8")
+    assert figures.box_px > 1
+    assert figures.shortcomings("int8", LIMITS) == []
 
 
 @pytest.mark.parametrize("column", range(6))
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_a_value_that_is_no_number_fails(column, wrong):
-    with pytest.raises(ParityFailed, match="1 of 40"):
-        compare([(some_rows(), moved(wrong, column=column))]).require()
+def test_values_that_are_no_numbers_are_not_boxes(column, wrong):
+    figures = judged((some_rows(), moved(wrong, column=column, row=slice(0, 4))))
+    assert figures.agreement == pytest.approx(1 - 4 / SEEN)
+    assert figures.shortcomings("fp32", LIMITS)
 
 
-def test_an_engine_that_gives_only_nan_fails():
-    with pytest.raises(ParityFailed, match="40 of 40"):
-        compare([(some_rows(), np.full_like(some_rows(), np.nan))]).require()
+def test_an_engine_that_gives_only_nan_fails_in_every_precision():
+    figures = judged((some_rows(), np.full_like(some_rows(), np.nan)))
+    assert (figures.agreement, figures.rows_agreement) == (0, 0)
+    assert all(figures.shortcomings(precision, LIMITS) for precision in ("fp32", "fp16", "int8"))
 
 
-def test_weights_that_see_nothing_are_compared_too():
+def test_weights_that_see_nothing_are_compared_by_their_best_rows():
     unsure = some_rows(best=0.2)
     assert unsure[:, 4].max() < CONF
-    assert compare([(unsure, unsure)]).rows == TOP
+    figures = judged((unsure, unsure))
+    assert (figures.boxes, figures.rows) == (0, TOP)
+    assert figures.shortcomings("fp32", LIMITS) == []
     wrong = unsure.copy()
-    wrong[TOP - 1, 0] += 1
-    with pytest.raises(ParityFailed, match=f"1 of {TOP}"):
-        compare([(unsure, wrong)]).require()
+    wrong[:, :4] += 3
+    assert judged((unsure, wrong)).shortcomings("fp32", LIMITS)
 
 
-def test_a_row_below_those_compared_may_differ():
-    compare([(some_rows(), moved(50, row=SEEN))]).require()
-    with pytest.raises(ParityFailed):
-        compare([(some_rows(), moved(50, row=SEEN - 1))]).require()
-
-
-def test_one_bad_image_among_good_ones_fails():
-    pairs = [(some_rows(seed), some_rows(seed)) for seed in range(5)]
-    pairs[3] = (some_rows(3), some_rows(4)[::-1] + np.float32(3))
-    parity = compare(pairs)
-    assert parity.images == 5
-    assert parity.rows - SEEN <= parity.matched < parity.rows
-    with pytest.raises(ParityFailed, match="on 5 images"):
-        parity.require()
-
-
-def test_nothing_compared_is_no_proof():
-    with pytest.raises(ParityFailed, match="no check images"):
-        compare([]).require()
-
-
-def test_an_image_without_rows_has_nothing_to_compare():
-    none = np.zeros((0, 6), np.float32)
-    assert compare([(none, some_rows())]).rows == 0
-
-
-def test_the_figures_are_plain_numbers():
-    assert compare([(some_rows(), moved(0.25))]).to_json() == {
-        "images": 1,
-        "rows": SEEN,
-        "matched": SEEN,
-        "box_px": pytest.approx(0.25, abs=1e-4),
-        "score": 0.0,
-    }
+def test_int8_is_not_trusted_where_the_reference_sees_nothing():
+    unsure = some_rows(best=0.2)
+    assert judged((unsure, unsure), precision="int8").shortcomings("int8", LIMITS) == [
+        "the reference finds nothing in the images: give others with GATE_DIR"
+    ]
 
 
 def test_of_rows_that_no_class_fits_the_class_is_noise_but_the_box_is_not():
     unlikely = np.array([[0, 0, 9, 9, 1e-6, 3], [20, 0, 29, 9, 1e-6, 4]], np.float32)
-    other_class = unlikely + np.float32([0, 0, 0, 0, 0, 1])
-    assert compare([(unlikely, other_class)]).matched == 2
-    moved = unlikely + np.float32([1, 1, 1, 1, 0, 0])
-    assert compare([(unlikely, moved)]).matched == 0
+    assert judged((unlikely, unlikely + np.float32([0, 0, 0, 0, 0, 1]))).rows_agreement == 1
+    assert judged((unlikely, unlikely + np.float32([1, 1, 1, 1, 0, 0]))).rows_agreement == 0
+
+
+def test_nothing_compared_is_no_proof():
+    assert "there are no images to judge it on" in judged().shortcomings("fp32", LIMITS)
+
+
+def test_images_without_rows_prove_nothing_but_harm_nothing():
+    none = np.zeros((0, 6), np.float32)
+    figures = judged((some_rows(), some_rows()), (none, none))
+    assert (figures.images, figures.agreement) == (2, 1)
+    assert figures.shortcomings("fp32", LIMITS) == []
+
+
+def test_with_labels_int8_is_judged_by_the_map_that_it_loses():
+    worse = some_rows()
+    worse[: SEEN // 4, 4] = 0
+    figures = judged((some_rows(), worse), precision="int8", labels=True)
+    lost = figures.reference_map50_95 - figures.map50_95
+    assert lost > 0.1
+    assert figures.shortcomings("int8", LIMITS) == [f"it loses {lost:.4f} mAP50-95, 0.01 are allowed"]
+    assert figures.shortcomings("int8", dataclasses.replace(LIMITS, map_loss=1.0)) == []
+
+
+def test_mean_precision_is_that_of_ultralytics_validator():
+    """The same predictions through BaseValidator.match_predictions and ap_per_class."""
+    import torch
+    from ultralytics.engine.validator import BaseValidator
+
+    rng = np.random.default_rng(3)
+    reference = some_rows()
+    engine = some_rows()
+    engine[:, :4] += rng.normal(0, 3, (100, 4)).astype(np.float32)
+    engine[::7, 5] = rng.integers(0, 5, len(engine[::7]))
+    figures = judged((reference, engine), labels=True)
+
+    found = parity.results.select(engine, parity._ALL)
+    truth = picture(reference[:SEEN])
+    overlap = metrics.box_iou(torch.from_numpy(truth.boxes), torch.from_numpy(found.boxes))
+    validator = type("V", (), {"iouv": torch.linspace(0.5, 0.95, 10)})
+    hits = BaseValidator.match_predictions(
+        validator, torch.from_numpy(found.classes), torch.from_numpy(truth.classes), overlap
+    )
+    expected = metrics.ap_per_class(hits.numpy(), found.scores, found.classes, truth.classes)[5]
+    assert 0.1 < figures.map50_95 < 0.95
+    assert figures.map50_95 == pytest.approx(expected.mean(), abs=1e-6)
+    assert figures.map50 == pytest.approx(expected[:, 0].mean(), abs=1e-6)
+
+
+def test_boxes_are_matched_one_to_one():
+    twice = np.repeat(some_rows()[:1], 2, axis=0)
+    twice[1, 5] += 1  # NMS keeps it: another class
+    both, ours, theirs = parity.difference(
+        parity.results.select(some_rows()[:1], parity.Thresholds()), parity.results.select(twice, parity.Thresholds())
+    )
+    assert (both, ours, theirs) == (1, 0, 1)
+
+
+def test_limits_decide_and_not_the_figures():
+    figures = dataclasses.replace(fakes.FIGURES, agreement=0.985, rows_agreement=0.985)
+    assert figures.shortcomings("fp16", LIMITS) == []
+    assert figures.shortcomings("fp32", LIMITS)
+    assert figures.shortcomings("fp32", Limits(fp32=0.98)) == []
+
+
+def test_the_figures_are_plain_numbers():
+    figures = judged((some_rows(), moved(0.25)), labels=True).to_json()
+    assert all(value is None or type(value) in (int, float) for value in figures.values())
+    assert figures["box_px"] == pytest.approx(0.25, abs=1e-4)

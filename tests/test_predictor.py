@@ -20,20 +20,19 @@ async def make(device):
 
     def start(*, static=False, rect=True, max_pending=2, rate=10.0) -> Predictor:
         metrics = Metrics()
-        batcher = Batcher(
-            device.infer, lanes=1, max_batch=4, max_wait_s=0, metrics=metrics, model="pets", engine="fake"
-        )
+        batcher = Batcher(device, lanes=1, max_batch=4, max_wait_s=0, metrics=metrics, model="pets", name="fake")
         batcher.start()
         model = ModelInfo("pets", "detect", fakes.NAMES, stride=32, imgsz=64, static_shape=static)
         predictor = Predictor(
             model,
-            batcher,
+            {"fake": batcher},
             metrics,
             threads=2,
             rect=rect,
             max_pixels=10**6,
             max_pending=max_pending,
             images_per_second=rate,
+            shadow=0,
         )
         made.append(predictor)
         return predictor
@@ -55,7 +54,7 @@ def soon() -> float:
 async def test_frame_is_a_rectangle_unless_square_is_asked_for_or_all_that_the_graph_takes(
     make, device, sample, static, rect, frame
 ):
-    await make(static=static, rect=rect).predict(sample, Thresholds(), soon())  # 640x480 -> 64x48, padded to 64x64
+    await make(static=static, rect=rect).predict(sample, Thresholds(), soon(), ["fake"])  # 640x480 -> 64x48, padded
     assert device.shapes == [(1, *frame, 3)]
 
 
@@ -63,13 +62,13 @@ async def test_wide_image_gets_a_wide_frame(make, device):
     import cv2
 
     wide = cv2.imencode(".png", np.zeros((30, 100, 3), np.uint8))[1].tobytes()
-    prediction = await make().predict(wide, Thresholds(), soon())
+    (prediction,) = await make().predict(wide, Thresholds(), soon(), ["fake"])
     assert device.shapes == [(1, 32, 64, 3)]
     assert prediction.shape == (30, 100)
 
 
 async def test_prediction_times_every_stage(make, sample):
-    prediction = await make().predict(sample, Thresholds(), soon())
+    (prediction,) = await make().predict(sample, Thresholds(), soon(), ["fake"])
     timings = prediction.timings
     assert min(timings.decode, timings.infer, timings.postprocess) > 0
     assert timings.queue >= 0
@@ -78,13 +77,13 @@ async def test_prediction_times_every_stage(make, sample):
 
 async def test_bad_image_does_not_reach_the_device(make, device):
     with pytest.raises(UndecodableImage):
-        await make().predict(b"\xff\xd8\xffno", Thresholds(), soon())
+        await make().predict(b"\xff\xd8\xffno", Thresholds(), soon(), ["fake"])
     assert device.batches == []
 
 
 async def test_passed_deadline_is_an_error_of_its_own(make, sample):
     with pytest.raises(DeadlineExceeded):
-        await make().predict(sample, Thresholds(), asyncio.get_running_loop().time())
+        await make().predict(sample, Thresholds(), asyncio.get_running_loop().time(), ["fake"])
 
 
 async def test_overload_is_refused_at_once_at_the_door(make):

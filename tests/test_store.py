@@ -11,12 +11,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import fakes
 import pytest
 
 from app import store
 from app.errors import StoreError
 from app.model import ModelInfo
-from app.store import Damaged, Fingerprint, Manifest
+from app.store import Damaged, Fingerprint, Manifest, Verdict
 
 FINGERPRINT = Fingerprint(
     name="pets",
@@ -28,8 +29,10 @@ FINGERPRINT = Fingerprint(
     backend="openvino",
     backend_version="2026.4",
     device="cpu",
+    calibration="",
 )
 KEY = FINGERPRINT.key
+VERDICT = Verdict("2 pictures", "", fakes.FIGURES)
 FILES = {"model.bin": b"weights " * 1000, "model.xml": b"<net/>"}
 HELPER = """
 import pathlib, sys
@@ -48,7 +51,7 @@ def put(engines: Path, fingerprint: Fingerprint = FINGERPRINT, files: dict[str, 
             (place / name).write_bytes(data)
         model = ModelInfo("pets", "detect", {0: "cat", 1: "dog"}, stride=32, imgsz=640, static_shape=False)
         digests = {name: store.sha256(place / name) for name in files}
-        manifest = Manifest(fingerprint, model, {"rows": 3}, {"when": "now"}, digests)
+        manifest = Manifest(fingerprint, model, VERDICT, {"when": "now"}, digests)
         assert store.publish(engines, place, manifest) == engines / fingerprint.key
     return manifest
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -19,6 +20,7 @@ from app.api.exchange import Exchange
 from app.api.service import Service
 from app.errors import BadParameter, DeadlineExceeded, YolopardError
 from app.model import ModelInfo
+from app.parity import pairs
 from app.predictor import Prediction, Predictor, Timings
 from app.results import Thresholds
 
@@ -73,6 +75,8 @@ class DetectQuery(BaseModel):
     max_det: int = Field(300, ge=1, le=1024, description="most boxes an image")
     classes: list[str] = Field([], description="names or ids of the classes wanted, repeated or separated by commas")
     agnostic: bool = Field(False, description="boxes of different classes compete too")
+    engine: str | None = Field(None, description="which engine is asked, where COMPARE has a second one run")
+    compare: bool = Field(False, description="every engine is asked, and their differences are told")
     format: Literal["json", "image"] = Field("json", description="image = a JPEG, or PNG after Accept, with the boxes")
 
     def thresholds(self, model: ModelInfo) -> Thresholds:
@@ -81,6 +85,18 @@ class DetectQuery(BaseModel):
         wanted = [name for entry in self.classes for name in ([entry] if entry in known else entry.split(","))]
         ids = tuple(_class_id(name.strip(), model) for name in wanted if name.strip()) or None
         return Thresholds(self.conf, self.iou, self.max_det, ids, self.agnostic)
+
+    def engines(self, predictor: Predictor) -> list[str]:
+        """Those that are asked. Raises BadParameter."""
+        if self.engine not in (None, *predictor.engines):
+            raise BadParameter(f"engine: {self.engine!r} does not run here; there is {', '.join(predictor.engines)}")
+        if not self.compare:
+            return [self.engine or predictor.engines[0]]
+        if len(predictor.engines) == 1:
+            raise BadParameter("compare: there is one engine only; start the server with COMPARE=pytorch")
+        if self.engine or self.format == "image":
+            raise BadParameter("compare: answers JSON of all engines; leave out engine and format")
+        return predictor.engines
 
 
 def _class_id(name: str, model: ModelInfo) -> int:
@@ -111,7 +127,8 @@ def routes(service: Service) -> APIRouter:
     async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
         started = time.perf_counter()
         predictor = service.predictor
-        thresholds = query.thresholds(predictor.model)
+        thresholds, engines = query.thresholds(predictor.model), query.engines(predictor)
+        Exchange.of(request.scope).engine = engines[0]
         deadline = asyncio.get_running_loop().time() + _deadline_s(request, service.settings.deadline_ms)
         settings = service.settings
         try:
@@ -121,13 +138,15 @@ def routes(service: Service) -> APIRouter:
             raise DeadlineExceeded("the deadline passed before the body had arrived") from None
         if query.format == "image" and len(files) > 1:
             raise BadParameter("format=image answers one image: send one file")
-        predictions = await unless_gone(request, _predict_all(predictor, files, thresholds, deadline))
+        compared = await unless_gone(request, _predict_all(predictor, files, thresholds, deadline, engines))
+        predictions = [answers[0] for answers in compared]
         encoding = time.perf_counter()
         if query.format == "image":
             response = await _picture(predictor, files[0], predictions[0], request.headers.get("accept", ""))
         else:
-            response = Response(orjson.dumps(_to_json(service, predictions, started)), media_type="application/json")
-        service.metrics.stage_seconds.labels(predictor.model.name, "encode").observe(time.perf_counter() - encoding)
+            response = Response(orjson.dumps(_to_json(service, compared, started)), media_type="application/json")
+        encode_s = time.perf_counter() - encoding
+        service.metrics.stage_seconds.labels(predictor.model.name, engines[0], "encode").observe(encode_s)
         response.headers["Server-Timing"] = _server_timing(predictions)
         return response
 
@@ -146,12 +165,14 @@ def _deadline_s(request: Request, default_ms: float) -> float:
 
 
 async def _predict_all(
-    predictor: Predictor, files: list[bytes], thresholds: Thresholds, deadline: float
-) -> list[Prediction]:
-    """All at once, in the order of the files. The first error ends the request and takes its other images along."""
+    predictor: Predictor, files: list[bytes], thresholds: Thresholds, deadline: float, engines: list[str]
+) -> list[list[Prediction]]:
+    """All at once, in the order of the files, each by every engine. The first error ends the request and takes its
+    other images along.
+    """
     if len(files) == 1:
-        return [await predictor.predict(files[0], thresholds, deadline)]
-    tasks = [asyncio.create_task(predictor.predict(data, thresholds, deadline)) for data in files]
+        return [await predictor.predict(files[0], thresholds, deadline, engines)]
+    tasks = [asyncio.create_task(predictor.predict(data, thresholds, deadline, engines)) for data in files]
     try:
         return await asyncio.gather(*tasks)
     except YolopardError as error:
@@ -167,13 +188,13 @@ async def _picture(predictor: Predictor, data: bytes, prediction: Prediction, ac
     return Response(await predictor.draw(data, prediction, kind), media_type=f"image/{kind}")
 
 
-def _to_json(service: Service, predictions: list[Prediction], started: float) -> dict[str, Any]:
-    assert service.built is not None
-    fingerprint, model = service.built.manifest.fingerprint, service.built.manifest.model
+def _to_json(service: Service, compared: list[list[Prediction]], started: float) -> dict[str, Any]:
+    asked = next(d for d in service.deployed if d.name == compared[0][0].engine)
+    fingerprint, model = asked.built.manifest.fingerprint, asked.built.manifest.model
     return {
-        "images": [_image_json(prediction, model) for prediction in predictions],
+        "images": [_image_json(answers, model) for answers in compared],
         "metadata": {
-            "imageCount": len(predictions),
+            "imageCount": len(compared),
             "functionTimeCall": round(time.perf_counter() - started, 5),
             "model": model.name,
             "version": {"yolopard": __version__, fingerprint.backend: fingerprint.backend_version},
@@ -181,7 +202,15 @@ def _to_json(service: Service, predictions: list[Prediction], started: float) ->
     }
 
 
-def _image_json(prediction: Prediction, model: ModelInfo) -> dict[str, Any]:
+def _image_json(answers: list[Prediction], model: ModelInfo) -> dict[str, Any]:
+    first, *others = answers
+    content = {"shape": list(first.shape), **_found_json(first, model)}
+    if others:
+        content["compare"] = [_compare_json(first, other, model) for other in others]
+    return content
+
+
+def _found_json(prediction: Prediction, model: ModelInfo) -> dict[str, Any]:
     found, timings = prediction.detections, prediction.timings
     results = [
         {
@@ -195,10 +224,23 @@ def _image_json(prediction: Prediction, model: ModelInfo) -> dict[str, Any]:
         )
     ]
     speed = {"preprocess": timings.decode, "inference": timings.infer, "postprocess": timings.postprocess}
+    return {"results": results, "speed": {stage: round(seconds * 1000, 3) for stage, seconds in speed.items()}}
+
+
+def _compare_json(first: Prediction, other: Prediction, model: ModelInfo) -> dict[str, Any]:
+    """What another engine found, and how far the two are apart; boxes are the same from IoU 0.9 and the same class."""
+    ours, theirs = first.detections, other.detections
+    both = pairs(ours, theirs)
+    sides = np.abs(ours.boxes[both[:, 0]] - theirs.boxes[both[:, 1]])
+    scores = np.abs(ours.scores[both[:, 0]] - theirs.scores[both[:, 1]])
     return {
-        "shape": list(prediction.shape),
-        "results": results,
-        "speed": {stage: round(seconds * 1000, 3) for stage, seconds in speed.items()},
+        "engine": other.engine,
+        **_found_json(other, model),
+        "both": len(both),
+        "only_first": len(ours) - len(both),
+        "only_this": len(theirs) - len(both),
+        "box_px": round(float(sides.max(initial=0)), 5),
+        "score": round(float(scores.max(initial=0)), 5),
     }
 
 

@@ -26,6 +26,7 @@ class Exchange:
     request_id: str
     started: float = field(default_factory=time.perf_counter)
     protocol: str = ""  # set by a protocol's routes; others are not counted
+    engine: str = ""  # set once it is known which one is asked
     status: int = 0
 
     @classmethod
@@ -71,8 +72,8 @@ class ExchangeMiddleware:
         built, metrics = self._service.built, self._service.metrics
         if exchange.protocol:
             model = built.manifest.model.name if built else ""
-            metrics.requests.labels(model, exchange.protocol, str(exchange.status)).inc()
-            metrics.request_seconds.labels(model, exchange.protocol).observe(seconds)
+            metrics.requests.labels(model, exchange.engine, exchange.protocol, str(exchange.status)).inc()
+            metrics.request_seconds.labels(model, exchange.engine, exchange.protocol).observe(seconds)
         if self._service.settings.access_log:
             facts = {
                 "request_id": exchange.request_id,

@@ -1,37 +1,32 @@
-"""From nothing to ready and down again: engine, warm-up, batcher, predictor. What /readyz speaks of."""
+"""From nothing to ready and down again: engines, batchers, predictor. What /readyz speaks of."""
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
-from typing import Any, Protocol
-
-import numpy as np
+from pathlib import Path
+from typing import Any
 
 from app import backends, machine
-from app.backends import Engine
 from app.batcher import Batcher
-from app.errors import NotReady, SetupError
-from app.metrics import Engine as EngineLabels
+from app.deployment import Deployed, EngineSource, deploy
+from app.errors import (
+    BackendUnavailable,
+    BuildFailed,
+    EngineFailed,
+    EngineStale,
+    GateFailed,
+    NotReady,
+    SetupError,
+)
 from app.metrics import Metrics
 from app.predictor import Predictor
-from app.progress import Progress, Report
+from app.progress import Progress
 from app.settings import Settings
 from app.store import Built
 
 log = logging.getLogger("yolopard.service")
 
-WARM_UP_S = 3.0  # batch sizes whose run is expected to take longer are not tried at warm-up
-
-
-class EngineSource(Protocol):
-    """Where the engine comes from: app/build_process.py, or a test."""
-
-    def run(self, report: Report) -> Built:
-        """Find or build the engine; blocks. Raises a SetupError."""
-
-    def cancel(self) -> None:
-        """Make `run` give up; called from another thread."""
+FALLS_BACK = (BackendUnavailable, BuildFailed, EngineFailed, EngineStale, GateFailed)
 
 
 class Service:
@@ -40,24 +35,28 @@ class Service:
     def __init__(
         self,
         settings: Settings,
-        source: EngineSource,
+        source_of: Callable[[str], EngineSource],  # backend: where its engine comes from
         *,
-        on_ready: Callable[[Built], None],
+        on_ready: Callable[[Deployed], None],
         on_failure: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.built: Built | None = None
+        self.deployed: list[Deployed] = []  # the one that serves, then the one it is compared with
+        self.fallback: str | None = None  # why something else is served than was asked for
         self.failure: SetupError | None = None
-        self.images_per_second = 0.0
-        self._source = source
+        self._source_of, self._source = source_of, source_of(settings.backend)
         self._on_ready, self._on_failure = on_ready, on_failure
         self._progress: Progress | None = None
         self._predictor: Predictor | None = None
-        self._engine: Engine | None = None
         self._stopping = False
         self._starting: asyncio.Task[None] | None = None
         self.metrics.ready.set_function(lambda: float(self.ready))
+
+    @property
+    def built(self) -> Built | None:
+        """The served engine in the store."""
+        return self.deployed[0].built if self.deployed else None
 
     @property
     def ready(self) -> bool:
@@ -78,7 +77,7 @@ class Service:
         if self._stopping:
             return {"phase": "stopping", "model": model}
         if self.ready:
-            return {"phase": "ready", "model": model}
+            return {"phase": "ready", "model": model} | ({"fallback": self.fallback} if self.fallback else {})
         if self._predictor is not None:
             return {"phase": "dead", "model": model, "reason": "the engine has stopped working"}
         return self._progress.to_json() if self._progress else {"phase": "starting", "model": model}
@@ -95,88 +94,96 @@ class Service:
             await asyncio.gather(self._starting, return_exceptions=True)
         if self._predictor is not None:
             await self._predictor.close()
-        if self._engine is not None:
-            self._engine.close()
+        for deployed in self.deployed:
+            deployed.engine.close()
 
     async def _start(self) -> None:
-        loop = asyncio.get_running_loop()
-
-        def report(progress: Progress) -> None:  # called from the thread of `run`
-            loop.call_soon_threadsafe(self._report, progress)
-
         try:
-            built = await asyncio.to_thread(self._source.run, report)
-            self._report(Progress.at("warm-up", built.manifest.model.name))
-            engine, rate = await asyncio.to_thread(self._open, built)
+            first = await self._deploy_or_fall_back()
+            self.deployed.append(first)
+            if self.settings.compare != "none":
+                self.deployed.append(await self._deploy(self.settings.compare, lanes=1))
         except SetupError as error:
             self._fail(error)
         except Exception as error:
             log.exception("the start failed")
             self._fail(SetupError(f"the start failed: {type(error).__name__}: {error}"))
         else:
-            self._engine = engine
-            self._open_doors(built, engine, rate)
+            self._open_doors()
+
+    async def _deploy_or_fall_back(self) -> Deployed:
+        settings = self.settings
+        try:
+            deployed = await self._deploy(settings.backend, lanes=settings.lanes)
+        except FALLS_BACK as error:
+            if settings.fallback == "none" or self._stopping:
+                raise
+            self._tell_fallback(error.code, f"{settings.fallback} serves, since {error}")
+            return await self._deploy(settings.fallback, lanes=None)
+        got = deployed.built.manifest.fingerprint
+        own = backends.get(got.backend).PRECISIONS[0]
+        asked = own if settings.precision == "auto" else settings.precision
+        if got.precision != asked:
+            self._tell_fallback(GateFailed.code, f"{got.precision} is served, since the accuracy gate refused {asked}")
+        return deployed
+
+    def _tell_fallback(self, reason: str, text: str) -> None:
+        self.fallback = text
+        log.error("FALLBACK: %s", text)
+        self.metrics.fallback.labels(Path(self.settings.weights).stem, reason).set(1)
+
+    async def _deploy(self, backend: str, lanes: int | None) -> Deployed:
+        loop = asyncio.get_running_loop()
+
+        def report(progress: Progress) -> None:  # called from the thread of `deploy`
+            loop.call_soon_threadsafe(self._report, progress)
+
+        if backend != self.settings.backend:
+            self._source = self._source_of(backend)
+            if self._stopping:
+                self._source.cancel()
+        return await asyncio.to_thread(deploy, self._source, report, lanes=lanes, threads=self.settings.threads)
 
     def _report(self, progress: Progress) -> None:
         self._progress = progress
-        log.info("[%d/%d] %s: %s", progress.step, progress.of, progress.model, progress.phase)
+        log.info("%s", progress)
 
     def _fail(self, error: SetupError) -> None:
         if not self._stopping:
             self.failure = error
             self._on_failure()
 
-    def _open(self, built: Built) -> tuple[Engine, float]:
-        """Load and warm the engine; the images per second that it does alone."""
-        settings, model = self.settings, built.manifest.model
-        backend = backends.get(built.manifest.fingerprint.backend)
-        engine = backend.load(built.folder, settings.lanes, settings.threads or machine.cpus())
-        frames = np.zeros((settings.batch, model.imgsz, model.imgsz, 3), np.uint8)
-        best = 0.0
-        for lane in range(settings.lanes):
-            engine.infer(lane, frames[:1])
-        size = 1
-        while True:
-            started = time.perf_counter()
-            engine.infer(0, frames[:size])
-            seconds = time.perf_counter() - started
-            best = max(best, size / seconds)
-            if size == settings.batch or seconds * 2 > WARM_UP_S:
-                return engine, best
-            size = min(size * 2, settings.batch)
-
-    def _open_doors(self, built: Built, engine: Engine, rate: float) -> None:
-        settings, model, fingerprint = self.settings, built.manifest.model, built.manifest.fingerprint
-        labels = EngineLabels(
-            model=model.name,
-            engine=fingerprint.backend,
-            backend=fingerprint.backend,
-            precision=fingerprint.precision,
-            imgsz=model.imgsz,
-            batch=fingerprint.batch,
-            device=fingerprint.device,
-        )
-        self.metrics.announce(labels, rate)
-        batcher = Batcher(
-            engine.infer,
-            lanes=settings.lanes,
-            max_batch=fingerprint.batch,
-            max_wait_s=settings.max_wait_ms / 1000,
-            metrics=self.metrics,
-            model=model.name,
-            engine=labels.engine,
-        )
-        batcher.start()
+    def _open_doors(self) -> None:
+        settings, first = self.settings, self.deployed[0]
+        model = first.built.manifest.model
+        batchers = {deployed.name: self._open_batcher(deployed) for deployed in self.deployed}
         self._predictor = Predictor(
             model,
-            batcher,
+            batchers,
             self.metrics,
             threads=settings.threads or machine.cpus(),
             rect=settings.rect,
             max_pixels=settings.max_pixels,
             max_pending=settings.max_pending,
-            images_per_second=rate,
+            images_per_second=first.images_per_second,
+            shadow=settings.shadow,
         )
-        self.built, self.images_per_second = built, rate
-        log.info("ready: %s on %s, %.1f images per second alone", model.name, fingerprint.backend, rate)
-        self._on_ready(built)
+        log.info("ready: %s on %s, %.1f images per second alone", model.name, first.name, first.images_per_second)
+        self._on_ready(first)
+
+    def _open_batcher(self, deployed: Deployed) -> Batcher:
+        manifest = deployed.built.manifest
+        figures = manifest.gate.figures.to_json() if manifest.gate.figures else {}
+        known = {name: value for name, value in figures.items() if value is not None}
+        self.metrics.announce(deployed.labels, deployed.images_per_second, known)
+        batcher = Batcher(
+            deployed.engine,
+            lanes=deployed.lanes,
+            max_batch=manifest.fingerprint.batch,
+            max_wait_s=self.settings.max_wait_ms / 1000,
+            metrics=self.metrics,
+            model=manifest.model.name,
+            name=deployed.name,
+        )
+        batcher.start()
+        return batcher

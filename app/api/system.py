@@ -68,22 +68,11 @@ def routes(service: Service) -> APIRouter:
 
 
 def _describe(service: Service) -> dict[str, Any]:
-    assert service.built is not None
-    manifest = service.built.manifest
-    fingerprint = manifest.fingerprint
+    first, *others = service.deployed
     return {
-        **manifest.model.to_json(),
+        **first.built.manifest.model.to_json(),
         "ready": service.ready,
-        "engine": {
-            "key": fingerprint.key,
-            "backend": fingerprint.backend,
-            "version": fingerprint.backend_version,
-            "precision": fingerprint.precision,
-            "batch": fingerprint.batch,
-            "device": fingerprint.device,
-            "lanes": service.settings.lanes,
-            "images_per_second": round(service.images_per_second, 2),
-            "parity": manifest.parity,
-            "built": manifest.built,
-        },
+        "engine": first.to_json(),
+        "compared_with": [other.to_json() for other in others],
+        "fallback": service.fallback,
     }

@@ -1,52 +1,87 @@
-"""One file an engine kind. A missing wheel hurts only who asks for that kind."""
+"""One file an engine kind. A missing wheel or device hurts only who asks for that kind."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import BackendUnavailable
+from app.images import Pixels
+from app.model import ModelInfo
 
-PREFERRED = ("openvino", "onnxruntime", "pytorch")  # for BACKEND=auto; the first that is available
+PREFERRED = ("tensorrt", "openvino", "onnxruntime", "pytorch")  # for BACKEND=auto; the first that is available
 
 
 class Engine(Protocol):
     """A loaded engine. `infer` is called from `lanes` threads at a time, each with its own lane number."""
 
-    def infer(self, lane: int, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 [n, H, W, 3] RGB frames -> rows, float32 [n, K, 6] (app/graph.py)."""
+    def infer(self, lane: int, frames: Sequence[Pixels]) -> NDArray[np.float32]:
+        """N frames, uint8 [H, W, 3] RGB of one shape -> rows, float32 [n, K, 6] (app/graph.py)."""
+
+    def device_seconds(self, lane: int) -> float | None:
+        """What the device itself took for the lane's last batch; None where that is not told apart."""
 
     def close(self) -> None:
         """Give the device's memory back."""
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What an engine is made of."""
+
+    weights: Path
+    graph: Path  # the serving graph in FP32
+    model: ModelInfo
+    precision: str
+    batch: int
+    lanes: int
+    calibration: Callable[[], Iterator[Pixels]]  # frames for int8, one by one
+    folder: Path  # for the engine's files
+    cache: Path  # outlives the build, is shared by all
+    report: Callable[[str], None]  # what is being done, for people
+
+
 class Backend(Protocol):
     """What a backend's module offers."""
 
-    PRECISIONS: Sequence[str]  # the safest first
+    PRECISIONS: Sequence[str]  # the first is what "auto" takes
+    LANES: int  # unless LANES says otherwise
+    STATIC: bool  # True: compiled for one shape of frame, imgsz x imgsz
+
+    def require(self) -> None:
+        """Raise BackendUnavailable unless its device is there."""
 
     def version(self) -> str:
         """Of the library; part of the fingerprint."""
 
-    def build(self, weights: Path, graph: Path, folder: Path) -> None:
-        """Write the engine's files for the serving graph (and the weights it came from) into the folder."""
+    def device(self) -> str:
+        """What an engine is bound to; part of the fingerprint."""
+
+    def build(self, recipe: Recipe) -> dict[str, Any]:
+        """Write the engine's files into the recipe's folder; facts for the manifest. Raises a SetupError."""
 
     def load(self, folder: Path, lanes: int, threads: int) -> Engine:
-        """Open what `build` wrote, for `lanes` concurrent batches on `threads` cores in all."""
+        """Open what `build` wrote, for `lanes` batches at a time on `threads` cores in all.
+
+        Raises EngineStale when it has to be built again.
+        """
 
 
 def get(name: str) -> Backend:
     """The backend of this name. Raises BackendUnavailable with the reason."""
     try:
         backend: Backend = importlib.import_module(f"app.backends.{name}")
-        backend.version()
+        backend.require()
     except ImportError as error:
         raise BackendUnavailable(
             f"BACKEND={name} cannot be used: {error}. Install it: pip install 'yolopard[{name}]'"
         ) from error
+    except BackendUnavailable as error:
+        raise BackendUnavailable(f"BACKEND={name} cannot be used: {error}") from error
     return backend
 
 

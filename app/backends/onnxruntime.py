@@ -1,23 +1,45 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU. It runs the very graphs that TensorRT compiles, whatever their precision."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-PRECISIONS = ("fp32",)
+from app import machine, results
+from app.backends import Recipe
+from app.images import Pixels
+
+PRECISIONS = ("fp32", "fp16")
+LANES = 1
+STATIC = False
 
 _FILE = "model.onnx"
+
+
+def require() -> None:
+    """It runs wherever it is installed."""
 
 
 def version() -> str:
     return str(onnxruntime.__version__)
 
 
-def build(weights: Path, graph: Path, folder: Path) -> None:
-    shutil.copyfile(graph, folder / _FILE)
+def device() -> str:
+    return machine.architecture()
+
+
+def build(recipe: Recipe) -> dict[str, Any]:
+    if recipe.precision == "fp32":
+        shutil.copyfile(recipe.graph, recipe.folder / _FILE)
+    else:
+        from app import precision
+
+        precision.to_half(recipe.graph, recipe.folder / _FILE)
+    return {}
 
 
 def load(folder: Path, lanes: int, threads: int) -> "OnnxruntimeEngine":
@@ -39,8 +61,11 @@ class OnnxruntimeEngine:
     def __init__(self, path: Path, threads: int) -> None:
         self._session = session(path, threads)
 
-    def infer(self, lane: int, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.asarray(self._session.run(["rows"], {"images": images})[0])
+    def infer(self, lane: int, frames: Sequence[Pixels]) -> NDArray[np.float32]:
+        return np.asarray(self._session.run(["rows"], {"images": np.stack(frames)})[0])
+
+    def device_seconds(self, lane: int) -> float | None:
+        return None
 
     def close(self) -> None:
         del self._session
@@ -53,18 +78,15 @@ class PlainExport:
         self._session = session(path, threads)
         self._rows = rows
 
-    def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def infer(self, frames: Sequence[Pixels]) -> NDArray[np.float32]:
         """As Engine.infer; the images go one by one, repeated where the export has a fixed batch."""
-        return np.stack([self._one(image) for image in images])
+        return np.stack([self._one(frame) for frame in frames])
 
-    def _one(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _one(self, frame: Pixels) -> NDArray[np.float32]:
         source = self._session.get_inputs()[0]
         batch = source.shape[0] if isinstance(source.shape[0], int) else 1
         kind = np.float16 if source.type == "tensor(float16)" else np.float32
-        pixels = np.repeat((image.transpose(2, 0, 1)[None] / 255).astype(kind), batch, axis=0)
+        pixels = np.repeat((frame.transpose(2, 0, 1)[None] / 255).astype(kind), batch, axis=0)
         head = np.asarray(self._session.run(None, {source.name: pixels})[0], np.float32)[0]
-        scores = head[4:]
-        order = np.argsort(-scores.max(0), kind="stable")[: self._rows]
-        centre, half = head[:2, order], head[2:4, order] / 2
-        best, label = scores[:, order].max(0), scores[:, order].argmax(0)
-        return np.concatenate([centre - half, centre + half, best[None], label[None]]).T.astype(np.float32)
+        rows: NDArray[np.float32] = results.from_head(head[None], self._rows)[0]
+        return rows

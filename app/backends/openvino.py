@@ -1,23 +1,40 @@
 """OpenVINO on the CPU: the default where there is no GPU."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+from app import machine
+from app.backends import Recipe
+from app.images import Pixels
+
 PRECISIONS = ("fp32",)
+LANES = 1
+STATIC = False
 
 _FILE = "model.xml"
+
+
+def require() -> None:
+    """It runs wherever it is installed."""
 
 
 def version() -> str:
     return str(openvino.__version__).partition("-")[0]
 
 
-def build(weights: Path, graph: Path, folder: Path) -> None:
-    """By convert_model: only that way SiLU is fused when the graph is quantized later on."""
-    openvino.save_model(openvino.convert_model(graph), folder / _FILE, compress_to_fp16=False)
+def device() -> str:
+    return machine.architecture()
+
+
+def build(recipe: Recipe) -> dict[str, Any]:
+    """By convert_model: only that way SiLU is fused when the graph is quantized."""
+    openvino.save_model(openvino.convert_model(recipe.graph), recipe.folder / _FILE, compress_to_fp16=False)
+    return {}
 
 
 def load(folder: Path, lanes: int, threads: int) -> "OpenvinoEngine":
@@ -37,8 +54,11 @@ class OpenvinoEngine:
         self._compiled = openvino.Core().compile_model(path, "CPU", options)
         self._requests = [self._compiled.create_infer_request() for _ in range(lanes)]
 
-    def infer(self, lane: int, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.asarray(self._requests[lane].infer({"images": images}, share_inputs=True)["rows"])
+    def infer(self, lane: int, frames: Sequence[Pixels]) -> NDArray[np.float32]:
+        return np.asarray(self._requests[lane].infer({"images": np.stack(frames)}, share_inputs=True)["rows"])
+
+    def device_seconds(self, lane: int) -> float | None:
+        return None
 
     def close(self) -> None:
         self._requests.clear()

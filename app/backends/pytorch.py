@@ -1,29 +1,45 @@
-"""PyTorch FP32 by Ultralytics: the reference every engine is checked against, and a slow fallback."""
+"""PyTorch FP32 by Ultralytics: the reference every engine is checked against, and a slow fallback. On a GPU if any."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from app import machine
+from app.backends import Recipe
 from app.errors import WeightsError
 from app.export import load_module
-from app.graph import K
+from app.images import Pixels
+from app.results import K
 
 PRECISIONS = ("fp32",)
+LANES = 1
+STATIC = False
 
 _FILE = "weights.pt"
+
+
+def require() -> None:
+    """It runs wherever it is installed."""
 
 
 def version() -> str:
     return str(torch.__version__)
 
 
-def build(weights: Path, graph: Path, folder: Path) -> None:
-    if weights.suffix != ".pt":
-        raise WeightsError(f"BACKEND=pytorch needs .pt weights, not {weights}")
-    shutil.copyfile(weights, folder / _FILE)
+def device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else machine.architecture()
+
+
+def build(recipe: Recipe) -> dict[str, Any]:
+    if recipe.weights.suffix != ".pt":
+        raise WeightsError(f"BACKEND=pytorch needs .pt weights, not {recipe.weights}")
+    shutil.copyfile(recipe.weights, recipe.folder / _FILE)
+    return {}
 
 
 def load(folder: Path, lanes: int, threads: int) -> "PytorchEngine":
@@ -33,6 +49,7 @@ def load(folder: Path, lanes: int, threads: int) -> "PytorchEngine":
 def open_weights(weights: Path, threads: int) -> "PytorchEngine":
     """The engine of .pt weights. The number of threads is the process's."""
     torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # FP32 means FP32
     return PytorchEngine(load_module(weights))
 
 
@@ -40,12 +57,16 @@ class PytorchEngine:
     """The model's own forward and, in torch, the same selection of rows as the serving graph."""
 
     def __init__(self, module: torch.nn.Module) -> None:
-        self._module = module
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._module = module.to(self._device)
 
-    def infer(self, lane: int, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def infer(self, lane: int, frames: Sequence[Pixels]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-            return select_rows(self._module(pixels)[0]).numpy()
+            pixels = torch.from_numpy(np.stack(frames)).to(self._device).permute(0, 3, 1, 2).float() / 255
+            return select_rows(self._module(pixels)[0]).cpu().numpy()
+
+    def device_seconds(self, lane: int) -> float | None:
+        return None
 
     def close(self) -> None:
         del self._module

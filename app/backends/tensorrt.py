@@ -1,0 +1,238 @@
+"""TensorRT on an NVIDIA GPU: serving graph -> plan -> engine. 10.12 and newer, and 11.x, on one way.
+
+Every network is strongly typed: its precision is that of the graph, and no flag of the builder changes it. One profile:
+batches from 1 to the configured one, tuned for the largest; the frame's shape is fixed, so anchors are constants.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tensorrt as trt
+
+from app.backends import Recipe, cuda
+from app.backends.tensorrt_engine import PLAN, TensorrtEngine, describe, split
+from app.errors import BackendUnavailable, BuildFailed, EngineStale, SettingsError
+
+__all__ = ["LANES", "PRECISIONS", "STATIC", "build", "describe", "device", "load", "require", "version"]
+
+PRECISIONS = ("fp16", "fp32")
+LANES = 2
+STATIC = True
+
+OLDEST = (10, 12)
+RESERVE = 768 << 20  # bytes for the CUDA context, TensorRT's kernels and what else is not counted
+REPORT_S = 0.5
+
+log = logging.getLogger("yolopard.tensorrt")
+
+
+def require() -> None:
+    """A driver, a device, and a TensorRT that knows strongly typed networks as they are used here."""
+    cuda.preflight()
+    if tuple(int(part) for part in version().split(".")[:2]) < OLDEST:
+        raise BackendUnavailable(f"TensorRT {version()} is too old: 10.12 or newer is needed")
+
+
+def version() -> str:
+    return str(trt.__version__)
+
+
+def device() -> str:
+    """Plans do not move between GPU models. The driver is not part of it: an update keeps the engines."""
+    gpu = cuda.device()
+    return f"{gpu.name} sm_{gpu.capability.replace('.', '')}"
+
+
+def build(recipe: Recipe) -> dict[str, Any]:
+    """Compile the plan; an Ultralytics .engine is taken as it is. Raises BuildFailed with TensorRT's own words."""
+    gpu = cuda.device()
+    if recipe.weights.suffix == ".engine":
+        shutil.copyfile(recipe.weights, recipe.folder / PLAN)
+        return {"gpu": gpu.name, "driver_cuda": gpu.driver}
+    graph = _in_precision(recipe)
+    needed = _require_memory(recipe, graph)
+    started = time.monotonic()
+    plan = _compile(graph, recipe)
+    with (recipe.folder / PLAN).open("wb") as file:
+        file.write(plan)
+    return {
+        "gpu": gpu.name,
+        "driver_cuda": gpu.driver,
+        "compile_seconds": round(time.monotonic() - started, 1),
+        "engine_bytes": (recipe.folder / PLAN).stat().st_size,
+        "estimated_device_bytes": needed,
+        **_measured_memory(recipe),
+    }
+
+
+def load(folder: Path, lanes: int, threads: int) -> TensorrtEngine:
+    """Raises EngineStale, with TensorRT's reason, where it refuses the plan."""
+    return open_plan(folder / PLAN, lanes)
+
+
+def open_plan(path: Path, lanes: int, *, graphs: bool = True) -> TensorrtEngine:
+    """As `load`; without `graphs` every batch is enqueued anew."""
+    header, plan = split(path.read_bytes())
+    runtime_log = Log()
+    engine = trt.Runtime(runtime_log).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineStale(f"TensorRT {version()} does not load {path}: {runtime_log.reason()}")
+    return TensorrtEngine(engine, lanes, int(header["imgsz"][0]) if header else 0, graphs=graphs)
+
+
+class Log(trt.ILogger):  # type: ignore[misc]
+    """TensorRT's log in ours. Keeps the last errors, since most failures are only None. Its threads call it."""
+
+    def __init__(self) -> None:
+        trt.ILogger.__init__(self)
+        self._complaints: deque[str] = deque(maxlen=3)
+
+    def log(self, severity: Any, msg: str) -> None:
+        level = (logging.ERROR, logging.ERROR, logging.WARNING, logging.DEBUG, logging.DEBUG)[int(severity)]
+        if level == logging.ERROR:
+            self._complaints.append(msg.strip())
+        log.log(level, "%s", msg.strip())
+
+    def reason(self) -> str:
+        """The last errors, in one line."""
+        return " | ".join(self._complaints).replace("\n", " ") or "it gives no reason"
+
+
+class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    """Tells how far the compiler is. Its methods are called by several threads."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        trt.IProgressMonitor.__init__(self)
+        self._report = report
+        self._steps: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._last = 0.0
+
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        with self._lock:
+            self._steps[phase_name] = num_steps
+
+    def phase_finish(self, phase_name: str) -> None:
+        with self._lock:
+            self._steps.pop(phase_name, None)
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        """False ends the build: when the server that waits for it is gone."""
+        with self._lock:
+            if time.monotonic() - self._last < REPORT_S:
+                return True
+            self._last = time.monotonic()
+            try:
+                self._report(f"{phase_name} {step + 1}/{self._steps.get(phase_name, 0)}")
+            except OSError:
+                return False
+        return True
+
+
+def _in_precision(recipe: Recipe) -> Path:
+    if recipe.precision == "fp32":
+        return recipe.graph
+    from app import precision
+
+    target = recipe.graph.with_name("compiled.onnx")
+    precision.to_half(recipe.graph, target)
+    return target
+
+
+def _require_memory(recipe: Recipe, graph: Path) -> int:
+    """The bytes of device memory that serving will take, by estimate. Raises SettingsError if so many are not free."""
+    from app import footprint
+
+    side, lanes = recipe.model.imgsz, recipe.lanes
+
+    def needed(batch: int) -> int:
+        return RESERVE + footprint.weight_bytes(graph) + lanes * footprint.activation_bytes(graph, batch, side)
+
+    free, total = cuda.memory()
+    wanted, least = needed(recipe.batch), needed(1)
+    text = f"BATCH={recipe.batch} at {side} px in {lanes} lanes: about {_gb(wanted)} of {_gb(free)} free GPU memory"
+    log.info("%s", text)
+    recipe.report(text)
+    if wanted <= free:
+        return wanted
+    each = (wanted - least) / max(recipe.batch - 1, 1)
+    fitting = int(1 + (free - least) / each) if each and free >= least else 0
+    advice = f"BATCH={fitting} fits" if fitting else "not even BATCH=1 fits: use a smaller IMGSZ or free the GPU"
+    raise SettingsError(f"{text} (of {_gb(total)} in all) are too much: {advice}")
+
+
+def _gb(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _compile(graph: Path, recipe: Recipe) -> Any:
+    """The plan, as an object with the buffer protocol."""
+    builder_log = Log()
+    builder = trt.Builder(builder_log)
+    # Opt-in on 10, always on and this flag ignored on 11.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, builder_log)
+    if not parser.parse_from_file(str(graph)):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        raise BuildFailed(
+            "TensorRT cannot read the graph: " + "; ".join(f"{error.node_name()}: {error.desc()}" for error in errors)
+        )
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: the decode would lose 13 of FP32's 23 bits
+    config.progress_monitor = Monitor(recipe.report)
+    profile = builder.create_optimization_profile()
+    frame, batch = (recipe.model.imgsz, recipe.model.imgsz, 3), recipe.batch
+    profile.set_shape("images", (1, *frame), (batch, *frame), (batch, *frame))
+    if config.add_optimization_profile(profile) < 0:
+        raise BuildFailed(f"TensorRT refuses batches of 1 to {batch} frames {frame}: {builder_log.reason()}")
+    cache_file = _timing_cache_file(recipe.cache)
+    cache = _set_timing_cache(config, cache_file)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildFailed(f"TensorRT could not compile the engine: {builder_log.reason()}")
+    _keep(cache.serialize(), cache_file)
+    return plan
+
+
+def _timing_cache_file(folder: Path) -> Path:
+    """Timings hold for one TensorRT on one GPU model."""
+    return folder / f"timing-{version()}-{device().replace(' ', '-').replace('/', '-')}.bin"
+
+
+def _set_timing_cache(config: Any, path: Path) -> Any:
+    """The cache, which must outlive the build; an empty one where the stored one is of no use."""
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        log.warning("%s does not fit this GPU and TensorRT: starting an empty one", path)
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
+
+
+def _keep(content: Any, path: Path) -> None:
+    """Whole or not at all. The next build is only slower without it."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        log.warning("the timing cache %s was not kept: %s", path, error.strerror)
+
+
+def _measured_memory(recipe: Recipe) -> dict[str, int]:
+    """Device memory that one lane of the loaded engine takes from the device."""
+    before, _ = cuda.memory()
+    engine = load(recipe.folder, 1, 1)
+    after, _ = cuda.memory()
+    facts = {"loaded_device_bytes": before - after, "activation_bytes": engine.activation_bytes}
+    engine.close()
+    return facts

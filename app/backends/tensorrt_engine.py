@@ -1,0 +1,264 @@
+"""A TensorRT engine at work: lanes with a stream, buffers, and an execution context for each size of batch.
+
+Serves plans of our own (uint8 frames in, rows out) and those of `yolo export format=engine` (NCHW in 0..1 in, raw head
+out).
+"""
+
+import contextlib
+import json
+import logging
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorrt as trt
+from numpy.typing import NDArray
+
+from app import results
+from app.backends.cuda import DeviceMemory, Event, Graph, PinnedMemory, Stream
+from app.errors import EngineFailed, WeightsError
+from app.images import Pixels
+from app.model import ModelInfo
+
+PLAN = "engine.plan"
+
+log = logging.getLogger("yolopard.tensorrt")
+
+_DTYPES = {
+    int(trt.DataType.UINT8): np.uint8,
+    int(trt.DataType.FLOAT): np.float32,
+    int(trt.DataType.HALF): np.float16,
+}
+
+
+def split(data: bytes) -> tuple[dict[str, Any] | None, memoryview]:
+    """The header of an Ultralytics .engine file (a length in 4 bytes, then JSON), if it has one, and the plan."""
+    size = int.from_bytes(data[:4], "little")
+    if 0 < size <= len(data) - 4:
+        with contextlib.suppress(ValueError):
+            return json.loads(data[4 : 4 + size]), memoryview(data)[4 + size :]
+    return None, memoryview(data)
+
+
+def describe(path: Path, name: str, imgsz: int | None) -> ModelInfo:
+    """What the header of an Ultralytics .engine says of its model. Raises WeightsError."""
+    header, _ = split(path.read_bytes())
+    if missing := {"task", "names", "stride", "imgsz"} - (header or {}).keys():
+        raise WeightsError(f"{path} is not an engine by Ultralytics: its header lacks {', '.join(sorted(missing))}")
+    assert header is not None
+    if header["task"] != "detect":
+        raise WeightsError(f"{path} is a {header['task']} engine; this version serves detect models only")
+    height, width = header["imgsz"]
+    if height != width or imgsz not in (None, height):
+        raise WeightsError(
+            f"{path} was exported for {height}x{width}" + (f", not IMGSZ={imgsz}" if imgsz else ", which is not square")
+        )
+    names = {int(i): str(label) for i, label in header["names"].items()}
+    return ModelInfo(name, "detect", names, int(header["stride"]), int(height), static_shape=True)
+
+
+def allowed(call: bool, what: str) -> None:
+    """TensorRT answers False where other libraries raise."""
+    if not call:
+        raise EngineFailed(f"TensorRT refused {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input or output; `shape` is that of one image."""
+
+    name: str
+    dtype: type[np.generic]
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of one image."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What goes into an engine and what comes out of it."""
+
+    source: Tensor
+    target: Tensor
+    least: int  # images in the smallest batch
+    most: int  # and in the largest
+
+    @classmethod
+    def of(cls, engine: Any, context: Any, side: int) -> "Layout":
+        """By the engine's own tensors. Raises EngineFailed for what is neither our plan nor a detect export."""
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        outputs = [name for name in names if name not in inputs]
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise EngineFailed(f"the engine has the tensors {names}; a detect engine has one input and one output")
+        least, _, most = (tuple(shape) for shape in engine.get_tensor_profile_shape(inputs[0], 0))
+        frame = tuple(size if size > 0 else side for size in tuple(engine.get_tensor_shape(inputs[0]))[1:])
+        allowed(context.set_input_shape(inputs[0], (most[0], *frame)), f"frames {frame}")
+        if missing := context.infer_shapes():
+            raise EngineFailed(f"the engine leaves the shape of {missing} open")
+        rows = tuple(context.get_tensor_shape(outputs[0]))[1:]
+        if min(rows, default=-1) < 0:
+            raise EngineFailed(f"the shape of {outputs[0]} depends on the image; export with nms=False")
+        kinds = [_DTYPES.get(int(engine.get_tensor_dtype(name))) for name in (inputs[0], outputs[0])]
+        if None in kinds:
+            raise EngineFailed("the engine's tensors are neither uint8, FP32 nor FP16")
+        source, target = Tensor(inputs[0], kinds[0], frame), Tensor(outputs[0], kinds[1], rows)  # type: ignore[arg-type]
+        return cls(source, target, least[0], most[0])
+
+    @property
+    def batches(self) -> list[int]:
+        """The sizes that are run: powers of two, and the largest; others are padded."""
+        sizes = [1 << i for i in range(self.most.bit_length()) if self.least <= 1 << i < self.most]
+        return [*sizes, self.most]
+
+    def write(self, frames: Sequence[Pixels], target: NDArray[Any]) -> None:
+        """Frames into the host's side of the input, [most, *source.shape]."""
+        if self.source.dtype is np.uint8:
+            np.stack(frames, out=target[: len(frames)])
+            return
+        for frame, place in zip(frames, target, strict=False):
+            np.multiply(frame.transpose(2, 0, 1), np.float32(1 / 255), out=place, casting="unsafe")
+
+    def read(self, found: NDArray[Any]) -> NDArray[np.float32]:
+        """Rows [n, K, 6] from the host's side of the output, copied: the next batch writes over it."""
+        if found.shape[2] == 6:  # our rows; or x1 y1 x2 y2, score, class of an end-to-end head, or of NMS
+            return found.astype(np.float32)
+        return results.from_head(found.astype(np.float32), results.K)
+
+
+class TensorrtEngine:
+    """One deserialized engine and its lanes."""
+
+    def __init__(self, engine: Any, lanes: int, side: int, *, graphs: bool = True) -> None:
+        self._open = contextlib.ExitStack()
+        with contextlib.ExitStack() as opening:
+            self.activation_bytes = int(engine.device_memory_size_v2)
+            self._lanes = [opening.enter_context(contextlib.closing(Lane(engine, side, graphs))) for _ in range(lanes)]
+            self._open = opening.pop_all()
+
+    @property
+    def captured(self) -> bool:
+        """Whether every size of batch runs as a CUDA graph."""
+        return all(lane.captured for lane in self._lanes)
+
+    def infer(self, lane: int, frames: Sequence[Pixels]) -> NDArray[np.float32]:
+        most = self._lanes[lane].layout.most
+        parts = [self._lanes[lane].infer(frames[i : i + most]) for i in range(0, len(frames), most)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def device_seconds(self, lane: int) -> float | None:
+        return self._lanes[lane].device_seconds
+
+    def close(self) -> None:
+        self._lanes.clear()
+        self._open.close()
+
+
+class Lane:
+    """What one batch at a time needs: nothing of it is shared with another lane but the weights."""
+
+    def __init__(self, engine: Any, side: int, graphs: bool) -> None:
+        self.device_seconds = 0.0
+        self._contexts: dict[int, _Context] = {}
+        with contextlib.ExitStack() as opening:
+
+            def own(thing: Any) -> Any:
+                return opening.enter_context(contextlib.closing(thing))
+
+            self._stream: Stream = own(Stream())
+            self._begun, self._ended, self._copied = (own(Event()) for _ in range(3))
+            memory = own(DeviceMemory(max(int(engine.device_memory_size_v2), 256)))
+            first = _Context(engine, memory, self._stream)
+            self.layout = layout = Layout.of(engine, first.context, side)
+            self._on_host, self._rows_on_host = (
+                own(PinnedMemory(layout.most * tensor.size)) for tensor in (layout.source, layout.target)
+            )
+            self._on_device, self._rows_on_device = (
+                own(DeviceMemory(layout.most * tensor.size)) for tensor in (layout.source, layout.target)
+            )
+            for size in reversed(layout.batches):
+                context = first if not self._contexts else _Context(engine, memory, self._stream)
+                context.prepare(layout, size, self._on_device, self._rows_on_device)
+                if graphs:
+                    context.capture(own)
+                self._contexts[size] = context
+            self._sizes = layout.batches
+            self._opened = opening.pop_all()
+        self._frames = self._view(self._on_host, layout.source)
+        self._rows = self._view(self._rows_on_host, layout.target)
+
+    @property
+    def captured(self) -> bool:
+        """Whether every size of batch runs as a CUDA graph."""
+        return all(context.graph for context in self._contexts.values())
+
+    def infer(self, frames: Sequence[Pixels]) -> NDArray[np.float32]:
+        """Blocks until the rows are there."""
+        count = len(frames)
+        context = self._contexts[self._sizes[bisect_left(self._sizes, count)]]
+        self.layout.write(frames, self._frames)
+        self._stream.to_device(self._on_device, self._on_host, count * self.layout.source.size)
+        self._begun.record(self._stream)
+        context.run()
+        self._ended.record(self._stream)
+        self._stream.to_host(self._rows_on_host, self._rows_on_device, count * self.layout.target.size)
+        self._copied.record(self._stream)
+        self._copied.synchronize()
+        self.device_seconds = self._ended.seconds_since(self._begun)
+        return self.layout.read(self._rows[:count])
+
+    def close(self) -> None:
+        self._stream.synchronize()
+        self._contexts.clear()  # before the memory they work in
+        self._opened.close()
+
+    def _view(self, memory: PinnedMemory, tensor: Tensor) -> NDArray[Any]:
+        return memory.array.view(tensor.dtype).reshape(self.layout.most, *tensor.shape)
+
+
+class _Context:
+    """An execution context for one size of batch, and its captured graph. One graph needs one context of its own."""
+
+    def __init__(self, engine: Any, memory: DeviceMemory, stream: Stream) -> None:
+        self._stream = stream
+        self.graph: Graph | None = None
+        self.context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self.context is None:
+            raise EngineFailed("TensorRT gives no further execution context: use fewer LANES")
+        self.context.set_device_memory(memory.address, memory.size)
+        allowed(self.context.set_optimization_profile_async(0, stream.handle), "a context of the profile")
+        stream.synchronize()
+
+    def prepare(self, layout: Layout, size: int, source: DeviceMemory, target: DeviceMemory) -> None:
+        """Fix shape and addresses, and run once, as capturing wants it."""
+        allowed(self.context.set_input_shape(layout.source.name, (size, *layout.source.shape)), f"a batch of {size}")
+        if missing := self.context.infer_shapes():
+            raise EngineFailed(f"the engine leaves the shape of {missing} open")
+        for tensor, memory in ((layout.source, source), (layout.target, target)):
+            allowed(self.context.set_tensor_address(tensor.name, memory.address), f"the address of {tensor.name}")
+        allowed(self._enqueue(), f"to run a batch of {size}")
+        self._stream.synchronize()
+        self._size = size
+
+    def capture(self, own: Any) -> None:
+        graph = self._stream.capture(self._enqueue)
+        if graph is None:
+            log.info("batches of %d cannot be captured as a CUDA graph; they are enqueued each time", self._size)
+            return
+        self.graph = own(graph)
+
+    def run(self) -> None:
+        """Into the stream; does not wait."""
+        if self.graph is not None:
+            self.graph.launch(self._stream)
+        else:
+            allowed(self._enqueue(), f"to run a batch of {self._size}")
+
+    def _enqueue(self) -> bool:
+        return bool(self.context.execute_async_v3(self._stream.handle))

@@ -1,0 +1,57 @@
+"""How much device memory a serving graph will need, estimated from its shapes before anything is compiled."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper
+
+# A compiler fuses these into their neighbours: they work in place, or never write their output.
+_IN_PLACE = frozenset(("Add", "Cast", "Mul", "Relu", "Reshape", "Clip"))
+_NEVER_WRITTEN = frozenset(("Sigmoid", "Shape", "Constant", "QuantizeLinear", "DequantizeLinear"))
+
+
+def weight_bytes(graph: Path) -> int:
+    """Of all its constants."""
+    return sum(_size(tensor.data_type, tensor.dims) for tensor in onnx.load(graph).graph.initializer)
+
+
+def activation_bytes(graph: Path, batch: int, side: int) -> int:
+    """The most that is alive at one time while a batch of side x side frames goes through, in- and output included."""
+    model = onnx.load(graph)
+    for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (batch, side, side, 3), strict=True):
+        dim.dim_value = size
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    sizes = _sizes(model.graph)
+    readers: dict[str, int] = {output.name: 1 for output in model.graph.output}
+    for node in model.graph.node:
+        for name in set(node.input):
+            readers[name] = readers.get(name, 0) + 1
+    alive = most = sizes.get(model.graph.input[0].name, 0)
+    for node in model.graph.node:
+        written = 0 if node.op_type in _NEVER_WRITTEN else sum(sizes.get(name, 0) for name in node.output)
+        freed = _read(node, readers, sizes)
+        most = max(most, alive + (written - freed if node.op_type in _IN_PLACE else written))
+        alive += written - freed
+        if node.op_type in _NEVER_WRITTEN:
+            sizes |= dict.fromkeys(node.output, 0)
+    return most
+
+
+def _read(node: NodeProto, readers: dict[str, int], sizes: dict[str, int]) -> int:
+    """Bytes of the inputs that nobody reads after this node."""
+    freed = 0
+    for name in set(node.input):
+        readers[name] -= 1
+        freed += 0 if readers[name] else sizes.get(name, 0)
+    return freed
+
+
+def _sizes(graph: onnx.GraphProto) -> dict[str, int]:
+    values = (*graph.input, *graph.value_info, *graph.output)
+    kinds = {value.name: value.type.tensor_type for value in values}
+    return {name: _size(kind.elem_type, [d.dim_value for d in kind.shape.dim]) for name, kind in kinds.items()}
+
+
+def _size(kind: int, dims: object) -> int:
+    return int(np.prod(np.array(dims, np.int64)) * helper.tensor_dtype_to_np_dtype(kind).itemsize)

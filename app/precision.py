@@ -1,0 +1,94 @@
+"""Serving graph FP32 -> FP16. Precision is a property of the graph, never a switch of an engine's compiler.
+
+What makes features runs in the lower precision: every convolution and all that lies before one. What decodes them into
+boxes, DFL's convolution included, stays in FP32: half steps by 0.5 px from 512 px on.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from app.errors import WeightsError
+
+_FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+
+
+def to_half(graph: Path, target: Path) -> None:
+    """Write the FP16 graph. Raises WeightsError for weights that are beyond FP16."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True)
+    features = _features(model.graph)
+    floats = _floats(model.graph)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    halved: dict[str, TensorProto] = {}
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        if node.output[0] not in features:
+            nodes.append(node)
+            continue
+        outputs = [name for name in node.output if name in floats]
+        for i in _data_inputs(node):
+            name = node.input[i]
+            if name in constants and name in floats:
+                halved.setdefault(name, _half(constants[name], f"{name}/half"))
+            if name in floats:
+                node.input[i] = f"{name}/half"
+        node.output[:] = [f"{name}/half" if name in floats else name for name in node.output]
+        _retype(node)
+        # The casts back to FP32: of what only features read, they are dropped below.
+        nodes += [node, *(helper.make_node("Cast", [f"{name}/half"], [name], to=_FLOAT) for name in outputs)]
+    read = {name for node in nodes for name in node.input} | {output.name for output in model.graph.output}
+    nodes = [node for node in nodes if read & set(node.output)]
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
+    kept = [tensor for name, tensor in constants.items() if name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*kept, *halved.values()])
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, target)
+
+
+def _features(graph: onnx.GraphProto) -> set[str]:
+    """The nodes, by their first output, that a convolution of features ends in or depends on."""
+    producers = {name: node for node in graph.node for name in node.output}
+    waiting = [node for node in graph.node if node.op_type == "Conv" and not _is_dfl(node, graph)]
+    found: set[str] = set()
+    while waiting:
+        node = waiting.pop()
+        if node.output[0] not in found:
+            found.add(node.output[0])
+            waiting += [producers[node.input[i]] for i in _data_inputs(node) if node.input[i] in producers]
+    return found
+
+
+def _is_dfl(node: NodeProto, graph: onnx.GraphProto) -> bool:
+    """The expectation of a box side's distribution, written as a convolution with the weights 0, 1, 2, ..."""
+    tensors = (numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == node.input[1])
+    return any(np.array_equal(weight.ravel(), np.arange(weight.size)) for weight in tensors)
+
+
+def _data_inputs(node: NodeProto) -> range:
+    """Of Resize only the first: its scales are FP32 in every precision."""
+    return range(1 if node.op_type == "Resize" else len(node.input))
+
+
+def _floats(graph: onnx.GraphProto) -> set[str]:
+    """Names of the FP32 tensors."""
+    values = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == _FLOAT}
+    return values | {tensor.name for tensor in graph.initializer if tensor.data_type == _FLOAT}
+
+
+def _retype(node: NodeProto) -> None:
+    for attribute in node.attribute:
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == _FLOAT:
+            attribute.i = _HALF
+        if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == _FLOAT:
+            attribute.t.CopyFrom(_half(attribute.t, attribute.t.name))
+
+
+def _half(tensor: TensorProto, name: str) -> TensorProto:
+    values = numpy_helper.to_array(tensor)
+    if np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+        raise WeightsError(f"{tensor.name} holds values beyond FP16: use PRECISION=fp32")
+    return numpy_helper.from_array(values.astype(np.float16), name)

@@ -1,0 +1,179 @@
+"""What Prometheus is told of the GPU, and that a machine without one goes unnoticed."""
+
+import inspect
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app import gpu
+
+VALUES = {
+    "yolopard_gpu_utilization_ratio": 0.87,
+    "yolopard_gpu_memory_used_bytes": 6 << 30,
+    "yolopard_gpu_memory_total_bytes": 24 << 30,
+    "yolopard_gpu_temperature_celsius": 61,
+    "yolopard_gpu_power_watts": 212.345,
+}
+MEMORY = {"yolopard_gpu_memory_used_bytes", "yolopard_gpu_memory_total_bytes"}
+
+
+class Driver:
+    """pynvml on a machine with GPUs; names, arguments, constants and exceptions are the real module's."""
+
+    def __init__(self, uuids: list[str]) -> None:
+        self.uuids = uuids
+        self.errors: dict[str, int] = {}  # function: NVML's code
+        self.initialized = False
+
+    def __getattr__(self, name: str):
+        real = getattr(pynvml, name)
+        if not inspect.isfunction(real):
+            return real
+
+        def call(*arguments, **named):
+            bound = inspect.signature(real).bind(*arguments, **named)
+            if name in self.errors:
+                raise pynvml.NVMLError(self.errors[name])
+            if name != "nvmlInit" and not self.initialized:
+                raise pynvml.NVMLError(pynvml.NVML_ERROR_UNINITIALIZED)
+            return type(self).__dict__[f"_{name}"](self, **bound.arguments)
+
+        return call
+
+    def _nvmlInit(self):  # noqa: N802
+        self.initialized = True
+
+    def _nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
+        assert isinstance(index, int)
+        if not 0 <= index < len(self.uuids):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        return SimpleNamespace(index=index)
+
+    def _nvmlDeviceGetHandleByUUID(self, uuid):  # noqa: N802
+        if uuid not in self.uuids:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return SimpleNamespace(index=self.uuids.index(uuid))
+
+    def _nvmlDeviceGetIndex(self, handle):  # noqa: N802
+        return handle.index
+
+    def _nvmlDeviceGetName(self, handle):  # noqa: N802
+        return f"NVIDIA A1{handle.index}G"
+
+    def _nvmlDeviceGetUtilizationRates(self, handle):  # noqa: N802
+        return pynvml.c_nvmlUtilization_t(gpu=87, memory=40)
+
+    def _nvmlDeviceGetMemoryInfo(self, handle):  # noqa: N802
+        return pynvml.c_nvmlMemory_t(total=24 << 30, free=18 << 30, used=6 << 30)
+
+    def _nvmlDeviceGetTemperature(self, handle, sensor):  # noqa: N802
+        assert sensor == pynvml.NVML_TEMPERATURE_GPU
+        return 61
+
+    def _nvmlDeviceGetPowerUsage(self, handle):  # noqa: N802
+        return 212_345
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """Two GPUs, and no CUDA_VISIBLE_DEVICES."""
+    driver = Driver(["GPU-aaaa", "GPU-bbbb"])
+    monkeypatch.setattr(gpu, "pynvml", driver)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return driver
+
+
+def scraped(collector: gpu.GpuCollector) -> dict[str, float]:
+    """Series that /metrics has of it, by name."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return {sample.name: sample.value for family in families for sample in family.samples}
+
+
+def labels(collector: gpu.GpuCollector) -> list[dict[str, str]]:
+    return [sample.labels for family in collector.collect() for sample in family.samples]
+
+
+def test_load_memory_temperature_and_power_are_told_in_base_units(driver):
+    assert scraped(gpu.open_gpu()) == VALUES
+
+
+def test_all_are_gauges(driver):
+    assert {family.type for family in gpu.open_gpu().collect()} == {"gauge"}
+
+
+@pytest.mark.parametrize(
+    ("visible", "index"),
+    [(None, 0), ("0", 0), ("1", 1), ("1,0", 1), (" 1 , 0", 1), ("GPU-aaaa", 0), ("GPU-bbbb,GPU-aaaa", 1)],
+)
+def test_the_gpu_is_the_first_that_the_runtime_may_see(driver, monkeypatch, visible, index):
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert labels(gpu.open_gpu()) == [{"gpu": str(index), "name": f"NVIDIA A1{index}G"}] * len(VALUES)
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "2", "GPU-cccc", "NoDevFiles"])
+def test_without_a_visible_gpu_there_is_nothing_to_tell(driver, monkeypatch, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu.open_gpu() is None
+
+
+@pytest.mark.parametrize(
+    ("function", "lost"),
+    [
+        ("nvmlDeviceGetUtilizationRates", {"yolopard_gpu_utilization_ratio"}),
+        ("nvmlDeviceGetMemoryInfo", MEMORY),
+        ("nvmlDeviceGetTemperature", {"yolopard_gpu_temperature_celsius"}),
+        ("nvmlDeviceGetPowerUsage", {"yolopard_gpu_power_watts"}),
+    ],
+)
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND])
+def test_a_value_that_the_driver_does_not_tell_is_left_out(driver, function, lost, code):
+    driver.errors[function] = code
+    assert set(scraped(gpu.open_gpu())) == set(VALUES) - lost
+
+
+def test_a_gpu_that_falls_off_the_bus_leaves_the_other_metrics_alone_and_may_come_back(driver):
+    collector = gpu.open_gpu()
+    asked = ("UtilizationRates", "MemoryInfo", "Temperature", "PowerUsage")
+    driver.errors = {f"nvmlDeviceGet{what}": pynvml.NVML_ERROR_GPU_IS_LOST for what in asked}
+    assert scraped(collector) == {}
+    driver.errors = {}
+    assert scraped(collector) == VALUES
+
+
+@pytest.mark.parametrize("function", ["nvmlInit", "nvmlDeviceGetIndex", "nvmlDeviceGetName"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+        pynvml.NVML_ERROR_NO_PERMISSION,
+    ],
+)
+def test_a_driver_that_does_not_answer_is_no_driver(driver, function, code):
+    driver.errors[function] = code
+    assert gpu.open_gpu() is None
+
+
+def test_without_the_package_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(gpu, "pynvml", None)
+    assert gpu.open_gpu() is None
+
+
+def test_this_machine_is_read_as_it_is_and_in_silence(monkeypatch, capfd):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    collector = gpu.open_gpu()
+    assert capfd.readouterr() == ("", "")
+    if collector is None:
+        with pytest.raises(pynvml.NVMLError):
+            pynvml.nvmlDeviceGetHandleByIndex(0)
+    else:
+        found = scraped(collector)
+        assert set(found) <= set(VALUES)
+        assert 0 < found["yolopard_gpu_memory_used_bytes"] <= found["yolopard_gpu_memory_total_bytes"]
