@@ -4,6 +4,7 @@ Every network is strongly typed: its precision is that of the graph, and no flag
 batches from 1 to the configured one, tuned for the largest; the frame's shape is fixed, so anchors are constants.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ import tensorrt as trt
 
 from app.backends import Recipe, cuda
 from app.backends.tensorrt_engine import PLAN, TensorrtEngine, describe, split
-from app.errors import BackendUnavailable, BuildFailed, EngineStale, SettingsError
+from app.errors import BackendUnavailable, BuildFailed, EngineStale
 
 __all__ = ["LANES", "PRECISIONS", "STATIC", "build", "describe", "device", "load", "require", "version"]
 
@@ -147,7 +148,7 @@ def _in_precision(recipe: Recipe) -> Path:
 
 
 def _require_memory(recipe: Recipe, graph: Path) -> int:
-    """The bytes of device memory that serving will take, by estimate. Raises SettingsError if so many are not free."""
+    """The bytes of device memory that serving will take, by estimate. Raises BuildFailed if so many are not free."""
     from app import footprint
 
     side, lanes = recipe.model.imgsz, recipe.lanes
@@ -165,7 +166,7 @@ def _require_memory(recipe: Recipe, graph: Path) -> int:
     each = (wanted - least) / max(recipe.batch - 1, 1)
     fitting = int(1 + (free - least) / each) if each and free >= least else 0
     advice = f"BATCH={fitting} fits" if fitting else "not even BATCH=1 fits: use a smaller IMGSZ or free the GPU"
-    raise SettingsError(f"{text} (of {_gb(total)} in all) are too much: {advice}")
+    raise BuildFailed(f"{text} (of {_gb(total)} in all) are too much: {advice}")
 
 
 def _gb(size: int) -> str:
@@ -224,7 +225,8 @@ def _keep(content: Any, path: Path) -> None:
         partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         log.warning("the timing cache %s was not kept: %s", path, error.strerror)
 
 

@@ -54,7 +54,8 @@ def describe(path: Path, name: str, imgsz: int | None) -> ModelInfo:
     height, width = header["imgsz"]
     if height != width or imgsz not in (None, height):
         raise WeightsError(
-            f"{path} was exported for {height}x{width}" + (f", not IMGSZ={imgsz}" if imgsz else ", which is not square")
+            f"{path} was exported for {height}x{width}"
+            + (", which is not square" if height != width else f", not IMGSZ={imgsz}")
         )
     names = {int(i): str(label) for i, label in header["names"].items()}
     return ModelInfo(name, "detect", names, int(header["stride"]), int(height), static_shape=True)

@@ -1,0 +1,639 @@
+"""TensorRT's builder and runtime, on both API surfaces, against the strict stand-ins for TensorRT and CUDA."""
+
+import dataclasses
+import importlib
+import json
+import logging
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import scenes
+from cuda.bindings import runtime
+from cuda_standin import Cuda
+from tensorrt_standin import NO_IMPLEMENTATION, VERSIONS, TensorRT
+
+from app import backends, builder, datasets, export, graph, precision
+from app.backends import Recipe, cuda, onnxruntime
+from app.builder import Order
+from app.deployment import deploy
+from app.errors import (
+    BackendUnavailable,
+    BuildFailed,
+    EngineFailed,
+    EngineStale,
+    GateFailed,
+    SettingsError,
+    WeightsError,
+)
+from app.settings import DEMO_WEIGHTS
+
+SIDE, BATCH = 160, 3
+OOM = runtime.cudaError_t.cudaErrorMemoryAllocation
+LOST = runtime.cudaError_t.cudaErrorIllegalAddress
+
+
+class Rig(SimpleNamespace):
+    """The stand-ins, and the backend as it sees them."""
+
+    cuda: Cuda
+    trt: TensorRT
+    backend: ModuleType
+
+    def engine(self, folder: Path, lanes: int = 1) -> "backends.Engine":
+        return self.backend.load(folder, lanes, 1)
+
+
+@pytest.fixture(params=VERSIONS)
+def rig(request, monkeypatch) -> Iterator[Rig]:
+    gpu = Cuda()
+    trt = TensorRT(request.param, gpu)
+    monkeypatch.setattr(cuda, "runtime", gpu)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt.module)
+    for name in ("tensorrt", "tensorrt_engine"):
+        monkeypatch.delitem(sys.modules, f"app.backends.{name}", raising=False)
+    yield Rig(cuda=gpu, trt=trt, backend=importlib.import_module("app.backends.tensorrt"))
+    for name in ("tensorrt", "tensorrt_engine"):
+        sys.modules.pop(f"app.backends.{name}", None)
+        if hasattr(backends, name):
+            delattr(backends, name)
+    assert gpu.faults == []
+    assert not trt.weakly_typed
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch):
+    monkeypatch.setattr(datasets, "SCENES", 4)
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory) -> tuple[Path, graph.ModelInfo]:
+    """The demo model's FP32 serving graph for one shape of frame."""
+    folder = tmp_path_factory.mktemp("serving")
+    plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, folder, static=True)
+    return folder / "graph.onnx", graph.to_serving_graph(plain, "demo", SIDE, folder / "graph.onnx")
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[np.ndarray]:
+    return [scenes.scene(seed, SIDE, SIDE).image for seed in range(5)]
+
+
+@pytest.fixture
+def recipe(serving, tmp_path) -> Callable[..., Recipe]:
+    """What a build needs; a second one finds the first one's cache."""
+    path, model = serving
+
+    def make(**changes: object) -> Recipe:
+        (folder := tmp_path / f"engine-{len(list(tmp_path.iterdir()))}").mkdir()
+        shutil.copy(path, copy := folder.with_suffix(".onnx"))
+        fields = {
+            "weights": DEMO_WEIGHTS,
+            "graph": copy,
+            "model": model,
+            "precision": "fp16",
+            "batch": BATCH,
+            "lanes": 2,
+            "calibration": lambda: iter([scenes.scene(seed, SIDE, SIDE).image for seed in range(8)]),
+            "folder": folder,
+            "cache": tmp_path / "cache",
+            "report": lambda _: None,
+        }
+        return Recipe(**fields | changes)
+
+    return make
+
+
+@pytest.fixture
+def built(rig, recipe) -> Path:
+    """The folder of a built engine."""
+    made = recipe()
+    rig.backend.build(made)
+    return made.folder
+
+
+@pytest.fixture
+def order(tmp_path) -> Order:
+    return Order(str(DEMO_WEIGHTS), SIDE, BATCH, "auto", "tensorrt", tmp_path / "engines")
+
+
+# Building
+
+
+def test_the_plan_is_the_graph_in_the_precision_asked_for(rig, recipe, frames):
+    path = recipe().graph
+    for kind in ("fp32", "fp16"):
+        made = recipe(precision=kind)
+        rig.backend.build(made)
+        expected = path
+        if kind == "fp16":
+            precision.to_half(path, expected := path.with_name("half.onnx"))
+        rows = onnxruntime.OnnxruntimeEngine(expected, 1).infer(0, frames)
+        engine = rig.engine(made.folder)
+        np.testing.assert_allclose(engine.infer(0, frames[:BATCH]), rows[:BATCH], atol=1e-3)
+        engine.close()
+
+
+def test_tf32_is_switched_off(rig, recipe):
+    rig.backend.build(recipe())
+    assert "clear_flag" in rig.trt.calls
+
+
+def test_progress_is_told_while_compiling(rig, recipe, monkeypatch):
+    monkeypatch.setattr(rig.backend, "REPORT_S", 0)
+    rig.trt.phases = (("Building", None, 2), ("Compiling backend", "Building", 3))
+    told: list[str] = []
+    rig.backend.build(recipe(report=told.append))
+    assert "Compiling backend 3/3" in told
+
+
+def test_progress_is_told_at_most_twice_a_second(rig, recipe):
+    rig.trt.phases = (("Compiling", None, 1000),)
+    told: list[str] = []
+    rig.backend.build(recipe(report=told.append))
+    assert len([text for text in told if text.startswith("Compiling")]) < 10
+
+
+def test_build_ends_when_the_server_that_waits_for_it_is_gone(rig, recipe, monkeypatch):
+    monkeypatch.setattr(rig.backend, "REPORT_S", 0)
+    rig.trt.phases = (("Compiling", None, 1000),)
+
+    def gone(text: str) -> None:
+        if text.startswith("Compiling"):
+            raise BrokenPipeError
+
+    with pytest.raises(BuildFailed, match="TensorRT could not compile the engine"):
+        rig.backend.build(recipe(report=gone))
+
+
+def test_failed_compilation_is_told_in_tensorrts_own_words(rig, recipe):
+    rig.trt.build_fails = NO_IMPLEMENTATION
+    with pytest.raises(BuildFailed, match=r"could not compile the engine: .*Could not find any implementation"):
+        rig.backend.build(recipe())
+
+
+def test_graph_that_the_parser_refuses_is_told_with_the_node(rig, recipe):
+    rig.trt.refuse = {"parse_from_file"}
+    with pytest.raises(BuildFailed, match="TensorRT cannot read the graph: "):
+        rig.backend.build(recipe())
+
+
+def test_refused_profile_is_an_error(rig, recipe):
+    rig.trt.refuse = {"add_optimization_profile"}
+    with pytest.raises(BuildFailed, match=r"refuses batches of 1 to 3 frames \(160, 160, 3\)"):
+        rig.backend.build(recipe())
+
+
+def test_timing_cache_is_kept_by_version_and_gpu_and_used_again(rig, recipe):
+    rig.backend.build(recipe())
+    (cache,) = recipe().cache.iterdir()
+    assert cache.name == f"timing-{rig.trt.version}-NVIDIA-A10G-sm_86.bin"
+    before = cache.read_bytes()
+    rig.backend.build(recipe())
+    assert cache.read_bytes() != before  # the stand-in counts the builds that used it
+    assert list(recipe().cache.iterdir()) == [cache]
+
+
+@pytest.mark.parametrize("content", [b"garbage", b""])
+def test_timing_cache_that_does_not_fit_is_begun_anew(rig, recipe, content, caplog):
+    made = recipe()
+    made.cache.mkdir()
+    path = rig.backend._timing_cache_file(made.cache)
+    path.write_bytes(content)
+    rig.backend.build(made)
+    assert len(path.read_bytes()) > len(content)
+    assert ("does not fit this GPU and TensorRT" in caplog.text) == (content == b"garbage")
+
+
+def test_build_goes_on_without_its_timing_cache_where_that_cannot_be_written(rig, recipe, caplog):
+    made = recipe()
+    made.cache.write_text("a file in its place")
+    rig.backend.build(made)
+    assert "was not kept" in caplog.text
+    assert rig.engine(made.folder)
+
+
+def test_facts_for_the_manifest_tell_time_size_and_memory(rig, recipe):
+    rig.trt.memory_size = 5 << 20
+    facts = rig.backend.build(recipe())
+    assert facts["gpu"] == "NVIDIA A10G"
+    assert facts["driver_cuda"] == "12.8"
+    assert facts["engine_bytes"] > 1_000_000
+    assert facts["activation_bytes"] == 5 << 20
+    assert facts["estimated_device_bytes"] > rig.backend.RESERVE
+    assert facts["compile_seconds"] >= 0
+
+
+def test_memory_is_estimated_and_printed_before_the_build(rig, recipe):
+    told: list[str] = []
+    rig.backend.build(recipe(report=told.append))
+    assert told[0].startswith("BATCH=3 at 160 px in 2 lanes: about 0.8 GiB of ")
+
+
+def test_batch_that_does_not_fit_is_refused_with_the_nearest_that_does(rig, recipe):
+    made = recipe(batch=64)
+    rig.cuda.free_bytes = rig.backend.RESERVE + (40 << 20)
+    with pytest.raises(BuildFailed, match=r"are too much: BATCH=(\d+) fits") as refused:
+        rig.backend.build(made)
+    assert "build_serialized_network" not in rig.trt.calls
+    fitting = int(str(refused.value).rpartition("BATCH=")[2].split()[0])
+    assert 1 < fitting < 64
+    rig.backend.build(recipe(batch=fitting))
+    with pytest.raises(BuildFailed):
+        rig.backend.build(recipe(batch=fitting + 10))
+
+
+def test_gpu_without_room_for_a_single_image_says_so(rig, recipe):
+    rig.cuda.free_bytes = 1 << 20
+    with pytest.raises(BuildFailed, match="not even BATCH=1 fits"):
+        rig.backend.build(recipe())
+
+
+# Being there
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"driver": 0}, "there is no NVIDIA driver"), ({"devices": 0}, "there is no usable NVIDIA GPU: no CUDA-capable")],
+)
+def test_without_driver_or_device_tensorrt_is_not_touched(rig, changes, reason):
+    vars(rig.cuda).update(changes)
+    with pytest.raises(BackendUnavailable, match=f"BACKEND=tensorrt cannot be used: {reason}"):
+        backends.get("tensorrt")
+    assert rig.trt.calls == []
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.2.0", "10.11.0.33"])
+def test_too_old_tensorrt_is_refused(rig, version):
+    rig.trt.module.__version__ = version
+    with pytest.raises(BackendUnavailable, match=f"TensorRT {version} is too old: 10.12 or newer"):
+        backends.get("tensorrt")
+
+
+def test_auto_is_tensorrt_where_there_is_a_gpu_and_openvino_where_there_is_none(rig):
+    assert backends.choose("auto") == "tensorrt"
+    rig.cuda.driver = 0
+    assert backends.choose("auto") == "openvino"
+
+
+def test_auto_precision_is_fp16(rig, order):
+    assert builder.build(order, lambda _: None).manifest.fingerprint.precision == "fp16"
+
+
+# Running
+
+
+def test_every_place_of_every_batch_gives_the_rows_of_the_image_alone(rig, built, frames):
+    """https://github.com/wang-xinyu/tensorrtx/issues/870: only the first or last image was right."""
+    engine = rig.engine(built)
+    alone = [engine.infer(0, [frame])[0] for frame in frames]
+    for count in (1, 2, 3):
+        for shift in range(len(frames)):
+            picked = [(shift + i) % len(frames) for i in range(count)]
+            rows = engine.infer(0, [frames[i] for i in picked])
+            for found, i in zip(rows, picked, strict=True):
+                np.testing.assert_allclose(found, alone[i], atol=1e-3)
+    engine.close()
+
+
+def test_batches_are_padded_to_powers_of_two_and_the_largest(rig, recipe, frames):
+    made = recipe(batch=5)
+    rig.backend.build(made)
+    engine = rig.engine(made.folder)
+    assert engine._lanes[0].layout.batches == [1, 2, 4, 5]
+    assert len(engine.infer(0, frames)) == 5
+    assert len(engine.infer(0, frames[:3])) == 3
+
+
+def test_more_images_than_the_largest_batch_go_in_several(rig, built, frames):
+    engine = rig.engine(built)
+    np.testing.assert_allclose(engine.infer(0, frames)[4], engine.infer(0, frames[4:])[0], atol=1e-3)
+
+
+def test_rows_are_not_overwritten_by_the_next_batch(rig, built, frames):
+    engine = rig.engine(built)
+    first = engine.infer(0, frames[:1])
+    before = first.copy()
+    engine.infer(0, frames[1:2])
+    np.testing.assert_array_equal(first, before)
+
+
+def test_lanes_work_at_the_same_time_without_disturbing_each_other(rig, built, frames):
+    engine = rig.engine(built, lanes=2)
+    alone = [engine.infer(0, [frame])[0] for frame in frames]
+    found: dict[int, list[np.ndarray]] = {0: [], 1: []}
+
+    def run(lane: int) -> None:
+        found[lane] = [engine.infer(lane, [frames[i], frames[lane]])[0] for i in range(5)]
+
+    threads = [threading.Thread(target=run, args=(lane,)) for lane in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for lane in (0, 1):
+        np.testing.assert_allclose(found[lane], alone, atol=1e-3)
+    engine.close()
+
+
+def test_every_batch_size_is_captured_and_gives_the_same_rows_as_enqueued(rig, built, frames):
+    engine = rig.engine(built)
+    assert engine.captured
+    enqueued = rig.backend.open_plan(built / "engine.plan", 1, graphs=False)
+    assert not enqueued.captured
+    for count in (1, 2, 3):
+        np.testing.assert_array_equal(engine.infer(0, frames[:count]), enqueued.infer(0, frames[:count]))
+    rig.trt.calls.clear()
+    engine.infer(0, frames[:2])
+    assert "execute_async_v3" not in rig.trt.calls
+
+
+@pytest.mark.parametrize("refused", ["by CUDA", "by TensorRT"])
+def test_without_capture_batches_are_enqueued(rig, built, frames, refused, caplog):
+    expected = rig.engine(built).infer(0, frames[:2])
+    rig.cuda.refuse_capture, rig.trt.refuse_in_capture = refused == "by CUDA", refused == "by TensorRT"
+    with caplog.at_level(logging.INFO):
+        engine = rig.engine(built)
+    assert not engine.captured
+    assert "cannot be captured as a CUDA graph" in caplog.text
+    np.testing.assert_array_equal(engine.infer(0, frames[:2]), expected)
+
+
+def test_device_time_is_the_time_between_the_events(rig, built, frames):
+    engine = rig.engine(built)
+    rig.cuda.operation_ms = 4.0
+    engine.infer(0, frames[:1])
+    assert engine.device_seconds(0) == pytest.approx(0.004)
+
+
+def test_closing_gives_everything_back(rig, built, frames):
+    before = rig.cuda.live()
+    engine = rig.engine(built, lanes=2)
+    engine.infer(1, frames[:1])
+    assert rig.cuda.live() != before
+    engine.close()
+    assert rig.cuda.live() == before
+
+
+@pytest.mark.parametrize(
+    "refused", ["set_optimization_profile_async", "set_input_shape", "set_tensor_address", "execute_async_v3"]
+)
+def test_refused_call_while_opening_is_an_error_and_leaves_nothing_behind(rig, built, refused):
+    before = rig.cuda.live()
+    rig.trt.refuse = {refused}
+    with pytest.raises(EngineFailed, match="TensorRT refused "):
+        rig.engine(built, lanes=2)
+    assert rig.cuda.live() == before
+
+
+def test_refused_context_of_the_second_lane_says_what_to_do(rig, built):
+    before = rig.cuda.live()
+    rig.trt.contexts = 4
+    with pytest.raises(EngineFailed, match="no further execution context: use fewer LANES"):
+        rig.engine(built, lanes=2)
+    assert rig.cuda.live() == before
+
+
+@pytest.mark.parametrize("function", ["cudaMalloc", "cudaHostAlloc", "cudaStreamCreateWithFlags"])
+def test_device_that_refuses_memory_is_an_error_in_its_own_words(rig, built, function):
+    before = rig.cuda.live()
+    rig.cuda.fail = {function: OOM}
+    with pytest.raises(EngineFailed, match=f"{function}: out of memory"):
+        rig.engine(built)
+    rig.cuda.fail = {}
+    assert rig.cuda.live() == before
+
+
+@pytest.mark.parametrize("function", ["cudaMemcpyAsync", "cudaGraphLaunch", "cudaEventSynchronize"])
+def test_failure_in_a_batch_fails_that_batch(rig, built, frames, function):
+    engine = rig.engine(built)
+    expected = engine.infer(0, frames[:1])
+    rig.cuda.fail = {function: LOST}
+    with pytest.raises(EngineFailed, match=f"{function}: "):
+        engine.infer(0, frames[:1])
+    rig.cuda.fail = {}
+    np.testing.assert_array_equal(engine.infer(0, frames[:1]), expected)
+
+
+# Staleness
+
+
+def test_plan_that_does_not_load_is_stale_with_tensorrts_reason(rig, built):
+    rig.trt.refuse_plans = True
+    with pytest.raises(EngineStale, match=r"does not load .*engine\.plan: "):
+        rig.engine(built)
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"garbage", lambda data: data[:-100]])
+def test_damaged_plan_is_stale(rig, built, damage):
+    path = built / "engine.plan"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(EngineStale):
+        rig.engine(built)
+
+
+def test_stored_engine_is_found_again_and_a_driver_update_keeps_it(rig, order):
+    built = builder.build(order, lambda _: None)
+    rig.cuda.driver = 13000
+    assert builder.find(order) == built
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("device 'NVIDIA A10G sm_86', now 'NVIDIA T4 sm_75'", {"name": b"NVIDIA T4", "major": 7, "minor": 5}),
+        ("device 'NVIDIA A10G sm_86', now 'NVIDIA A10 sm_86'", {"name": b"NVIDIA A10"}),
+    ],
+)
+def test_another_gpu_builds_again_with_one_line_naming_the_field(rig, order, caplog, field, change):
+    first = builder.build(order, lambda _: None)
+    vars(rig.cuda).update(change)
+    assert builder.find(order) is None
+    second = builder.build(order, lambda _: None)
+    assert second.folder != first.folder
+    (line,) = [text for text in caplog.messages if "was built for another" in text]
+    assert line == f"{first.folder} was built for another {field}: building an engine"
+
+
+def test_another_tensorrt_builds_again_with_one_line_naming_the_field(rig, order, caplog):
+    first = builder.build(order, lambda _: None)
+    rig.trt.module.__version__ = "12.0.0"
+    builder.build(order, lambda _: None)
+    assert f"another backend_version '{rig.trt.version}', now '12.0.0'" in caplog.text
+    assert first.folder.exists()
+
+
+class Builder:
+    """An engine source in this process, since the stand-ins are here."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+
+    def run(self, report):
+        return builder.find(self.order) or builder.build(self.order, report)
+
+    def cancel(self):
+        pass
+
+
+def test_engine_that_does_not_load_any_more_is_built_again_once(rig, order, frames, caplog):
+    built = builder.build(order, lambda _: None)
+    refused = iter([True])
+    real = rig.backend.load
+    rig.backend.load = lambda *a: real(*a) if not next(refused, False) else stale()
+
+    def stale():
+        raise EngineStale("TensorRT does not load the plan: expecting compute 8.6 got compute 7.5, please rebuild")
+
+    deployed = deploy(Builder(order), lambda _: None, lanes=None, threads=None)
+    assert "please rebuild: building it again" in caplog.text
+    assert deployed.built.folder == built.folder
+    assert deployed.lanes == 2
+    assert len(deployed.engine.infer(1, frames[:2])) == 2
+
+
+def test_engine_that_is_refused_twice_ends_the_start(rig, order):
+    builder.build(order, lambda _: None)
+
+    def stale(*_):
+        raise EngineStale("no")
+
+    rig.backend.load = stale
+    with pytest.raises(EngineStale):
+        deploy(Builder(order), lambda _: None, lanes=None, threads=None)
+
+
+# The gate
+
+
+def test_engine_that_compiles_wrong_falls_back_to_fp32_and_then_fails(rig, order, caplog):
+    rig.trt.rows = lambda outputs: {name: rows + np.float32(2) for name, rows in outputs.items()}
+    with pytest.raises(GateFailed):
+        builder.build(order, lambda _: None)
+    assert "demo fp16 is refused by the accuracy gate" in caplog.text
+    assert "demo fp32 is refused by the accuracy gate" in caplog.text
+
+
+def test_fp16_that_loses_accuracy_is_replaced_by_fp32_and_stays_so(rig, order, monkeypatch):
+    monkeypatch.setattr(precision, "to_half", spoil)
+    built = builder.build(order, lambda _: None)
+    assert built.manifest.fingerprint.precision == "fp32"
+    assert builder.find(order) == built
+    calls = len(rig.trt.calls)
+    assert builder.build(order, lambda _: None) == built
+    assert len(rig.trt.calls) == calls
+
+
+def spoil(source: Path, target: Path) -> None:
+    """A graph whose boxes lie two pixels aside."""
+    model = onnx.load(source)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(2), "spoilt/by"))
+    last = model.graph.node[-1]
+    last.output[0] = "spoilt"
+    model.graph.node.append(onnx.helper.make_node("Add", ["spoilt", "spoilt/by"], ["rows"]))
+    onnx.save(model, target)
+
+
+# Engines by Ultralytics
+
+
+@pytest.fixture
+def exported(rig, recipe, tmp_path) -> Callable[..., Path]:
+    """As `yolo export format=engine` writes it: length, JSON, plan."""
+
+    def make(*, header: dict | None = None, half: bool = False, batch: int = 2, dynamic: bool = False) -> Path:
+        plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, recipe().folder, static=not dynamic)
+        if half:
+            plain = halved(plain)
+        trt, log = rig.trt.module, rig.backend.Log()
+        maker = trt.Builder(log)
+        network = maker.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, log)
+        assert parser.parse_from_file(str(plain))
+        config = maker.create_builder_config()
+        if dynamic:
+            profile = maker.create_optimization_profile()
+            profile.set_shape("images", (1, 3, 32, 32), (batch, 3, SIDE, SIDE), (batch, 3, 2 * SIDE, 2 * SIDE))
+            config.add_optimization_profile(profile)
+        plan = bytes(maker.build_serialized_network(network, config))
+        facts = {
+            "task": "detect",
+            "names": {str(i): name for i, name in enumerate(scenes.NAMES)},
+            "stride": 32,
+            "imgsz": [SIDE, SIDE],
+            "batch": batch,
+        }
+        text = json.dumps(facts if header is None else header).encode()
+        path = tmp_path / "yolo.engine"
+        path.write_bytes(len(text).to_bytes(4, "little", signed=True) + text + plan)
+        return path
+
+    return make
+
+
+def halved(path: Path) -> Path:
+    """FP16 in- and output, as half=True has it."""
+    model = onnx.load(path)
+    for value, at in ((model.graph.input[0], "in"), (model.graph.output[0], "out")):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+        kind = onnx.TensorProto.FLOAT if at == "in" else onnx.TensorProto.FLOAT16
+        if at == "in":
+            for node in model.graph.node:
+                node.input[:] = ["single" if name == value.name else name for name in node.input]
+            model.graph.node.insert(0, onnx.helper.make_node("Cast", [value.name], ["single"], to=kind))
+        else:
+            for node in model.graph.node:
+                node.output[:] = ["single_out" if name == value.name else name for name in node.output]
+            model.graph.node.append(onnx.helper.make_node("Cast", ["single_out"], [value.name], to=kind))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", [{}, {"half": True}, {"dynamic": True}], ids=str)
+def test_engine_by_ultralytics_gives_the_rows_of_the_weights(rig, exported, order, frames, serving, kind):
+    built = builder.build(dataclasses.replace(order, weights=str(exported(**kind))), lambda _: None)
+    assert list(built.manifest.model.names.values()) == scenes.NAMES
+    assert built.manifest.model.static_shape
+    assert built.manifest.gate.figures is None
+    engine = rig.engine(built.folder)
+    rows = engine.infer(0, frames)
+    expected = onnxruntime.OnnxruntimeEngine(serving[0], 1).infer(0, frames)
+    tolerance = 0.2 if kind.get("half") else 1e-2
+    np.testing.assert_allclose(rows[:, :5], expected[:, :5], atol=tolerance)
+    assert (expected[:, 0, 4] > 0.5).all()
+
+
+def test_engine_by_ultralytics_chooses_tensorrt_by_itself_and_refuses_another_backend(rig, exported, order):
+    path = str(exported())
+    built = builder.build(dataclasses.replace(order, weights=path, backend="auto"), lambda _: None)
+    assert built.manifest.fingerprint.backend == "tensorrt"
+    with pytest.raises(SettingsError, match=r"yolo\.engine is a TensorRT engine; BACKEND=openvino cannot run it"):
+        builder.find(dataclasses.replace(order, weights=path, backend="openvino"))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"task": "detect"}, "its header lacks imgsz, names, stride"),
+        ({"task": "pose", "names": {}, "stride": 32, "imgsz": [SIDE, SIDE]}, "is a pose engine"),
+        ({"task": "detect", "names": {}, "stride": 32, "imgsz": [SIDE, 320]}, "160x320, which is not square"),
+        ({"task": "detect", "names": {}, "stride": 32, "imgsz": [320, 320]}, "320x320, not IMGSZ=160"),
+    ],
+)
+def test_engine_that_cannot_be_served_is_refused_by_name(rig, exported, order, header, message):
+    path = exported(header=header)
+    with pytest.raises(WeightsError, match=f"yolo.engine .*{message}"):
+        builder.build(dataclasses.replace(order, weights=str(path)), lambda _: None)
+
+
+def test_engine_file_without_a_header_is_refused(rig, order, tmp_path):
+    path = tmp_path / "bare.engine"
+    path.write_bytes(b"\xff\xff\xff\x7fplan")
+    with pytest.raises(WeightsError, match="is not an engine by Ultralytics"):
+        builder.build(dataclasses.replace(order, weights=str(path)), lambda _: None)
