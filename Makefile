@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 # Every NAME=value of this command line, as YOLOPARD_NAME='value' for the environment.
 SETTINGS = $(foreach name,$(filter-out VENV BIN SETTINGS,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),YOLOPARD_$(name)='$(subst ','\'',$($(name)))'))
 
-.PHONY: serve build test lint browser
+.PHONY: serve build selftest test lint browser
 
 serve: $(VENV)/serve ## build the engine if need be, and serve it
 	@exec env $(SETTINGS) $(BIN)/yolopard serve
 
 build: $(VENV)/serve ## only build the engine
 	@exec env $(SETTINGS) $(BIN)/yolopard build
+
+selftest: $(VENV)/serve ## try every engine that can be built on this machine
+	@exec env $(SETTINGS) $(BIN)/yolopard selftest
 
 test: $(VENV)/dev browser ## the whole suite
 	$(BIN)/python -m pytest

@@ -1,7 +1,8 @@
-"""yolopard build | serve"""
+"""yolopard build | serve | selftest"""
 
 import argparse
 import asyncio
+import json
 import shlex
 import signal
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
-from app import __version__, log
+from app import __version__, log, selftest, store
 from app.api.app import create_app
 from app.api.service import Service
 from app.build_process import BuildProcess
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = options.pop("command")
     try:
         settings = Settings.read({name: value for name, value in options.items() if value is not None})
-        return {"build": build, "serve": serve}[command](settings)
+        return {"build": build, "serve": serve, "selftest": selftest_}[command](settings)
     except SetupError as error:
         return _fail(error)
     except KeyboardInterrupt:
@@ -71,6 +72,19 @@ def serve(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
     server.run(sockets=[_listen(settings)])
     return _fail(service.failure) if service.failure else 0
+
+
+def selftest_(settings: Settings) -> int:
+    """Try every engine that can be built here; a table, and all figures in a file."""
+    log.configure(settings.log_level, settings.log_format)
+    order = _order(settings, settings.backend)
+    rows = selftest.run(order, lambda text: print(f"trying {text}", flush=True))
+    path = settings.engines_dir / "selftest.json"
+    with store.explained(settings.engines_dir):
+        settings.engines_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(selftest.report(order, rows), indent=2) + "\n")
+    print(f"\n{selftest.table(rows)}\n\nAll figures: {path}")
+    return int(any(row.failed for row in rows))
 
 
 class LingeringServer(uvicorn.Server):
@@ -156,7 +170,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("yolopard", description="Serve YOLOv8 at the speed of the engine.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("build", "make the engine and exit"), ("serve", "make the engine if need be, and serve it")):
+    for name, text in (
+        ("build", "make the engine and exit"),
+        ("serve", "make the engine if need be, and serve it"),
+        ("selftest", "try every engine that can be built here"),
+    ):
         command = commands.add_parser(name, help=text, allow_abbrev=False)
         for field, info in Settings.model_fields.items():
             flags = dict.fromkeys((f"--{field.replace('_', '-')}", f"--{field}"))

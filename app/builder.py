@@ -28,7 +28,7 @@ from app.store import Built, Fingerprint, Manifest, Verdict
 
 log = logging.getLogger("yolopard.builder")
 
-CALIBRATION_SCENES = 200  # for the demo model
+CALIBRATION_SCENES = 48  # for the demo model
 UNCHECKED = "nothing: there are no weights to compare it with"
 
 _SAFER = ("int8", "fp16", "fp32")  # each is safer than the ones before it
@@ -157,6 +157,7 @@ def _build(order: Order, weights: Path, fingerprint: Fingerprint, report: Report
             for path in engine.iterdir():
                 path.unlink()
         files = {path.name: store.sha256(path) for path in sorted(engine.iterdir())}
+        facts |= {"engine_bytes": sum(path.stat().st_size for path in engine.iterdir())}
         manifest = Manifest(fingerprint, model, verdict, _circumstances(started) | facts, files)
         store.publish(order.engines, engine, manifest)
         return manifest
@@ -237,7 +238,7 @@ def _calibration_digest(order: Order, weights: Path) -> str:
     if _is_demo(weights):
         return f"{CALIBRATION_SCENES} scenes"
     raise SettingsError(
-        "PRECISION=int8 is calibrated on images like those to be served: give a folder of some 300 with CALIBRATION_DIR"
+        "PRECISION=int8 is calibrated on images like those to be served: give a folder of 50 or so with CALIBRATION_DIR"
     )
 
 
@@ -255,7 +256,7 @@ def _is_demo(weights: Path) -> bool:
 def _revision(backend_file: str) -> str:
     """Of the code that makes graph and engine, and that judges: its own digest, which nobody can forget to raise."""
     here = Path(__file__).parent
-    own = (here / name for name in ("export.py", "graph.py", "precision.py", "parity.py"))
+    own = (here / name for name in ("export.py", "graph.py", "precision.py", "quantize.py", "parity.py"))
     return "-".join(store.sha256(path)[:8] for path in (*own, Path(backend_file)))
 
 

@@ -13,7 +13,7 @@ from app.graph import require_detect, require_multiple
 if TYPE_CHECKING:
     import torch
 
-OPSET = 17
+OPSET = 19
 
 # Ultralytics reads these when it is imported: no pip installs of its own, no network unless `fetch` is asked for.
 os.environ |= {"YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}

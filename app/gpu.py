@@ -48,6 +48,15 @@ class GpuCollector(Collector):
         self._gpu = gpu
         self._labels = (str(pynvml.nvmlDeviceGetIndex(gpu)), str(pynvml.nvmlDeviceGetName(gpu)))
 
+    def describe(self) -> dict[str, str]:
+        """Name, driver, and the newest CUDA version that the driver knows."""
+        cuda = int(pynvml.nvmlSystemGetCudaDriverVersion())
+        return {
+            "name": self._labels[1],
+            "driver": str(pynvml.nvmlSystemGetDriverVersion()),
+            "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
+        }
+
     def collect(self) -> Iterator[GaugeMetricFamily]:
         for name, text, read in _GAUGES:
             family = GaugeMetricFamily(f"yolopard_gpu_{name}", text, labels=("gpu", "name"))
@@ -78,3 +87,9 @@ def _visible() -> Any:
     if first.isdecimal():
         return pynvml.nvmlDeviceGetHandleByIndex(int(first))
     return pynvml.nvmlDeviceGetHandleByUUID(first)
+
+
+def describe() -> dict[str, str] | None:
+    """Name, driver and newest CUDA version of the GPU; None where there is none."""
+    gpu = open_gpu()
+    return gpu.describe() if gpu else None

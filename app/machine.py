@@ -28,6 +28,18 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def facts() -> dict[str, object]:
+    """What to know of a machine whose figures one reads."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": cpu_name(),
+        "cpus": cpus(),
+        "memory_bytes": memory,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
 def architecture() -> str:
     """What portable CPU engines depend on, such as "cpu x86_64"."""
     return f"cpu {platform.machine()}"

@@ -139,10 +139,10 @@ class Gate:
             reference_map50=reference_map50,
             reference_map50_95=reference_map50_95,
         )
-        fields: dict[str, Any] = asdict(figures)
-        return Figures(
-            **{name: round(value, 6) if isinstance(value, float) else value for name, value in fields.items()}
-        )
+        rounded: dict[str, Any] = {
+            name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(figures).items()
+        }
+        return Figures(**rounded)
 
 
 class _Truth:

@@ -18,13 +18,13 @@ _FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 def to_half(graph: Path, target: Path) -> None:
     """Write the FP16 graph. Raises WeightsError for weights that are beyond FP16."""
     model = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True)
-    features = _features(model.graph)
+    lower = features(model.graph)
     floats = _floats(model.graph)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     halved: dict[str, TensorProto] = {}
     nodes: list[NodeProto] = []
     for node in model.graph.node:
-        if node.output[0] not in features:
+        if node.output[0] not in lower:
             nodes.append(node)
             continue
         outputs = [name for name in node.output if name in floats]
@@ -49,7 +49,7 @@ def to_half(graph: Path, target: Path) -> None:
     onnx.save(model, target)
 
 
-def _features(graph: onnx.GraphProto) -> set[str]:
+def features(graph: onnx.GraphProto) -> set[str]:
     """The nodes, by their first output, that a convolution of features ends in or depends on."""
     producers = {name: node for node in graph.node for name in node.output}
     waiting = [node for node in graph.node if node.op_type == "Conv" and not _is_dfl(node, graph)]

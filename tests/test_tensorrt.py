@@ -224,7 +224,6 @@ def test_facts_for_the_manifest_tell_time_size_and_memory(rig, recipe):
     facts = rig.backend.build(recipe())
     assert facts["gpu"] == "NVIDIA A10G"
     assert facts["driver_cuda"] == "12.8"
-    assert facts["engine_bytes"] > 1_000_000
     assert facts["activation_bytes"] == 5 << 20
     assert facts["estimated_device_bytes"] > rig.backend.RESERVE
     assert facts["compile_seconds"] >= 0

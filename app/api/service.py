@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from app import backends, machine
+from app import backends, gpu, machine
 from app.batcher import Batcher
 from app.deployment import Deployed, EngineSource, deploy
 from app.errors import (
@@ -52,6 +52,8 @@ class Service:
         self._stopping = False
         self._starting: asyncio.Task[None] | None = None
         self.metrics.ready.set_function(lambda: float(self.ready))
+        if collector := gpu.open_gpu():
+            self.metrics.add(collector)
 
     @property
     def built(self) -> Built | None:

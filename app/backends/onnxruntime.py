@@ -13,7 +13,7 @@ from app import machine, results
 from app.backends import Recipe
 from app.images import Pixels
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 LANES = 1
 STATIC = False
 
@@ -33,12 +33,16 @@ def device() -> str:
 
 
 def build(recipe: Recipe) -> dict[str, Any]:
-    if recipe.precision == "fp32":
-        shutil.copyfile(recipe.graph, recipe.folder / _FILE)
-    else:
-        from app import precision
+    """INT8 is slower than FP32 here (loadtest/RESULTS.md): it tells how accurate TensorRT's will be."""
+    from app import precision, quantize
 
-        precision.to_half(recipe.graph, recipe.folder / _FILE)
+    match recipe.precision:
+        case "fp32":
+            shutil.copyfile(recipe.graph, recipe.folder / _FILE)
+        case "fp16":
+            precision.to_half(recipe.graph, recipe.folder / _FILE)
+        case "int8":
+            quantize.to_int8(recipe.graph, recipe.folder / _FILE, recipe.calibration())
     return {}
 
 

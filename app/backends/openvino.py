@@ -12,7 +12,7 @@ from app import machine
 from app.backends import Recipe
 from app.images import Pixels
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "int8")
 LANES = 1
 STATIC = False
 
@@ -32,8 +32,14 @@ def device() -> str:
 
 
 def build(recipe: Recipe) -> dict[str, Any]:
-    """By convert_model: only that way SiLU is fused when the graph is quantized."""
-    openvino.save_model(openvino.convert_model(recipe.graph), recipe.folder / _FILE, compress_to_fp16=False)
+    """By convert_model: read_model gives other boxes for a quantized graph, without an error (docs/decisions.md)."""
+    from app import quantize
+
+    graph = recipe.graph
+    if recipe.precision == "int8":
+        graph = recipe.graph.with_name("int8.onnx")
+        quantize.to_int8(recipe.graph, graph, recipe.calibration())
+    openvino.save_model(openvino.convert_model(graph), recipe.folder / _FILE, compress_to_fp16=False)
     return {}
 
 

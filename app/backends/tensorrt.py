@@ -21,9 +21,9 @@ from app.backends import Recipe, cuda
 from app.backends.tensorrt_engine import PLAN, TensorrtEngine, describe, split
 from app.errors import BackendUnavailable, BuildFailed, EngineStale
 
-__all__ = ["LANES", "PRECISIONS", "STATIC", "build", "describe", "device", "load", "require", "version"]
+__all__ = ["LANES", "PLAN", "PRECISIONS", "STATIC", "build", "describe", "device", "load", "require", "version"]
 
-PRECISIONS = ("fp16", "fp32")
+PRECISIONS = ("fp16", "fp32", "int8")
 LANES = 2
 STATIC = True
 
@@ -67,7 +67,6 @@ def build(recipe: Recipe) -> dict[str, Any]:
         "gpu": gpu.name,
         "driver_cuda": gpu.driver,
         "compile_seconds": round(time.monotonic() - started, 1),
-        "engine_bytes": (recipe.folder / PLAN).stat().st_size,
         "estimated_device_bytes": needed,
         **_measured_memory(recipe),
     }
@@ -138,13 +137,17 @@ class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
 
 
 def _in_precision(recipe: Recipe) -> Path:
+    """INT8 with everything in FP16 that is not INT8 and not the decode."""
     if recipe.precision == "fp32":
         return recipe.graph
-    from app import precision
+    from app import precision, quantize
 
-    target = recipe.graph.with_name("compiled.onnx")
-    precision.to_half(recipe.graph, target)
-    return target
+    graph, half = recipe.graph, recipe.graph.with_name("fp16.onnx")
+    if recipe.precision == "int8":
+        graph = recipe.graph.with_name("int8.onnx")
+        quantize.to_int8(recipe.graph, graph, recipe.calibration())
+    precision.to_half(graph, half)
+    return half
 
 
 def _require_memory(recipe: Recipe, graph: Path) -> int:
