@@ -1,0 +1,116 @@
+"""The gate against real engines of the trained demo model: sound ones pass, and a broken one is caught, in every
+precision. TensorRT compiles the very graphs that run here in ONNX Runtime.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, numpy_helper
+
+from app import datasets, export, graph, images, parity, precision, quantize
+from app.backends import onnxruntime, pytorch
+from app.parity import Figures, Limits
+from app.settings import DEMO_WEIGHTS
+
+SIDE, SCENES = 320, 24
+PRECISIONS = ["fp32", "fp16", "int8"]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[tuple]:
+    """Picture, placement, frame and the reference's rows."""
+    reference = pytorch.open_weights(DEMO_WEIGHTS, 2)
+    placement = images.place(640, 640, SIDE, 32, rect=True)
+    found = []
+    for picture in datasets.Scenes("demo", 400_000, SCENES):
+        frame = images.letterbox(picture.pixels, placement)
+        found.append((picture, placement, frame, reference.infer(0, [frame])[0]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory, pictures) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("graphs")
+    plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, folder, static=True)
+    made = {name: folder / f"{name}.onnx" for name in PRECISIONS}
+    graph.to_serving_graph(plain, "demo", SIDE, made["fp32"])
+    precision.to_half(made["fp32"], made["fp16"])
+    frames = [frame for _, _, frame, _ in pictures]
+    quantize.to_int8(made["fp32"], folder / "single.onnx", frames)
+    precision.to_half(folder / "single.onnx", made["int8"])
+    return made
+
+
+def judge(path: Path, pictures: list[tuple], kind: str, *, labels: bool = True) -> Figures:
+    engine = onnxruntime.OnnxruntimeEngine(path, 2)
+    gate = parity.Gate(kind)
+    for picture, placement, frame, expected in pictures:
+        seen = picture if labels else datasets.Picture(picture.pixels)
+        gate.add(seen, placement, expected, engine.infer(0, [frame])[0])
+    return gate.figures()
+
+
+def weights(model: ModelProto, name: str) -> onnx.TensorProto:
+    """Of a convolution, in whatever precision they are."""
+    kinds = (name, f"{name}/half", f"{name}/int8")
+    return next(tensor for tensor in model.graph.initializer if tensor.name in kinds)
+
+
+def change(tensor: onnx.TensorProto, values: np.ndarray) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
+
+
+def swap_weights(model: ModelProto) -> None:
+    one, other = (weights(model, f"model.4.m.{i}.cv1.conv.weight") for i in (0, 1))
+    first, second = numpy_helper.to_array(one), numpy_helper.to_array(other)
+    change(one, second)
+    change(other, first)
+
+
+def scale_wrong(model: ModelProto) -> None:
+    """In INT8 the scale with which one activation comes back; otherwise 1/255."""
+    scales = {tensor.name: tensor for tensor in model.graph.initializer if "scale" in tensor.name}
+    back = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and "model.4/cv1/act" in n.input[0]]
+    if not back:
+        tensor = next(tensor for name, tensor in scales.items() if name.startswith("in/scale"))
+        change(tensor, numpy_helper.to_array(tensor) / 2)
+        return
+    values = numpy_helper.to_array(scales[back[0].input[1]])
+    model.graph.initializer.append(numpy_helper.from_array(values * 3, "wrong"))
+    back[0].input[1] = "wrong"
+
+
+def swap_colours(model: ModelProto) -> None:
+    tensor = weights(model, "model.0.conv.weight")
+    change(tensor, numpy_helper.to_array(tensor)[:, ::-1])
+
+
+def shift_pad(model: ModelProto) -> None:
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    pads = next(attribute for attribute in first.attribute if attribute.name == "pads")
+    assert list(pads.ints) == [1, 1, 1, 1]
+    pads.ints[:] = [1, 0, 1, 2]
+
+
+SABOTAGES = [swap_weights, scale_wrong, swap_colours, shift_pad]
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("kind", PRECISIONS)
+def test_sound_engine_passes(graphs, pictures, kind, labels):
+    figures = judge(graphs[kind], pictures, kind, labels=labels)
+    assert figures.boxes > 100
+    assert figures.shortcomings(kind, Limits()) == []
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("sabotage", SABOTAGES)
+@pytest.mark.parametrize("kind", PRECISIONS)
+def test_broken_engine_is_caught(graphs, pictures, kind, sabotage, labels, tmp_path):
+    model = onnx.load(graphs[kind])
+    sabotage(model)
+    onnx.save(model, tmp_path / "broken.onnx")
+    figures = judge(tmp_path / "broken.onnx", pictures, kind, labels=labels)
+    assert figures.shortcomings(kind, Limits())
