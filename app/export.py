@@ -1,5 +1,6 @@
 """Weights -> plain Ultralytics ONNX. With backends/pytorch the only room with torch and ultralytics."""
 
+import ast
 import contextlib
 import os
 import shutil
@@ -46,7 +47,7 @@ def to_plain_onnx(weights: Path, imgsz: int | None, folder: Path, *, static: boo
     `imgsz` is the longest frame side in px, None = the one the model was trained at. Raises WeightsError.
     """
     if weights.suffix == ".onnx":
-        return weights
+        return _fix_shape(weights, imgsz, folder / "static.onnx") if static else weights
     if weights.suffix != ".pt":
         raise WeightsError(f"{weights}: weights are .pt or .onnx files")
     copy = Path(shutil.copy(weights, folder / "weights.pt"))  # the export lies beside its weights
@@ -59,6 +60,23 @@ def to_plain_onnx(weights: Path, imgsz: int | None, folder: Path, *, static: boo
     except Exception as error:
         raise WeightsError(f"{weights}: Ultralytics cannot export it: {_first_line(error, copy, weights)}") from error
     return Path(plain)
+
+
+def _fix_shape(weights: Path, imgsz: int | None, target: Path) -> Path:
+    """The export with H and W fixed and folded, if they were open; as it is if it is fixed or no export at all."""
+    import onnx
+    import onnxslim
+
+    with contextlib.suppress(Exception):  # whoever reads it next says what is wrong with it
+        model = onnx.load(weights)
+        source = model.graph.input[0]
+        sides = [dim.dim_value for dim in source.type.tensor_type.shape.dim][2:]
+        facts = {fact.key: fact.value for fact in model.metadata_props}
+        side = imgsz or max(ast.literal_eval(facts["imgsz"]))
+        if not all(sides):
+            onnx.save(onnxslim.slim(model, input_shapes=[f"{source.name}:1,3,{side},{side}"]), target)
+            return target
+    return weights
 
 
 def load_module(weights: Path) -> "torch.nn.Module":

@@ -32,6 +32,7 @@ from app.errors import (
     SettingsError,
     WeightsError,
 )
+from app.parity import Limits
 from app.settings import DEMO_WEIGHTS
 
 SIDE, BATCH = 160, 3
@@ -283,6 +284,25 @@ def test_auto_is_tensorrt_where_there_is_a_gpu_and_openvino_where_there_is_none(
 
 def test_auto_precision_is_fp16(rig, order):
     assert builder.build(order, lambda _: None).manifest.fingerprint.precision == "fp16"
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_onnx_weights_become_an_engine_of_one_shape(rig, order, tmp_path, frames, serving, dynamic):
+    plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path, static=not dynamic)
+    built = builder.build(dataclasses.replace(order, weights=str(plain)), lambda _: None)
+    assert built.manifest.model.static_shape
+    assert built.manifest.gate.figures.rows_agreement > 0.98
+    rows = rig.engine(built.folder).infer(0, frames[:2])
+    expected = onnxruntime.OnnxruntimeEngine(serving[0], 1).infer(0, frames[:2])
+    np.testing.assert_allclose(rows[:, 0], expected[:, 0], atol=0.5)
+
+
+def test_int8_is_compiled_from_the_quantized_graph_with_its_float_part_in_fp16(rig, order):
+    built = builder.build(dataclasses.replace(order, precision="int8", limits=Limits(map_loss=1)), lambda _: None)
+    assert built.manifest.fingerprint.precision == "int8"
+    plan = (built.folder / "engine.plan").read_bytes()
+    assert b"QuantizeLinear" in plan  # the stand-in's plans hold their graph
+    assert b"in/scale/half" in plan
 
 
 # Running

@@ -20,6 +20,8 @@ PRECISIONS = ("fp32",)
 LANES = 1
 STATIC = False
 
+MOST = 8  # images at a time: PyTorch gains nothing from more, and 64 at 1280 px would need a GPU of their own
+
 _FILE = "weights.pt"
 
 
@@ -61,6 +63,9 @@ class PytorchEngine:
         self._module = module.to(self._device)
 
     def infer(self, lane: int, frames: Sequence[Pixels]) -> NDArray[np.float32]:
+        return np.concatenate([self._infer(frames[i : i + MOST]) for i in range(0, len(frames), MOST)])
+
+    def _infer(self, frames: Sequence[Pixels]) -> NDArray[np.float32]:
         with torch.inference_mode():
             pixels = torch.from_numpy(np.stack(frames)).to(self._device).permute(0, 3, 1, 2).float() / 255
             return select_rows(self._module(pixels)[0]).cpu().numpy()
