@@ -210,11 +210,7 @@ def _fingerprints(order: Order, weights: Path) -> list[Fingerprint]:
     backend = backends.get(name)
     if weights.suffix == ".engine" and name != "tensorrt":
         raise SettingsError(f"{weights} is a TensorRT engine; BACKEND={name} cannot run it")
-    asked = backend.PRECISIONS[0] if order.precision == "auto" else order.precision
-    if asked not in backend.PRECISIONS:
-        raise SettingsError(f"PRECISION={asked} does not exist on {name}: use {' or '.join(backend.PRECISIONS)}")
     digest = store.sha256(weights)
-    tried = [precision for precision in _SAFER[_SAFER.index(asked) :] if precision in backend.PRECISIONS]
     return [
         Fingerprint(
             name=order.name,
@@ -228,11 +224,28 @@ def _fingerprints(order: Order, weights: Path) -> list[Fingerprint]:
             device=backend.device(),
             calibration=_calibration_digest(order, weights) if precision == "int8" else "",
         )
-        for precision in tried
+        for precision in _precisions(order, weights, name, backend)
     ]
 
 
+def _precisions(order: Order, weights: Path, name: str, backend: Backend) -> list[str]:
+    """The one asked for and those that are safer; of an .engine only its own."""
+    if weights.suffix == ".engine":
+        from app.backends import tensorrt
+
+        own = tensorrt.precision_of(weights)
+        if order.precision not in ("auto", own):
+            raise SettingsError(f"{weights} is an {own} engine, not PRECISION={order.precision}")
+        return [own]
+    asked = backend.PRECISIONS[0] if order.precision == "auto" else order.precision
+    if asked not in backend.PRECISIONS:
+        raise SettingsError(f"PRECISION={asked} does not exist on {name}: use {' or '.join(backend.PRECISIONS)}")
+    return [precision for precision in _SAFER[_SAFER.index(asked) :] if precision in backend.PRECISIONS]
+
+
 def _calibration_digest(order: Order, weights: Path) -> str:
+    if weights.suffix == ".engine":
+        return ""
     if order.calibration:
         return datasets.digest(order.calibration, "CALIBRATION_DIR")
     if _is_demo(weights):

@@ -587,6 +587,7 @@ def exported(rig, recipe, tmp_path) -> Callable[..., Path]:
             "stride": 32,
             "imgsz": [SIDE, SIDE],
             "batch": batch,
+            "args": {"half": half, "dynamic": dynamic},
         }
         text = json.dumps(facts if header is None else header).encode()
         path = tmp_path / "yolo.engine"
@@ -620,6 +621,7 @@ def test_engine_by_ultralytics_gives_the_rows_of_the_weights(rig, exported, orde
     assert list(built.manifest.model.names.values()) == scenes.NAMES
     assert built.manifest.model.static_shape
     assert built.manifest.gate.figures is None
+    assert built.manifest.fingerprint.precision == ("fp16" if kind.get("half") else "fp32")
     engine = rig.engine(built.folder)
     rows = engine.infer(0, frames)
     expected = onnxruntime.OnnxruntimeEngine(serving[0], 1).infer(0, frames)
@@ -634,6 +636,8 @@ def test_engine_by_ultralytics_chooses_tensorrt_by_itself_and_refuses_another_ba
     assert built.manifest.fingerprint.backend == "tensorrt"
     with pytest.raises(SettingsError, match=r"yolo\.engine is a TensorRT engine; BACKEND=openvino cannot run it"):
         builder.find(dataclasses.replace(order, weights=path, backend="openvino"))
+    with pytest.raises(SettingsError, match=r"yolo\.engine is an fp32 engine, not PRECISION=int8"):
+        builder.find(dataclasses.replace(order, weights=path, precision="int8"))
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,23 @@ from typing import Any
 import tensorrt as trt
 
 from app.backends import Recipe, cuda
-from app.backends.tensorrt_engine import PLAN, TensorrtEngine, describe, split
+from app.backends.tensorrt_engine import PLAN, TensorrtEngine, describe, precision_of, split
 from app.errors import BackendUnavailable, BuildFailed, EngineStale
 
-__all__ = ["LANES", "PLAN", "PRECISIONS", "STATIC", "build", "describe", "device", "load", "require", "version"]
+__all__ = [
+    "LANES",
+    "PLAN",
+    "PRECISIONS",
+    "STATIC",
+    "build",
+    "describe",
+    "device",
+    "load",
+    "open_plan",
+    "precision_of",
+    "require",
+    "version",
+]
 
 PRECISIONS = ("fp16", "fp32", "int8")
 LANES = 2

@@ -61,6 +61,13 @@ def describe(path: Path, name: str, imgsz: int | None) -> ModelInfo:
     return ModelInfo(name, "detect", names, int(header["stride"]), int(height), static_shape=True)
 
 
+def precision_of(path: Path) -> str:
+    """What an Ultralytics .engine was exported in, by its header."""
+    header, _ = split(path.read_bytes())
+    exported = (header or {}).get("args") or {}
+    return "int8" if exported.get("int8") else "fp16" if exported.get("half") else "fp32"
+
+
 def allowed(call: bool, what: str) -> None:
     """TensorRT answers False where other libraries raise."""
     if not call:
