@@ -48,7 +48,7 @@ class GpuCollector(Collector):
         self._gpu = gpu
         self._labels = (str(pynvml.nvmlDeviceGetIndex(gpu)), str(pynvml.nvmlDeviceGetName(gpu)))
 
-    def describe(self) -> dict[str, str]:
+    def facts(self) -> dict[str, str]:
         """Name, driver, and the newest CUDA version that the driver knows."""
         cuda = int(pynvml.nvmlSystemGetCudaDriverVersion())
         return {
@@ -89,7 +89,7 @@ def _visible() -> Any:
     return pynvml.nvmlDeviceGetHandleByUUID(first)
 
 
-def describe() -> dict[str, str] | None:
+def facts() -> dict[str, str] | None:
     """Name, driver and newest CUDA version of the GPU; None where there is none."""
     gpu = open_gpu()
-    return gpu.describe() if gpu else None
+    return gpu.facts() if gpu else None

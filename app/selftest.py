@@ -220,7 +220,7 @@ def report(order: Order, rows: list[Row]) -> dict[str, Any]:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "yolopard": __version__,
         "machine": machine.facts(),
-        "gpu": gpu.describe(),
+        "gpu": gpu.facts(),
         "weights": order.name,
         "imgsz": order.imgsz,
         "batch": order.batch,

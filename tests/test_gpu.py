@@ -57,6 +57,12 @@ class Driver:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
         return SimpleNamespace(index=self.uuids.index(uuid))
 
+    def _nvmlSystemGetDriverVersion(self):  # noqa: N802
+        return "595.71.05"
+
+    def _nvmlSystemGetCudaDriverVersion(self):  # noqa: N802
+        return 13020
+
     def _nvmlDeviceGetIndex(self, handle):  # noqa: N802
         return handle.index
 
@@ -159,6 +165,16 @@ def test_a_gpu_that_falls_off_the_bus_leaves_the_other_metrics_alone_and_may_com
 def test_a_driver_that_does_not_answer_is_no_driver(driver, function, code):
     driver.errors[function] = code
     assert gpu.open_gpu() is None
+
+
+@pytest.mark.usefixtures("driver")
+def test_facts_tell_driver_and_cuda_version():
+    assert gpu.facts() == {"name": gpu.open_gpu()._labels[1], "driver": "595.71.05", "cuda": "13.2"}
+
+
+def test_without_a_gpu_there_are_no_facts(monkeypatch):
+    monkeypatch.setattr(gpu, "pynvml", None)
+    assert gpu.facts() is None
 
 
 def test_without_the_package_there_is_no_gpu(monkeypatch):

@@ -157,7 +157,7 @@ def test_settings_come_from_the_environment_and_the_command_line_wins(tmp_path):
         (["--batch", "many"], {}, "BATCH=many: "),
         (["--weights", "no/such.pt"], {}, "no/such.pt: no such file"),
         (["--backend", "abacus"], {}, "BACKEND=abacus: "),
-        (["--precision", "int8"], {}, "PRECISION=int8 does not exist on openvino: use fp32"),
+        (["--precision", "fp16"], {}, "PRECISION=fp16 does not exist on openvino: use fp32 or int8"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_a_status(tmp_path, arguments, environ, message):

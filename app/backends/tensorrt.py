@@ -94,10 +94,12 @@ def open_plan(path: Path, lanes: int, *, graphs: bool = True) -> TensorrtEngine:
     """As `load`; without `graphs` every batch is enqueued anew."""
     header, plan = split(path.read_bytes())
     runtime_log = Log()
-    engine = trt.Runtime(runtime_log).deserialize_cuda_engine(plan)
+    runtime = trt.Runtime(runtime_log)
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineStale(f"TensorRT {version()} does not load {path}: {runtime_log.reason()}")
-    return TensorrtEngine(engine, lanes, int(header["imgsz"][0]) if header else 0, graphs=graphs)
+    side = int(header["imgsz"][0]) if header else 0
+    return TensorrtEngine(engine, lanes, side, graphs=graphs, alive=(runtime, runtime_log))
 
 
 class Log(trt.ILogger):  # type: ignore[misc]

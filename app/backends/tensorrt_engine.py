@@ -105,9 +105,12 @@ class Layout:
         outputs = [name for name in names if name not in inputs]
         if len(inputs) != 1 or len(outputs) != 1:
             raise EngineFailed(f"the engine has the tensors {names}; a detect engine has one input and one output")
-        least, _, most = (tuple(shape) for shape in engine.get_tensor_profile_shape(inputs[0], 0))
-        frame = tuple(size if size > 0 else side for size in tuple(engine.get_tensor_shape(inputs[0]))[1:])
-        allowed(context.set_input_shape(inputs[0], (most[0], *frame)), f"frames {frame}")
+        batch, *sides = tuple(engine.get_tensor_shape(inputs[0]))
+        frame = tuple(size if size > 0 else side for size in sides)
+        least = most = batch
+        if batch < 0:
+            least, _, most = (shape[0] for shape in engine.get_tensor_profile_shape(inputs[0], 0))
+        allowed(context.set_input_shape(inputs[0], (most, *frame)), f"frames {frame}")
         if missing := context.infer_shapes():
             raise EngineFailed(f"the engine leaves the shape of {missing} open")
         rows = tuple(context.get_tensor_shape(outputs[0]))[1:]
@@ -117,7 +120,7 @@ class Layout:
         if None in kinds:
             raise EngineFailed("the engine's tensors are neither uint8, FP32 nor FP16")
         source, target = Tensor(inputs[0], kinds[0], frame), Tensor(outputs[0], kinds[1], rows)  # type: ignore[arg-type]
-        return cls(source, target, least[0], most[0])
+        return cls(source, target, least, most)
 
     @property
     def batches(self) -> list[int]:
@@ -141,9 +144,10 @@ class Layout:
 
 
 class TensorrtEngine:
-    """One deserialized engine and its lanes."""
+    """One deserialized engine and its lanes. `alive` is what has to outlive it: TensorRT holds plain pointers."""
 
-    def __init__(self, engine: Any, lanes: int, side: int, *, graphs: bool = True) -> None:
+    def __init__(self, engine: Any, lanes: int, side: int, *, graphs: bool, alive: tuple[Any, ...]) -> None:
+        self._alive = (engine, *alive)
         self._open = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
             self.activation_bytes = int(engine.device_memory_size_v2)
