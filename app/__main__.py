@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build(settings: Settings) -> int:
     """Build the engine, or find it built, and say where it is."""
     log.configure(settings.log_level, settings.log_format)
-    built = BuildProcess(_order(settings, settings.backend)).run(_print_progress)
+    built = _builder(settings, settings.backend).run(_print_progress)
     print(f"{built.folder}\n{_table(built)}")
     return 0
 
@@ -64,7 +65,7 @@ def serve(settings: Settings) -> int:
     server = LingeringServer(config)
     service = Service(
         settings,
-        lambda backend: BuildProcess(_order(settings, backend)),
+        lambda backend: _builder(settings, backend),
         on_ready=lambda deployed: _print_ready(settings, deployed.built),
         on_failure=lambda: setattr(server, "should_exit", True),
     )
@@ -104,6 +105,10 @@ def _listen(settings: Settings) -> socket.socket:
         raise SettingsError(
             f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}): choose another PORT or HOST"
         ) from error
+
+
+def _builder(settings: Settings, backend: str) -> BuildProcess:
+    return BuildProcess(_order(settings, backend), partial(log.configure, settings.log_level, settings.log_format))
 
 
 def _order(settings: Settings, backend: str) -> Order:

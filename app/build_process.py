@@ -2,8 +2,11 @@
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
+import os
 import signal
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from app import builder
@@ -13,11 +16,19 @@ from app.progress import Progress, Report
 from app.store import Built
 
 
-class BuildProcess:
-    """Finds or builds one engine. `run` blocks; `cancel`, from any thread, ends it."""
+def _nothing() -> None:
+    """The log as Python has it."""
 
-    def __init__(self, order: Order) -> None:
+
+class BuildProcess:
+    """Finds or builds one engine. `run` blocks; `cancel`, from any thread, ends it.
+
+    `configure_log` is called in the new process too, and so has to be one that pickle can name.
+    """
+
+    def __init__(self, order: Order, configure_log: Callable[[], None] = _nothing) -> None:
         self._order = order
+        self._configure_log = configure_log
         self._cancelled = threading.Event()
         self._process: multiprocessing.process.BaseProcess | None = None
 
@@ -36,7 +47,9 @@ class BuildProcess:
     def _build(self, report: Report) -> Built:
         context = multiprocessing.get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
-        self._process = context.Process(target=_child, args=(self._order, sender), name="builder", daemon=True)
+        self._process = context.Process(
+            target=_child, args=(self._order, sender, self._configure_log), name="builder", daemon=True
+        )
         self._process.start()
         sender.close()
         if self._cancelled.is_set():
@@ -52,6 +65,9 @@ class BuildProcess:
         except EOFError:
             self._process.join()
             raise self._died(self._process.exitcode) from None
+        except BaseException:  # Ctrl-C too: the child must not be waited for, it has hours of work
+            self._process.kill()
+            raise
         finally:
             self._process.join()
 
@@ -63,10 +79,20 @@ class BuildProcess:
         return BuildFailed(f"the builder process ended with {cause}{hint}")
 
 
-def _child(order: Order, sender: Connection) -> None:
+def _child(order: Order, sender: Connection, configure_log: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_die_with_the_parent, daemon=True).start()
+    configure_log()
     with contextlib.suppress(BrokenPipeError):  # the parent was killed: nobody is left to tell
         _build_and_tell(order, sender)
+
+
+def _die_with_the_parent() -> None:
+    """However it dies; a builder would go on for minutes before it next tells something, and hold its lock."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _build_and_tell(order: Order, sender: Connection) -> None:

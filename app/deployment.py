@@ -9,7 +9,7 @@ import numpy as np
 
 from app import backends, machine, store
 from app.backends import Engine
-from app.errors import EngineStale
+from app.errors import EngineStale, SetupError
 from app.metrics import Engine as EngineLabels
 from app.progress import Progress, Report
 from app.store import Built
@@ -91,7 +91,13 @@ def deploy(source: EngineSource, report: Report, *, lanes: int | None, threads: 
 def _open(built: Built, lanes: int | None, threads: int | None) -> Deployed:
     backend = backends.get(built.manifest.fingerprint.backend)
     lanes = lanes or backend.LANES
-    engine = backend.load(built.folder, lanes, threads or machine.cpus())
+    try:
+        engine = backend.load(built.folder, lanes, threads or machine.cpus())
+    except SetupError:
+        raise
+    except Exception as error:  # each library has its own words for a file that it cannot read
+        reason = str(error).strip().partition("\n")[0]
+        raise EngineStale(f"{built.folder} does not load: {type(error).__name__}: {reason}") from error
     rate = _warm_up(engine, lanes, built.manifest.model.imgsz, built.manifest.fingerprint.batch)
     return Deployed(built, engine, lanes, rate)
 

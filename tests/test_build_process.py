@@ -1,7 +1,10 @@
 """The builder in a process of its own: killed, cancelled, started twice."""
 
 import os
+import select
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -68,6 +71,31 @@ def test_errors_of_the_builder_arrive_as_they_are(order, tmp_path):
     bad = Order(str(tmp_path / "w.pt"), 160, 2, "auto", "onnxruntime", order.engines)
     with pytest.raises(WeightsError, match=r"w\.pt"):
         BuildProcess(bad).run(lambda _: None)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from app.build_process import BuildProcess
+from app.builder import Order
+from app.settings import DEMO_WEIGHTS
+process = BuildProcess(Order(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", Path(sys.argv[1])))
+process.run(lambda progress: print(progress.phase, process._process and process._process.pid, flush=True))
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_builder_ends_with_its_parent_however_that_ends(order, sent):
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(order.engines)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as parent:
+        line = next(line for line in parent.stdout if line.startswith("graph"))
+        child = os.pidfd_open(int(line.split()[1]))
+        parent.send_signal(sent)
+        assert parent.wait(10) != 0
+    ended, _, _ = select.select([child], [], [], 10)
+    os.close(child)
+    assert ended
 
 
 def test_cancel_ends_the_build(order):
