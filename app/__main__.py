@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import os
 import shlex
 import signal
 import socket
@@ -102,8 +103,9 @@ def _listen(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise SettingsError(
-            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}): choose another PORT or HOST"
+            f"{settings.host}:{settings.port} cannot be listened on ({reason}): choose another PORT or HOST"
         ) from error
 
 

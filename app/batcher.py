@@ -9,6 +9,8 @@ fails, everybody waiting gets an answer of their own. All methods belong to one 
 import asyncio
 import contextlib
 import logging
+import os
+import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +61,16 @@ class Batcher:
     """Owns the queue, the lanes' tasks and the device threads."""
 
     def __init__(
-        self, engine: Engine, *, lanes: int, max_batch: int, max_wait_s: float, metrics: Metrics, model: str, name: str
+        self,
+        engine: Engine,
+        *,
+        lanes: int,
+        max_batch: int,
+        max_wait_s: float,
+        metrics: Metrics,
+        model: str,
+        name: str,
+        nice: int = 0,  # of the device threads, and of those that they start
     ) -> None:
         self._engine = engine
         self._lanes = lanes
@@ -67,6 +78,7 @@ class Batcher:
         self._max_wait_s = max_wait_s
         self._metrics = metrics
         self._labels = (model, name)
+        self._nice = nice
         self._waiting: dict[tuple[int, ...], deque[_Job]] = {}  # by shape of frame; no queue is empty
         self._flying: set[_Job] = set()
         self._changed = asyncio.Event()
@@ -91,6 +103,11 @@ class Batcher:
 
     def _lanes_run(self) -> bool:
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
+
+    @property
+    def idle(self) -> bool:
+        """True when nothing waits and nothing is on the device."""
+        return not self._waiting and not self._flying
 
     def depth(self) -> int:
         """Frames waiting for a lane."""
@@ -129,7 +146,7 @@ class Batcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _serve(self, lane: int) -> None:
-        with ThreadPoolExecutor(1, thread_name_prefix=f"lane-{lane}") as device:
+        with ThreadPoolExecutor(1, f"lane-{lane}", _be_nice, (self._nice,)) as device:
             while (batch := await self._next_batch()).jobs:
                 await self._run(lane, device, batch)
 
@@ -185,7 +202,7 @@ class Batcher:
             raise
         except Exception as error:
             self._failures += 1
-            log.exception("a batch of %d failed", len(jobs))
+            log.exception("a batch of %d failed on %s", len(jobs), self._labels[1])
             for job in jobs:
                 failure = InferenceFailed("the engine failed on this batch")
                 failure.__cause__ = error
@@ -224,12 +241,18 @@ class Batcher:
         cause = None if task.cancelled() else task.exception()
         if self._stopping and not task.cancelled() and cause is None:
             return
-        log.critical("lane %s ended; nothing more will be answered", task.get_name(), exc_info=cause)
+        name = self._labels[1]
+        log.critical("%s of %s ended; nothing more will be answered by it", task.get_name(), name, exc_info=cause)
         for job in [*self._flying, *(job for jobs in self._waiting.values() for job in jobs)]:
             failure = InferenceFailed(_DEAD)
             failure.__cause__ = cause
             _fail(job, failure)
         self._waiting.clear()
+
+
+def _be_nice(nice: int) -> None:
+    if nice:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)  # on Linux this is the thread alone
 
 
 class _LaneDied(Exception):

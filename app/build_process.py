@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import threading
@@ -91,8 +90,8 @@ def _die_with_the_parent() -> None:
     """However it dies; a builder would go on for minutes before it next tells something, and hold its lock."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGKILL)
+    parent.join()
+    os._exit(1)
 
 
 def _build_and_tell(order: Order, sender: Connection) -> None:

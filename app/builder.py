@@ -60,11 +60,13 @@ def find(order: Order) -> Built | None:
     None, with one line in the log that tells why if there is more to say than that it was never built, when it has to
     be built. Raises GateFailed when every precision has been refused already.
     """
+    if order.gate:
+        datasets.digest(order.gate, "GATE_DIR")  # a wrong folder is told before minutes are spent
     weights = _local(order)
     if weights is None:
         return None
     for fingerprint in _fingerprints(order, weights):
-        manifest = _stored(order, fingerprint)
+        manifest = _stored(order, fingerprint, logging.WARNING)
         if manifest is None:
             return None
         if _accepted(order, manifest):
@@ -79,7 +81,7 @@ def build(order: Order, report: Report) -> Built:
     waiting = Progress("waiting for another process that builds this engine", 1, len(PHASES), order.name)
     for fingerprint in _fingerprints(order, weights):
         with store.lock(order.engines, fingerprint.key, lambda: report(waiting)):
-            manifest = _stored(order, fingerprint)
+            manifest = _stored(order, fingerprint, logging.DEBUG)  # `find` has told it already
             if manifest is None:
                 if other := store.difference(order.engines, fingerprint):
                     log.warning("%s: building an engine", other)
@@ -89,21 +91,21 @@ def build(order: Order, report: Report) -> Built:
     raise _refused(order)
 
 
-def _stored(order: Order, fingerprint: Fingerprint) -> Manifest | None:
-    """What is known of this engine, if it is whole and was judged on the order's images."""
+def _stored(order: Order, fingerprint: Fingerprint, level: int) -> Manifest | None:
+    """What is known of this engine, if it is whole and was judged on the order's images; why not, in the log."""
     folder = order.engines / fingerprint.key
     try:
         manifest = store.find(order.engines, fingerprint)
     except store.Damaged as damage:
-        log.warning("%s: building the engine again; if this comes back, check that disk", damage)
+        log.log(level, "%s: building the engine again; if this comes back, check that disk", damage)
         return None
     if manifest is None:
         return None
     if order.gate and manifest.gate.images != datasets.digest(order.gate, "GATE_DIR"):
-        log.warning("%s was judged on other images than GATE_DIR's: building it again", folder)
+        log.log(level, "%s was judged on other images than GATE_DIR's: building it again", folder)
         return None
     if not manifest.files and not manifest.gate.shortcomings(fingerprint.precision, order.limits):
-        log.warning("%s was refused with stricter limits than these: building it again", folder)
+        log.log(level, "%s was refused with stricter limits than these: building it again", folder)
         return None
     return manifest
 

@@ -73,7 +73,10 @@ class Metrics:
             *("model", "engine", "found_by"),
         )
         self.shadow_images = counter(
-            "shadow_images_total", "Live images that the second engine saw", "model", "outcome"
+            "shadow_images_total",
+            "Live images by what the second engine did: seen, skipped, failed",
+            "model",
+            "outcome",
         )
         self.ready = gauge("ready", "1 when images are answered")
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from app import drawing, images, parity, results
 from app.batcher import Answer, Batcher
-from app.errors import DeadlineExceeded, Overloaded, YolopardError
+from app.errors import DeadlineExceeded, Overloaded
 from app.images import Pixels, Placement
 from app.metrics import Metrics
 from app.model import ModelInfo
@@ -108,36 +109,46 @@ class Predictor:
             self._pending -= 1
 
     async def predict(
-        self, data: bytes, thresholds: Thresholds, deadline: float, engines: Sequence[str]
+        self, data: bytes, thresholds: Thresholds, deadline: float, engines: Sequence[str], *, shadowed: bool = False
     ) -> list[Prediction]:
         """Everything between the bytes of an image and its detections, by each of the engines, given the same frame.
 
-        `deadline` is a loop time. Raises a RequestError for the image and a ServiceError for the engine.
+        `deadline` is a loop time; `shadowed`: the second engine may look at the frame afterwards. Raises a RequestError for the image and a ServiceError for the engine.
         """
         try:
             async with asyncio.timeout_at(deadline):
                 (placement, frame), decode_s = await self._on_cpu(lambda: self._prepare(data))
-                asked = [self._batchers[engine].submit(frame, deadline) for engine in engines]
-                answers = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
-                found = await self._on_cpu(lambda: [_finish(answer, placement, thresholds) for answer in answers])
+                answers = await self._ask(engines, frame, deadline)
+                found = [await self._on_cpu(partial(_finish, answer, placement, thresholds)) for answer in answers]
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was answered") from None
-        if list(engines) == self.engines[:1] and random.random() < self._shadow_share:  # noqa: S311
+        if shadowed and random.random() < self._shadow_share:  # noqa: S311
             self._begin_shadow(frame, answers[0])
         predictions = []
-        for engine, answer, detections in zip(engines, answers, found[0], strict=True):
-            timings = Timings(decode_s, answer.queue_s, answer.infer_s, found[1])
+        for engine, answer, (detections, postprocess_s) in zip(engines, answers, found, strict=True):
+            timings = Timings(decode_s, answer.queue_s, answer.infer_s, postprocess_s)
             for stage in Timings.__slots__:
                 self._metrics.stage_seconds.labels(self.model.name, engine, stage).observe(getattr(timings, stage))
             predictions.append(Prediction(placement.image, detections, timings, answer.batch_size, engine))
         return predictions
 
+    async def _ask(self, engines: Sequence[str], frame: Pixels, deadline: float) -> list[Answer]:
+        """At the same time. The first failure ends it, and the frame leaves the queues of the others."""
+        if len(engines) == 1:
+            return [await self._batchers[engines[0]].submit(frame, deadline)]
+        tasks = [asyncio.create_task(self._batchers[engine].submit(frame, deadline)) for engine in engines]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
     def _begin_shadow(self, frame: Pixels, answer: Answer) -> None:
         """Let the second engine look at the frame too, if it has nothing else to do: nobody ever waits for it."""
         second = self._batchers[self.engines[1]]
-        idle = second.depth() == 0 and (self._shadow is None or self._shadow.done())
-        self._metrics.shadow_images.labels(self.model.name, "seen" if idle else "skipped").inc()
-        if idle:
+        if not second.idle or (self._shadow is not None and not self._shadow.done()):
+            self._metrics.shadow_images.labels(self.model.name, "skipped").inc()
+        else:
             self._shadow = asyncio.create_task(self._look_again(frame, answer, second), name="shadow")
 
     async def _look_again(self, frame: Pixels, answer: Answer, second: Batcher) -> None:
@@ -145,9 +156,11 @@ class Predictor:
         try:
             other = await second.submit(frame, deadline)
             both, ours, theirs = (await self._on_cpu(lambda: _difference(answer.rows, other.rows)))[0]
-        except YolopardError as error:
-            log.warning("a shadow image was not compared: %s", error)
+        except Exception as error:  # nobody waits for it, so nobody else would tell
+            log.warning("a shadow image was not compared: %s: %s", type(error).__name__, error)
+            self._metrics.shadow_images.labels(self.model.name, "failed").inc()
             return
+        self._metrics.shadow_images.labels(self.model.name, "seen").inc()
         for found_by, count in (("both", both), ("first", ours), ("second", theirs)):
             self._metrics.shadow.labels(self.model.name, self.engines[0], found_by).inc(count)
 
@@ -163,6 +176,7 @@ class Predictor:
 
     async def close(self) -> None:
         """Answer what was admitted, then let the threads go."""
+        self._shadow_share = 0
         await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
         if self._shadow is not None:
             await asyncio.gather(self._shadow, return_exceptions=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from app.errors import SettingsError
 
@@ -72,6 +72,16 @@ class Settings(BaseModel):
             raise ValueError("give a file or a name")
         return weights
 
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.fallback == self.backend:
+            raise ValueError(f"FALLBACK={self.fallback} is BACKEND={self.backend} itself: name another one")
+        if self.compare == self.backend:
+            raise ValueError(f"COMPARE={self.compare} is BACKEND={self.backend} itself: there is nothing to compare")
+        if self.shadow and self.compare == "none":
+            raise ValueError(f"SHADOW={self.shadow:g} needs a second engine: give COMPARE=pytorch too")
+        return self
+
     @classmethod
     def read(cls, options: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Self:
         """From the command line's options by name, before the environment. Raises SettingsError."""
@@ -88,10 +98,12 @@ class Settings(BaseModel):
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
-        name = str(problem["loc"][0])
-        if problem["type"] == "extra_forbidden":
+        name, text = str(problem["loc"][0]) if problem["loc"] else "", problem["msg"].removeprefix("Value error, ")
+        if not name:  # of several settings, which it names
+            lines.append(text)
+        elif problem["type"] == "extra_forbidden":
             known = ", ".join(field.upper() for field in Settings.model_fields)
             lines.append(f"{name.upper()}: no such setting; there are {known}")
         else:
-            lines.append(f"{name.upper()}={problem['input']}: {problem['msg'].removeprefix('Value error, ')}")
+            lines.append(f"{name.upper()}={problem['input']}: {text}")
     return "; ".join(lines)

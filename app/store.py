@@ -130,6 +130,8 @@ def difference(engines: Path, fingerprint: Fingerprint) -> str | None:
     """In what the stored engine that is most like this one differs from it, in one line; None when there is none."""
     wanted, nearest = asdict(fingerprint), None
     for path in sorted(engines.glob(f"{fingerprint.name}-{fingerprint.backend}-{fingerprint.precision}-*/{MANIFEST}")):
+        if path.parent.name == fingerprint.key:
+            continue  # its own place, damaged: `find` has told
         try:
             stored = json.loads(path.read_bytes())["fingerprint"]
             fields = [
@@ -231,5 +233,8 @@ def explained(engines: Path) -> Iterator[None]:
             errno.EACCES: "no permission to write there",
             errno.EPERM: "no permission to write there",
             errno.EROFS: "the file system is read-only",
+            errno.EEXIST: "it is no folder: move it away",
+            errno.ENOTDIR: "it is no folder: move it away",
+            errno.ENOENT: "it was removed meanwhile: start again",
         }.get(error.errno or 0, error.strerror or str(error))
         raise StoreError(f"{path}: {advice}, or give another folder with ENGINES_DIR") from error

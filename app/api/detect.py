@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -93,7 +95,10 @@ class DetectQuery(BaseModel):
         if not self.compare:
             return [self.engine or predictor.engines[0]]
         if len(predictor.engines) == 1:
-            raise BadParameter("compare: there is one engine only; start the server with COMPARE=pytorch")
+            only = predictor.engines[0]
+            raise BadParameter(
+                f"compare: there is one engine only, {only}; COMPARE=pytorch starts a second one beside it"
+            )
         if self.engine or self.format == "image":
             raise BadParameter("compare: answers JSON of all engines; leave out engine and format")
         return predictor.engines
@@ -138,7 +143,14 @@ def routes(service: Service) -> APIRouter:
             raise DeadlineExceeded("the deadline passed before the body had arrived") from None
         if query.format == "image" and len(files) > 1:
             raise BadParameter("format=image answers one image: send one file")
-        compared = await unless_gone(request, _predict_all(predictor, files, thresholds, deadline, engines))
+        predict = partial(
+            predictor.predict,
+            thresholds=thresholds,
+            deadline=deadline,
+            engines=engines,
+            shadowed=not (query.engine or query.compare),
+        )
+        compared = await unless_gone(request, _predict_all(files, predict))
         predictions = [answers[0] for answers in compared]
         encoding = time.perf_counter()
         if query.format == "image":
@@ -165,14 +177,14 @@ def _deadline_s(request: Request, default_ms: float) -> float:
 
 
 async def _predict_all(
-    predictor: Predictor, files: list[bytes], thresholds: Thresholds, deadline: float, engines: list[str]
+    files: list[bytes], predict: Callable[[bytes], Coroutine[Any, Any, list[Prediction]]]
 ) -> list[list[Prediction]]:
     """All at once, in the order of the files, each by every engine. The first error ends the request and takes its
     other images along.
     """
     if len(files) == 1:
-        return [await predictor.predict(files[0], thresholds, deadline, engines)]
-    tasks = [asyncio.create_task(predictor.predict(data, thresholds, deadline, engines)) for data in files]
+        return [await predict(files[0])]
+    tasks = [asyncio.create_task(predict(data)) for data in files]
     try:
         return await asyncio.gather(*tasks)
     except YolopardError as error:

@@ -22,11 +22,12 @@ from app.metrics import Metrics
 from app.predictor import Predictor
 from app.progress import Progress
 from app.settings import Settings
-from app.store import Built
+from app.store import Built, Manifest
 
 log = logging.getLogger("yolopard.service")
 
 FALLS_BACK = (BackendUnavailable, BuildFailed, EngineFailed, EngineStale, GateFailed)
+SHADOW_NICE = 15  # of the second engine's threads where it looks at everybody's images: they use what is left
 
 
 class Service:
@@ -45,7 +46,8 @@ class Service:
         self.deployed: list[Deployed] = []  # the one that serves, then the one it is compared with
         self.fallback: str | None = None  # why something else is served than was asked for
         self.failure: SetupError | None = None
-        self._source_of, self._source = source_of, source_of(settings.backend)
+        self._source_of = source_of
+        self._source: EngineSource | None = None  # of the engine that is being found or built
         self._on_ready, self._on_failure = on_ready, on_failure
         self._progress: Progress | None = None
         self._predictor: Predictor | None = None
@@ -91,7 +93,8 @@ class Service:
     async def stop(self) -> None:
         """Finish what was admitted, or give up the start."""
         self._stopping = True
-        self._source.cancel()
+        if self._source is not None:
+            self._source.cancel()
         if self._starting is not None:
             await asyncio.gather(self._starting, return_exceptions=True)
         if self._predictor is not None:
@@ -103,8 +106,10 @@ class Service:
         try:
             first = await self._deploy_or_fall_back()
             self.deployed.append(first)
-            if self.settings.compare != "none":
-                self.deployed.append(await self._deploy(self.settings.compare, lanes=1))
+            if self.settings.compare == first.name:
+                log.warning("COMPARE=%s: %s serves already, there is nothing to compare it with", *[first.name] * 2)
+            elif self.settings.compare != "none":
+                self.deployed.append(await self._deploy_second(self.settings.compare))
         except SetupError as error:
             self._fail(error)
         except Exception as error:
@@ -120,14 +125,34 @@ class Service:
         except FALLS_BACK as error:
             if settings.fallback == "none" or self._stopping:
                 raise
-            self._tell_fallback(error.code, f"{settings.fallback} serves, since {error}")
-            return await self._deploy(settings.fallback, lanes=None)
-        got = deployed.built.manifest.fingerprint
-        own = backends.get(got.backend).PRECISIONS[0]
-        asked = own if settings.precision == "auto" else settings.precision
-        if got.precision != asked:
-            self._tell_fallback(GateFailed.code, f"{got.precision} is served, since the accuracy gate refused {asked}")
+            return await self._fall_back(error)
+        self._tell_downgrade(deployed.built.manifest)
         return deployed
+
+    async def _fall_back(self, error: SetupError) -> Deployed:
+        fallback, asked = self.settings.fallback, self.settings.backend
+        self._tell_fallback(error.code, f"{fallback} serves instead of {asked} ({error.code}), since {error}")
+        try:
+            return await self._deploy(fallback, lanes=None)
+        except SetupError as second:
+            raise type(second)(
+                f"FALLBACK={fallback} failed too: {second}; before it BACKEND={asked}: {error}"
+            ) from second
+
+    async def _deploy_second(self, backend: str) -> Deployed:
+        try:
+            return await self._deploy(backend, lanes=1)
+        except SetupError as error:
+            raise type(error)(f"COMPARE={backend} cannot be had: {error}") from error
+
+    def _tell_downgrade(self, manifest: Manifest) -> None:
+        if manifest.gate.figures is None:  # an engine from elsewhere is served as it is
+            return
+        got, asked = manifest.fingerprint.precision, self.settings.precision
+        if asked == "auto":
+            asked = backends.get(manifest.fingerprint.backend).PRECISIONS[0]
+        if got != asked:
+            self._tell_fallback(GateFailed.code, f"{got} is served, since the accuracy gate refused {asked}")
 
     def _tell_fallback(self, reason: str, text: str) -> None:
         self.fallback = text
@@ -140,10 +165,9 @@ class Service:
         def report(progress: Progress) -> None:  # called from the thread of `deploy`
             loop.call_soon_threadsafe(self._report, progress)
 
-        if backend != self.settings.backend:
-            self._source = self._source_of(backend)
-            if self._stopping:
-                self._source.cancel()
+        self._source = self._source_of(backend)
+        if self._stopping:
+            self._source.cancel()
         return await asyncio.to_thread(deploy, self._source, report, lanes=lanes, threads=self.settings.threads)
 
     def _report(self, progress: Progress) -> None:
@@ -158,7 +182,10 @@ class Service:
     def _open_doors(self) -> None:
         settings, first = self.settings, self.deployed[0]
         model = first.built.manifest.model
-        batchers = {deployed.name: self._open_batcher(deployed) for deployed in self.deployed}
+        nice = SHADOW_NICE if settings.shadow else 0
+        batchers = {
+            deployed.name: self._open_batcher(deployed, nice * (deployed is not first)) for deployed in self.deployed
+        }
         self._predictor = Predictor(
             model,
             batchers,
@@ -173,7 +200,7 @@ class Service:
         log.info("ready: %s on %s, %.1f images per second alone", model.name, first.name, first.images_per_second)
         self._on_ready(first)
 
-    def _open_batcher(self, deployed: Deployed) -> Batcher:
+    def _open_batcher(self, deployed: Deployed, nice: int) -> Batcher:
         manifest = deployed.built.manifest
         figures = manifest.gate.figures.to_json() if manifest.gate.figures else {}
         known = {name: value for name, value in figures.items() if value is not None}
@@ -186,6 +213,7 @@ class Service:
             metrics=self.metrics,
             model=manifest.model.name,
             name=deployed.name,
+            nice=nice,
         )
         batcher.start()
         return batcher
