@@ -28,7 +28,7 @@ from app.store import Built, Fingerprint, Manifest, Verdict
 
 log = logging.getLogger("yolopard.builder")
 
-CALIBRATION_SCENES = 48  # for the demo model
+CALIBRATION_IMAGES = 48  # 30 are as good as 300 (loadtest/RESULTS.md)
 UNCHECKED = "nothing: there are no weights to compare it with"
 
 _SAFER = ("int8", "fp16", "fp32")  # each is safer than the ones before it
@@ -251,7 +251,7 @@ def _calibration_digest(order: Order, weights: Path) -> str:
     if order.calibration:
         return datasets.digest(order.calibration, "CALIBRATION_DIR")
     if _is_demo(weights):
-        return f"{CALIBRATION_SCENES} scenes"
+        return f"{CALIBRATION_IMAGES} scenes"
     raise SettingsError(
         "PRECISION=int8 is calibrated on images like those to be served: give a folder of 50 or so with CALIBRATION_DIR"
     )
@@ -259,8 +259,8 @@ def _calibration_digest(order: Order, weights: Path) -> str:
 
 def _calibration(order: Order, weights: Path, model: ModelInfo) -> Dataset:
     if order.calibration:
-        return datasets.folder(order.calibration, model.names, "CALIBRATION_DIR")
-    return datasets.calibration_scenes(CALIBRATION_SCENES)
+        return datasets.folder(order.calibration, model.names, "CALIBRATION_DIR", CALIBRATION_IMAGES)
+    return datasets.calibration_scenes(CALIBRATION_IMAGES)
 
 
 def _is_demo(weights: Path) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from app import images
@@ -102,12 +103,12 @@ def calibration_scenes(count: int) -> Scenes:
     return Scenes("demo", _CALIBRATION_SEED, count)
 
 
-def folder(path: Path, names: dict[int, str], setting: str) -> Dataset:
+def folder(path: Path, names: dict[int, str], setting: str, most: int | None = None) -> Dataset:
     """The images of a folder, with labels where it has them. Raises SettingsError, which names the setting."""
     found = _images(path, setting)
     coco = _coco(path, found, names, setting)
     found = list(coco) or found
-    picked = [found[i] for i in np.linspace(0, len(found) - 1, min(MOST, len(found))).astype(int)]
+    picked = [found[i] for i in np.linspace(0, len(found) - 1, min(most or MOST, len(found))).astype(int)]
     files = {image: file for image in picked if (file := _label_file(image)).is_file()}
     ids = _class_ids(path, names, setting) if files and not coco else {}
     labels = coco or {image: _yolo(file, ids) for image, file in files.items()}
@@ -164,11 +165,7 @@ def _yaml(path: Path) -> tuple[list[Path], dict[str, Any]]:
     if not files:
         return [], {}
     try:
-        import yaml
-
         content = yaml.safe_load(_text(files[0]))
-    except ImportError as error:
-        raise SettingsError(f"{files[0]} cannot be read without PyYAML: pip install pyyaml") from error
     except yaml.YAMLError as error:
         raise SettingsError(f"{files[0]} is no YAML: {str(error).splitlines()[0]}") from error
     return files, content if isinstance(content, dict) else {}

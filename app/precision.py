@@ -81,6 +81,9 @@ def _floats(graph: onnx.GraphProto) -> set[str]:
 
 def _retype(node: NodeProto) -> None:
     for attribute in node.attribute:
+        if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+            values = np.array(attribute.f if attribute.name == "value_float" else list(attribute.floats), np.float32)
+            attribute.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(values)))
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == _FLOAT:
             attribute.i = _HALF
         if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == _FLOAT:

@@ -1,0 +1,230 @@
+"""An engine of the store -> a loaded, warm engine; a stale one is built again, once."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import fakes
+import pytest
+
+from app import backends, deployment, machine
+from app.deployment import Deployed, deploy
+from app.errors import BuildFailed, EngineFailed, EngineStale
+from app.metrics import Engine as EngineLabels
+from app.progress import Progress
+from app.store import Built
+
+
+class Device(fakes.Device):
+    """Remembers which lane took how many images."""
+
+    def __init__(self) -> None:
+        super().__init__(fakes.ROWS)
+        self.taken: list[tuple[int, int]] = []
+
+    def infer(self, lane, frames):
+        self.taken.append((lane, len(frames)))
+        return super().infer(lane, frames)
+
+
+class Backend(fakes.Backend):
+    """Remembers what it is asked to load; `refusals` are raised first."""
+
+    def __init__(self, device: fakes.Device) -> None:
+        super().__init__(device)
+        self.loads: list[tuple[Path, int, int]] = []
+        self.refusals: list[Exception] = []
+
+    def load(self, folder, lanes, threads):
+        self.loads.append((folder, lanes, threads))
+        if self.refusals:
+            raise self.refusals.pop(0)
+        return super().load(folder, lanes, threads)
+
+
+class Source(fakes.Source):
+    """Counts its runs."""
+
+    runs = 0
+
+    def run(self, report):
+        self.runs += 1
+        if isinstance(self.outcome, Built):
+            self.outcome.folder.mkdir(exist_ok=True)
+        return super().run(report)
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+@pytest.fixture
+def backend(device, monkeypatch) -> Backend:
+    backend = Backend(device)
+    monkeypatch.setattr(backends, "get", {"fake": backend}.__getitem__)
+    return backend
+
+
+@pytest.fixture
+def store(tmp_path) -> Path:
+    (folder := tmp_path / "engines").mkdir()
+    return folder
+
+
+@pytest.fixture
+def source(store) -> Callable[..., Source]:
+    """Gives an engine in the store, which is there."""
+
+    def make(**fields: object) -> Source:
+        return Source(dataclasses.replace(fakes.built(**fields), folder=store / "pets"))
+
+    return make
+
+
+def run(source: fakes.Source, **options: int | None) -> Deployed:
+    return deploy(source, lambda _: None, **({"lanes": None, "threads": None} | options))
+
+
+# Warming up
+
+
+def test_warm_up_touches_every_lane_and_then_every_doubling_of_the_batch(backend, device, source):
+    run(source(batch=6), lanes=3)
+    assert device.taken == [(0, 1), (1, 1), (2, 1), (0, 1), (0, 2), (0, 4), (0, 6)]
+    assert {shape[1:] for shape in device.shapes} == {(64, 64, 3)}
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8])])
+def test_warm_up_ends_with_the_largest_batch_and_never_goes_beyond(backend, device, source, batch, sizes):
+    run(source(batch=batch))
+    assert [size for _, size in device.taken] == [1, *sizes]
+
+
+class Clock:
+    """A batch takes this many seconds, whatever its size."""
+
+    def __init__(self, device: Device, seconds: float, *, per_image: float = 0) -> None:
+        self.device, self.seconds, self.per_image = device, seconds, per_image
+
+    def perf_counter(self) -> float:
+        return sum(self.seconds + self.per_image * size for _, size in self.device.taken)
+
+
+def test_batches_that_would_take_too_long_are_not_tried(backend, device, source, monkeypatch):
+    monkeypatch.setattr(deployment, "time", Clock(device, 0, per_image=deployment.WARM_UP_S / 5))
+    run(source(batch=64))
+    assert device.taken == [(0, 1), (0, 1), (0, 2), (0, 4)]
+
+
+def test_the_rate_is_that_of_the_best_batch(backend, device, source, monkeypatch):
+    monkeypatch.setattr(deployment, "time", Clock(device, 0.25))
+    assert run(source(batch=6)).images_per_second == pytest.approx(24)
+
+
+def test_an_engine_that_fails_at_warm_up_is_no_stale_one(backend, device, source, store):
+    device.failure = EngineFailed("no memory is left")
+    given = source()
+    with pytest.raises(EngineFailed, match="no memory is left"):
+        run(given)
+    assert given.runs == 1
+    assert (store / "pets").exists()
+
+
+# Lanes and threads
+
+
+def test_lanes_are_the_backends_unless_they_are_set(backend, device, source, monkeypatch):
+    monkeypatch.setattr(Backend, "LANES", 2)
+    assert run(source()).lanes == 2
+    assert run(source(), lanes=3).lanes == 3
+    assert [lanes for _, lanes, _ in backend.loads] == [2, 3]
+    assert {lane for lane, _ in device.taken} == {0, 1, 2}
+
+
+def test_threads_are_the_machines_cores_unless_they_are_set(backend, source, store, monkeypatch):
+    monkeypatch.setattr(machine, "cpus", lambda: 5)
+    run(source())
+    run(source(), threads=3)
+    assert backend.loads == [(store / "pets", 1, 5), (store / "pets", 1, 3)]
+
+
+# What is reported
+
+
+def test_the_warm_up_is_reported_after_what_the_source_reports(backend, source):
+    told: list[Progress] = []
+    deploy(source(), told.append, lanes=None, threads=None)
+    assert [(progress.phase, progress.model) for progress in told] == [("engine", "pets"), ("warm-up", "pets")]
+
+
+def test_what_the_source_raises_ends_the_start(backend):
+    with pytest.raises(BuildFailed, match="the builder died"):
+        run(Source(BuildFailed("the builder died")))
+    assert backend.loads == []
+
+
+# Staleness
+
+
+def test_stale_engine_is_discarded_and_built_again_once_with_its_reason_in_the_log(backend, source, store, caplog):
+    backend.refusals = [EngineStale("the plan is of another TensorRT")]
+    given, told = source(), []
+    (store / "pets").mkdir()
+    (store / "pets" / "engine.plan").write_bytes(b"old")
+    with caplog.at_level(logging.WARNING):
+        deployed = deploy(given, told.append, lanes=None, threads=None)
+    assert caplog.messages == ["the plan is of another TensorRT: building it again"]
+    assert (given.runs, len(backend.loads)) == (2, 2)
+    assert list((store / "pets").iterdir()) == []
+    assert deployed.built == given.outcome
+    assert [progress.phase for progress in told] == ["engine", "warm-up"] * 2
+
+
+def test_engine_that_is_stale_again_ends_the_start(backend, source):
+    backend.refusals = [EngineStale("once"), EngineStale("twice")]
+    given = source()
+    with pytest.raises(EngineStale, match="twice"):
+        run(given)
+    assert (given.runs, len(backend.loads)) == (2, 2)
+
+
+def test_engine_that_the_device_refuses_is_kept(backend, source, store):
+    backend.refusals = [EngineFailed("no memory is left")]
+    with pytest.raises(EngineFailed):
+        run(source())
+    assert (store / "pets").exists()
+
+
+# What is told of it
+
+
+@pytest.fixture
+def deployed(backend, source) -> Deployed:
+    return dataclasses.replace(run(source(precision="fp16", imgsz=96), lanes=2), images_per_second=123.4567)
+
+
+def test_labels_tell_what_the_engine_is(deployed):
+    assert deployed.name == "fake"
+    assert deployed.labels == EngineLabels(
+        model="pets", engine="fake", backend="fake", precision="fp16", imgsz=96, batch=4, device="cpu test"
+    )
+
+
+def test_json_tells_the_engine_how_it_was_judged_and_how_built(deployed):
+    told = json.loads(json.dumps(deployed.to_json()))
+    assert told.pop("gate") == {"on": "2 pictures", "images": "", "figures": fakes.FIGURES.to_json()}
+    assert told == {
+        "name": "fake",
+        "key": deployed.built.manifest.fingerprint.key,
+        "backend": "fake",
+        "version": "1.0",
+        "precision": "fp16",
+        "batch": 4,
+        "device": "cpu test",
+        "lanes": 2,
+        "images_per_second": 123.46,
+        "built": {},
+    }
