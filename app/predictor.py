@@ -113,7 +113,8 @@ class Predictor:
     ) -> list[Prediction]:
         """Everything between the bytes of an image and its detections, by each of the engines, given the same frame.
 
-        `deadline` is a loop time; `shadowed`: the second engine may look at the frame afterwards. Raises a RequestError for the image and a ServiceError for the engine.
+        `deadline` is a loop time; if `shadowed`, the second engine may look at the frame afterwards. Raises a
+        RequestError for the image and a ServiceError for the engine.
         """
         try:
             async with asyncio.timeout_at(deadline):

@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import fakes
@@ -88,16 +88,32 @@ def device() -> fakes.Device:
 
 
 @pytest.fixture
-def serve(device: fakes.Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Live]]:
-    """Serve the fake device, or whatever `source` gives, with these settings; wait until ready unless told not to."""
-    monkeypatch.setattr(backends, "get", lambda name: fakes.Backend(device))
+def second() -> fakes.Device:
+    """The device of BACKEND=pytorch."""
+    return fakes.Device(fakes.ROWS)
+
+
+@pytest.fixture
+def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Live]]:
+    """Serve the fake device, or whatever `source` gives, with these settings; wait until ready unless told not to.
+
+    `sources` are those of other backends; pytorch has one, on the second device.
+    """
+    monkeypatch.setattr(backends, "get", lambda name: fakes.Backend(second if name == "pytorch" else device))
     lives = []
 
-    def start(source: fakes.Source | None = None, *, wait: bool = True, **settings: object) -> Live:
+    def start(
+        source: fakes.Source | None = None,
+        *,
+        sources: Mapping[str, fakes.Source] | None = None,
+        wait: bool = True,
+        **settings: object,
+    ) -> Live:
         ready = threading.Event()
+        by_backend = {"pytorch": fakes.Source(fakes.built(backend="pytorch"))} | dict(sources or {})
         service = Service(
             Settings(batch=4, **settings),
-            lambda _: source or fakes.Source(fakes.built()),
+            lambda backend: by_backend.get(backend) or source or fakes.Source(fakes.built()),
             on_ready=lambda _: ready.set(),
             on_failure=ready.set,
         )
@@ -105,14 +121,13 @@ def serve(device: fakes.Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
         lives.append(live)
         if wait:
             assert ready.wait(20)
-            while device.busy.acquire(blocking=False):  # what the warm-up did
-                pass
-            device.batches.clear()
-            device.shapes.clear()
+            for each in (device, second):
+                each.forget()
         return live
 
     yield start
-    device.gate.set()
+    for each in (device, second):
+        each.gate.set()
     for live in lives:
         live.stop()
 

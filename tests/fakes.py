@@ -1,6 +1,7 @@
 """Fakes at the device seam: an engine that a test holds, fails and looks into, and where it comes from."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,10 +36,14 @@ class Device:
         self.seconds: float | None = None
         self.closed = False
         self.threads: set[str] = set()
+        self.frames: list[np.ndarray] = []  # of the last batch
+        self.nice: int | None = None  # of the thread that ran the last batch
 
     def infer(self, lane: int, frames: Sequence[np.ndarray]) -> np.ndarray:
         images = np.stack(frames)
         self.threads.add(threading.current_thread().name)
+        self.frames = list(frames)
+        self.nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         self.batches.append(images[:, 0, 0, 0].tolist())
         self.shapes.append(images.shape)
         self.busy.release()
@@ -56,6 +61,13 @@ class Device:
 
     def close(self) -> None:
         self.closed = True
+
+    def forget(self) -> None:
+        """What was run so far, the warm-up say."""
+        while self.busy.acquire(blocking=False):
+            pass
+        self.batches.clear()
+        self.shapes.clear()
 
     async def until_busy(self) -> None:
         assert await asyncio.to_thread(self.busy.acquire, timeout=10)
@@ -102,7 +114,14 @@ FIGURES = Figures(
 )
 
 
-def built(*, batch: int = 4, imgsz: int = 64, backend: str = "fake", precision: str = "fp32") -> Built:
+def built(
+    *,
+    batch: int = 4,
+    imgsz: int = 64,
+    backend: str = "fake",
+    precision: str = "fp32",
+    figures: Figures | None = FIGURES,
+) -> Built:
     fingerprint = Fingerprint(
         name="pets",
         weights_sha256="0" * 64,
@@ -116,7 +135,7 @@ def built(*, batch: int = 4, imgsz: int = 64, backend: str = "fake", precision: 
         calibration="",
     )
     model = ModelInfo("pets", "detect", NAMES, stride=32, imgsz=imgsz, static_shape=False)
-    return Built(Path(), Manifest(fingerprint, model, Verdict("2 pictures", "", FIGURES), {}, {"model": "0"}))
+    return Built(Path(), Manifest(fingerprint, model, Verdict("2 pictures", "", figures), {}, {"model": "0"}))
 
 
 class Source:

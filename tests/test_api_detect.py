@@ -2,14 +2,18 @@
 
 import http.client
 import io
+import logging
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import fakes
 import numpy as np
 import pytest
 from PIL import Image
+
+from app.metrics import STAGES
 
 
 def jpeg(width: int = 64, height: int = 64, **options) -> bytes:
@@ -366,6 +370,242 @@ def test_concurrent_requests_each_get_their_own_answer(serve):
     assert live.value("requests_total", code="200", protocol="v1", model="pets") == 40
     assert live.value("images_total") == 40
     assert live.value("stage_duration_seconds_count", stage="decode") == 40
+
+
+def other_rows() -> np.ndarray:
+    """As fakes.ROWS: the dog 2 px to the right and 0.05 less sure, and a large cat for the cat."""
+    rows = fakes.ROWS.copy()
+    rows[0, [0, 2, 4]] = (10.5, 30.5, 0.85)
+    rows[1] = (5, 5, 25, 25, 0.7, 2)
+    return rows
+
+
+def test_compare_answers_both_engines_their_differences_and_their_times(serve, second):
+    second.rows = other_rows()
+    (image,) = post(serve(compare="pytorch"), path="/v1/detect?compare=1").json()["images"]
+    assert [found["name"] for found in image["results"]] == ["dog", "cat"]
+    (other,) = image["compare"]
+    assert other.keys() == {"engine", "results", "speed", "both", "only_first", "only_this", "box_px", "score"}
+    assert other["engine"] == "pytorch"
+    assert [found["name"] for found in other["results"]] == ["dog", "red, large cat"]
+    assert (other["both"], other["only_first"], other["only_this"]) == (1, 1, 1)
+    assert (other["box_px"], other["score"]) == (0.5, pytest.approx(0.05, abs=1e-4))
+    assert other["speed"].keys() == image["speed"].keys()
+    assert other["speed"]["preprocess"] == image["speed"]["preprocess"]  # one frame for both
+    assert other["speed"]["inference"] != image["speed"]["inference"]
+
+
+def test_compare_of_equal_answers_and_of_none_finds_no_difference(serve):
+    live = serve(compare="pytorch")
+    for query, count in (("", 2), ("&conf=1", 0)):
+        (other,) = post(live, path=f"/v1/detect?compare=1{query}").json()["images"][0]["compare"]
+        assert [other[name] for name in ("both", "only_first", "only_this", "box_px", "score")] == [count, 0, 0, 0, 0]
+
+
+def test_compare_gives_both_engines_the_very_same_frame(serve, device, second):
+    post(serve(compare="pytorch"), path="/v1/detect?compare=1")
+    (ours,), (theirs,) = device.frames, second.frames
+    assert ours is theirs
+
+
+def test_compare_of_many_files_keeps_their_order_and_batches_them_in_each_engine(serve, device, second):
+    live = serve(compare="pytorch", max_wait_ms=10_000)
+    sizes = [(64, 64), (32, 32), (16, 16), (8, 8)]
+    files = [("file", (f"{i}.jpg", jpeg(*size), "image/jpeg")) for i, size in enumerate(sizes)]
+    images = live.client.post("/v1/detect?compare=1", files=files).json()["images"]
+    assert [image["shape"] for image in images] == [[h, w] for w, h in sizes]
+    assert [image["compare"][0]["both"] for image in images] == [2, 2, 2, 2]
+    assert [len(batch) for batch in device.batches] == [len(batch) for batch in second.batches] == [4]
+
+
+@pytest.mark.parametrize("engine", ["fake", "pytorch"])
+def test_engine_asks_that_one_alone_and_every_metric_carries_it(serve, device, second, engine):
+    live = serve(compare="pytorch", shadow=1)
+    body = post(live, path=f"/v1/detect?engine={engine}").json()
+    assert body["metadata"]["version"].keys() == {"yolopard", engine}
+    assert "compare" not in body["images"][0]
+    assert [len(device.batches), len(second.batches)] == ([1, 0] if engine == "fake" else [0, 1])
+    wait_for(lambda: live.value("requests_total") is not None)
+    for name, labels in (
+        ("requests_total", {"protocol": "v1", "code": "200"}),
+        ("request_duration_seconds_count", {"protocol": "v1"}),
+        *(("stage_duration_seconds_count", {"stage": stage}) for stage in STAGES),
+        ("images_total", {}),
+        ("batch_size_count", {}),
+        ("batches_total", {"reason": "idle"}),
+    ):
+        assert live.value(name, model="pets", engine=engine, **labels) == 1, name
+        assert not live.value(name, model="pets", engine="pytorch" if engine == "fake" else "fake", **labels), name
+    assert live.value("device_seconds_total", model="pets", engine=engine) > 0
+    assert live.value("queue_depth", model="pets", engine=engine) == 0
+    assert live.value("shadow_images_total") is None
+
+
+def test_compare_counts_one_request_of_the_first_engine_and_an_image_of_each(serve):
+    live = serve(compare="pytorch", shadow=1)
+    post(live, path="/v1/detect?compare=1")
+    wait_for(lambda: live.value("requests_total", engine="fake") == 1)
+    assert live.value("requests_total", engine="pytorch") is None
+    assert (live.value("images_total", engine="fake"), live.value("images_total", engine="pytorch")) == (1, 1)
+    for stage in ("decode", "queue", "infer", "postprocess"):
+        assert live.value("stage_duration_seconds_count", engine="pytorch", stage=stage) == 1
+    assert live.value("shadow_images_total") is None
+
+
+def test_picture_can_be_that_of_the_second_engine(serve, device):
+    response = post(serve(compare="pytorch"), path="/v1/detect?engine=pytorch&format=image")
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/jpeg")
+    assert device.batches == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "query", "words"),
+    [
+        ({"compare": "pytorch"}, "engine=tensorrt", "engine: 'tensorrt' does not run here; there is fake, pytorch"),
+        ({}, "engine=pytorch", "engine: 'pytorch' does not run here; there is fake"),
+        ({}, "engine=", "engine: '' does not run here; there is fake"),
+        ({}, "compare=1", "compare: there is one engine only, fake; COMPARE=pytorch starts a second one beside it"),
+        ({"compare": "pytorch"}, "compare=1&format=image", "compare: answers JSON of all engines"),
+        ({"compare": "pytorch"}, "compare=1&engine=fake", "compare: answers JSON of all engines"),
+        ({"compare": "pytorch"}, "compare=often", "compare: "),
+    ],
+)
+def test_engine_or_compare_that_cannot_be_is_422_and_says_what_can(serve, settings, query, words):
+    response = post(serve(**settings), path=f"/v1/detect?{query}")
+    assert error(response) == (422, "bad_parameter")
+    assert response.json()["error"]["message"].startswith(words)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("secret of the device"), SystemExit()])
+def test_failure_of_the_second_engine_fails_only_those_who_ask_it(serve, second, failure):
+    live = serve(compare="pytorch")
+    second.failure = failure
+    for _ in range(4):  # more than make an engine count as dead
+        for query in ("compare=1", "engine=pytorch"):
+            assert error(post(live, path=f"/v1/detect?{query}")) == (500, "inference_failed")
+    assert live.client.get("/readyz").status_code == 200
+    assert names(post(live)) == ["dog", "cat"]
+    assert live.service.predictor.pending == 0
+
+
+def test_failure_of_the_first_engine_takes_the_image_out_of_the_queue_of_the_second(serve, device, second):
+    live = serve(compare="pytorch")
+    second.gate.clear()
+    device.failure = RuntimeError("broken")
+    with ThreadPoolExecutor(1) as clients:
+        held = clients.submit(post, live, path="/v1/detect?engine=pytorch")
+        assert second.busy.acquire(timeout=10)
+        assert error(post(live, path="/v1/detect?compare=1")) == (500, "inference_failed")
+        wait_for(lambda: depths(live) == [0, 0])
+        second.gate.set()
+        assert held.result().status_code == 200
+    assert len(second.batches) == 1
+
+
+def test_deadline_of_a_comparison_is_that_of_the_slower_engine(serve, device, second):
+    live = serve(compare="pytorch")
+    second.gate.clear()
+    with ThreadPoolExecutor(1) as clients:
+        held = clients.submit(post, live, path="/v1/detect?engine=pytorch")
+        assert second.busy.acquire(timeout=10)
+        answer = post(live, path="/v1/detect?compare=1", headers={"X-Deadline-Ms": "100"})
+        assert error(answer) == (504, "deadline_exceeded")
+        assert depths(live) == [0, 0]
+        second.gate.set()
+        assert held.result().status_code == 200
+    assert len(second.batches) == 1
+    assert len(device.batches) == 1
+
+
+def test_client_that_hangs_up_leaves_the_queues_of_both_engines(serve, device, second):
+    live = serve(compare="pytorch")
+    for each in (device, second):
+        each.gate.clear()
+    with ThreadPoolExecutor(1) as clients:
+        first = clients.submit(post, live, path="/v1/detect?compare=1")
+        for each in (device, second):
+            assert each.busy.acquire(timeout=10)
+        data = jpeg()
+        with socket.create_connection(("127.0.0.1", live.port)) as gone:
+            head = b"POST /v1/detect?compare=1 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data)
+            gone.sendall(head + data)
+            wait_for(lambda: depths(live) == [1, 1])
+        wait_for(lambda: depths(live) == [0, 0])
+        for each in (device, second):
+            each.gate.set()
+        assert first.result().status_code == 200
+    wait_for(lambda: live.service.predictor.pending == 0)
+    assert [len(device.batches), len(second.batches)] == [1, 1]
+
+
+def test_shadow_counts_what_the_second_engine_says_of_everybody_s_images(serve, second):
+    live = serve(compare="pytorch", shadow=1)
+    second.rows = other_rows()
+    assert "compare" not in post(live).json()["images"][0]
+    wait_for(lambda: live.value("shadow_images_total", model="pets", outcome="seen") == 1)
+    for found_by in ("both", "first", "second"):
+        assert live.value("shadow_boxes_total", model="pets", engine="fake", found_by=found_by) == 1
+    assert live.value("images_total", engine="pytorch") == 1
+    assert live.value("stage_duration_seconds_count", engine="pytorch") is None  # nobody asked
+
+
+def test_shadow_never_delays_an_answer_and_one_image_at_most_is_looked_at(serve, device, second):
+    live = serve(compare="pytorch", shadow=1)
+    second.gate.clear()
+    assert names(post(live)) == ["dog", "cat"]
+    assert second.busy.acquire(timeout=10)
+    for _ in range(3):
+        assert names(post(live)) == ["dog", "cat"]
+    response = live.client.post("/v1/detect", files=[("file", jpeg())] * 4)
+    assert len(response.json()["images"]) == 4
+    assert live.value("shadow_images_total", outcome="skipped") == 7
+    assert depths(live) == [0, 0]
+    second.gate.set()
+    wait_for(lambda: live.value("shadow_images_total", outcome="seen") == 1)
+    assert len(second.batches) == 1
+    assert second.frames[0].shape == (64, 64, 3)
+
+
+def test_shadow_stands_back_while_somebody_asks_the_second_engine(serve, second):
+    live = serve(compare="pytorch", shadow=1)
+    second.gate.clear()
+    with ThreadPoolExecutor(1) as clients:
+        held = clients.submit(post, live, path="/v1/detect?engine=pytorch")
+        assert second.busy.acquire(timeout=10)
+        assert post(live).status_code == 200
+        assert live.value("shadow_images_total", outcome="skipped") == 1
+        second.gate.set()
+        assert held.result().status_code == 200
+    assert len(second.batches) == 1
+
+
+def test_failure_of_the_shadow_is_a_line_in_the_log_and_nobody_s_error(serve, second, caplog):
+    live = serve(compare="pytorch", shadow=1)
+    second.failure = RuntimeError("broken")
+    for failed in range(1, 4):
+        assert names(post(live)) == ["dog", "cat"]
+        wait_for(lambda failed=failed: live.value("shadow_images_total", outcome="failed") == failed)
+    assert live.client.get("/readyz").status_code == 200
+    told = [record.getMessage() for record in caplog.records if record.name == "yolopard.predictor"]
+    assert told == ["a shadow image was not compared: InferenceFailed: the engine failed on this batch"] * 3
+    assert live.value("shadow_boxes_total") is None
+
+
+def test_stop_while_the_shadow_is_at_work_ends_cleanly(serve, second, caplog):
+    live = serve(compare="pytorch", shadow=1)
+    second.gate.clear()
+    assert post(live).status_code == 200
+    assert second.busy.acquire(timeout=10)
+    live.server.should_exit = True
+    wait_for(lambda: live.service._stopping)
+    second.gate.set()
+    live.stop()
+    assert second.closed
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def depths(live) -> list[int]:
+    return [batcher.depth() for batcher in live.service.predictor._batchers.values()]
 
 
 def wait_for(condition) -> None:

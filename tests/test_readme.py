@@ -42,7 +42,9 @@ def test_every_module_has_its_line(path):
     assert f"`{path.name}{'/' if path.is_dir() else ''}`" in README
 
 
-@pytest.mark.parametrize("name", ["README.md", "deploy/README.md", "deploy/gpu.md", "models/demo/README.md", "engines/README.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "deploy/README.md", "deploy/gpu.md", "models/demo/README.md", "engines/README.md"]
+)
 def test_links_lead_to_files(name):
     page = ROOT / name
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

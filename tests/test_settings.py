@@ -44,12 +44,16 @@ SAMPLE = {  # a text of every field that is not its default, and the value it st
 }
 
 
+NEEDS = {"shadow": {"YOLOPARD_COMPARE": "pytorch"}}  # settings that mean nothing alone
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_setting_can_come_from_the_environment_and_from_an_option(field):
     text, value = SAMPLE[field]
-    assert getattr(Settings.read({}, {}), field) != value
-    assert getattr(Settings.read({}, {PREFIX + field.upper(): text}), field) == value
-    assert getattr(Settings.read({field: text}, {}), field) == value
+    needs = NEEDS.get(field, {})
+    assert getattr(Settings.read({}, needs), field) != value
+    assert getattr(Settings.read({}, needs | {PREFIX + field.upper(): text}), field) == value
+    assert getattr(Settings.read({field: text}, needs), field) == value
 
 
 def test_options_come_before_the_environment():
@@ -111,6 +115,32 @@ def test_a_wrong_value_is_refused_by_name_and_value(field, text):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shadow": "0.01"}, "SHADOW=0.01 needs a second engine: give COMPARE=pytorch too"),
+        ({"shadow": "1e-05"}, "SHADOW=1e-05 needs a second engine: give COMPARE=pytorch too"),
+        (
+            {"compare": "pytorch", "backend": "pytorch"},
+            "COMPARE=pytorch is BACKEND=pytorch itself: there is nothing to compare",
+        ),
+        (
+            {"fallback": "onnxruntime", "backend": "onnxruntime"},
+            "FALLBACK=onnxruntime is BACKEND=onnxruntime itself: name another one",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused_in_one_line_that_names_both(options, message):
+    with pytest.raises(SettingsError) as caught:
+        Settings.read(options, {})
+    assert str(caught.value) == message
+
+
+def test_settings_that_fit_together_may_be_the_same_engine_in_two_roles():
+    settings = Settings.read({"fallback": "pytorch", "compare": "pytorch", "shadow": "1", "backend": "openvino"}, {})
+    assert (settings.fallback, settings.compare, settings.shadow) == ("pytorch", "pytorch", 1)
+
+
 def test_weights_without_a_name_are_refused():
     with pytest.raises(SettingsError, match=r"^WEIGHTS=: give a file or a name$"):
         Settings.read({"weights": ""}, {})
@@ -143,7 +173,7 @@ def test_every_setting_is_an_option_of_every_command_with_dashes_and_underscores
         for flag in (f"--{field}", f"--{field.replace('_', '-')}"):
             options = vars(_parser().parse_args([command, flag, text]))
             given = {name: value for name, value in options.items() if value is not None and name != "command"}
-            assert getattr(Settings.read(given, {}), field) == value
+            assert getattr(Settings.read(given, NEEDS.get(field, {})), field) == value
 
 
 def test_options_not_given_leave_the_environment_alone():

@@ -135,9 +135,8 @@ class Service:
         try:
             return await self._deploy(fallback, lanes=None)
         except SetupError as second:
-            raise type(second)(
-                f"FALLBACK={fallback} failed too: {second}; before it BACKEND={asked}: {error}"
-            ) from second
+            text = f"FALLBACK={fallback} failed too: {second}; before it BACKEND={asked}: {error}"
+            raise type(second)(text) from second
 
     async def _deploy_second(self, backend: str) -> Deployed:
         try:
@@ -148,9 +147,8 @@ class Service:
     def _tell_downgrade(self, manifest: Manifest) -> None:
         if manifest.gate.figures is None:  # an engine from elsewhere is served as it is
             return
-        got, asked = manifest.fingerprint.precision, self.settings.precision
-        if asked == "auto":
-            asked = backends.get(manifest.fingerprint.backend).PRECISIONS[0]
+        got, own = manifest.fingerprint.precision, backends.get(manifest.fingerprint.backend).PRECISIONS[0]
+        asked = own if self.settings.precision == "auto" else self.settings.precision
         if got != asked:
             self._tell_fallback(GateFailed.code, f"{got} is served, since the accuracy gate refused {asked}")
 
@@ -182,10 +180,7 @@ class Service:
     def _open_doors(self) -> None:
         settings, first = self.settings, self.deployed[0]
         model = first.built.manifest.model
-        nice = SHADOW_NICE if settings.shadow else 0
-        batchers = {
-            deployed.name: self._open_batcher(deployed, nice * (deployed is not first)) for deployed in self.deployed
-        }
+        batchers = {deployed.name: self._open_batcher(deployed) for deployed in self.deployed}
         self._predictor = Predictor(
             model,
             batchers,
@@ -200,7 +195,7 @@ class Service:
         log.info("ready: %s on %s, %.1f images per second alone", model.name, first.name, first.images_per_second)
         self._on_ready(first)
 
-    def _open_batcher(self, deployed: Deployed, nice: int) -> Batcher:
+    def _open_batcher(self, deployed: Deployed) -> Batcher:
         manifest = deployed.built.manifest
         figures = manifest.gate.figures.to_json() if manifest.gate.figures else {}
         known = {name: value for name, value in figures.items() if value is not None}
@@ -213,7 +208,7 @@ class Service:
             metrics=self.metrics,
             model=manifest.model.name,
             name=deployed.name,
-            nice=nice,
+            nice=SHADOW_NICE if self.settings.shadow and deployed is not self.deployed[0] else 0,
         )
         batcher.start()
         return batcher
