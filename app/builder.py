@@ -101,7 +101,7 @@ def _stored(order: Order, fingerprint: Fingerprint, level: int) -> Manifest | No
         return None
     if manifest is None:
         return None
-    if order.gate and manifest.gate.images != datasets.digest(order.gate, "GATE_DIR"):
+    if order.gate and manifest.gate.figures and manifest.gate.images != datasets.digest(order.gate, "GATE_DIR"):
         log.log(level, "%s was judged on other images than GATE_DIR's: building it again", folder)
         return None
     if not manifest.files and not manifest.gate.shortcomings(fingerprint.precision, order.limits):

@@ -9,7 +9,7 @@ import numpy as np
 
 from app import backends, machine, store
 from app.backends import Engine
-from app.errors import EngineStale, SetupError
+from app.errors import EngineFailed, EngineStale, SetupError
 from app.metrics import Engine as EngineLabels
 from app.progress import Progress, Report
 from app.store import Built
@@ -98,7 +98,11 @@ def _open(built: Built, lanes: int | None, threads: int | None) -> Deployed:
     except Exception as error:  # each library has its own words for a file that it cannot read
         reason = str(error).strip().partition("\n")[0]
         raise EngineStale(f"{built.folder} does not load: {type(error).__name__}: {reason}") from error
-    rate = _warm_up(engine, lanes, built.manifest.model.imgsz, built.manifest.fingerprint.batch)
+    try:
+        rate = _warm_up(engine, lanes, built.manifest.model.imgsz, built.manifest.fingerprint.batch)
+    except Exception as error:
+        engine.close()
+        raise EngineFailed(f"{built.folder} fails in its first batches: {type(error).__name__}: {error}") from error
     return Deployed(built, engine, lanes, rate)
 
 

@@ -7,8 +7,9 @@ import onnx
 from onnx import NodeProto, helper
 
 # A compiler fuses these into their neighbours: they work in place, or never write their output.
-_IN_PLACE = frozenset(("Add", "Cast", "Mul", "Relu", "Reshape", "Clip"))
-_NEVER_WRITTEN = frozenset(("Sigmoid", "Shape", "Constant", "QuantizeLinear", "DequantizeLinear"))
+_IN_PLACE = frozenset(("Add", "Cast", "Mul", "Relu", "Reshape", "Clip", "QuantizeLinear"))
+_TAKES_OVER = frozenset(("Sigmoid", "DequantizeLinear"))  # no output of their own: they stand for the input they free
+_NEVER_WRITTEN = frozenset(("Shape", "Constant"))
 
 
 def weight_bytes(graph: Path) -> int:
@@ -29,12 +30,12 @@ def activation_bytes(graph: Path, batch: int, side: int) -> int:
             readers[name] = readers.get(name, 0) + 1
     alive = most = sizes.get(model.graph.input[0].name, 0)
     for node in model.graph.node:
-        written = 0 if node.op_type in _NEVER_WRITTEN else sum(sizes.get(name, 0) for name in node.output)
         freed = _read(node, readers, sizes)
-        most = max(most, alive + (written - freed if node.op_type in _IN_PLACE else written))
+        if node.op_type in _TAKES_OVER | _NEVER_WRITTEN:
+            sizes[node.output[0]] = freed if node.op_type in _TAKES_OVER else 0
+        written = sum(sizes.get(name, 0) for name in node.output)
+        most = max(most, alive + (written - freed if node.op_type in _IN_PLACE | _TAKES_OVER else written))
         alive += written - freed
-        if node.op_type in _NEVER_WRITTEN:
-            sizes |= dict.fromkeys(node.output, 0)
     return most
 
 

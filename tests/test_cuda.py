@@ -339,7 +339,7 @@ def closed_stream(lane: Lane) -> None:
 
 
 def default_stream(lane: Lane) -> None:
-    lane.stream._stream = None
+    lane.stream.handle = 0
     lane.stream.synchronize()
 
 

@@ -198,6 +198,19 @@ def test_engine_that_the_device_refuses_is_kept(backend, source, store):
     assert (store / "pets").exists()
 
 
+def test_engine_that_fails_in_its_first_batches_is_an_engine_error_and_is_closed(backend, source, device):
+    device.failure = RuntimeError("no kernel")
+    with pytest.raises(EngineFailed, match=r"pets fails in its first batches: RuntimeError: no kernel"):
+        run(source())
+    assert device.closed
+
+
+def test_engine_file_that_its_library_cannot_read_is_stale(backend, source):
+    backend.refusals = [RuntimeError("protobuf parsing failed\nat byte 7")] * 2
+    with pytest.raises(EngineStale, match=r"pets does not load: RuntimeError: protobuf parsing failed$"):
+        run(source())
+
+
 # What is told of it
 
 

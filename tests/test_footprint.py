@@ -73,6 +73,25 @@ def test_silu_writes_one_tensor(peak):
     assert peak(CAST, TURN, *silu) == 2 * FLOATS
 
 
+def test_sigmoid_of_what_nobody_else_reads_is_there_in_its_place(peak):
+    score = [node("Sigmoid", "y", "s"), node("Transpose", "s", "rows", perm=[0, 2, 1, 3])]
+    assert peak(CAST, TURN, *score) == 2 * FLOATS
+
+
+def test_quantized_tensors_take_a_byte_each_as_long_as_somebody_reads_them(peak):
+    """PIXELS bytes of int8 stay while z (FP32, from x) is made and joined with them."""
+    scale = helper.make_node("Constant", [], ["scale"], value=numpy_helper.from_array(np.float32(0.1)))
+    zero = helper.make_node("Constant", [], ["zero"], value=numpy_helper.from_array(np.int8(0)))
+    pair = [
+        node("QuantizeLinear", "y scale zero", "q"),
+        node("DequantizeLinear", "q scale zero", "back"),
+        node("Transpose", "x", "z", perm=[0, 2, 1, 3]),
+        node("Transpose", "z", "w", perm=[0, 2, 1, 3]),
+        node("Add", "back w", "rows"),
+    ]
+    assert peak(scale, zero, CAST, TURN, *pair) == 2 * FLOATS + PIXELS
+
+
 def test_constants_are_no_activations_but_weights(peak, tmp_path):
     peak(CAST, node("Mul", "x c", "rows"))
     assert footprint.weight_bytes(tmp_path / "small.onnx") == 3 * 4

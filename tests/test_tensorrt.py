@@ -630,6 +630,13 @@ def test_engine_by_ultralytics_gives_the_rows_of_the_weights(rig, exported, orde
     assert (expected[:, 0, 4] > 0.5).all()
 
 
+def test_engine_by_ultralytics_is_found_again_though_there_are_gate_images(rig, exported, order):
+    judged = dataclasses.replace(order, weights=str(exported()), gate=datasets.DEMO / "samples")
+    assert builder.find(judged) is None
+    built = builder.build(judged, lambda _: None)
+    assert builder.find(judged) == built
+
+
 def test_engine_by_ultralytics_chooses_tensorrt_by_itself_and_refuses_another_backend(rig, exported, order):
     path = str(exported())
     built = builder.build(dataclasses.replace(order, weights=path, backend="auto"), lambda _: None)

@@ -110,13 +110,12 @@ class Service:
                 log.warning("COMPARE=%s: %s serves already, there is nothing to compare it with", *[first.name] * 2)
             elif self.settings.compare != "none":
                 self.deployed.append(await self._deploy_second(self.settings.compare))
+            self._open_doors()
         except SetupError as error:
             self._fail(error)
         except Exception as error:
             log.exception("the start failed")
             self._fail(SetupError(f"the start failed: {type(error).__name__}: {error}"))
-        else:
-            self._open_doors()
 
     async def _deploy_or_fall_back(self) -> Deployed:
         settings = self.settings

@@ -56,12 +56,11 @@ class Stream:
     """Work in order, apart from other streams. Never the default stream: TensorRT would synchronize the device."""
 
     def __init__(self) -> None:
-        self._stream = _checked("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
-        self.handle = int(self._stream)
+        self.handle = int(_checked("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking))
 
     def synchronize(self) -> None:
         """Wait until all its work is done."""
-        _checked("cudaStreamSynchronize", self._stream)
+        _checked("cudaStreamSynchronize", self.handle)
 
     def to_device(self, target: "DeviceMemory", source: "PinnedMemory", size: int) -> None:
         """Begin to copy `size` bytes."""
@@ -72,18 +71,18 @@ class Stream:
         self._copy(target.address, source.address, size, runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost)
 
     def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
-        _checked("cudaMemcpyAsync", target, source, size, kind, self._stream)
+        _checked("cudaMemcpyAsync", target, source, size, kind, self.handle)
 
     def capture(self, enqueue: Callable[[], bool]) -> "Graph | None":
         """What `enqueue` puts into this stream, as a graph; None where it cannot be captured."""
         # "global" would break every other thread: https://github.com/roboflow/inference/pull/2866
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        _checked("cudaStreamBeginCapture", self._stream, mode)
+        _checked("cudaStreamBeginCapture", self.handle, mode)
         enqueued = False
         try:
             enqueued = enqueue()
         finally:
-            error, graph = runtime.cudaStreamEndCapture(self._stream)
+            error, graph = runtime.cudaStreamEndCapture(self.handle)
             instance = None
             if not int(error):
                 error, instance = runtime.cudaGraphInstantiate(graph, 0) if enqueued else (error, None)
@@ -91,7 +90,7 @@ class Stream:
         return Graph(instance) if enqueued and not int(error) else None
 
     def close(self) -> None:
-        _checked("cudaStreamDestroy", self._stream)
+        _checked("cudaStreamDestroy", self.handle)
 
 
 class Graph:
@@ -101,7 +100,7 @@ class Graph:
         self._instance = instance
 
     def launch(self, stream: Stream) -> None:
-        _checked("cudaGraphLaunch", self._instance, stream._stream)  # noqa: SLF001
+        _checked("cudaGraphLaunch", self._instance, stream.handle)
 
     def close(self) -> None:
         _checked("cudaGraphExecDestroy", self._instance)
@@ -115,7 +114,7 @@ class Event:
         self._event = _checked("cudaEventCreateWithFlags", runtime.cudaEventBlockingSync)
 
     def record(self, stream: Stream) -> None:
-        _checked("cudaEventRecord", self._event, stream._stream)  # noqa: SLF001
+        _checked("cudaEventRecord", self._event, stream.handle)
 
     def synchronize(self) -> None:
         """Wait until the stream has come to this point."""

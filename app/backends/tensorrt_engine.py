@@ -148,7 +148,6 @@ class TensorrtEngine:
 
     def __init__(self, engine: Any, lanes: int, side: int, *, graphs: bool, alive: tuple[Any, ...]) -> None:
         self._alive = (engine, *alive)
-        self._open = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
             self.activation_bytes = int(engine.device_memory_size_v2)
             self._lanes = [opening.enter_context(contextlib.closing(Lane(engine, side, graphs))) for _ in range(lanes)]
