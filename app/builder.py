@@ -6,24 +6,20 @@ Runs in a process of its own (app/build_process.py): its memory goes back whole,
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from app import __version__, backends, datasets, images, machine, parity, store
+from app import __version__, backends, datasets, judge, machine, store
 from app.backends import Backend, Recipe
-from app.datasets import Dataset, Picture
+from app.datasets import Dataset
 from app.errors import BackendUnavailable, GateFailed, SettingsError, WeightsError
-from app.images import Pixels, Placement
 from app.model import ModelInfo
 from app.parity import Limits
 from app.progress import PHASES, Progress, Report
-from app.results import K
 from app.store import Built, Fingerprint, Manifest, Verdict
 
 log = logging.getLogger("yolopard.builder")
@@ -146,7 +142,7 @@ def _build(order: Order, weights: Path, fingerprint: Fingerprint, report: Report
             precision=precision,
             batch=order.batch,
             lanes=order.lanes or backend.LANES,
-            calibration=lambda: (frame for _, _, frame in _frames(_calibration(order, weights, model), model)),
+            calibration=lambda: (frame for _, _, frame in judge.frames(_calibration(order, weights, model), model)),
             folder=engine,
             cache=order.engines / ".cache",
             report=partial(begin, "engine"),
@@ -271,64 +267,22 @@ def _is_demo(weights: Path) -> bool:
 def _revision(backend_file: str) -> str:
     """Of the code that makes graph and engine, and that judges: its own digest, which nobody can forget to raise."""
     here = Path(__file__).parent
-    own = (here / name for name in ("export.py", "graph.py", "precision.py", "quantize.py", "parity.py"))
+    own = (here / name for name in ("export.py", "graph.py", "precision.py", "quantize.py", "parity.py", "judge.py"))
     return "-".join(store.sha256(path)[:8] for path in (*own, Path(backend_file)))
 
 
-def _judge(order: Order, backend: Backend, folder: Path, weights: Path, model: ModelInfo, precision: str) -> Verdict:
-    """Each gate image alone in the reference, and in a batch with others in the engine."""
+def _judge(order: Order, backend: Backend, engine: Path, weights: Path, model: ModelInfo, precision: str) -> Verdict:
     if weights.suffix == ".engine":
         return Verdict(UNCHECKED, "", None)
-    threads = machine.cpus()
     dataset = _gate_images(order, weights, model)
-    reference = _reference(weights, threads)
-    engine = backend.load(folder, 1, threads)
-    gate = parity.Gate(precision)
-    for batch in _batches(_frames(dataset, model), order.batch):
-        rows = engine.infer(0, [frame for _, _, frame in batch])
-        for (picture, placement, frame), its_rows in zip(batch, rows, strict=True):
-            gate.add(picture, placement, reference([frame])[0], its_rows)
-    engine.close()
-    return Verdict(dataset.name, datasets.digest(order.gate, "GATE_DIR") if order.gate else "", gate.figures())
+    figures = judge.figures(backend, engine, weights, model, precision, dataset, order.batch)
+    return Verdict(dataset.name, datasets.digest(order.gate, "GATE_DIR") if order.gate else "", figures)
 
 
 def _gate_images(order: Order, weights: Path, model: ModelInfo) -> Dataset:
     if order.gate:
         return datasets.folder(order.gate, model.names, "GATE_DIR")
     return datasets.gate_scenes() if _is_demo(weights) else datasets.samples()
-
-
-def _reference(weights: Path, threads: int) -> Callable[[list[Pixels]], Any]:
-    """PyTorch FP32 for .pt; for .onnx, where there is no PyTorch, the plain export in ONNX Runtime."""
-    if weights.suffix == ".pt":
-        from app.backends import pytorch
-
-        return partial(pytorch.open_weights(weights, threads).infer, 0)
-    from app.backends import onnxruntime
-
-    return onnxruntime.PlainExport(weights, K, threads).infer
-
-
-Framed = tuple[Picture, Placement, Pixels]
-
-
-def _frames(dataset: Dataset, model: ModelInfo) -> Iterator[Framed]:
-    """The pictures, letterboxed as they are served."""
-    for picture in dataset:
-        height, width = picture.pixels.shape[:2]
-        placement = images.place(height, width, model.imgsz, model.stride, rect=not model.static_shape)
-        yield picture, placement, images.letterbox(picture.pixels, placement)
-
-
-def _batches(frames: Iterator[Framed], size: int) -> Iterator[list[Framed]]:
-    """Batches of frames of one shape, of `size` each but the last of a shape."""
-    waiting: dict[tuple[int, ...], list[Framed]] = {}
-    for framed in frames:
-        batch = waiting.setdefault(framed[2].shape, [])
-        batch.append(framed)
-        if len(batch) == size:
-            yield waiting.pop(framed[2].shape)
-    yield from waiting.values()
 
 
 def _circumstances(started: float) -> dict[str, object]:

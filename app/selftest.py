@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from app import __version__, backends, datasets, gpu, images, machine, parity, results, store
+from app import __version__, backends, datasets, gpu, judge, machine, parity, results, store
 from app.backends import Engine
 from app.build_process import BuildProcess
 from app.builder import Order
@@ -131,11 +131,8 @@ def _stress(row: Row, order: Order, manifest: Manifest) -> None:
 
 def _frames(manifest: Manifest) -> list[Pixels]:
     """MIXED different ones, square."""
-    side, frames = manifest.model.imgsz, []
-    for picture in datasets.samples():
-        height, width = picture.pixels.shape[:2]
-        placement = images.place(height, width, side, manifest.model.stride, rect=False)
-        frames.append(images.letterbox(picture.pixels, placement))
+    square = replace(manifest.model, static_shape=True)
+    frames = [frame for _, _, frame in judge.frames(datasets.samples(), square)]
     return [np.roll(frames[i % len(frames)], 32 * i, axis=1) for i in range(MIXED)]
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -14,7 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
-from app import __version__
+from app.api.answer import server_timing, to_json
 from app.api.body import read_images
 from app.api.disconnect import unless_gone
 from app.api.docs import ERRORS
@@ -22,8 +21,7 @@ from app.api.exchange import Exchange
 from app.api.service import Service
 from app.errors import BadParameter, DeadlineExceeded, YolopardError
 from app.model import ModelInfo
-from app.parity import pairs
-from app.predictor import Prediction, Predictor, Timings
+from app.predictor import Prediction, Predictor
 from app.results import Thresholds
 
 _MAX_DEADLINE_MS = 3_600_000
@@ -156,10 +154,10 @@ def routes(service: Service) -> APIRouter:
         if query.format == "image":
             response = await _picture(predictor, files[0], predictions[0], request.headers.get("accept", ""))
         else:
-            response = Response(orjson.dumps(_to_json(service, compared, started)), media_type="application/json")
+            response = Response(orjson.dumps(to_json(service, compared, started)), media_type="application/json")
         encode_s = time.perf_counter() - encoding
         service.metrics.stage_seconds.labels(predictor.model.name, engines[0], "encode").observe(encode_s)
-        response.headers["Server-Timing"] = _server_timing(predictions)
+        response.headers["Server-Timing"] = server_timing(predictions)
         return response
 
     return router
@@ -198,68 +196,3 @@ async def _predict_all(
 async def _picture(predictor: Predictor, data: bytes, prediction: Prediction, accept: str) -> Response:
     kind = "png" if "image/png" in accept and "image/jpeg" not in accept else "jpeg"
     return Response(await predictor.draw(data, prediction, kind), media_type=f"image/{kind}")
-
-
-def _to_json(service: Service, compared: list[list[Prediction]], started: float) -> dict[str, Any]:
-    asked = next(d for d in service.deployed if d.name == compared[0][0].engine)
-    fingerprint, model = asked.built.manifest.fingerprint, asked.built.manifest.model
-    return {
-        "images": [_image_json(answers, model) for answers in compared],
-        "metadata": {
-            "imageCount": len(compared),
-            "functionTimeCall": round(time.perf_counter() - started, 5),
-            "model": model.name,
-            "version": {"yolopard": __version__, fingerprint.backend: fingerprint.backend_version},
-        },
-    }
-
-
-def _image_json(answers: list[Prediction], model: ModelInfo) -> dict[str, Any]:
-    first, *others = answers
-    content = {"shape": list(first.shape), **_found_json(first, model)}
-    if others:
-        content["compare"] = [_compare_json(first, other, model) for other in others]
-    return content
-
-
-def _found_json(prediction: Prediction, model: ModelInfo) -> dict[str, Any]:
-    found, timings = prediction.detections, prediction.timings
-    results = [
-        {
-            "name": model.names[class_id],
-            "class": class_id,
-            "confidence": round(score, 5),
-            "box": {side: round(value, 5) for side, value in zip(("x1", "y1", "x2", "y2"), box, strict=True)},
-        }
-        for class_id, score, box in zip(
-            found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
-        )
-    ]
-    speed = {"preprocess": timings.decode, "inference": timings.infer, "postprocess": timings.postprocess}
-    return {"results": results, "speed": {stage: round(seconds * 1000, 3) for stage, seconds in speed.items()}}
-
-
-def _compare_json(first: Prediction, other: Prediction, model: ModelInfo) -> dict[str, Any]:
-    """What another engine found, and how far the two are apart; boxes are the same from IoU 0.9 and the same class."""
-    ours, theirs = first.detections, other.detections
-    both = pairs(ours, theirs)
-    sides = np.abs(ours.boxes[both[:, 0]] - theirs.boxes[both[:, 1]])
-    scores = np.abs(ours.scores[both[:, 0]] - theirs.scores[both[:, 1]])
-    return {
-        "engine": other.engine,
-        **_found_json(other, model),
-        "both": len(both),
-        "only_first": len(ours) - len(both),
-        "only_this": len(theirs) - len(both),
-        "box_px": round(float(sides.max(initial=0)), 5),
-        "score": round(float(scores.max(initial=0)), 5),
-    }
-
-
-def _server_timing(predictions: list[Prediction]) -> str:
-    """Of several images the slowest in each stage; they run at the same time."""
-    stages = [
-        f"{stage};dur={max(getattr(prediction.timings, stage) for prediction in predictions) * 1000:.3f}"
-        for stage in Timings.__slots__
-    ]
-    return ", ".join([*stages, f'batch;desc="{max(prediction.batch_size for prediction in predictions)}"'])

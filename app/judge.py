@@ -1,0 +1,62 @@
+"""An engine beside its reference, on the images of a data set."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from app import images, machine, parity
+from app.backends import Backend
+from app.datasets import Dataset, Picture
+from app.images import Pixels, Placement
+from app.model import ModelInfo
+from app.parity import Figures
+from app.results import K
+
+Framed = tuple[Picture, Placement, Pixels]
+
+
+def figures(
+    backend: Backend, folder: Path, weights: Path, model: ModelInfo, precision: str, dataset: Dataset, batch: int
+) -> Figures:
+    """Each image alone in the reference, and in a batch with others in the engine of this folder."""
+    threads = machine.cpus()
+    reference = _reference(weights, threads)
+    engine = backend.load(folder, 1, threads)
+    gate = parity.Gate(precision)
+    for together in _batches(frames(dataset, model), batch):
+        rows = engine.infer(0, [frame for _, _, frame in together])
+        for (picture, placement, frame), its_rows in zip(together, rows, strict=True):
+            gate.add(picture, placement, reference([frame])[0], its_rows)
+    engine.close()
+    return gate.figures()
+
+
+def _reference(weights: Path, threads: int) -> Callable[[list[Pixels]], Any]:
+    """PyTorch FP32 for .pt; for .onnx, where there is no PyTorch, the plain export in ONNX Runtime."""
+    if weights.suffix == ".pt":
+        from app.backends import pytorch
+
+        return partial(pytorch.open_weights(weights, threads).infer, 0)
+    from app.backends import onnxruntime
+
+    return onnxruntime.PlainExport(weights, K, threads).infer
+
+
+def frames(dataset: Dataset, model: ModelInfo) -> Iterator[Framed]:
+    """The pictures, letterboxed as they are served."""
+    for picture in dataset:
+        height, width = picture.pixels.shape[:2]
+        placement = images.place(height, width, model.imgsz, model.stride, rect=not model.static_shape)
+        yield picture, placement, images.letterbox(picture.pixels, placement)
+
+
+def _batches(frames: Iterator[Framed], size: int) -> Iterator[list[Framed]]:
+    """Batches of frames of one shape, of `size` each but the last of a shape."""
+    waiting: dict[tuple[int, ...], list[Framed]] = {}
+    for framed in frames:
+        batch = waiting.setdefault(framed[2].shape, [])
+        batch.append(framed)
+        if len(batch) == size:
+            yield waiting.pop(framed[2].shape)
+    yield from waiting.values()

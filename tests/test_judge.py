@@ -1,0 +1,61 @@
+"""An engine beside its reference: every image once in both, in batches of one shape."""
+
+import fakes
+import numpy as np
+import pytest
+
+from app import judge
+from app.datasets import Picture
+from app.model import ModelInfo
+
+MODEL = ModelInfo("pets", "detect", fakes.NAMES, stride=32, imgsz=64, static_shape=False)
+SIZES = [(64, 64), (30, 60), (64, 64), (64, 64), (30, 60)]  # height, width; the second kind becomes 32x64
+
+
+class Pictures:
+    """Images, of which the first pixel is their number."""
+
+    name, labelled = "pictures", False
+
+    def __iter__(self):
+        for number, (height, width) in enumerate(SIZES):
+            yield Picture(np.full((height, width, 3), number, np.uint8))
+
+
+@pytest.fixture
+def reference(monkeypatch) -> list[list[int]]:
+    """What the reference, which finds what the fake device finds, is asked."""
+    asked = []
+
+    def infer(frames):
+        asked.append([int(frame[-20, 0, 0]) for frame in frames])
+        return np.repeat(fakes.ROWS[None], len(frames), axis=0)
+
+    monkeypatch.setattr(judge, "_reference", lambda weights, threads: infer)
+    return asked
+
+
+def judged(device: fakes.Device, batch: int, tmp_path):
+    return judge.figures(fakes.Backend(device), tmp_path, tmp_path / "w.pt", MODEL, "fp32", Pictures(), batch)
+
+
+@pytest.mark.parametrize(("batch", "shapes"), [(2, [2, 2, 1]), (8, [3, 2]), (1, [1] * 5)])
+def test_engine_gets_batches_of_one_shape_and_the_reference_one_image_at_a_time(tmp_path, reference, batch, shapes):
+    device = fakes.Device(fakes.ROWS)
+    figures = judged(device, batch, tmp_path)
+    assert (figures.images, figures.agreement, figures.rows_agreement) == (5, 1, 1)
+    assert sorted((shape[0] for shape in device.shapes), reverse=True) == sorted(shapes, reverse=True)
+    assert all(len(asked) == 1 for asked in reference)
+    assert sorted(number for (number,) in reference) == [0, 1, 2, 3, 4]
+    assert device.closed
+
+
+def test_an_engine_that_gives_other_rows_shows_in_the_figures(tmp_path, reference):
+    rows = fakes.ROWS.copy()
+    rows[0, 5] = 0
+    assert judged(fakes.Device(rows), 4, tmp_path).agreement < 1
+
+
+def test_frames_are_letterboxed_as_they_are_served():
+    shapes = [frame.shape for _, _, frame in judge.frames(Pictures(), MODEL)]
+    assert shapes == [(64, 64, 3), (32, 64, 3), (64, 64, 3), (64, 64, 3), (32, 64, 3)]
