@@ -8,10 +8,9 @@ import json
 import multiprocessing
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -149,18 +148,13 @@ def _mixing(engine: Engine, frames: list[Pixels], alone: list[Rows], size: int) 
 
 def _lanes(engine: Engine, frames: list[Pixels], alone: list[Rows]) -> str:
     """Two lanes at the same time."""
-    wrong: list[str] = []
 
-    def work(lane: int) -> None:
-        for i in range(lane, len(frames), 2):
-            rows = engine.infer(lane, [frames[i], frames[i - 1]])[0]
-            wrong.extend(filter(None, [_difference(alone[i], rows)]))
+    def work(lane: int) -> list[str]:
+        rows = {i: engine.infer(lane, [frames[i], frames[i - 1]])[0] for i in range(lane, len(frames), 2)}
+        return [text for i in rows if (text := _difference(alone[i], rows[i]))]
 
-    threads = [threading.Thread(target=work, args=(lane,)) for lane in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        wrong = [text for of_lane in pool.map(work, range(2)) for text in of_lane]
     return f"an image beside another lane's {wrong[0]}" if wrong else OK
 
 
@@ -193,22 +187,19 @@ def _difference(expected: Rows, rows: Rows) -> str:
 def _rate(engine: Engine, lanes: int, frames: list[Pixels], size: int) -> float:
     """Images per second with all lanes busy: of each lane the median batch."""
     batch = [frames[i % len(frames)] for i in range(size)]
-    seconds: list[list[float]] = [[] for _ in range(lanes)]
 
-    def work(lane: int) -> None:
+    def work(lane: int) -> float:
         engine.infer(lane, batch)
+        seconds: list[float] = []
         end = time.perf_counter() + TIMED_S
-        while time.perf_counter() < end or len(seconds[lane]) < 3:
+        while time.perf_counter() < end or len(seconds) < 3:
             started = time.perf_counter()
             engine.infer(lane, batch)
-            seconds[lane].append(time.perf_counter() - started)
+            seconds.append(time.perf_counter() - started)
+        return size / statistics.median(seconds)
 
-    threads = [threading.Thread(target=work, args=(lane,)) for lane in range(lanes)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(size / statistics.median(of_lane) for of_lane in seconds)
+    with ThreadPoolExecutor(lanes) as pool:
+        return sum(pool.map(work, range(lanes)))
 
 
 def report(order: Order, rows: list[Row]) -> dict[str, Any]:

@@ -86,6 +86,20 @@ def test_an_engine_that_mixes_images_up_fails(stored, build, monkeypatch, check,
     assert tried.problem.startswith(f"{check}: an image ")
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_lane_that_fails_is_not_taken_for_a_lane_that_agrees(stored, build, monkeypatch):
+    """Its exception ended the lane's thread, and nothing was found wrong."""
+
+    def fail(rows):
+        raise RuntimeError("no second context")
+
+    real = build("onnxruntime", imgsz=SIDE, batch=2).manifest
+    monkeypatch.setattr(selftest, "_build", lambda _: real)
+    monkeypatch.setattr(backends, "get", lambda _: Crooked(fail, lane=1))
+    tried = selftest._try(Row("onnxruntime", "fp32"), stored)
+    assert (tried.failed, tried.problem) == (True, "RuntimeError: no second context")
+
+
 def test_an_engine_that_crashes_is_a_failed_row(order):
     row = selftest._in_process(crash, Row("onnxruntime", "fp32"), order)
     assert (row.failed, row.problem) == (True, "the process crashed")
