@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Every NAME=value of this command line, as YOLOPARD_NAME='value' for the environment.
 SETTINGS = $(foreach name,$(filter-out VENV BIN SETTINGS,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),YOLOPARD_$(name)='$(subst ','\'',$($(name)))'))
 
-.PHONY: serve build selftest test lint browser
+.PHONY: serve build selftest test lint browser prometheus peers
 
 serve: $(VENV)/serve ## build the engine if need be, and serve it
 	@exec env $(SETTINGS) $(BIN)/yolopard serve
@@ -16,7 +16,7 @@ build: $(VENV)/serve ## only build the engine
 selftest: $(VENV)/serve ## try every engine that can be built on this machine
 	@exec env $(SETTINGS) $(BIN)/yolopard selftest
 
-test: $(VENV)/dev browser ## the whole suite
+test: $(VENV)/dev browser prometheus ## the whole suite
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev ## style, types, import contracts
@@ -29,18 +29,35 @@ browser: # for the tests of the web page, which are skipped without it
 	@command -v chromium >/dev/null || test "$$(id -u)" != 0 || \
 	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || true
 
+prometheus: # for the tests of deploy/, which are skipped without it; not where systemd would start it as a service
+	@command -v promtool >/dev/null || test "$$(id -u)" != 0 || test -d /run/systemd/system || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus >/dev/null; } || true
+
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet --constraint deploy/constraints.txt
 
 $(VENV)/serve: pyproject.toml deploy/constraints.txt
 	@test -x $(BIN)/python || python3 -m venv $(VENV)
 	@echo "Installing what building and serving need into $(VENV) (once; a few minutes)"
-	@$(PIP) --editable '.[build,openvino,onnxruntime]'
+	@$(PIP) --editable '.[bench,build,openvino,onnxruntime]'
 	@$(HEADLESS)
 	@touch $@
 
 $(VENV)/dev: $(VENV)/serve
 	@echo "Installing what the tests need"
 	@$(PIP) --editable '.[dev]'
+	@$(HEADLESS)
+	@touch $@
+
+# What Yolopard is compared with (loadtest/compare.py), in a virtual environment of its own: 7 GB, for torchvision's torch.
+PEERS := .venv-peers
+
+peers: $(PEERS)/installed ## install what Yolopard is compared with
+
+$(PEERS)/installed: BIN := $(PEERS)/bin
+$(PEERS)/installed: loadtest/peers/requirements.txt deploy/constraints.txt
+	@test -x $(BIN)/python || python3 -m venv $(PEERS)
+	@echo "Installing the peers into $(PEERS) (once; a few minutes, 7 GB)"
+	@$(PIP) --requirement loadtest/peers/requirements.txt
 	@$(HEADLESS)
 	@touch $@
 

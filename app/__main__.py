@@ -1,4 +1,4 @@
-"""yolopard build | serve | selftest"""
+"""yolopard build | serve | bench | selftest"""
 
 import argparse
 import asyncio
@@ -14,13 +14,15 @@ from pathlib import Path
 
 import uvicorn
 
-from app import __version__, log, selftest, store
+from app import __version__, log, machine, selftest, store
 from app.api.app import create_app
 from app.api.service import Service
+from app.backends import simulated
 from app.build_process import BuildProcess
 from app.builder import Order
 from app.datasets import DEMO
-from app.errors import SettingsError, SetupError
+from app.deployment import EngineSource
+from app.errors import BenchFailed, SettingsError, SetupError
 from app.parity import Limits
 from app.progress import Progress
 from app.settings import Settings
@@ -31,11 +33,13 @@ LINGER_S = 0.25
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when all went well, 1 with one line on standard error when not, 2 for a wrong command line."""
-    options = vars(_parser().parse_args(arguments))
-    command = options.pop("command")
+    options = _parser().parse_args(arguments)
+    given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     try:
-        settings = Settings.read({name: value for name, value in options.items() if value is not None})
-        return {"build": build, "serve": serve, "selftest": selftest_}[command](settings)
+        settings = Settings.read({name: value for name, value in given.items() if value is not None})
+        if options.command == "bench":
+            return bench_(settings, options)
+        return {"build": build, "serve": serve, "selftest": selftest_}[options.command](settings)
     except SetupError as error:
         return _fail(error)
     except KeyboardInterrupt:
@@ -53,6 +57,7 @@ def build(settings: Settings) -> int:
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; what was admitted by then is still answered."""
     log.configure(settings.log_level, settings.log_format)
+    machine.keep_freed_memory()
     drain_s = round(settings.deadline_ms / 1000) + 1
     config = uvicorn.Config(
         "unset",
@@ -61,12 +66,13 @@ def serve(settings: Settings) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=drain_s,
     )
     server = LingeringServer(config)
     service = Service(
         settings,
-        lambda backend: _builder(settings, backend),
+        lambda backend: open_source(settings, backend),
         on_ready=lambda deployed: _print_ready(settings, deployed.built),
         on_failure=lambda: setattr(server, "should_exit", True),
     )
@@ -89,6 +95,20 @@ def selftest_(settings: Settings) -> int:
     return int(any(row.failed for row in rows))
 
 
+def bench_(settings: Settings, options: argparse.Namespace) -> int:
+    """Measure a server, or the engines one beside the other."""
+    try:
+        from app import bench
+    except ImportError as error:
+        raise BenchFailed(f"the bench needs {error.name}: pip install 'yolopard[bench]'") from error
+    plan = bench.Plan(options.clients, options.seconds, options.rounds)
+    if options.engines:
+        bench.compare(settings, open_source, images=options.images, plan=plan, out=options.out)
+        return 0
+    bench.run(settings, open_source, url=options.url, images=options.images, plan=plan, out=options.out)
+    return 0
+
+
 class LingeringServer(uvicorn.Server):
     """Takes in what has reached the socket before it closes the door; uvicorn alone would reset those connections."""
 
@@ -109,11 +129,20 @@ def _listen(settings: Settings) -> socket.socket:
         ) from error
 
 
+def open_source(settings: Settings, backend: str) -> EngineSource:
+    if backend == simulated.NAME:
+        a_ms, b_ms = map(float, settings.simulated_ms.split(","))
+        return simulated.Source(a_ms, b_ms, settings.imgsz or 640, settings.batch)
+    return _builder(settings, backend)
+
+
 def _builder(settings: Settings, backend: str) -> BuildProcess:
     return BuildProcess(_order(settings, backend), partial(log.configure, settings.log_level, settings.log_format))
 
 
 def _order(settings: Settings, backend: str) -> Order:
+    if backend == simulated.NAME:
+        raise SettingsError(f"BACKEND={backend} runs no model: there is nothing to build")
     limits = Limits(settings.gate_fp32, settings.gate_fp16, settings.gate_int8, settings.gate_map_loss)
     return Order(
         weights=settings.weights,
@@ -180,13 +209,41 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("build", "make the engine and exit"),
         ("serve", "make the engine if need be, and serve it"),
+        ("bench", "measure a server, or with --compare every engine that can be built here"),
         ("selftest", "try every engine that can be built here"),
     ):
         command = commands.add_parser(name, help=text, allow_abbrev=False)
+        if name == "bench":
+            _add_bench_options(command)
         for field, info in Settings.model_fields.items():
             flags = dict.fromkeys((f"--{field.replace('_', '-')}", f"--{field}"))
-            command.add_argument(*flags, dest=field, help=f"{info.description} (default: {info.default})")
+            if name != "bench" or field != "compare":  # which is another thing there; the environment has the setting
+                command.add_argument(*flags, dest=field, help=f"{info.description} (default: {info.default})")
     return parser
+
+
+def _add_bench_options(command: argparse.ArgumentParser) -> None:
+    own = command.add_argument_group("what is measured")
+    own.add_argument("--url", help="a running server (default: one is started, with the settings given)")
+    own.add_argument(
+        "--images", type=Path, default=DEMO / "samples", help="a folder, or one file (default: %(default)s)"
+    )
+    own.add_argument(
+        "--clients", type=_numbers, default=(1, 2, 4, 8, 16, 32), help="to sweep over (default: 1,2,4,8,16,32)"
+    )
+    own.add_argument("--seconds", type=float, default=3.0, help="of each run (default: %(default)s)")
+    own.add_argument("--rounds", type=int, default=5, help="each measures everything once (default: %(default)s)")
+    own.add_argument("--out", type=Path, default=Path("bench"), help="folder for the reports (default: %(default)s)")
+    own.add_argument(
+        "--compare", dest="engines", action="store_true", help="measure every engine that can be built here"
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(each) for each in text.split(","))
+    if min(numbers) < 1:
+        raise ValueError(text)
+    return numbers
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Jobs -> batches -> the engine's lanes.
 
-A batch leaves when a lane is free and either it is full or its oldest job has waited `max_wait`.
+A batch leaves when a lane is free and either it is full or its oldest job has waited `max_wait`. Where all lanes share
+one device, a batch that is not full also waits until the device is about to be free: leaving sooner gains it nothing.
 
 Jobs of one batch share a shape; of several shapes the one whose oldest job has waited longest goes first. Whatever
 fails, everybody waiting gets an answer of their own. All methods belong to one event loop; only `infer` runs elsewhere.
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.backends import Engine
+from app.capacity import HANDLING_S, Capacity
 from app.errors import DeadlineExceeded, InferenceFailed, Stopping
 from app.images import Pixels
 from app.metrics import Metrics
@@ -28,6 +30,7 @@ from app.results import Rows
 log = logging.getLogger("yolopard.batcher")
 
 MAX_FAILURES = 3  # batches in a row; after them the server is not ready, until a batch succeeds
+LEARN = 0.05  # weight of the newest batch in what is known of the device's speed
 
 _DEAD = "the engine has stopped working: start the server again"
 
@@ -65,7 +68,8 @@ class Batcher:
         engine: Engine,
         *,
         lanes: int,
-        max_batch: int,
+        capacity: Capacity,
+        one_device: bool,  # which the lanes share; otherwise each has cores of its own
         max_wait_s: float,
         metrics: Metrics,
         model: str,
@@ -74,10 +78,16 @@ class Batcher:
     ) -> None:
         self._engine = engine
         self._lanes = lanes
-        self._max_batch = max_batch
+        self._busy_s = [capacity.busy_s(size) for size in range(capacity.batch + 1)]
+        self._lead_s = [capacity.lead_s(size) for size in range(capacity.batch + 1)]
+        self._full_s = 1 / capacity.images_per_second
+        self._one_device = one_device
+        self._max_batch = capacity.batch
         self._max_wait_s = max_wait_s
         self._metrics = metrics
         self._labels = (model, name)
+        self._slowdown = 1.0  # of the device, against warm-up
+        self._device_free = 0.0  # loop time at which the device is expected to have done what it was given
         self._nice = nice
         self._waiting: dict[tuple[int, ...], deque[_Job]] = {}  # by shape of frame; no queue is empty
         self._flying: set[_Job] = set()
@@ -108,6 +118,11 @@ class Batcher:
     def idle(self) -> bool:
         """True when nothing waits and nothing is on the device."""
         return not self._waiting and not self._flying
+
+    @property
+    def pace_s(self) -> float:
+        """Seconds that an image takes the device when batches are full, as it has been of late."""
+        return self._slowdown * self._full_s
 
     def depth(self) -> int:
         """Frames waiting for a lane."""
@@ -155,10 +170,9 @@ class Batcher:
         while True:
             if (batch := self._take()).jobs:
                 return batch
-            heads = [jobs[0].enqueued_at for jobs in self._waiting.values()]
-            if self._stopping and not heads:
+            if self._stopping and not self._waiting:
                 return batch
-            due = min(heads) + self._max_wait_s if heads else None
+            due = min(map(self._due, self._waiting.values()), default=None)
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
@@ -167,20 +181,20 @@ class Batcher:
     def _take(self) -> _Batch:
         """A batch that may leave now, without the jobs whose deadline has passed; empty when there is none."""
         now = self._loop.time()
-        ready = [(jobs, reason) for jobs in self._waiting.values() if (reason := self._reason(jobs, now))]
-        if not ready:
-            return _Batch([], "")
-        jobs, reason = min(ready, key=lambda entry: entry[0][0].enqueued_at)
-        batch: list[_Job] = []
-        while jobs and len(batch) < self._max_batch:
-            job = jobs.popleft()
-            if job.deadline > now:
-                batch.append(job)
-            else:
-                _fail(job, DeadlineExceeded("the deadline passed while the image waited for the engine"))
-        if not jobs:
-            del self._waiting[job.frame.shape]
-        return _Batch(batch, reason)
+        while ready := [(jobs, reason) for jobs in self._waiting.values() if (reason := self._reason(jobs, now))]:
+            jobs, reason = min(ready, key=lambda entry: entry[0][0].enqueued_at)
+            batch: list[_Job] = []
+            while jobs and len(batch) < self._max_batch:
+                job = jobs.popleft()
+                if job.deadline > now:
+                    batch.append(job)
+                else:
+                    _fail(job, DeadlineExceeded("the deadline passed while the image waited for the engine"))
+            if not jobs:
+                del self._waiting[job.frame.shape]
+            if batch:
+                return _Batch(batch, reason)
+        return _Batch([], "")
 
     def _reason(self, jobs: deque[_Job], now: float) -> str | None:
         """Why a batch of these would leave now, if it would."""
@@ -188,16 +202,26 @@ class Batcher:
             return "full"
         if self._stopping:
             return "drain"
-        if now < jobs[0].enqueued_at + self._max_wait_s:
+        if now < self._due(jobs):
             return None
         return "timeout" if self._max_wait_s else "idle"
 
+    def _due(self, jobs: deque[_Job]) -> float:
+        """When a batch of these leaves even if it is not full, loop time."""
+        due = jobs[0].enqueued_at + self._max_wait_s
+        if not self._one_device or not self._flying:
+            return due
+        return max(due, self._device_free - self._lead_s[len(jobs)])
+
     async def _run(self, lane: int, device: ThreadPoolExecutor, batch: _Batch) -> None:
         jobs = batch.jobs
+        alone, now = not self._flying and not self._waiting, self._loop.time()
+        begins = max(now, self._device_free) if self._flying else now
+        self._device_free = begins + self._busy_s[len(jobs)] * self._slowdown
         self._flying.update(jobs)
         started = time.perf_counter()
         try:
-            rows = await self._loop.run_in_executor(device, self._infer_jobs, lane, jobs)
+            rows = await self._loop.run_in_executor(device, self._infer_jobs, lane, jobs, alone)
         except _LaneDied:
             raise
         except Exception as error:
@@ -210,17 +234,24 @@ class Batcher:
         else:
             self._failures = 0
             infer_s = time.perf_counter() - started
-            device_s = self._engine.device_seconds(lane)
-            self._count(batch, infer_s if device_s is None else device_s)
+            told = self._engine.device_seconds(lane)
+            device_s = infer_s if told is None else told
+            self._count(batch, device_s)
+            if self._one_device or not alone:
+                self._learn(len(jobs), device_s)
             for job, its_rows in zip(jobs, rows, strict=True):
                 if not job.answer.done():
                     job.answer.set_result(Answer(its_rows, len(jobs), started - job.enqueued, infer_s))
         self._flying.difference_update(jobs)
 
-    def _infer_jobs(self, lane: int, jobs: list[_Job]) -> NDArray[np.float32]:
+    def _learn(self, size: int, device_s: float) -> None:
+        expected = self._busy_s[size] * (1 if self._one_device else self._lanes)
+        self._slowdown += LEARN * (device_s / max(expected, HANDLING_S) - self._slowdown)
+
+    def _infer_jobs(self, lane: int, jobs: list[_Job], alone: bool) -> NDArray[np.float32]:
         """On a device thread."""
         try:
-            rows = self._engine.infer(lane, [job.frame for job in jobs])
+            rows = self._engine.infer(lane, [job.frame for job in jobs], alone=alone)
         except Exception:
             raise
         except BaseException as death:  # would go through the executor and end the event loop

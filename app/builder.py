@@ -141,7 +141,7 @@ def _build(order: Order, weights: Path, fingerprint: Fingerprint, report: Report
             model=model,
             precision=precision,
             batch=order.batch,
-            lanes=order.lanes or backend.LANES,
+            lanes=backends.lanes(backend, order.lanes, machine.cpus()),
             calibration=lambda: (frame for _, _, frame in judge.frames(_calibration(order, weights, model), model)),
             folder=engine,
             cache=order.engines / ".cache",

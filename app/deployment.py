@@ -1,22 +1,20 @@
 """An engine of the store -> a loaded, warm engine."""
 
 import logging
-import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from app import backends, machine, store
+from app import backends, capacity, machine, store
 from app.backends import Engine
+from app.capacity import Capacity
 from app.errors import EngineFailed, EngineStale, SetupError
 from app.metrics import Engine as EngineLabels
 from app.progress import Progress, Report
 from app.store import Built
 
 log = logging.getLogger("yolopard.deployment")
-
-WARM_UP_S = 3.0  # batch sizes whose run is expected to take longer are not tried at warm-up
 
 
 class EngineSource(Protocol):
@@ -36,7 +34,8 @@ class Deployed:
     built: Built
     engine: Engine
     lanes: int
-    images_per_second: float  # alone, at warm-up
+    one_device: bool  # which the lanes share
+    capacity: Capacity
 
     @property
     def name(self) -> str:
@@ -68,7 +67,9 @@ class Deployed:
             "batch": fingerprint.batch,
             "device": fingerprint.device,
             "lanes": self.lanes,
-            "images_per_second": round(self.images_per_second, 2),
+            "images_per_second": round(self.capacity.images_per_second, 2),
+            "best_batch": self.capacity.batch,
+            "batch_ms": self.capacity.to_json(),
             "gate": manifest.gate.to_json(),
             "built": manifest.built,
         }
@@ -90,33 +91,24 @@ def deploy(source: EngineSource, report: Report, *, lanes: int | None, threads: 
 
 def _open(built: Built, lanes: int | None, threads: int | None) -> Deployed:
     backend = backends.get(built.manifest.fingerprint.backend)
-    lanes = lanes or backend.LANES
+    threads = threads or machine.cpus()
+    lanes = backends.lanes(backend, lanes, threads)
     try:
-        engine = backend.load(built.folder, lanes, threads or machine.cpus())
+        engine = backend.load(built.folder, lanes, threads)
     except SetupError:
         raise
     except Exception as error:  # each library has its own words for a file that it cannot read
         reason = str(error).strip().partition("\n")[0]
         raise EngineStale(f"{built.folder} does not load: {type(error).__name__}: {reason}") from error
     try:
-        rate = _warm_up(engine, lanes, built.manifest.model.imgsz, built.manifest.fingerprint.batch)
+        found = _warm_up(engine, lanes, built.manifest.model.imgsz, built.manifest.fingerprint.batch)
     except Exception as error:
         engine.close()
         raise EngineFailed(f"{built.folder} fails in its first batches: {type(error).__name__}: {error}") from error
-    return Deployed(built, engine, lanes, rate)
+    return Deployed(built, engine, lanes, backend.ONE_DEVICE, found)
 
 
-def _warm_up(engine: Engine, lanes: int, side: int, largest: int) -> float:
-    """Images per second of the best batch size."""
+def _warm_up(engine: Engine, lanes: int, side: int, largest: int) -> Capacity:
     frame = np.zeros((side, side, 3), np.uint8)
-    for lane in range(lanes):
-        engine.infer(lane, [frame])
-    best, size = 0.0, 1
-    while True:
-        started = time.perf_counter()
-        engine.infer(0, [frame] * size)
-        seconds = time.perf_counter() - started
-        best = max(best, size / seconds)
-        if size == largest or seconds * 2 > WARM_UP_S:
-            return best
-        size = min(size * 2, largest)
+    engine.infer(0, [frame], alone=True)
+    return capacity.measure(engine, lanes, frame, largest)

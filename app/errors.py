@@ -26,7 +26,8 @@ YolopardError                  500 internal
     ├── BuildFailed            the builder died, or the engine's compiler gave up
     ├── EngineFailed           the device refused something that a loaded engine needs
     ├── EngineStale            a stored engine does not load here any more: it has to be built again
-    └── GateFailed             no precision of the engine gives the boxes of the reference
+    ├── GateFailed             no precision of the engine gives the boxes of the reference
+    └── BenchFailed            there is no server to measure, or nothing to measure it with
 """
 
 from typing import ClassVar
@@ -141,3 +142,7 @@ class EngineStale(SetupError):
 
 class GateFailed(SetupError):
     code = "gate_failed"
+
+
+class BenchFailed(SetupError):
+    code = "bench_failed"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from app.errors import EmptyBody, TooManyPixels, UndecodableImage, UnsupportedImage
 
@@ -82,6 +82,17 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
 
     Raises EmptyBody, UnsupportedImage, TooManyPixels (from the header, before any pixel) or UndecodableImage.
     """
+    return _decode(data, max_pixels, None)[0]
+
+
+def decode_near(data: bytes, max_pixels: int, side: int) -> tuple[Pixels, tuple[int, int]]:
+    """As `decode`, but a JPEG comes at 1/2, 1/4 or 1/8 if its longer side is then still `side` px; libjpeg leaves out
+    most of the work. Returns the height and width of the upright original too.
+    """
+    return _decode(data, max_pixels, side)
+
+
+def _decode(data: bytes, max_pixels: int, side: int | None) -> tuple[Pixels, tuple[int, int]]:
     if not data:
         raise EmptyBody("the image is empty: send the bytes of an image")
     kind = sniff(data)
@@ -92,7 +103,10 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
     try:
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
             _require_size(*image.size, max_pixels)
-            return _by_pillow(image) if _needs_pillow(image, kind) else _by_opencv(data)
+            if side is not None and kind == "JPEG" and (fraction := _fraction(max(image.size), side)) > 1:
+                return _by_opencv(data, fraction), _upright_size(image)
+            pixels = _by_pillow(image) if _needs_pillow(image, kind) else _by_opencv(data)
+            return pixels, pixels.shape[:2]
     except TooManyPixels:
         raise
     except Exception as error:  # what the libraries raise on damaged bytes is no closed list
@@ -111,8 +125,19 @@ def _needs_pillow(image: Image.Image, kind: str) -> bool:
     return kind in ("PNG", "GIF", "AVIF") or (kind == "TIFF" and image.mode in ("RGBA", "LA"))
 
 
-def _by_opencv(data: bytes) -> Pixels:
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+def _fraction(longer: int, side: int) -> int:
+    return next((fraction for fraction in (8, 4, 2) if longer >= fraction * side), 1)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width once it is turned as its EXIF orientation says."""
+    width, height = image.size
+    return (width, height) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (height, width)
+
+
+def _by_opencv(data: bytes, fraction: int = 1) -> Pixels:
+    flags = cv2.IMREAD_COLOR_RGB | {1: 0, 2: 16, 4: 32, 8: 64}[fraction]  # IMREAD_REDUCED_*, which name no colours
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
         raise ValueError("OpenCV gives no pixels")
     return np.asarray(pixels, np.uint8)
@@ -141,12 +166,34 @@ def place(height: int, width: int, imgsz: int, stride: int, *, rect: bool) -> Pl
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How a model wants its images."""
+
+    imgsz: int  # longest side of a frame, px
+    stride: int
+    rect: bool  # the smallest rectangle instead of a square
+    fast: bool  # large JPEGs are shrunk by their decoder
+    max_pixels: int
+
+    def __call__(self, data: bytes) -> tuple[Placement, Pixels]:
+        """The bytes of an image -> its frame, and where it lies in it. Raises what `decode` raises."""
+        if self.fast:
+            pixels, (height, width) = decode_near(data, self.max_pixels, self.imgsz)
+        else:
+            pixels = decode(data, self.max_pixels)
+            height, width = pixels.shape[:2]
+        placement = place(height, width, self.imgsz, self.stride, rect=self.rect)
+        return placement, letterbox(pixels, placement)
+
+
 def letterbox(image: Pixels, placement: Placement) -> Pixels:
     """The frame, uint8 [H, W, 3]: the image resized into its place, grey around it."""
-    frame = np.full((*placement.frame, 3), GREY, np.uint8)
+    frame = np.empty((*placement.frame, 3), np.uint8)
     (height, width), top, left = placement.resized, placement.top, placement.left
+    frame[:top], frame[top + height :], frame[:, :left], frame[:, left + width :] = (GREY,) * 4
     target = frame[top : top + height, left : left + width]
-    if placement.image == placement.resized:
+    if image.shape[:2] == placement.resized:
         target[:] = image
     else:
         cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)

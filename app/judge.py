@@ -19,13 +19,16 @@ Framed = tuple[Picture, Placement, Pixels]
 def figures(
     backend: Backend, folder: Path, weights: Path, model: ModelInfo, precision: str, dataset: Dataset, batch: int
 ) -> Figures:
-    """Each image alone in the reference, and in a batch with others in the engine of this folder."""
+    """Each image alone in the reference; in the engine of this folder in batches, but those of every other batch alone,
+    as that may run through other kernels.
+    """
     threads = machine.cpus()
     reference = _reference(weights, threads)
     engine = backend.load(folder, 1, threads)
     gate = parity.Gate(precision)
-    for together in _batches(frames(dataset, model), batch):
-        rows = engine.infer(0, [frame for _, _, frame in together])
+    for number, together in enumerate(_batches(frames(dataset, model), batch)):
+        taken = [frame for _, _, frame in together]
+        rows = [engine.infer(0, [frame])[0] for frame in taken] if number % 2 else engine.infer(0, taken)
         for (picture, placement, frame), its_rows in zip(together, rows, strict=True):
             gate.add(picture, placement, reference([frame])[0], its_rows)
     engine.close()

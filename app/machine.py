@@ -1,8 +1,11 @@
 """The host as this process may use it."""
 
+import ctypes
 import os
 import platform
 from pathlib import Path
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def cpus() -> int:
@@ -43,3 +46,15 @@ def facts() -> dict[str, object]:
 def architecture() -> str:
     """What portable CPU engines depend on, such as "cpu x86_64"."""
     return f"cpu {platform.machine()}"
+
+
+def keep_freed_memory() -> None:
+    """Make malloc keep what is freed, for the next image, instead of giving it back to the system page by page.
+
+    Images are megabytes each: as glibc comes, every one is mapped anew, and touching new pages cost as much as decoding
+    (loadtest/RESULTS.md). Blocks over 32 MiB still go back. Other C libraries have no such knob.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 512 << 20)

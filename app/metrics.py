@@ -16,6 +16,7 @@ _SECONDS = (
 )
 _BATCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
+REFUSALS = ("overloaded", "deadline_exceeded", "inference_failed", "stopping", "client_gone")
 STAGES = ("decode", "queue", "infer", "postprocess", "encode")
 
 
@@ -84,6 +85,8 @@ class Metrics:
         """An engine is loaded and warm; `gate` is how it was judged."""
         self.engine_info.labels(*(getattr(engine, label) for label in Engine.__slots__)).set(1)
         self.engine_rate.labels(engine.model, engine.engine).set(images_per_second)
+        for reason in REFUSALS:  # from the start, or `rate` would not see the first ones
+            self.rejected.labels(engine.model, reason)
         for figure, value in gate.items():
             self.gate.labels(engine.model, engine.engine, figure).set(value)
 

@@ -1,7 +1,7 @@
 """One image, start to end: decode and letterbox -> batch -> engine -> detections in the image's own pixels.
 
-Decoding, letterboxing, NMS and drawing run on a pool of CPU threads, where the C code lets go of the GIL; the engine
-runs on the batcher's lanes; the event loop only hands over.
+Decoding, letterboxing and drawing run on a pool of CPU threads, where the C code lets go of the GIL, and so does NMS of
+many boxes, on threads of its own; the engine runs on the batcher's lanes; the event loop only hands over.
 """
 
 import asyncio
@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
+
 from app import drawing, images, parity, results
 from app.batcher import Answer, Batcher
 from app.errors import DeadlineExceeded, Overloaded
-from app.images import Pixels, Placement
+from app.images import Pixels, Placement, Preparation
 from app.metrics import Metrics
 from app.model import ModelInfo
 from app.results import Detections, Rows, Thresholds
@@ -29,6 +31,9 @@ T = TypeVar("T")
 log = logging.getLogger("yolopard.predictor")
 
 SHADOW_DEADLINE_S = 60.0
+HOPEFUL = 0.8  # share of the deadline that the wait for the images before may take
+LEARN = 0.05  # weight of the newest image in what is known of decoding
+FEW = 32  # boxes over the threshold; their NMS takes 0.1 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +63,13 @@ class Predictor:
     def __init__(
         self,
         model: ModelInfo,
+        preparation: Preparation,
         batchers: dict[str, Batcher],  # by engine: the one that serves, then the one it is compared with
         metrics: Metrics,
         *,
         threads: int,
-        rect: bool,
-        max_pixels: int,
         max_pending: int,
-        images_per_second: float,
+        shares_cores: bool,  # the engine works on the cores that decode
         shadow: float,  # share of the images that the second engine looks at as well
     ) -> None:
         self.model = model
@@ -74,12 +78,14 @@ class Predictor:
         self._shadow_share = shadow if len(batchers) > 1 else 0
         self._shadow: asyncio.Task[None] | None = None
         self._metrics = metrics
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cpu")
-        self._rect = rect and not model.static_shape
-        self._max_pixels = max_pixels
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._finishers = ThreadPoolExecutor(threads, thread_name_prefix="finish")  # not behind images yet to decode
+        self._preparation = preparation
         self._max_pending = max_pending
-        self._images_per_second = images_per_second
+        self._threads, self._shares_cores = threads, shares_cores
+        self._decode_s = 0.0  # of an image, on one core, of late
         self._pending = 0
+        self._images = 0  # on their way through `predict`
         metrics.pending.labels(model.name).set_function(lambda: self._pending)
 
     @property
@@ -95,13 +101,24 @@ class Predictor:
     @property
     def retry_after_s(self) -> int:
         """When a refused client may come again: the time the pending ones take, at least 1 s."""
-        return max(1, math.ceil(self._pending / self._images_per_second))
+        return max(1, math.ceil(self._wait_s()))
+
+    def _wait_s(self) -> float:
+        """What the images on their way will take, at the pace of late."""
+        decode_s, engine_s = self._decode_s / self._threads, self._batchers[self.engines[0]].pace_s
+        return self._images * (decode_s + engine_s if self._shares_cores else max(decode_s, engine_s))
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """The one limit, at the door: held from before the body is read until the answer is written."""
+    def admitted(self, deadline_s: float) -> Iterator[None]:
+        """The one limit, at the door: held from before the body is read until the answer is written.
+
+        Raises Overloaded for what finds no place, and for what would hardly be answered in `deadline_s` from now: it
+        would take the place, and the decoding, of one that can be.
+        """
         if self._pending >= self._max_pending:
             raise Overloaded(f"{self._pending} requests are being answered already, as many as the server takes")
+        if (wait_s := self._wait_s()) > deadline_s * HOPEFUL:
+            raise Overloaded(f"an answer takes {wait_s:.1f} s at present, and the deadline is {deadline_s:g} s")
         self._pending += 1
         try:
             yield
@@ -116,13 +133,16 @@ class Predictor:
         `deadline` is a loop time; if `shadowed`, the second engine may look at the frame afterwards. Raises a
         RequestError for the image and a ServiceError for the engine.
         """
+        self._images += 1
         try:
             async with asyncio.timeout_at(deadline):
-                (placement, frame), decode_s = await self._on_cpu(lambda: self._prepare(data))
+                (placement, frame), decode_s = await _on(self._decoders, lambda: self._prepare(data))
                 answers = await self._ask(engines, frame, deadline)
-                found = [await self._on_cpu(partial(_finish, answer, placement, thresholds)) for answer in answers]
+                found = [await self._finish(answer, placement, thresholds) for answer in answers]
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was answered") from None
+        finally:
+            self._images -= 1
         if shadowed and random.random() < self._shadow_share:  # noqa: S311
             self._begin_shadow(frame, answers[0])
         predictions = []
@@ -156,7 +176,7 @@ class Predictor:
         deadline = asyncio.get_running_loop().time() + SHADOW_DEADLINE_S
         try:
             other = await second.submit(frame, deadline)
-            both, ours, theirs = (await self._on_cpu(lambda: _difference(answer.rows, other.rows)))[0]
+            both, ours, theirs = (await _on(self._finishers, lambda: _difference(answer.rows, other.rows)))[0]
         except Exception as error:  # nobody waits for it, so nobody else would tell
             log.warning("a shadow image was not compared: %s: %s", type(error).__name__, error)
             self._metrics.shadow_images.labels(self.model.name, "failed").inc()
@@ -169,10 +189,10 @@ class Predictor:
         """The image with its detections drawn, as "jpeg" or "png"."""
 
         def work() -> bytes:
-            pixels = images.decode(data, self._max_pixels)
+            pixels = images.decode(data, self._preparation.max_pixels)
             return drawing.encode(drawing.draw(pixels, prediction.detections, self.model.names), kind)
 
-        picture, _ = await self._on_cpu(work)
+        picture, _ = await _on(self._decoders, work)
         return picture
 
     async def close(self) -> None:
@@ -181,22 +201,32 @@ class Predictor:
         await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
         if self._shadow is not None:
             await asyncio.gather(self._shadow, return_exceptions=True)
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._decoders, self._finishers):
+            pool.shutdown(cancel_futures=True)
+
+    async def _finish(self, answer: Answer, placement: Placement, thresholds: Thresholds) -> tuple[Detections, float]:
+        """The detections and the seconds it took. Few candidates take less time than handing them to another thread."""
+        work = partial(_detections, answer, placement, thresholds)
+        if np.count_nonzero(answer.rows[:, 4] > thresholds.conf) > FEW:
+            return await _on(self._finishers, work)
+        started = time.perf_counter()
+        return work(), time.perf_counter() - started
 
     def _prepare(self, data: bytes) -> tuple[Placement, Pixels]:
-        pixels = images.decode(data, self._max_pixels)
-        height, width = pixels.shape[:2]
-        placement = images.place(height, width, self.model.imgsz, self.model.stride, rect=self._rect)
-        return placement, images.letterbox(pixels, placement)
-
-    async def _on_cpu(self, work: Callable[[], T]) -> tuple[T, float]:
-        """The work's result and the seconds it took, waiting for a thread included."""
-        started = time.perf_counter()
-        result = await asyncio.get_running_loop().run_in_executor(self._pool, work)
-        return result, time.perf_counter() - started
+        started = time.thread_time()
+        placement, frame = self._preparation(data)
+        self._decode_s += LEARN * (time.thread_time() - started - self._decode_s)
+        return placement, frame
 
 
-def _finish(answer: Answer, placement: Placement, thresholds: Thresholds) -> Detections:
+async def _on(pool: ThreadPoolExecutor, work: Callable[[], T]) -> tuple[T, float]:
+    """The work's result and the seconds it took, waiting for a thread included."""
+    started = time.perf_counter()
+    result = await asyncio.get_running_loop().run_in_executor(pool, work)
+    return result, time.perf_counter() - started
+
+
+def _detections(answer: Answer, placement: Placement, thresholds: Thresholds) -> Detections:
     found = results.select(answer.rows, thresholds)
     return Detections(images.to_image(found.boxes, placement), found.scores, found.classes)
 

@@ -37,10 +37,10 @@ class Detections:
 
 def select(rows: Rows, thresholds: Thresholds) -> Detections:
     """The detections among the rows of one image; boxes stay in frame px."""
-    wanted = rows[:, 4] > thresholds.conf
+    rows = rows[rows[:, 4] > thresholds.conf]
     if thresholds.classes is not None:
-        wanted &= np.isin(rows[:, 5], thresholds.classes)
-    rows = rows[wanted & np.isfinite(rows).all(1)]
+        rows = rows[np.isin(rows[:, 5], thresholds.classes)]
+    rows = rows[np.isfinite(rows).all(1)]
     rows = rows[np.argsort(-rows[:, 4], kind="stable")]
     offset = 0 if thresholds.agnostic else rows[:, 5:6] * _CLASS_OFFSET
     rows = rows[nms(rows[:, :4] + offset, thresholds.iou, thresholds.max_det)]
@@ -65,14 +65,17 @@ def nms(boxes: NDArray[np.float32], iou: float, max_det: int) -> NDArray[np.int6
     """
     x1, y1, x2, y2 = boxes.T
     areas = (x2 - x1) * (y2 - y1)
-    order = np.arange(len(boxes))
+    width = np.minimum(x2[:, None], x2) - np.maximum(x1[:, None], x1)
+    height = np.minimum(y2[:, None], y2) - np.maximum(y1[:, None], y1)
+    overlap = np.maximum(width, 0) * np.maximum(height, 0)
+    with np.errstate(invalid="ignore"):  # two boxes without an area: 0 / 0
+        apart = ~(overlap / (areas[:, None] + areas - overlap) > iou)  # [N, N]
+    stays = np.ones(len(boxes), np.bool_)
     kept: list[int] = []
-    while len(order) and len(kept) < max_det:
-        best, order = int(order[0]), order[1:]
-        kept.append(best)
-        width = np.minimum(x2[best], x2[order]) - np.maximum(x1[best], x1[order])
-        height = np.minimum(y2[best], y2[order]) - np.maximum(y1[best], y1[order])
-        overlap = np.maximum(width, 0) * np.maximum(height, 0)
-        with np.errstate(invalid="ignore"):  # two boxes without an area: 0 / 0
-            order = order[~(overlap / (areas[best] + areas[order] - overlap) > iou)]
+    for i in range(len(boxes)):
+        if stays[i]:
+            kept.append(i)
+            if len(kept) == max_det:
+                break
+            stays &= apart[i]
     return np.array(kept, np.int64)

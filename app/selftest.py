@@ -6,9 +6,7 @@ Each engine is tried in a process of its own, so that one that crashes is a fail
 import contextlib
 import json
 import multiprocessing
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from app import __version__, backends, datasets, gpu, judge, machine, parity, results, store
+from app import __version__, backends, capacity, datasets, gpu, judge, machine, parity, results, store
 from app.backends import Engine
 from app.build_process import BuildProcess
 from app.builder import Order
@@ -122,9 +120,10 @@ def _stress(row: Row, order: Order, manifest: Manifest) -> None:
     engine.close()
     if order.backend == "tensorrt":
         row.checks["graphs"] = _graphs(folder, frames)
-    engine = backend.load(folder, backend.LANES, machine.cpus())
+    lanes = backends.lanes(backend, None, machine.cpus())
+    engine = backend.load(folder, lanes, machine.cpus())
     for size in sorted({1, min(8, order.batch), order.batch}):
-        row.images_per_second[size] = round(_rate(engine, backend.LANES, frames, size), 2)
+        row.images_per_second[size] = round(_rate(engine, lanes, frames, size), 2)
     engine.close()
 
 
@@ -185,21 +184,14 @@ def _difference(expected: Rows, rows: Rows) -> str:
 
 
 def _rate(engine: Engine, lanes: int, frames: list[Pixels], size: int) -> float:
-    """Images per second with all lanes busy: of each lane the median batch."""
+    """Images per second with all lanes busy."""
     batch = [frames[i % len(frames)] for i in range(size)]
 
-    def work(lane: int) -> float:
+    def work(lane: int) -> None:
         engine.infer(lane, batch)
-        seconds: list[float] = []
-        end = time.perf_counter() + TIMED_S
-        while time.perf_counter() < end or len(seconds) < 3:
-            started = time.perf_counter()
-            engine.infer(lane, batch)
-            seconds.append(time.perf_counter() - started)
-        return size / statistics.median(seconds)
 
-    with ThreadPoolExecutor(lanes) as pool:
-        return sum(pool.map(work, range(lanes)))
+    seconds = size / capacity.images_per_second(lanes, size, work, rounds=1)
+    return capacity.images_per_second(lanes, size, work, rounds=max(3, round(TIMED_S / seconds / lanes)))
 
 
 def report(order: Order, rows: list[Row]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Every knob. A setting NAME is YOLOPARD_NAME in the environment and --name on the command line."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
@@ -8,6 +9,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from app.errors import SettingsError
+from app.images import Preparation
+from app.model import ModelInfo
 
 PREFIX = "YOLOPARD_"
 DEMO_WEIGHTS = Path(__file__).parents[1] / "models" / "demo" / "yolov8n-demo.pt"
@@ -25,16 +28,21 @@ class Settings(BaseModel):
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
         "auto", description="auto, fp32, fp16 or int8; auto = fp16 on TensorRT, fp32 on the CPU"
     )
-    backend: Literal["auto", "tensorrt", "openvino", "onnxruntime", "pytorch"] = Field(
-        "auto", description="auto, tensorrt, openvino, onnxruntime or pytorch; auto = the first that runs here"
+    backend: Literal["auto", "tensorrt", "openvino", "onnxruntime", "pytorch", "simulated"] = Field(
+        "auto",
+        description="auto, tensorrt, openvino, onnxruntime, pytorch or simulated; auto = the first real one here",
     )
+    simulated_ms: str = Field("0,0", description="a,b: BACKEND=simulated takes a + b * n ms for a batch of n images")
     fallback: Literal["none", "onnxruntime", "pytorch"] = Field(
         "none", description="none, onnxruntime or pytorch: what serves, loudly, when the backend cannot"
     )
     engines_dir: Path = Field(ENGINES_DIR, description="where built engines are kept")
     rect: bool = Field(True, description="letterbox to the smallest rectangle, as Ultralytics does; false = square")
+    decode: Literal["exact", "fast"] = Field(
+        "exact", description="exact or fast: large JPEGs are decoded at 1/2, 1/4 or 1/8, and boxes move a little"
+    )
     lanes: int | None = Field(
-        None, ge=1, le=64, description="batches the engine works on at a time; 2 on TensorRT, else 1, if unset"
+        None, ge=1, le=64, description="batches at a time; 2 on TensorRT, one a core on OpenVINO, else 1, if unset"
     )
     threads: int | None = Field(None, ge=1, le=1024, description="cores to use; all that the process may, if unset")
 
@@ -72,6 +80,13 @@ class Settings(BaseModel):
             raise ValueError("give a file or a name")
         return weights
 
+    @field_validator("simulated_ms")
+    @classmethod
+    def _two_numbers(cls, value: str) -> str:
+        if not re.fullmatch(r"\d+(\.\d+)?,\d+(\.\d+)?", value):
+            raise ValueError("give two numbers of milliseconds, a batch's and an image's, such as 5,6.9")
+        return value
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.fallback == self.backend:
@@ -81,6 +96,11 @@ class Settings(BaseModel):
         if self.shadow and self.compare == "none":
             raise ValueError(f"SHADOW={self.shadow:g} needs a second engine: give COMPARE=pytorch too")
         return self
+
+    def preparation(self, model: ModelInfo) -> Preparation:
+        """How the model's images are made into frames."""
+        rect = self.rect and not model.static_shape
+        return Preparation(model.imgsz, model.stride, rect, self.decode == "fast", self.max_pixels)
 
     @classmethod
     def read(cls, options: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Self:

@@ -10,11 +10,12 @@ import httpx
 import pytest
 import uvicorn
 
-from app import backends
+from app import backends, capacity
 from app.api.app import create_app
 from app.api.service import Service
 from app.build_process import BuildProcess
 from app.builder import Order
+from app.capacity import Capacity
 from app.datasets import DEMO
 from app.settings import DEMO_WEIGHTS, Settings
 from app.store import Built
@@ -97,8 +98,10 @@ def second() -> fakes.Device:
 def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Live]]:
     """Serve the fake device, or whatever `source` gives, with these settings; wait until ready unless told not to.
 
-    `sources` are those of other backends; pytorch has one, on the second device.
+    `sources` are those of other backends; pytorch has one, on the second device. `capacity` is what warm-up finds.
     """
+    measured = {}
+    monkeypatch.setattr(capacity, "measure", lambda *_: measured["capacity"])
     monkeypatch.setattr(backends, "get", lambda name: fakes.Backend(second if name == "pytorch" else device))
     lives = []
 
@@ -107,9 +110,11 @@ def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.Monkey
         *,
         sources: Mapping[str, fakes.Source] | None = None,
         wait: bool = True,
+        capacity: Capacity | None = None,
         **settings: object,
     ) -> Live:
         ready = threading.Event()
+        measured["capacity"] = capacity or fakes.capacity(4)
         by_backend = {"pytorch": fakes.Source(fakes.built(backend="pytorch"))} | dict(sources or {})
         service = Service(
             Settings(batch=4, **settings),
@@ -132,14 +137,29 @@ def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.Monkey
         live.stop()
 
 
-@pytest.fixture(scope="session")
-def demo(build: Callable[..., Built]) -> Iterator[Live]:
-    """The demo model on OpenVINO, served for real."""
+def serve_demo(folder: Path) -> Live:
+    """The demo model on OpenVINO, served for real from an engines folder."""
     ready = threading.Event()
-    order = Order(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", build().folder.parent)
+    order = Order(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", folder)
     settings = Settings(engines_dir=order.engines, backend="openvino")
     service = Service(settings, lambda _: BuildProcess(order), on_ready=lambda _: ready.set(), on_failure=ready.set)
     live = Live(service)
     assert ready.wait(60)
+    return live
+
+
+@pytest.fixture(scope="session")
+def demo(build: Callable[..., Built]) -> Iterator[Live]:
+    """The demo model, in batches of the size that pays on this machine."""
+    live = serve_demo(build().folder.parent)
+    yield live
+    live.stop()
+
+
+@pytest.fixture
+def batching_demo(build: Callable[..., Built], monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
+    """The demo model, in batches of up to 8 whether they pay or not."""
+    monkeypatch.setattr(capacity, "measure", lambda engine, lanes, frame, largest: fakes.capacity(largest))
+    live = serve_demo(build().folder.parent)
     yield live
     live.stop()

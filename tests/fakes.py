@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from app.backends import Recipe
+from app.capacity import Capacity
 from app.model import ModelInfo
 from app.parity import Figures
 from app.progress import Progress, Report
@@ -28,6 +29,7 @@ class Device:
         self.rows = rows  # [K, 6] of every image; None = every value is the frame's first pixel
         self.batches: list[list[int]] = []  # the first pixel of every frame
         self.shapes: list[tuple[int, ...]] = []
+        self.alone: list[bool] = []  # what it was told of each batch
         self.gate = threading.Event()
         self.gate.set()
         self.busy = threading.Semaphore(0)
@@ -39,13 +41,14 @@ class Device:
         self.frames: list[np.ndarray] = []  # of the last batch
         self.nice: int | None = None  # of the thread that ran the last batch
 
-    def infer(self, lane: int, frames: Sequence[np.ndarray]) -> np.ndarray:
+    def infer(self, lane: int, frames: Sequence[np.ndarray], *, alone: bool = False) -> np.ndarray:
         images = np.stack(frames)
         self.threads.add(threading.current_thread().name)
         self.frames = list(frames)
         self.nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         self.batches.append(images[:, 0, 0, 0].tolist())
         self.shapes.append(images.shape)
+        self.alone.append(alone)
         self.busy.release()
         assert self.gate.wait(10)
         if self.failure is not None:
@@ -68,6 +71,7 @@ class Device:
             pass
         self.batches.clear()
         self.shapes.clear()
+        self.alone.clear()
 
     async def until_busy(self) -> None:
         assert await asyncio.to_thread(self.busy.acquire, timeout=10)
@@ -78,6 +82,7 @@ class Backend:
 
     PRECISIONS = ("fp32",)
     LANES = 1
+    ONE_DEVICE = False
     STATIC = False
 
     def __init__(self, device: Device) -> None:
@@ -97,6 +102,12 @@ class Backend:
 
     def load(self, folder: Path, lanes: int, threads: int) -> Device:
         return self._device
+
+
+def capacity(batch: int, *, device_s: float = 0.04, lead_s: float = 0) -> Capacity:
+    """A batch of one takes as long as the largest."""
+    sizes = sorted({1, batch})
+    return Capacity(sizes, [device_s] * len(sizes), [lead_s] * len(sizes))
 
 
 FIGURES = Figures(

@@ -7,7 +7,9 @@ import os
 import fakes
 import pytest
 
+from app import capacity
 from app.api.service import SHADOW_NICE
+from app.capacity import measure
 from app.errors import (
     BackendUnavailable,
     BuildFailed,
@@ -43,13 +45,16 @@ def test_images_are_refused_with_retry_after_until_ready(serve):
     assert live.value("rejected_total", reason="not_ready") == 1
 
 
-def test_ready_after_warm_up_of_one_frame_and_of_the_full_batch(serve, device):
+def test_ready_after_warm_up_of_one_frame_and_of_the_full_batch(serve, device, monkeypatch):
+    monkeypatch.setattr(capacity, "measure", measure)  # the real one
     live = serve(wait=False)
-    for _ in range(4):  # lane check, then batches of 1, 2, 4
+    for _ in range(4):  # one alone, then batches of 1, 2, 4
         assert device.busy.acquire(timeout=10)
     while not live.service.ready:
         pass
     assert {shape[0] for shape in device.shapes} == {1, 2, 4}
+    assert device.alone[0]
+    assert not any(device.alone[1:])
     assert live.client.get("/readyz").json() == {"phase": "ready", "model": "pets"}
     assert live.value("ready") == 1
     assert live.value("engine_images_per_second", model="pets", engine="fake") > 0

@@ -2,15 +2,19 @@
 
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import Device
 
-from app import backends, images
+from app import backends, export, graph, images
+from app.backends import Recipe, openvino, pytorch, shapes, simulated
 from app.datasets import DEMO
 from app.errors import BackendUnavailable
-from app.results import Thresholds, select
+from app.results import Detections, Rows, Thresholds, select
+from app.settings import DEMO_WEIGHTS
 
 NAMES = ["openvino", "onnxruntime", "pytorch"]
 
@@ -23,9 +27,9 @@ def engines_by_name(build):
         engine.close()
 
 
-def frame_of(path) -> np.ndarray:
+def frame_of(path, side=640) -> np.ndarray:
     pixels = images.decode(path.read_bytes(), 10**8)
-    return images.letterbox(pixels, images.place(*pixels.shape[:2], 640, 32, rect=True))
+    return images.letterbox(pixels, images.place(*pixels.shape[:2], side, 32, rect=True))
 
 
 SAMPLE_FRAMES = [frame_of(path) for path in sorted((DEMO / "samples").glob("*.jpg"))]
@@ -70,8 +74,6 @@ def test_rows_are_the_engines_own_memory_no_more(engines_by_name, name):
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_two_lanes_at_a_time_give_what_each_gives_alone(build, name):
-    import threading
-
     engine = backends.get(name).load(build(name).folder, 2, 2)
     expected = [engine.infer(0, frame[None]) for frame in SAMPLE_FRAMES[:2]]
     found: list = [None, None]
@@ -89,9 +91,186 @@ def test_two_lanes_at_a_time_give_what_each_gives_alone(build, name):
         np.testing.assert_allclose(rows[0, :20], alone[0, :20], atol=1e-2)
 
 
-def test_openvino_infers_in_float32_even_where_the_cpu_has_bfloat16(engines_by_name):
-    compiled = engines_by_name["openvino"]._compiled
-    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+# OpenVINO: all cores on one batch or a stream for each lane, and models for the shapes that come often
+
+SMALL_FRAMES = [frame_of(path, 320) for path in sorted((DEMO / "samples").glob("*.jpg"))]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """OpenVINO's files in both precisions, straight from the backend, unjudged."""
+    plain = export.to_plain_onnx(DEMO_WEIGHTS, 320, tmp_path_factory.mktemp("plain"))
+    made = {}
+    for precision in openvino.PRECISIONS:
+        made[precision] = tmp_path_factory.mktemp(precision)
+        serving = made[precision] / "graph.onnx"
+        model = graph.to_serving_graph(plain, "demo", 320, serving)
+        recipe = Recipe(
+            weights=DEMO_WEIGHTS,
+            graph=serving,
+            model=model,
+            precision=precision,
+            batch=2,
+            lanes=2,
+            calibration=lambda: iter(SMALL_FRAMES),
+            folder=made[precision],
+            cache=made[precision],
+            report=lambda _: None,
+        )
+        openvino.build(recipe)
+    return made
+
+
+@pytest.fixture(params=openvino.PRECISIONS)
+def two_lanes(request, folders):
+    engine = openvino.load(folders[request.param], 2, 2)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def quantized(folders):
+    engine = openvino.load(folders["int8"], 2, 2)
+    yield engine
+    engine.close()
+
+
+def assert_same(found: Rows, expected: Rows) -> None:
+    """The same detections."""
+    ours, theirs = (select(rows, Thresholds()) for rows in (found, expected))
+    assert isinstance(ours, Detections)
+    assert len(theirs) > 3
+    np.testing.assert_array_equal(ours.classes, theirs.classes)
+    np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-2)
+    np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
+
+
+def ways(engine: openvino.OpenvinoEngine) -> list[openvino.Compiled]:
+    """The one for all shapes, then those of single ones."""
+    return [engine._any, *(engine._shapes._made.values() if engine._shapes else [])]
+
+
+def options(request, name: str) -> object:
+    return request.get_compiled_model().get_property(name)
+
+
+def test_openvino_infers_in_float32_even_where_the_cpu_has_bfloat16(two_lanes):
+    two_lanes.infer(0, SMALL_FRAMES[:1])
+    for compiled in ways(two_lanes):
+        for request in (*compiled._of_lane, compiled._alone):
+            assert options(request, "INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+
+
+def test_openvino_has_a_stream_for_each_lane_and_one_with_all_cores_for_a_batch_alone(two_lanes):
+    two_lanes.infer(0, SMALL_FRAMES[:1])
+    for compiled in ways(two_lanes):
+        assert [options(request, "NUM_STREAMS") for request in compiled._of_lane] == [2, 2]
+        assert options(compiled._alone, "NUM_STREAMS") == 1
+        assert options(compiled._alone, "INFERENCE_NUM_THREADS") == 2
+        assert len({id(request) for request in (*compiled._of_lane, compiled._alone)}) == 3
+
+
+def test_openvino_with_one_lane_is_compiled_once(folders):
+    engine = openvino.load(folders["fp32"], 1, 2)
+    assert engine._any._alone is engine._any._of_lane[0]
+    assert options(engine._any._alone, "NUM_STREAMS") == 1
+    engine.close()
+
+
+def test_openvino_alone_gives_the_rows_of_a_lane(two_lanes):
+    for frames in ([SMALL_FRAMES[0]], [SMALL_FRAMES[2]] * 2):
+        expected = two_lanes.infer(0, frames)
+        for lane, alone in ((1, False), (0, True), (1, True)):
+            for rows, theirs in zip(two_lanes.infer(lane, frames, alone=alone), expected, strict=True):
+                assert_same(rows, theirs)
+
+
+def test_openvino_rows_alone_are_their_own_memory_too(two_lanes):
+    first = two_lanes.infer(0, SMALL_FRAMES[:1], alone=True)
+    before = first.copy()
+    two_lanes.infer(1, [np.zeros_like(SMALL_FRAMES[0])], alone=True)
+    np.testing.assert_array_equal(first, before)
+
+
+def test_openvino_lanes_at_the_same_time_give_what_each_gives_alone(two_lanes):
+    expected = {frame.shape: two_lanes.infer(0, [frame])[0] for frame in SMALL_FRAMES[:3]}
+    together, found = threading.Barrier(2), [[], []]
+
+    def work(lane: int) -> None:
+        together.wait(10)
+        for turn in range(12):  # often enough for every shape to get a model of its own meanwhile
+            frame = SMALL_FRAMES[(turn + lane) % 3]
+            found[lane].append((frame.shape, two_lanes.infer(lane, [frame])[0]))
+
+    lanes = [threading.Thread(target=work, args=(lane,)) for lane in range(2)]
+    for thread in lanes:
+        thread.start()
+    for thread in lanes:
+        thread.join(60)
+    assert [len(each) for each in found] == [12, 12]
+    for shape, rows in [*found[0], *found[1]]:
+        assert_same(rows, expected[shape])
+
+
+def test_a_model_for_one_shape_gives_what_the_model_for_all_shapes_gives(quantized):
+    for frame in SMALL_FRAMES[:3]:
+        (expected,) = quantized._any.infer(0, [frame], False)
+        for _ in range(shapes.OFTEN):
+            quantized.infer(0, [frame])
+        if quantized._shapes._compiling is not None:
+            quantized._shapes._compiling.join(60)
+        assert frame.shape in quantized._shapes._made
+        for lane, alone in ((0, False), (1, False), (0, True)):
+            assert_same(quantized.infer(lane, [frame], alone=alone)[0], expected)
+
+
+def test_the_model_for_one_shape_is_the_one_that_is_asked(quantized, monkeypatch):
+    frame = SMALL_FRAMES[0]
+    expected = quantized.infer(0, [frame])
+    monkeypatch.setattr(quantized._any, "infer", None)
+    np.testing.assert_array_equal(quantized.infer(0, [frame]), expected)
+
+
+def test_batches_of_several_go_to_the_model_for_all_shapes(quantized):
+    quantized.infer(0, SMALL_FRAMES[:1])
+    seen = quantized._shapes._seen.copy()
+    for _ in range(shapes.OFTEN):
+        assert len(quantized.infer(0, [SMALL_FRAMES[2]] * 2)) == 2
+    assert quantized._shapes._seen == seen
+
+
+def test_a_float_engine_has_the_model_for_all_shapes_alone(folders):
+    """It gains nothing from others."""
+    engine = openvino.load(folders["fp32"], 2, 2)
+    assert engine._shapes is None
+    engine.close()
+
+
+def test_close_waits_for_a_model_that_is_being_compiled(quantized):
+    quantized.infer(0, [SMALL_FRAMES[0]])
+    for _ in range(shapes.OFTEN):
+        quantized.infer(0, [SMALL_FRAMES[2]])
+    compiling = quantized._shapes._compiling
+    other = openvino.load(quantized._path.parent, 1, 1)
+    other.close()  # one that has compiled nothing yet
+    quantized._shapes.close()
+    assert compiling is None or not compiling.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("backend", "asked", "threads", "lanes"),
+    [(openvino, None, 5, 5), (openvino, 2, 5, 2), (openvino, 8, 5, 8), (pytorch, None, 5, 1), (simulated, None, 5, 2)],
+)
+def test_lanes_are_as_asked_or_the_backend_s_or_one_a_core(backend, asked, threads, lanes):
+    assert backends.lanes(backend, asked, threads) == lanes
+
+
+def test_more_lanes_than_threads_have_a_stream_each(folders):
+    engine = openvino.load(folders["fp32"], 3, 2)
+    expected = engine.infer(0, SMALL_FRAMES[:1])
+    for lane in (1, 2):
+        assert_same(engine.infer(lane, SMALL_FRAMES[:1])[0], expected[0])
+    engine.close()
 
 
 def test_auto_is_the_first_that_is_installed(monkeypatch):

@@ -5,11 +5,13 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import fakes
 import pytest
 
-from app import backends, deployment, machine
+from app import backends, capacity, machine
+from app.capacity import Capacity
 from app.deployment import Deployed, deploy
 from app.errors import BuildFailed, EngineFailed, EngineStale
 from app.metrics import Engine as EngineLabels
@@ -24,9 +26,9 @@ class Device(fakes.Device):
         super().__init__(fakes.ROWS)
         self.taken: list[tuple[int, int]] = []
 
-    def infer(self, lane, frames):
+    def infer(self, lane, frames, *, alone=False):
         self.taken.append((lane, len(frames)))
-        return super().infer(lane, frames)
+        return super().infer(lane, frames, alone=alone)
 
 
 class Backend(fakes.Backend):
@@ -91,37 +93,46 @@ def run(source: fakes.Source, **options: int | None) -> Deployed:
 # Warming up
 
 
-def test_warm_up_touches_every_lane_and_then_every_doubling_of_the_batch(backend, device, source):
+@pytest.fixture
+def clock(device, monkeypatch) -> Callable[[float], None]:
+    """Let a batch take this many seconds, whatever its size."""
+
+    def take(seconds: float) -> None:
+        monkeypatch.setattr(capacity, "time", SimpleNamespace(perf_counter=lambda: seconds * len(device.taken)))
+
+    return take
+
+
+def test_warm_up_begins_with_one_frame_that_has_the_engine_to_itself(backend, device, source):
     run(source(batch=6), lanes=3)
-    assert device.taken == [(0, 1), (1, 1), (2, 1), (0, 1), (0, 2), (0, 4), (0, 6)]
+    assert device.taken[0] == (0, 1)
+    assert device.alone == [True] + [False] * (len(device.taken) - 1)
+
+
+def test_warm_up_touches_every_lane_with_every_doubling_of_the_batch(backend, device, source, clock):
+    clock(0.25)
+    run(source(batch=6), lanes=3)
+    assert set(device.taken) == {(lane, size) for lane in range(3) for size in (1, 2, 4, 6)}
     assert {shape[1:] for shape in device.shapes} == {(64, 64, 3)}
 
 
 @pytest.mark.parametrize(("batch", "sizes"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8])])
-def test_warm_up_ends_with_the_largest_batch_and_never_goes_beyond(backend, device, source, batch, sizes):
+def test_warm_up_ends_with_the_largest_batch_and_never_goes_beyond(backend, device, source, clock, batch, sizes):
+    clock(0.25)
     run(source(batch=batch))
-    assert [size for _, size in device.taken] == [1, *sizes]
+    assert list(dict.fromkeys(size for _, size in device.taken)) == sizes
 
 
-class Clock:
-    """A batch takes this many seconds, whatever its size."""
-
-    def __init__(self, device: Device, seconds: float, *, per_image: float = 0) -> None:
-        self.device, self.seconds, self.per_image = device, seconds, per_image
-
-    def perf_counter(self) -> float:
-        return sum(self.seconds + self.per_image * size for _, size in self.device.taken)
+def test_the_capacity_is_that_of_the_best_batch(backend, device, source, clock):
+    clock(0.25)
+    found = run(source(batch=6)).capacity
+    assert (found.batch, found.images_per_second) == (6, pytest.approx(24))
 
 
-def test_batches_that_would_take_too_long_are_not_tried(backend, device, source, monkeypatch):
-    monkeypatch.setattr(deployment, "time", Clock(device, 0, per_image=deployment.WARM_UP_S / 5))
-    run(source(batch=64))
-    assert device.taken == [(0, 1), (0, 1), (0, 2), (0, 4)]
-
-
-def test_the_rate_is_that_of_the_best_batch(backend, device, source, monkeypatch):
-    monkeypatch.setattr(deployment, "time", Clock(device, 0.25))
-    assert run(source(batch=6)).images_per_second == pytest.approx(24)
+@pytest.mark.parametrize("one_device", [False, True])
+def test_whether_lanes_share_a_device_is_the_backend_s_to_say(backend, source, monkeypatch, one_device):
+    monkeypatch.setattr(Backend, "ONE_DEVICE", one_device)
+    assert run(source()).one_device is one_device
 
 
 def test_an_engine_that_fails_at_warm_up_is_no_stale_one(backend, device, source, store):
@@ -142,6 +153,13 @@ def test_lanes_are_the_backends_unless_they_are_set(backend, device, source, mon
     assert run(source(), lanes=3).lanes == 3
     assert [lanes for _, lanes, _ in backend.loads] == [2, 3]
     assert {lane for lane, _ in device.taken} == {0, 1, 2}
+
+
+def test_lanes_of_a_backend_that_has_no_number_are_one_a_core(backend, source, monkeypatch):
+    monkeypatch.setattr(Backend, "LANES", None)
+    monkeypatch.setattr(machine, "cpus", lambda: 5)
+    assert [run(source()).lanes, run(source(), threads=3).lanes, run(source(), lanes=2).lanes] == [5, 3, 2]
+    assert [loaded[1:] for loaded in backend.loads] == [(5, 5), (3, 3), (2, 5)]
 
 
 def test_threads_are_the_machines_cores_unless_they_are_set(backend, source, store, monkeypatch):
@@ -216,7 +234,8 @@ def test_engine_file_that_its_library_cannot_read_is_stale(backend, source):
 
 @pytest.fixture
 def deployed(backend, source) -> Deployed:
-    return dataclasses.replace(run(source(precision="fp16", imgsz=96), lanes=2), images_per_second=123.4567)
+    found = Capacity([1, 2, 4], [0.0123456, 0.0162, 0.04], [0.0] * 3)
+    return dataclasses.replace(run(source(precision="fp16", imgsz=96), lanes=2), capacity=found)
 
 
 def test_labels_tell_what_the_engine_is(deployed):
@@ -239,5 +258,7 @@ def test_json_tells_the_engine_how_it_was_judged_and_how_built(deployed):
         "device": "cpu test",
         "lanes": 2,
         "images_per_second": 123.46,
+        "best_batch": 2,
+        "batch_ms": {"1": 12.346, "2": 16.2, "4": 40.0},
         "built": {},
     }

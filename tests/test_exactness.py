@@ -80,13 +80,20 @@ def test_detect_equals_ultralytics_image_by_image(demo, pictures, expected):
         assert_equal(body["images"][0], rows)
 
 
-def test_detect_equals_ultralytics_in_batches_of_many_files(demo, pictures, expected):
-    before = demo.value("batch_size_sum"), demo.value("batch_size_count")
+def test_detect_equals_ultralytics_of_many_files(demo, pictures, expected):
+    for start in range(0, len(pictures), 34):
+        files = [("file", data) for data in pictures[start : start + 34]]
+        body = demo.client.post(f"/v1/detect?conf={CONF}", files=files).json()
+        for image, rows in zip(body["images"], expected[start : start + 34], strict=True):
+            assert_equal(image, rows)
+
+
+def test_detect_equals_ultralytics_in_batches_of_many_files(batching_demo, pictures, expected):
     for start in range(0, len(pictures), 17):
         files = [("file", data) for data in pictures[start : start + 17]]
-        body = demo.client.post(f"/v1/detect?conf={CONF}", files=files).json()
+        body = batching_demo.client.post(f"/v1/detect?conf={CONF}", files=files).json()
         for image, rows in zip(body["images"], expected[start : start + 17], strict=True):
             assert_equal(image, rows)
-    images = demo.value("batch_size_sum") - before[0]
-    batches = demo.value("batch_size_count") - before[1]
+    images, batches = batching_demo.value("batch_size_sum"), batching_demo.value("batch_size_count")
+    assert images == len(pictures)
     assert images / batches > 1.2  # there were batches to speak of

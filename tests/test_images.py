@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from app.errors import EmptyBody, TooManyPixels, UndecodableImage, UnsupportedImage
-from app.images import KINDS, Placement, decode, letterbox, place, sniff, to_image
+from app.images import KINDS, Placement, Preparation, decode, decode_near, letterbox, place, sniff, to_image
 
 # app.images does so too, but pytest begins every test with filters of its own
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
@@ -318,3 +318,59 @@ def test_what_is_decoded_can_be_letterboxed(name):
 
 def test_no_boxes_come_back_as_no_boxes():
     assert to_image(np.zeros((0, 4), np.float32), place(47, 61, 640, 32, rect=True)).shape == (0, 4)
+
+
+# Decoded at a fraction of the size
+
+LARGE = PHOTO.resize((1001, 753), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("side", "fraction"), [(1002, 1), (501, 1), (500, 2), (251, 2), (250, 4), (126, 4), (125, 8), (10, 8)]
+)
+def test_fast_decoding_shrinks_as_far_as_the_longer_side_stays_large_enough(side, fraction):
+    pixels, size = decode_near(save(LARGE, "JPEG"), MAX_PIXELS, side)
+    assert size == (753, 1001)
+    assert pixels.shape == (-(-753 // fraction), -(-1001 // fraction), 3)
+    if fraction > 1:
+        assert max(pixels.shape) >= side
+
+
+def test_fast_decoding_gives_the_same_picture_only_smaller():
+    data = save(LARGE, "JPEG", quality=95)
+    small = decode_near(data, MAX_PIXELS, 125)[0]
+    shrunk = cv2.resize(decode(data, MAX_PIXELS), (126, 95), interpolation=cv2.INTER_AREA)
+    assert np.abs(small.astype(int) - shrunk).mean() < 2.5
+    assert np.abs(small.astype(int) - shrunk[:, ::-1]).mean() > 25
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_fast_decoding_tells_the_upright_size_of_the_original(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = save(LARGE, "JPEG", exif=exif, quality=95)
+    pixels, size = decode_near(data, MAX_PIXELS, 100)
+    assert size == decode(data, MAX_PIXELS).shape[:2]
+    assert (pixels.shape[0] > pixels.shape[1]) == (size[0] > size[1])
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_fast_decoding_leaves_all_but_jpeg_as_they_are(name):
+    pixels, size = decode_near(FILES[name][0], MAX_PIXELS, 10)
+    assert size == PIXELS.shape[:2]
+    assert (pixels.shape == PIXELS.shape) == (name != "JPEG")
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_boxes_come_back_to_the_original_whichever_way_it_was_decoded(fast):
+    prepare = Preparation(imgsz=64, stride=32, rect=True, fast=fast, max_pixels=MAX_PIXELS)
+    placement, frame = prepare(save(LARGE, "JPEG"))
+    assert placement.image == (753, 1001)
+    assert frame.shape == (*placement.frame, 3) == (64, 64, 3)
+    corners = np.array([[0, placement.top, 64, placement.top + placement.resized[0]]], np.float32)
+    assert to_image(corners, placement).tolist() == [[0, 0, 1001, 753]]
+
+
+def test_fast_decoding_limits_the_pixels_of_the_original():
+    with pytest.raises(TooManyPixels, match="1001x753"):
+        decode_near(save(LARGE, "JPEG"), 1001 * 753 - 1, 10)

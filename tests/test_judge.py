@@ -39,8 +39,10 @@ def judged(device: fakes.Device, batch: int, tmp_path):
     return judge.figures(fakes.Backend(device), tmp_path, tmp_path / "w.pt", MODEL, "fp32", Pictures(), batch)
 
 
-@pytest.mark.parametrize(("batch", "shapes"), [(2, [2, 2, 1]), (8, [3, 2]), (1, [1] * 5)])
-def test_engine_gets_batches_of_one_shape_and_the_reference_one_image_at_a_time(tmp_path, reference, batch, shapes):
+@pytest.mark.parametrize(("batch", "shapes"), [(2, [2, 1, 1, 1]), (8, [3, 1, 1]), (1, [1] * 5)])
+def test_engine_gets_batches_of_one_shape_every_other_one_image_by_image_and_the_reference_always_so(
+    tmp_path, reference, batch, shapes
+):
     device = fakes.Device(fakes.ROWS)
     figures = judged(device, batch, tmp_path)
     assert (figures.images, figures.agreement, figures.rows_agreement) == (5, 1, 1)

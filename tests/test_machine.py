@@ -1,11 +1,16 @@
 """What the host lets this process use."""
 
+import ctypes
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from app import machine
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -76,3 +81,68 @@ def test_a_cpu_without_a_name_goes_by_its_kind(host, monkeypatch, files):
     host(2, files)
     monkeypatch.setattr(machine.platform, "processor", lambda: "")
     assert machine.cpu_name() == machine.platform.machine() != ""
+
+
+# Memory
+
+FAULTS = """
+import resource, sys, threading
+import numpy as np
+from app import machine
+
+if sys.argv[1] == "kept":
+    machine.keep_freed_memory()
+
+def batches(count):
+    for _ in range(count):
+        [np.ones(3 << 20, np.uint8) for _ in range(4)]
+
+def images():
+    batches(3)  # as malloc finds its way
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    batches(20)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+images()
+thread = threading.Thread(target=images)
+thread.start()
+thread.join()
+"""
+
+
+def page_faults(how: str) -> list[int]:
+    """Of 20 times four images of 3 MB, in the main thread and in another, in a process of its own."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", FAULTS, how]
+    ended = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    return [int(line) for line in ended.stdout.split()]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_memory_that_is_kept_is_not_found_anew_for_every_image():
+    as_it_comes, kept = page_faults("as it comes"), page_faults("kept")
+    assert min(as_it_comes) > 60  # with pages of 4 KB it is 61,000, with huge ones 120
+    for before, after in zip(as_it_comes, kept, strict=True):
+        assert after < before / 10
+
+
+def test_a_c_library_without_the_knob_is_left_alone(monkeypatch):
+    class Musl:
+        """It has no mallopt; asking for it is an AttributeError, as of every library."""
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Musl())
+    machine.keep_freed_memory()
+
+
+def test_the_knobs_are_those_of_malloc_h_and_within_what_glibc_takes(monkeypatch):
+    """Over half a heap, 32 MiB, mallopt refuses M_MMAP_THRESHOLD."""
+    given: dict[int, int] = {}
+
+    class Glibc:
+        mallopt = staticmethod(given.__setitem__)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Glibc())
+    machine.keep_freed_memory()
+    assert given.keys() == {-3, -1}
+    assert 16 << 20 <= given[-3] <= 32 << 20
+    assert given[-1] > given[-3]

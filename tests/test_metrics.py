@@ -4,7 +4,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from app.metrics import STAGES, Engine, Metrics
+from app.errors import NotReady, ServiceError
+from app.metrics import REFUSALS, STAGES, Engine, Metrics
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
 SERIES = {  # name on /metrics: (type, labels); dashboards and alerts rely on them
@@ -88,6 +89,14 @@ def test_an_engine_is_announced_with_all_that_it_is():
     assert (rate.value, rate.labels) == (123.5, {"model": "pets", "engine": "pets-fp32"})
     (gate,) = families["yolopard_gate"].samples
     assert (gate.value, gate.labels["figure"]) == (0.995, "agreement")
+
+
+def test_refusals_are_counted_from_the_start_so_that_a_rate_sees_the_first_one():
+    metrics = Metrics()
+    metrics.announce(ENGINE, 1, {})
+    counted = {(s.labels["reason"], s.value) for s in scraped(metrics)["yolopard_rejected_total"].samples}
+    assert counted == {(reason, 0) for reason in REFUSALS}
+    assert all(error.code in REFUSALS for error in ServiceError.__subclasses__() if error is not NotReady)
 
 
 def test_two_servers_in_one_process_count_apart():

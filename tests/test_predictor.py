@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import threading
+import time
+from types import SimpleNamespace
 
 import fakes
 import numpy as np
@@ -9,9 +12,10 @@ import pytest
 
 from app.batcher import Batcher
 from app.errors import DeadlineExceeded, Overloaded, UndecodableImage
+from app.images import Preparation
 from app.metrics import Metrics
 from app.model import ModelInfo
-from app.predictor import Predictor, random
+from app.predictor import FEW, HOPEFUL, LEARN, Predictor, random
 from app.results import Thresholds
 
 
@@ -19,22 +23,41 @@ from app.results import Thresholds
 async def make(device, second):
     made = []
 
-    def start(*, static=False, rect=True, max_pending=2, rate=10.0, shadow=0.0, engines=("fake",)) -> Predictor:
+    def start(
+        *,
+        static=False,
+        rect=True,
+        fast_decode=False,
+        max_pending=2,
+        rate=10.0,
+        shadow=0.0,
+        engines=("fake",),
+        threads=2,
+        shares_cores=True,
+    ) -> Predictor:
         metrics = Metrics()
         batchers = {}
         for name, each in zip(engines, (device, second), strict=False):
-            batchers[name] = Batcher(each, lanes=1, max_batch=4, max_wait_s=0, metrics=metrics, model="pets", name=name)
+            batchers[name] = Batcher(
+                each,
+                lanes=1,
+                capacity=fakes.capacity(4, device_s=4 / rate),
+                one_device=not shares_cores,
+                max_wait_s=0,
+                metrics=metrics,
+                model="pets",
+                name=name,
+            )
             batchers[name].start()
         model = ModelInfo("pets", "detect", fakes.NAMES, stride=32, imgsz=64, static_shape=static)
         predictor = Predictor(
             model,
+            Preparation(64, 32, rect and not static, fast_decode, 10**6),
             batchers,
             metrics,
-            threads=2,
-            rect=rect,
-            max_pixels=10**6,
+            threads=threads,
             max_pending=max_pending,
-            images_per_second=rate,
+            shares_cores=shares_cores,
             shadow=shadow,
         )
         made.append(predictor)
@@ -92,20 +115,183 @@ async def test_passed_deadline_is_an_error_of_its_own(make, sample):
 
 async def test_overload_is_refused_at_once_at_the_door(make):
     predictor = make(max_pending=2)
-    with predictor.admitted(), predictor.admitted():
+    with predictor.admitted(10), predictor.admitted(10):
         assert predictor.pending == 2
-        with pytest.raises(Overloaded), predictor.admitted():
+        with pytest.raises(Overloaded, match=r"^2 requests are being answered already"), predictor.admitted(10):
             pass
+        assert predictor.pending == 2
     assert predictor.pending == 0
-    with predictor.admitted():
+    with predictor.admitted(10):
         pass
 
 
-async def test_retry_after_is_the_time_that_the_pending_ones_take(make):
-    predictor = make(max_pending=100, rate=0.5)
+async def test_a_place_is_given_back_by_a_request_that_fails(make):
+    predictor = make()
+    with pytest.raises(KeyError), predictor.admitted(10):
+        raise KeyError
+    assert predictor.pending == 0
+
+
+# How long an answer takes: decoding on all cores and the engine, for every image on its way.
+
+DECODE_S = 6.0  # of an image on one core, so 3 s on two; the engine takes 2 s
+
+
+async def on_their_way(predictor: Predictor, device: fakes.Device, sample: bytes, count: int) -> list[asyncio.Task]:
+    """So many images between the door and their answers: one is on the device and the others wait for it."""
+    device.gate.clear()
+    tasks = [asyncio.create_task(predictor.predict(sample, Thresholds(), soon(), ["fake"])) for _ in range(count)]
+    await device.until_busy()
+    (batcher,) = predictor._batchers.values()
+    while batcher.depth() + len(batcher._flying) < count:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    predictor._decode_s = DECODE_S
+    return tasks
+
+
+@pytest.mark.parametrize(
+    ("shares_cores", "count", "seconds"), [(True, 1, 5), (True, 3, 15), (False, 1, 3), (False, 3, 9)]
+)
+async def test_retry_after_is_the_time_that_the_images_on_their_way_take(
+    make, device, sample, shares_cores, count, seconds
+):
+    """Where decoding and the engine share the cores their times add up, else the longer one counts."""
+    predictor = make(rate=0.5, shares_cores=shares_cores)
     assert predictor.retry_after_s == 1
-    with predictor.admitted(), predictor.admitted():
-        assert predictor.retry_after_s == 4
+    tasks = await on_their_way(predictor, device, sample, count)
+    assert predictor.retry_after_s == seconds
+    device.gate.set()
+    await asyncio.gather(*tasks)
+    assert predictor.retry_after_s == 1
+
+
+async def test_an_engine_slower_than_decoding_sets_the_pace(make, device, sample):
+    predictor = make(rate=0.4, shares_cores=False)
+    tasks = await on_their_way(predictor, device, sample, 3)
+    predictor._decode_s = 1.0
+    assert predictor.retry_after_s == 8  # 7.5 s
+    device.gate.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_decoding_counts_for_all_the_cores_that_do_it(make, device, sample):
+    predictor = make(rate=1000, threads=4, shares_cores=False)
+    tasks = await on_their_way(predictor, device, sample, 2)
+    assert predictor.retry_after_s == 3
+    device.gate.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_what_would_hardly_be_answered_in_time_is_refused_and_the_others_are_unharmed(make, device, sample):
+    predictor = make(rate=0.5, shares_cores=False, max_pending=10)
+    tasks = await on_their_way(predictor, device, sample, 2)  # 6 s
+    with predictor.admitted(6 / HOPEFUL + 0.001):
+        refused = pytest.raises(Overloaded, match=r"an answer takes 6\.0 s at present, and the deadline is 7\.499 s")
+        with refused, predictor.admitted(6 / HOPEFUL - 0.001):
+            pass
+        assert predictor.pending == 1
+    device.gate.set()
+    answers = await asyncio.gather(*tasks)
+    assert [len(prediction.detections) for (prediction,) in answers] == [2, 2]
+    with predictor.admitted(0.001):  # nothing is on its way any more
+        pass
+
+
+async def test_however_slow_the_engine_seems_a_request_that_is_alone_is_admitted(make):
+    predictor = make(rate=0.001)
+    predictor._decode_s = 1000.0
+    with predictor.admitted(0.001), predictor.admitted(0.001):
+        assert predictor.retry_after_s == 1
+
+
+async def test_images_that_fail_are_on_their_way_no_more(make, device, sample):
+    predictor = make(rate=0.1)
+    with pytest.raises(UndecodableImage):
+        await predictor.predict(b"\xff\xd8\xffno", Thresholds(), soon(), ["fake"])
+    with pytest.raises(DeadlineExceeded):
+        await predictor.predict(sample, Thresholds(), asyncio.get_running_loop().time(), ["fake"])
+    device.gate.clear()
+    held = asyncio.create_task(predictor.predict(sample, Thresholds(), soon(), ["fake"]))
+    await device.until_busy()
+    assert predictor.retry_after_s > 1
+    held.cancel()
+    await asyncio.gather(held, return_exceptions=True)
+    assert predictor.retry_after_s == 1
+
+
+async def test_the_time_of_decoding_is_learned_from_every_image(make, sample, monkeypatch):
+    """CPU time: a thread that waits for a core takes nothing from the others."""
+    looks = iter([0.0, 2.0, 10.0, 14.0])
+    clock = SimpleNamespace(thread_time=lambda: next(looks), perf_counter=time.perf_counter)
+    monkeypatch.setattr("app.predictor.time", clock)
+    predictor = make()
+    await predictor.predict(sample, Thresholds(), soon(), ["fake"])
+    assert predictor._decode_s == pytest.approx(2 * LEARN)
+    await predictor.predict(sample, Thresholds(), soon(), ["fake"])
+    assert predictor._decode_s == pytest.approx(2 * LEARN * (1 - LEARN) + 4 * LEARN)
+
+
+# Finishing: few candidates in the loop, many on threads of their own
+
+
+def candidates(count: int) -> np.ndarray:
+    """Rows of so many boxes that do not touch, and ten fainter ones."""
+    rows = np.zeros((count + 10, 6), np.float32)
+    left = np.arange(count + 10) * 10
+    rows[:, 0], rows[:, 2], rows[:, 3] = left, left + 5, 5
+    rows[:count, 4], rows[count:, 4] = np.linspace(0.9, 0.5, count), 0.25
+    return rows
+
+
+@pytest.fixture
+def new_threads():
+    """The kinds of the threads begun since the test did; other tests' servers may have theirs."""
+    before = set(threading.enumerate())
+    return lambda: [thread.name.partition("_")[0] for thread in threading.enumerate() if thread not in before]
+
+
+@pytest.mark.parametrize(("count", "handed_over"), [(0, 0), (FEW, 0), (FEW + 1, 1), (300, 1)])
+async def test_many_candidates_are_finished_on_a_thread_and_few_are_not(
+    make, device, sample, new_threads, count, handed_over
+):
+    device.rows = candidates(count)
+    (prediction,) = await make().predict(sample, Thresholds(max_det=1000), soon(), ["fake"])
+    assert len(prediction.detections) == count
+    assert prediction.detections.scores == pytest.approx(device.rows[:count, 4])
+    assert prediction.timings.postprocess > 0
+    assert new_threads().count("finish") == handed_over
+
+
+async def test_candidates_are_those_over_the_request_s_own_threshold(make, device, sample, new_threads):
+    device.rows = candidates(FEW)
+    predictor = make()
+    await predictor.predict(sample, Thresholds(conf=0.3), soon(), ["fake"])
+    assert new_threads().count("finish") == 0
+    await predictor.predict(sample, Thresholds(conf=0.2), soon(), ["fake"])
+    assert new_threads().count("finish") == 1
+
+
+async def test_finishing_does_not_wait_for_images_that_are_yet_to_be_decoded(make, device, sample):
+    device.rows = candidates(100)
+    predictor, decoded = make(threads=2), threading.Event()
+    (task,) = await on_their_way(predictor, device, sample, 1)
+    for _ in range(10):
+        predictor._decoders.submit(decoded.wait, 30)
+    device.gate.set()
+    try:
+        (prediction,) = await asyncio.wait_for(task, 10)
+    finally:
+        decoded.set()
+    assert len(prediction.detections) == 100
+
+
+async def test_close_ends_the_threads(make, device, sample, new_threads):
+    device.rows = candidates(100)
+    predictor = make()
+    await predictor.predict(sample, Thresholds(), soon(), ["fake"])
+    assert set(new_threads()) >= {"decode", "finish"}
+    await predictor.close()
+    assert set(new_threads()).isdisjoint({"decode", "finish"})
 
 
 BOTH = ("fake", "pytorch")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.backends.pytorch import select_rows
-from app.results import Detections, Thresholds, nms, select
+from app.results import Detections, K, Thresholds, nms, select
 
 THRESHOLDS = [
     Thresholds(conf, iou, max_det, classes, agnostic)
@@ -141,6 +141,86 @@ def test_an_overlap_of_exactly_iou_stays():
     halves = np.array([[0, 0, 10, 10], [0, 0, 10, 5]], np.float32)
     assert nms(halves, 0.5, 300).tolist() == [0, 1]
     assert nms(halves, 0.499, 300).tolist() == [0]
+
+
+def greedy(boxes: np.ndarray, iou: float, max_det: int) -> list[int]:
+    """The rule in plain words: best first, a box stays unless it overlaps one that stays by more than `iou`."""
+    kept: list[int] = []
+    for i in range(len(boxes)):
+        if len(kept) < max_det and not any(overlap(boxes[j], boxes[i]) > iou for j in kept):
+            kept.append(i)
+    return kept
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> np.float32:
+    """IoU in float32, in the order of Ultralytics' own operations; no number where there is no area."""
+    zero = np.float32(0)
+    width = np.maximum(np.minimum(one[2], other[2]) - np.maximum(one[0], other[0]), zero)
+    height = np.maximum(np.minimum(one[3], other[3]) - np.maximum(one[1], other[1]), zero)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    both = width * height
+    with np.errstate(invalid="ignore"):
+        return both / (areas[0] + areas[1] - both)
+
+
+def clustered(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Boxes about a few centres."""
+    centres = rng.uniform(0, 640, (8, 2))[rng.integers(0, 8, count)] + rng.normal(0, 12, (count, 2))
+    halves = rng.uniform(4, 100, (count, 2))
+    return np.concatenate([centres - halves, centres + halves], 1).astype(np.float32)
+
+
+def degenerate(rng: np.random.Generator, count: int) -> np.ndarray:
+    """As `clustered`, but many have no area, are inside out, are the same, share a side, or are no numbers."""
+    boxes = clustered(rng, count)
+    for change in (
+        lambda box: box[[0, 1, 0, 1]],  # a point
+        lambda box: box[[0, 1, 0, 3]],  # a line
+        lambda box: box[[2, 3, 0, 1]],  # inside out
+        lambda box: box[[2, 1, 0, 3]],
+        lambda box: boxes[0],
+        lambda box: np.round(box / 32) * 32,
+        lambda box: np.where([True, False, False, False], np.nan, box),
+        lambda box: np.full(4, np.nan),
+        lambda box: np.zeros(4),
+    ):
+        for i in rng.integers(1, count, max(1, count // 16)):
+            boxes[i] = change(boxes[i])
+    return boxes
+
+
+@pytest.mark.parametrize("kind", [clustered, degenerate])
+@pytest.mark.parametrize(("iou", "max_det"), [(0.7, 300), (0.45, 20), (0, 300), (1, 300), (0.3, 1)])
+def test_nms_keeps_what_the_plain_greedy_rule_keeps(kind, iou, max_det):
+    for seed, count in enumerate((2, 3, 17, 60, 120)):
+        boxes = kind(np.random.default_rng(seed), count)
+        kept = nms(boxes, iou, max_det)
+        assert kept.dtype == np.int64
+        assert kept.tolist() == greedy(boxes, iou, max_det), (seed, count)
+
+
+@pytest.mark.parametrize("kind", [clustered, degenerate])
+def test_nms_of_as_many_boxes_as_there_are_rows_keeps_what_the_greedy_rule_keeps(kind):
+    boxes = kind(np.random.default_rng(77), K)
+    kept = nms(boxes, 0.6, 300)
+    assert 20 < len(kept) < K
+    assert kept.tolist() == greedy(boxes, 0.6, 300)
+
+
+def test_nms_goes_by_boxes_that_stay_and_not_by_those_that_went():
+    """The middle one goes for the first, and so the last one, which overlaps the middle one only, stays."""
+    chain = np.array([[0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]], np.float32)
+    assert nms(chain, 0.3, 300).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("max_det", [1, 300])
+def test_nms_of_nothing_is_nothing(max_det):
+    assert nms(np.zeros((0, 4), np.float32), 0.7, max_det).tolist() == []
+
+
+def test_nms_keeps_no_more_than_max_det_even_where_others_would_stay():
+    apart = np.array([[20 * i, 0, 20 * i + 10, 10] for i in range(9)], np.float32)
+    assert nms(apart, 0.7, 4).tolist() == [0, 1, 2, 3]
 
 
 def test_the_rows_are_left_as_they_were():

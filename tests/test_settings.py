@@ -17,6 +17,7 @@ SAMPLE = {  # a text of every field that is not its default, and the value it st
     "batch": ("16", 16),
     "precision": ("fp16", "fp16"),
     "backend": ("onnxruntime", "onnxruntime"),
+    "simulated_ms": ("5,6.9", "5,6.9"),
     "fallback": ("pytorch", "pytorch"),
     "gate_dir": ("/val", Path("/val")),
     "gate_fp32": ("0.5", 0.5),
@@ -28,6 +29,7 @@ SAMPLE = {  # a text of every field that is not its default, and the value it st
     "shadow": ("0.01", 0.01),
     "engines_dir": ("/var/engines", Path("/var/engines")),
     "rect": ("false", False),
+    "decode": ("fast", "fast"),
     "lanes": ("2", 2),
     "threads": ("4", 4),
     "host": ("0.0.0.0", "0.0.0.0"),
@@ -100,7 +102,8 @@ def test_a_lower_case_name_in_the_environment_is_refused(name):
         *[("batch", text) for text in ("0", "-1", "1025", "2.5", "many", "")],
         *[("precision", text) for text in ("fp8", "FP16", "")],
         *[("backend", text) for text in ("tensorflow", "")],
-        *[("rect", "maybe"), ("lanes", "0"), ("threads", "0")],
+        *[("simulated_ms", text) for text in ("", "5", "5,", "5,6,7", "-1,2", "5, 6", "a,b", "nan,1", "1e3,1", "5;6")],
+        *[("decode", "quick"), ("rect", "maybe"), ("lanes", "0"), ("threads", "0")],
         *[("port", "0"), ("port", "65536"), ("port", "http")],
         *[("max_wait_ms", text) for text in ("-1", "10001", "nan", "inf", "soon")],
         *[("deadline_ms", text) for text in ("0", "-5", "3600001", "nan")],
@@ -134,6 +137,11 @@ def test_settings_that_do_not_fit_together_are_refused_in_one_line_that_names_bo
     with pytest.raises(SettingsError) as caught:
         Settings.read(options, {})
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("text", ["0,0", "5,6.9", "12.5,0", "0005,1"])
+def test_the_times_of_the_simulated_engine_are_two_numbers(text):
+    assert Settings.read({"backend": "simulated", "simulated_ms": text}, {}).simulated_ms == text
 
 
 def test_settings_that_fit_together_may_be_the_same_engine_in_two_roles():

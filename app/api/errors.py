@@ -4,6 +4,7 @@ import orjson
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from app.errors import BadParameter, MethodNotAllowed, NotFound, RequestError, YolopardError
@@ -24,7 +25,7 @@ def explain_http(error: HTTPException, request: Request) -> YolopardError:
     return RequestError(str(error.detail))
 
 
-def explain_validation(error: RequestValidationError) -> BadParameter:
+def explain_validation(error: ValidationError | RequestValidationError) -> BadParameter:
     """One sentence for the parameters that are wrong."""
     problems = []
     for problem in error.errors():

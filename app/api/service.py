@@ -182,27 +182,28 @@ class Service:
         batchers = {deployed.name: self._open_batcher(deployed) for deployed in self.deployed}
         self._predictor = Predictor(
             model,
+            settings.preparation(model),
             batchers,
             self.metrics,
             threads=settings.threads or machine.cpus(),
-            rect=settings.rect,
-            max_pixels=settings.max_pixels,
             max_pending=settings.max_pending,
-            images_per_second=first.images_per_second,
+            shares_cores=not first.one_device,
             shadow=settings.shadow,
         )
-        log.info("ready: %s on %s, %.1f images per second alone", model.name, first.name, first.images_per_second)
+        rate, best = first.capacity.images_per_second, first.capacity.batch
+        log.info("ready: %s on %s, %.1f images per second alone in batches of %d", model.name, first.name, rate, best)
         self._on_ready(first)
 
     def _open_batcher(self, deployed: Deployed) -> Batcher:
         manifest = deployed.built.manifest
         figures = manifest.gate.figures.to_json() if manifest.gate.figures else {}
         known = {name: value for name, value in figures.items() if value is not None}
-        self.metrics.announce(deployed.labels, deployed.images_per_second, known)
+        self.metrics.announce(deployed.labels, deployed.capacity.images_per_second, known)
         batcher = Batcher(
             deployed.engine,
             lanes=deployed.lanes,
-            max_batch=manifest.fingerprint.batch,
+            capacity=deployed.capacity,
+            one_device=deployed.one_device,
             max_wait_s=self.settings.max_wait_ms / 1000,
             metrics=self.metrics,
             model=manifest.model.name,

@@ -19,8 +19,11 @@ PREFERRED = ("tensorrt", "openvino", "onnxruntime", "pytorch")  # for BACKEND=au
 class Engine(Protocol):
     """A loaded engine. `infer` is called from `lanes` threads at a time, each with its own lane number."""
 
-    def infer(self, lane: int, frames: Sequence[Pixels]) -> NDArray[np.float32]:
-        """N frames, uint8 [H, W, 3] RGB of one shape -> rows, float32 [n, K, 6] (app/graph.py)."""
+    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> NDArray[np.float32]:
+        """N frames, uint8 [H, W, 3] RGB of one shape -> rows, float32 [n, K, 6] (app/graph.py).
+
+        `alone` tells that no other batch runs or waits: all cores may work on this one.
+        """
 
     def device_seconds(self, lane: int) -> float | None:
         """What the device itself took for the lane's last batch; None where that is not told apart."""
@@ -49,7 +52,8 @@ class Backend(Protocol):
     """What a backend's module offers."""
 
     PRECISIONS: Sequence[str]  # the first is what "auto" takes
-    LANES: int  # unless LANES says otherwise
+    LANES: int | None  # unless LANES says otherwise; None: one a core
+    ONE_DEVICE: bool  # True: the lanes take turns on it; False: each has cores of its own
     STATIC: bool  # True: compiled for one shape of frame, imgsz x imgsz
 
     def require(self) -> None:
@@ -69,6 +73,11 @@ class Backend(Protocol):
 
         Raises EngineStale when it has to be built again.
         """
+
+
+def lanes(backend: Backend, asked: int | None, threads: int) -> int:
+    """How many batches an engine works on at a time."""
+    return asked or backend.LANES or threads
 
 
 def get(name: str) -> Backend:

@@ -15,6 +15,7 @@ from app.images import Pixels
 
 PRECISIONS = ("fp32", "fp16", "int8")
 LANES = 1
+ONE_DEVICE = False
 STATIC = False
 
 _FILE = "model.onnx"
@@ -65,7 +66,7 @@ class OnnxruntimeEngine:
     def __init__(self, path: Path, threads: int) -> None:
         self._session = session(path, threads)
 
-    def infer(self, lane: int, frames: Sequence[Pixels]) -> NDArray[np.float32]:
+    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> NDArray[np.float32]:
         return np.asarray(self._session.run(["rows"], {"images": np.stack(frames)})[0])
 
     def device_seconds(self, lane: int) -> float | None:

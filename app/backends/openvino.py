@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from app import machine
 from app.backends import Recipe
+from app.backends.shapes import Shapes
 from app.images import Pixels
 
 PRECISIONS = ("fp32", "int8")
-LANES = 1
+LANES = None
+ONE_DEVICE = False
 STATIC = False
 
 _FILE = "model.xml"
@@ -48,24 +50,57 @@ def load(folder: Path, lanes: int, threads: int) -> "OpenvinoEngine":
 
 
 class OpenvinoEngine:
-    """One compiled model; a stream and an infer request for each lane."""
+    """One graph for frames of any shape; a quantized one is compiled for the shapes that come often as well."""
 
     def __init__(self, path: Path, lanes: int, threads: int) -> None:
-        options = {
-            "NUM_STREAMS": lanes,
-            "INFERENCE_NUM_THREADS": threads,
-            # The default is bfloat16 on CPUs that have it: twice as fast, and not FP32 (docs/decisions.md).
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
-        self._compiled = openvino.Core().compile_model(path, "CPU", options)
-        self._requests = [self._compiled.create_infer_request() for _ in range(lanes)]
+        self._path, self._lanes, self._threads = path, lanes, threads
+        self._core = openvino.Core()
+        self._any = self._compile(None)
+        quantized = any(node.get_type_name() == "FakeQuantize" for node in self._core.read_model(path).get_ops())
+        self._shapes = Shapes(self._compile) if quantized else None
 
-    def infer(self, lane: int, frames: Sequence[Pixels]) -> NDArray[np.float32]:
-        return np.asarray(self._requests[lane].infer({"images": np.stack(frames)}, share_inputs=True)["rows"])
+    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> NDArray[np.float32]:
+        compiled = self._any
+        if self._shapes and len(frames) == 1:
+            compiled = self._shapes.get(frames[0].shape) or compiled
+        return compiled.infer(lane, frames, alone)
 
     def device_seconds(self, lane: int) -> float | None:
         return None
 
     def close(self) -> None:
-        self._requests.clear()
-        del self._compiled
+        if self._shapes:
+            self._shapes.close()
+        del self._any, self._shapes
+
+    def _compile(self, shape: tuple[int, ...] | None) -> "Compiled":
+        model = self._core.read_model(self._path)
+        if shape:
+            model.reshape({model.input(0): (1, *shape)})
+        return Compiled(self._core, model, self._lanes, self._threads)
+
+
+class Compiled:
+    """Two ways through one graph: all cores on one batch, which answers soonest, and a stream for each lane, which
+    answers most.
+    """
+
+    def __init__(self, core: openvino.Core, model: openvino.Model, lanes: int, threads: int) -> None:
+        def requests(streams: int) -> list[openvino.InferRequest]:
+            options = {
+                "NUM_STREAMS": streams,
+                "INFERENCE_NUM_THREADS": max(threads, streams),
+                # The default is bfloat16 on CPUs that have it: twice as fast, and not FP32 (docs/decisions.md).
+                "INFERENCE_PRECISION_HINT": "f32",
+                "ENABLE_CPU_PINNING": False,
+            }
+            compiled = core.compile_model(model, "CPU", options)
+            return [compiled.create_infer_request() for _ in range(streams)]
+
+        self._of_lane = requests(lanes)
+        self._alone = requests(1)[0] if lanes > 1 else self._of_lane[0]
+
+    def infer(self, lane: int, frames: Sequence[Pixels], alone: bool) -> NDArray[np.float32]:
+        request = self._alone if alone else self._of_lane[lane]
+        batch = frames[0][None] if len(frames) == 1 else np.stack(frames)
+        return np.array(request.infer({"images": batch}, share_inputs=True, share_outputs=True)["rows"])

@@ -1,4 +1,6 @@
-"""PyTorch FP32 by Ultralytics: the reference every engine is checked against, and a slow fallback. On a GPU if any."""
+"""PyTorch by Ultralytics: in FP32 the reference every engine is checked against, and a slow fallback. On a GPU if any,
+and there in FP16 too, to compare with.
+"""
 
 import shutil
 from collections.abc import Sequence
@@ -16,13 +18,14 @@ from app.export import load_module
 from app.images import Pixels
 from app.results import K
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16") if torch.cuda.is_available() else ("fp32",)
 LANES = 1
+ONE_DEVICE = False
 STATIC = False
 
 MOST = 8  # images at a time: PyTorch gains nothing from more, and 64 at 1280 px would need a GPU of their own
 
-_FILE = "weights.pt"
+_FILES = {"fp32": "weights.pt", "fp16": "weights-half.pt"}  # the same weights
 
 
 def require() -> None:
@@ -40,35 +43,37 @@ def device() -> str:
 def build(recipe: Recipe) -> dict[str, Any]:
     if recipe.weights.suffix != ".pt":
         raise WeightsError(f"BACKEND=pytorch needs .pt weights, not {recipe.weights}")
-    shutil.copyfile(recipe.weights, recipe.folder / _FILE)
+    shutil.copyfile(recipe.weights, recipe.folder / _FILES[recipe.precision])
     return {}
 
 
 def load(folder: Path, lanes: int, threads: int) -> "PytorchEngine":
-    return open_weights(folder / _FILE, threads)
+    half = folder / _FILES["fp16"]
+    return open_weights(half if half.exists() else folder / _FILES["fp32"], threads, half=half.exists())
 
 
-def open_weights(weights: Path, threads: int) -> "PytorchEngine":
+def open_weights(weights: Path, threads: int, *, half: bool = False) -> "PytorchEngine":
     """The engine of .pt weights. The number of threads is the process's."""
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # FP32 means FP32
-    return PytorchEngine(load_module(weights))
+    return PytorchEngine(load_module(weights), half=half)
 
 
 class PytorchEngine:
     """The model's own forward and, in torch, the same selection of rows as the serving graph."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, *, half: bool = False) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._module = module.to(self._device)
+        self._dtype = torch.float16 if half else torch.float32
+        self._module = module.to(self._device, self._dtype)
 
-    def infer(self, lane: int, frames: Sequence[Pixels]) -> NDArray[np.float32]:
+    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> NDArray[np.float32]:
         return np.concatenate([self._infer(frames[i : i + MOST]) for i in range(0, len(frames), MOST)])
 
     def _infer(self, frames: Sequence[Pixels]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            pixels = torch.from_numpy(np.stack(frames)).to(self._device).permute(0, 3, 1, 2).float() / 255
-            return select_rows(self._module(pixels)[0]).cpu().numpy()
+            pixels = torch.from_numpy(np.stack(frames)).to(self._device).permute(0, 3, 1, 2).to(self._dtype) / 255
+            return select_rows(self._module(pixels)[0].float()).cpu().numpy()
 
     def device_seconds(self, lane: int) -> float | None:
         return None

@@ -38,6 +38,7 @@ __all__ = [
 
 PRECISIONS = ("fp16", "fp32", "int8")
 LANES = 2
+ONE_DEVICE = True
 STATIC = True
 
 OLDEST = (10, 12)

@@ -158,7 +158,7 @@ class TensorrtEngine:
         """Whether every size of batch runs as a CUDA graph."""
         return all(lane.captured for lane in self._lanes)
 
-    def infer(self, lane: int, frames: Sequence[Pixels]) -> NDArray[np.float32]:
+    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> NDArray[np.float32]:
         most = self._lanes[lane].layout.most
         parts = [self._lanes[lane].infer(frames[i : i + most]) for i in range(0, len(frames), most)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

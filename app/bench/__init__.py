@@ -1,0 +1,87 @@
+"""`yolopard bench`: what a server gives, and what its parts could."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from app.bench import engines, report
+from app.bench.alone import Alone, Open
+from app.bench.plan import Plan, measure, steps
+from app.bench.server import Server, started
+from app.errors import BenchFailed
+from app.images import sniff
+from app.settings import Settings
+
+__all__ = ["Plan", "compare", "run"]
+
+
+def run(settings: Settings, open_source: Open, *, url: str | None, images: Path, plan: Plan, out: Path) -> None:
+    """Measure, print the table, and leave report.md, report.json and report.png in `out`. Raises BenchFailed."""
+    files = read_images(images)
+    with ExitStack() as running:
+        if url is None:
+            print("starting a server", flush=True)
+            server, alone = (
+                running.enter_context(started(settings)),
+                running.enter_context(Alone(open_source, settings, files)),
+            )
+        else:
+            server, alone = Server(url), None
+            if not server.ready:
+                raise BenchFailed(f"{url} is not ready: is that the address of a running yolopard?")
+        with progress() as bar:
+            task = bar.add_task("", total=steps(plan))
+            found = measure(server, alone, files, plan, lambda name: bar.update(task, description=name, advance=1))
+    about = report.circumstances()
+    _write(out, "report", about, report.table(found), report.to_json(found, about), partial(report.plot, found))
+
+
+def read_images(path: Path) -> list[bytes]:
+    """The image files of a folder, or one file. Raises BenchFailed."""
+    try:
+        paths = [each for each in sorted(path.iterdir()) if each.is_file()] if path.is_dir() else [path]
+        files = [data for data in (each.read_bytes() for each in paths) if sniff(data)]
+    except OSError as error:
+        raise BenchFailed(f"{path}: {error.strerror}") from error
+    if not files:
+        raise BenchFailed(f"{path}: there is no image")
+    return files
+
+
+def progress() -> Progress:
+    """A bar that shows what is being done."""
+    return Progress(TextColumn("{task.description:45}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+
+def compare(settings: Settings, open_source: Open, *, images: Path, plan: Plan, out: Path) -> None:
+    """Every engine that can be built here, alone: the table, and engines.md, engines.json and engines.png in `out`."""
+    files, rows = read_images(images), engines.candidates()
+    with progress() as bar:
+        task = bar.add_task("", total=engines.steps(rows, plan.rounds))
+
+        def step(name: str) -> None:
+            bar.update(task, description=name, advance=1)
+
+        engines.measure(rows, settings, open_source, files, plan.seconds, plan.rounds, step)
+    about = report.circumstances()
+    content = (engines.table(rows), engines.to_json(rows, about), partial(engines.plot, rows))
+    _write(out, "engines", about, *content)
+
+
+def _write(
+    out: Path, name: str, about: dict[str, Any], table: str, json: bytes, plot: Callable[[str, Path], None]
+) -> None:
+    line = report.machine_line(about)
+    print(f"\n{line}\n\n{table}\n")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}.md").write_text(f"{line}\n\n{table}\n")
+        (out / f"{name}.json").write_bytes(json)
+        plot(line.partition(";")[0], out / f"{name}.png")
+    except OSError as error:
+        raise BenchFailed(f"{out}: {error.strerror}: give another folder with --out") from error
+    print(f"{out / name}.md, .json and .png")

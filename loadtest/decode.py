@@ -1,0 +1,69 @@
+"""What DECODE=fast gains, and what it does to the boxes.
+
+    .venv/bin/python loadtest/decode.py
+
+Demo scenes of 640x480, enlarged 2, 4 and 8 times as a camera of more pixels would give them, go as JPEGs through both
+ways of decoding and the demo model on OpenVINO FP32 at 640. Prints a Markdown table: CPU time of decode and letterbox,
+the share of exact decoding's boxes that fast decoding finds too, how far they are apart, and mAP50-95 of both.
+"""
+
+import runpy
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import cv2
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from app import backends, machine, parity  # noqa: E402
+from app.builder import Order, build, find  # noqa: E402
+from app.datasets import DEMO, Picture  # noqa: E402
+from app.images import Preparation  # noqa: E402
+from app.settings import DEMO_WEIGHTS, ENGINES_DIR  # noqa: E402
+
+SCENES, FIRST, QUALITY = 40, 700_000, 92
+
+
+def main() -> None:
+    machine.keep_freed_memory()
+    order = Order(str(DEMO_WEIGHTS), None, 8, "fp32", "openvino", ENGINES_DIR)
+    built = find(order) or build(order, lambda _: None)
+    model = built.manifest.model
+    engine = backends.get("openvino").load(built.folder, 1, machine.cpus())
+    ways = {
+        fast: Preparation(model.imgsz, model.stride, rect=True, fast=fast, max_pixels=10**9) for fast in (False, True)
+    }
+    scene = runpy.run_path(str(DEMO / "scenes.py"))["scene"]
+    print("| image | exact ms | fast ms | agreement | box px mean | box px at most | mAP50-95 exact | fast |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for times in (2, 4, 8):
+        gate, spent = parity.Gate("fp32"), {False: list[float](), True: list[float]()}
+        for seed in range(FIRST, FIRST + SCENES):
+            item = scene(seed, 640, 480)
+            image = cv2.resize(item.image, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
+            data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+            rows = {}
+            for fast, prepare in ways.items():
+                started = time.thread_time()
+                placement, frame = prepare(data)
+                spent[fast].append((time.thread_time() - started) * 1000)
+                rows[fast] = engine.infer(0, [frame])[0]
+            gate.add(Picture(image, item.boxes * times, item.classes), placement, rows[False], rows[True])
+        found = gate.figures()
+        cells = [
+            f"{640 * times}x{480 * times}",
+            *(f"{statistics.median(spent[fast]):.1f}" for fast in (False, True)),
+            f"{found.agreement:.2%}",
+            f"{found.box_px_mean:.3f}",
+            f"{found.box_px:.2f}",
+            f"{found.reference_map50_95:.4f}",
+            f"{found.map50_95:.4f}",
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,334 @@
+"""What Yolopard has promised of its speed, measured: one line a promise, with pass or falls short.
+
+    make peers && .venv/bin/python loadtest/targets.py [--only 1 4] [--rounds 5] [--markdown FILE]
+
+Everything runs on this machine, the load included, so every figure is a ratio taken in turns with what it is compared
+with, or counted by the server itself. Takes half an hour on two cores.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import compare
+import cv2
+import numpy as np
+import uvloop
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from app.__main__ import open_source  # noqa: E402
+from app.backends.simulated import SimulatedEngine  # noqa: E402
+from app.batcher import Batcher  # noqa: E402
+from app.bench.alone import Alone  # noqa: E402
+from app.bench.load import Target, closed_loop, multipart, open_loop  # noqa: E402
+from app.bench.report import circumstances, machine_line  # noqa: E402
+from app.bench.server import Server, started  # noqa: E402
+from app.capacity import Capacity  # noqa: E402
+from app.metrics import Metrics  # noqa: E402
+from app.settings import Settings  # noqa: E402
+
+median = statistics.median
+JPEG = compare.photo().read_bytes()
+YARDSTICK_MS = "4,6.93"  # yolov8m at 1280 on an A10G: 64 images in 447.5 ms, 143 a second
+SMALL_MS = "2,3.2083"  # 16 images in 53.3 ms, 300 a second
+
+
+@dataclass(frozen=True)
+class Line:
+    """One promise."""
+
+    item: int
+    text: str
+    measured: float
+    wanted: float
+    most: bool = False  # at most, rather than at least
+    unit: str = ""
+
+    @property
+    def kept(self) -> bool:
+        return self.measured <= self.wanted if self.most else self.measured >= self.wanted
+
+    def __str__(self) -> str:
+        bound = f"{'at most' if self.most else 'at least'} {self.wanted:g}{self.unit}"
+        verdict = "pass" if self.kept else "**falls short**"
+        return f"| {self.item} | {self.text} | {self.measured:.3g}{self.unit} | {bound} | {verdict} |"
+
+
+def settings(**given: object) -> Settings:
+    return Settings.read({name: str(value) for name, value in given.items()}, {})
+
+
+def ask(server: Server, seconds: float, clients: int, warm_up: float = 1.5):  # noqa: ANN201
+    return uvloop.run(
+        closed_loop(Target(f"{server.url}/v1/detect", [JPEG]), clients=clients, seconds=seconds, warm_up=warm_up)
+    )
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def all_but_the_engine(options: argparse.Namespace) -> Iterator[Line]:
+    """1: a simulated engine of 0 ms beside peers that run no model, and beside decode and letterbox alone."""
+    kinds = [kind for kind in compare.null_kinds() if kind.name in ("yolopard simulated", "litserve", "mosec")]
+    ceiling: list[float] = []
+    with Alone(open_source, settings(backend="simulated"), [JPEG]) as alone:
+        ours, *peers = compared(kinds, 32, options, lambda: ceiling.append(alone.decode(options.seconds)))
+    for peer in peers:
+        yield Line(
+            1, f"all but the engine, 32 clients, against {peer.kind.name}", compare.ratio(peer, ours), 2.5, unit=" x"
+        )
+    share = median(rate / most for rate, most in zip(ours.rates(), ceiling, strict=True))
+    yield Line(1, f"the same against decode and letterbox alone ({median(ceiling):.0f}/s)", share, 0.80)
+
+
+def with_the_engine(options: argparse.Namespace) -> Iterator[Line]:
+    """2: real engines, 8 clients."""
+    kinds = [kind for kind in compare.real_kinds(compare.WEIGHTS) if kind.name.startswith(("yolopard", "fastapi"))]
+    engines: dict[str, list[float]] = {"fp32": [], "int8": []}
+    decode: list[float] = []
+    own = {name: settings(backend="openvino", precision=name) for name in engines}
+    with Alone(open_source, own["fp32"], [JPEG]) as fp32_alone, Alone(open_source, own["int8"], [JPEG]) as int8_alone:
+
+        def parts() -> None:
+            engines["fp32"].append(fp32_alone.engine(options.seconds))
+            engines["int8"].append(int8_alone.engine(options.seconds))
+            decode.append(fp32_alone.decode(options.seconds))
+
+        fp32, int8, pytorch, openvino = compared(kinds, 8, options, parts)
+    yield Line(2, "served FP32 against FastAPI + ultralytics .pt", compare.ratio(pytorch, fp32), 2.7, unit=" x")
+    yield Line(2, "served FP32 against FastAPI + ultralytics OpenVINO", compare.ratio(openvino, fp32), 1.3, unit=" x")
+    yield Line(2, "served INT8 against FastAPI + ultralytics .pt", compare.ratio(pytorch, int8), 4.8, unit=" x")
+    for server, name in ((fp32, "fp32"), (int8, "int8")):
+        rounds = list(zip(server.rates(), engines[name], decode, strict=True))
+        share = median(rate / engine for rate, engine, _ in rounds)
+        text = (
+            f"served {name.upper()} ({median(server.rates()):.1f}/s) over engine alone ({median(engines[name]):.1f}/s)"
+        )
+        yield Line(2, text, share, 0.90)
+        share = median(rate * (1 / engine + 1 / images) for rate, engine, images in rounds)
+        yield Line(2, f"served {name.upper()} over engine and decoding on the same cores", share, 0.97)
+
+
+def one_client(options: argparse.Namespace) -> Iterator[Line]:
+    """3: all cores on one image when idle, one image a core when busy."""
+    for precision in ("fp32", "int8"):
+        own = settings(backend="openvino", precision=precision)
+        added, gains = [], []
+        with started(own) as server, Alone(open_source, own, [JPEG]) as alone:
+            ask(server, 3, 1)
+            for _ in range(options.rounds):
+                latency = alone.latency(options.seconds)
+                run = ask(server, options.seconds, 1, 0.5)
+                added.append((run.percentile(50) - latency) * 1000)
+                gains.append(ask(server, options.seconds, 8).images_per_second / run.images_per_second)
+                tell(
+                    f"3: {precision}: {latency * 1000:.1f} ms alone, {added[-1]:+.2f} ms served, {gains[-1]:.2f} x by 8"
+                )
+        yield Line(
+            3, f"one client, {precision.upper()}: p50 over decode and engine alone", median(added), 1.5, True, " ms"
+        )
+        yield Line(3, f"8 clients, {precision.upper()}: images/s over one client's", median(gains), 1.0, unit=" x")
+
+
+def simulated_gpus(options: argparse.Namespace) -> Iterator[Line]:
+    """4: whether these cores can feed a GPU."""
+    cases = (
+        (
+            "yolov8m on an A10G, 1280, batch 64, 143/s",
+            {"simulated_ms": YARDSTICK_MS, "imgsz": 1280, "batch": 64},
+            192,
+            143,
+            0.95,
+        ),
+        ("300/s, 640, batch 16", {"simulated_ms": SMALL_MS, "imgsz": 640, "batch": 16}, 64, 300, 0.90),
+    )
+    for text, given, clients, rate, wanted in cases:
+        with started(settings(backend="simulated", **given)) as server:
+            shares = []
+            for _ in range(options.rounds):
+                shares.append(ask(server, 2 * options.seconds, clients, 3).images_per_second / rate)
+                tell(f"4: {text}: {shares[-1]:.3f}")
+        yield Line(4, f"simulated GPU, {text}", median(shares), wanted)
+
+
+def overload(options: argparse.Namespace) -> Iterator[Line]:
+    """5: three times as much as it can do."""
+    deadline_ms = 1000
+    with started(settings(backend="openvino", precision="int8")) as server:
+        peaks = [ask(server, options.seconds, clients).images_per_second for clients in (8, 16, 8)]
+        target = Target(f"{server.url}/v1/detect", [JPEG], headers={"X-Deadline-Ms": str(deadline_ms)})
+        uvloop.run(open_loop(target, rate=3 * max(peaks), seconds=10))
+        before = server.counters().resident_bytes
+        run = uvloop.run(open_loop(target, rate=3 * max(peaks), seconds=60, warm_up=2))
+        after = server.counters().resident_bytes
+        peaks += [ask(server, options.seconds, clients).images_per_second for clients in (8, 16, 8)]
+        tell(f"5: peaks {peaks}; {dict(run.statuses)}; sent up to {max(run.lateness) * 1000:.0f} ms late")
+    peak = median(peaks)
+    yield Line(5, f"3 x {peak:.0f}/s for 60 s: answered over peak", run.images_per_second / peak, 0.95)
+    yield Line(5, "the same: p99 of what was accepted", run.percentile(99) * 1000, deadline_ms, True, " ms")
+    yield Line(5, "the same: p99 of refusals", run.percentile(99, 503) * 1000, 10, True, " ms")
+    yield Line(
+        5,
+        "the same: answers other than 200, 503 and 504",
+        sum(run.statuses.values()) - sum(run.statuses[s] for s in (200, 503, 504)),
+        0,
+        True,
+    )
+    yield Line(5, "the same: memory grown to", after / before, 1.05, True, " x")
+
+
+def soak(options: argparse.Namespace) -> Iterator[Line]:
+    """6: 100,000 requests, good and bad, of all kinds."""
+    bodies = mixed_bodies()
+    with started(settings(backend="simulated", max_body_bytes=2_000_000)) as server:
+
+        def part(requests: int) -> dict[int, int]:
+            statuses: dict[int, int] = {}
+            done = 0
+            while done < requests:
+                for target in bodies(server.url):
+                    run = uvloop.run(closed_loop(target, clients=8, seconds=1.0, warm_up=0))
+                    done += run.requests
+                    for status, count in run.statuses.items():
+                        statuses[status] = statuses.get(status, 0) + count
+            return statuses
+
+        statuses = part(10_000)
+        first = usage(server)
+        more = part(90_000)
+        last = usage(server)
+        tell(f"6: {statuses} then {more}; {first} then {last}")
+    errors = sum(count for each in (statuses, more) for status, count in each.items() if status >= 500 or status == 0)
+    yield Line(6, f"{sum(statuses.values()) + sum(more.values())} mixed requests: 5xx, or none at all", errors, 0, True)
+    yield Line(6, "the same: memory after all over memory after 10,000", last[0] / first[0], 1.05, True, " x")
+    yield Line(
+        6, "the same: threads and files more than after 10,000", last[1] - first[1] + last[2] - first[2], 0, True
+    )
+
+
+def usage(server: Server) -> tuple[int, int, int]:
+    """Resident bytes, threads and open files of a server that has nothing to do."""
+    time.sleep(2)  # connections of the load that has ended are closed by then
+    folder = Path(f"/proc/{server.pid}")
+    resident = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident, len(list((folder / "task").iterdir())), len(list((folder / "fd").iterdir()))
+
+
+def mixed_bodies() -> Callable[[str], list[Target]]:
+    """Small and large, JPEG, PNG, WebP and BMP, one and many, and what is no image at all."""
+    rng = np.random.default_rng(0)
+    noise = cv2.GaussianBlur(rng.integers(0, 255, (1500, 2000, 3), np.uint8), (0, 0), 9)
+    sizes = ((64, 48), (320, 240), (640, 480), (1280, 720), (2000, 1500))
+    files = [cv2.imencode(kind, cv2.resize(noise, size))[1].tobytes() for size in sizes for kind in (".jpg", ".webp")]
+    files += [
+        cv2.imencode(kind, cv2.resize(noise, size))[1].tobytes() for size in sizes[:3] for kind in (".png", ".bmp")
+    ]
+    bad = [files[4][:2000], b"no image", b"\xff\xd8\xff" + bytes(2000), bytes(2_500_000), b"x"]
+    many, kind = multipart(files[:6])
+
+    def targets(url: str) -> list[Target]:
+        path = f"{url}/v1/detect"
+        return [
+            Target(path, files),
+            Target(f"{path}?conf=0.6&classes=0", files[:4]),
+            Target(path, [many], kind, images=6),
+            Target(path, bad),
+            Target(path, [many[:-30]], kind),
+            Target(f"{path}?conf=7", files[:1]),
+            Target(f"{path}?format=image", files[2:4]),
+        ]
+
+    return targets
+
+
+def own_cost(options: argparse.Namespace) -> Iterator[Line]:
+    """7: the batcher, and a server with nothing to do."""
+    yield Line(
+        7, "the batcher's own CPU an image, 64 waiting, batches of 16", uvloop.run(batcher_us()), 30, True, " us"
+    )
+    for given in ({"backend": "simulated"}, {"backend": "openvino"}):
+        with started(settings(**given)) as server:
+            ask(server, 2, 8)
+            time.sleep(3)
+            before, seconds = server.counters().cpu_s, 10
+            time.sleep(seconds)
+            share = (server.counters().cpu_s - before) / seconds
+        yield Line(7, f"CPU of an idle server ({given['backend']}), of a core", share * 100, 1, True, " %")
+
+
+async def batcher_us() -> float:
+    """Microseconds of CPU that an image costs between submit and answer, with an engine that does nothing."""
+    sizes = (1, 16)
+    batcher = Batcher(
+        SimulatedEngine(0, 0, 640, 1),
+        lanes=1,
+        capacity=Capacity(sizes, (0.001, 0.001), (0, 0)),
+        one_device=True,
+        max_wait_s=0,
+        metrics=Metrics(),
+        model="m",
+        name="e",
+    )
+    batcher.start()
+    frame = np.zeros((64, 64, 3), np.uint8)
+
+    async def client(count: int) -> None:
+        for _ in range(count):
+            await batcher.submit(frame, asyncio.get_running_loop().time() + 60)
+
+    async def clients(count: int) -> float:
+        started = time.process_time()
+        await asyncio.gather(*(client(count) for _ in range(64)))
+        return (time.process_time() - started) / (64 * count) * 1e6
+
+    await clients(50)
+    cost = median([await clients(200) for _ in range(5)])
+    await batcher.close()
+    return cost
+
+
+def compared(
+    kinds: list[compare.Kind], clients: int, options: argparse.Namespace, each_round: Callable[[], None]
+) -> list[compare.Server]:
+    asked = argparse.Namespace(port=18300, rounds=options.rounds, clients=clients, seconds=options.seconds)
+    return compare.measure(kinds, JPEG, asked, each_round)
+
+
+ITEMS = {1: all_but_the_engine, 2: with_the_engine, 3: one_client, 4: simulated_gpus, 5: overload, 6: soak, 7: own_cost}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="What Yolopard has promised of its speed, measured")
+    parser.add_argument("--only", type=int, nargs="+", choices=ITEMS, default=list(ITEMS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4, help="of a run")
+    parser.add_argument("--markdown", type=Path, help="a file for the table")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    compare.CACHE.mkdir(exist_ok=True)
+    lines = ["| item | what | measured | wanted | |", "| --- | --- | --- | --- | --- |"]
+    kept = True
+    for item in options.only:
+        for line in ITEMS[item](options):
+            tell(str(line))
+            lines.append(str(line))
+            kept &= line.kept
+    text = "\n".join([machine_line(circumstances()), "", *lines]) + "\n"
+    print(text, end="")
+    if options.markdown:
+        options.markdown.write_text(text)
+    return int(not kept)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,364 @@
+"""deploy/: the dashboard and the alerts, by themselves and against Debian's Prometheus with a real server."""
+
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from conftest import Live
+from prometheus_client.parser import text_string_to_metric_families
+from test_gpu import Driver
+from test_metrics import used
+
+from app import errors, gpu
+from app.api.service import Service
+from app.build_process import BuildProcess
+from app.builder import Order
+from app.errors import BackendUnavailable
+from app.metrics import STAGES
+from app.settings import DEMO_WEIGHTS, Settings
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/yolopard.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+TARGETS = [(panel["title"], target) for panel in PANELS for target in panel["targets"]]
+RULES = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"][0]["rules"]
+ALERTS = {rule["alert"] for rule in RULES}
+CASES = yaml.safe_load((DEPLOY / "prometheus/alerts_test.yml").read_text())["tests"]
+RUNBOOK = (DEPLOY / "alerts.md").read_text()
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+IMGSZ = 160  # small: it is the numbers' way that is tested here
+HOUSE = 4  # MAX_PENDING
+KEYWORDS = {"and", "or", "unless", "on", "by", "ignoring", "group_left", "offset"}
+
+promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="Debian's prometheus is not installed")
+prometheus_too = pytest.mark.skipif(shutil.which("prometheus") is None, reason="Debian's prometheus is not installed")
+
+
+# The files by themselves
+
+
+@promtool
+@pytest.mark.parametrize(
+    "command",
+    ["check config prometheus.yml", "check rules --lint-fatal alerts.yml", "test rules alerts_test.yml"],
+)
+def test_promtool_is_content(command):
+    ran = subprocess.run(
+        ["promtool", *command.split()], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_every_alert_is_seen_firing_and_not_firing():
+    asked = [case for group in CASES for case in group["alert_rule_test"]]
+    assert {case["alertname"] for case in asked if case["exp_alerts"]} == ALERTS
+    assert {case["alertname"] for case in asked if not case["exp_alerts"]} == ALERTS
+
+
+def test_every_alert_says_how_bad_it_is_and_has_its_paragraph():
+    assert re.findall(r"^## (.*)$", RUNBOOK, re.MULTILINE) == [rule["alert"] for rule in RULES]
+    for rule in RULES:
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert rule["annotations"].keys() == {"summary", "description", "runbook"}
+        assert rule["annotations"]["runbook"] == f"deploy/alerts.md#{rule['alert'].lower()}"
+
+
+def test_runbook_and_panels_name_each_other_rightly():
+    titles = {panel["title"].removesuffix(": $engine") for panel in PANELS}
+    named = {" ".join(name.split()) for name in re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", RUNBOOK)}
+    assert named - {"like this"} <= titles
+    assert set(re.findall(r"\bYolopard[A-Z]\w+", json.dumps(DASHBOARD))) <= ALERTS
+
+
+def test_links_of_the_runbook_lead_somewhere():
+    for file, heading in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", RUNBOOK):
+        assert (DEPLOY / file).exists()
+        assert not heading or f"## {heading}\n" in RUNBOOK.lower()
+
+
+def known() -> dict[str, set[str]]:
+    """Every sample that a server may have, and its labels in Prometheus."""
+    metrics = used()
+    with pytest.MonkeyPatch.context() as patch:
+        see_a_gpu(patch)
+        metrics.add(gpu.open_gpu())
+        text = metrics.render("")[0].decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    labels = {sample.name: {*sample.labels, "job", "instance"} for sample in samples}
+    return labels | {"up": {"job", "instance"}, "ALERTS": {"alertname", "alertstate"}}
+
+
+def see_a_gpu(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(gpu, "pynvml", Driver(["GPU-aaaa"]))
+    patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def metrics_of(expr: str) -> set[str]:
+    bare = re.sub(r'"[^"]*"', "", expr)
+    bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\b(?:by|on|ignoring|group_left) \([^)]*\)", " ", bare)
+    return set(re.findall(r"\b[a-zA-Z_]\w*\b(?! *\()", bare)) - KEYWORDS
+
+
+@pytest.mark.parametrize("expr", [*(t["expr"] for _, t in TARGETS), *(rule["expr"] for rule in RULES)])
+def test_every_metric_and_label_that_is_asked_for_exists(expr):
+    labels = known()
+    assert metrics_of(expr)
+    assert metrics_of(expr) <= labels.keys()
+    for name, matchers in re.findall(r"(\w+)\{([^}]*)\}", expr):
+        assert set(re.findall(r"(\w+) *(?:=~|!~|!=|=)", matchers)) <= labels[name]
+
+
+@pytest.mark.parametrize(
+    "reason", re.findall(r'reason="(\w+)"', json.dumps([rule["expr"] for rule in RULES]).replace("\\", ""))
+)
+def test_reasons_that_alerts_look_for_are_those_that_are_counted(reason):
+    assert reason in {error.code for error in errors.ServiceError.__subclasses__()}
+
+
+@pytest.mark.parametrize("series", [entry["series"] for case in CASES for entry in case["input_series"]])
+def test_alerts_are_tested_with_series_as_they_are(series):
+    name, labels = re.fullmatch(r"(\w+)\{(.*)\}", series).groups()
+    assert set(re.findall(r'(\w+)="', labels)) == known()[name]
+
+
+def test_panels_lie_side_by_side_each_with_an_id_and_a_description():
+    seen = set()
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & seen, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        seen |= cells
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    assert all(len(panel["description"]) > 40 for panel in PANELS)
+
+
+def test_dashboard_asks_the_data_source_that_is_provisioned():
+    (source,) = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    asked = [entry["datasource"] for entry in (*PANELS, *DASHBOARD["templating"]["list"])]
+    assert {(at["type"], at["uid"]) for at in asked} == {(source["type"], source["uid"])}
+    assert source["url"] == f"http://prometheus:{COMPOSE['prometheus']['ports'][0].rpartition(':')[2]}"
+
+
+def mounted(service: str, target: str) -> Path:
+    (source,) = [v.split(":")[0] for v in COMPOSE[service]["volumes"] if v.split(":")[1] == target]
+    return ROOT / source
+
+
+def test_compose_mounts_rules_and_dashboard_where_they_are_looked_for():
+    (provider,) = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/yolopard.yml").read_text())["providers"]
+    assert (mounted("grafana", provider["options"]["path"]) / "yolopard.json").is_file()
+    assert (mounted("grafana", "/etc/grafana/provisioning") / "dashboards/yolopard.yml").is_file()
+    rules = yaml.safe_load((mounted("prometheus", "/etc/prometheus") / "prometheus.yml").read_text())["rule_files"]
+    assert [(mounted("prometheus", "/etc/prometheus") / rule).is_file() for rule in rules] == [True]
+
+
+# Against a server that falls back to ONNX Runtime, with PyTorch beside it and a stand-in for a GPU
+
+
+class Missing:
+    """The backend that was asked for."""
+
+    def run(self, report: Callable[..., None]) -> None:
+        raise BackendUnavailable("there is no GPU")
+
+    def cancel(self) -> None:
+        pass
+
+
+def eventually(done: Callable[[], Any], seconds: float, what: Callable[[], object] = lambda: "") -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def live(engines) -> Iterator[Live]:
+    settings = Settings(
+        backend="tensorrt", fallback="onnxruntime", compare="pytorch", shadow=1, imgsz=IMGSZ, max_pending=HOUSE
+    )
+
+    def source(backend: str) -> Missing | BuildProcess:
+        order = Order(str(DEMO_WEIGHTS), IMGSZ, settings.batch, "auto", backend, engines)
+        return Missing() if backend == "tensorrt" else BuildProcess(order)
+
+    with pytest.MonkeyPatch.context() as patch:
+        see_a_gpu(patch)
+        live = Live(Service(settings, source, on_ready=lambda _: None, on_failure=lambda: None))
+        try:
+            eventually(lambda: live.service.ready or live.service.failure, 120)
+            assert live.service.failure is None
+            yield live
+        finally:
+            live.stop()
+
+
+def ask_in_many_ways(live: Live, sample: bytes) -> None:
+    """Images for one engine, the other and both, some at a time; and some that are not answered."""
+
+    def ask(content: bytes = sample, **more: Any) -> int:
+        return live.client.post("/v1/detect", content=content, **more).status_code
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(lambda _: ask(), range(6))) == [200] * 6
+    assert [ask(params={"engine": "pytorch"}), ask(params={"compare": "1"}), ask()] == [200] * 3
+    assert [ask(b"no image"), ask(headers={"X-Deadline-Ms": "0.001"})] == [422, 504]
+    slow = [socket.create_connection(("127.0.0.1", live.port)) for _ in range(HOUSE)]
+    for client in slow:  # bodies that do not come hold their places
+        client.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+    eventually(lambda: live.value("pending") == HOUSE, 10)
+    assert ask() == 503
+    for client in slow:
+        client.close()
+    eventually(lambda: live.value("pending") == 0, 10)
+
+
+class Prometheus:
+    """Debian's, on a port of its own, with deploy's configuration but for the target and the pace."""
+
+    def __init__(self, target: str, folder: Path) -> None:
+        config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
+        config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(DEPLOY / "prometheus" / name) for name in config["rule_files"]]
+        config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10)
+        self._log = folder / "log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    "prometheus",
+                    f"--config.file={folder / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={folder / 'data'}",
+                    f"--web.listen-address=127.0.0.1:{port}",
+                ],
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"GOMAXPROCS": "1"},
+            )
+
+    def ready(self) -> bool:
+        assert self._process.poll() is None, self._log.read_text()
+        try:
+            return self.client.get("/-/ready").is_success
+        except httpx.TransportError:
+            return False
+
+    def get(self, path: str, **params: Any) -> Any:
+        answer = self.client.get(f"/api/v1/{path}", params=params).json()
+        assert answer["status"] == "success", (params, answer)
+        return answer["data"]
+
+    def ask(self, target: dict[str, Any], engine: str = ".*", model: str = ".*") -> list[tuple[dict[str, str], float]]:
+        """The labels and last value of what Grafana would show, without NaN."""
+        expr = target["expr"].replace("$model", model).replace("$engine", engine).replace("$__rate_interval", "1m")
+        if target.get("instant"):
+            found = [(series["metric"], [series["value"]]) for series in self.get("query", query=expr)["result"]]
+        else:
+            now = time.time()
+            window = self.get("query_range", query=expr, start=now - 60, end=now, step=1)["result"]
+            found = [(series["metric"], series["values"]) for series in window]
+        return [(labels, float(values[-1][1])) for labels, values in found if math.isfinite(float(values[-1][1]))]
+
+    def panel(self, title: str) -> list[tuple[dict[str, str], float]]:
+        (panel,) = [panel for panel in PANELS if panel["title"] == title]
+        return [series for target in panel["targets"] for series in self.ask(target)]
+
+    def stop(self) -> None:
+        self.client.close()
+        self._process.terminate()
+        self._process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def prometheus(live, sample, tmp_path_factory) -> Iterator[Prometheus]:
+    """It has seen the server at work: every panel has something to show."""
+    prometheus = Prometheus(f"127.0.0.1:{live.port}", tmp_path_factory.mktemp("prometheus"))
+    try:
+        eventually(prometheus.ready, 20)
+        eventually(lambda: prometheus.get("query", query="up")["result"], 20)
+        empty = []
+
+        def seen() -> bool:
+            ask_in_many_ways(live, sample)
+            empty[:] = [title for title, target in TARGETS if not prometheus.ask(target)]
+            return not empty
+
+        eventually(seen, 40, lambda: f"panels without data: {empty}")
+        yield prometheus
+    finally:
+        prometheus.stop()
+
+
+@prometheus_too
+@pytest.mark.parametrize(("model", "engine"), [(".*", ".*"), ("yolov8n-demo", "(onnxruntime|pytorch)")])
+def test_every_panel_has_data_for_all_and_for_chosen_engines(prometheus, model, engine):
+    assert [title for title, target in TARGETS if not prometheus.ask(target, engine, model)] == []
+
+
+@prometheus_too
+@pytest.mark.parametrize("engine", ["onnxruntime", "pytorch"])
+def test_panel_that_repeats_has_every_stage_of_each_engine(prometheus, engine):
+    (repeated,) = [panel for panel in PANELS if "repeat" in panel]
+    stages = {labels["stage"]: value for labels, value in prometheus.ask(repeated["targets"][0], engine)}
+    assert stages.keys() == set(STAGES)
+    assert all(value > 0 for value in stages.values())
+
+
+@prometheus_too
+def test_variables_offer_what_runs(prometheus):
+    offered = {}
+    for variable in DASHBOARD["templating"]["list"]:
+        series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"]).groups()
+        query = {"match[]": series.replace("$model", ".*")}
+        offered[variable["name"]] = prometheus.get(f"label/{label}/values", **query)
+    assert offered == {"model": ["yolov8n-demo"], "engine": ["onnxruntime", "pytorch"]}
+
+
+@prometheus_too
+def test_panels_tell_what_has_happened(prometheus):
+    assert prometheus.panel("Ready") == [({}, 1)]
+    assert prometheus.panel("Fallback") == [({"reason": "backend_unavailable"}, 1)]
+    assert {labels["code"] for labels, _ in prometheus.panel("Requests by status")} == {
+        "200",
+        "422",
+        "499",
+        "503",
+        "504",
+    }
+    reasons = {labels["reason"] for labels, value in prometheus.panel("Refused or given up") if value}
+    assert reasons == {"overloaded", "deadline_exceeded", "client_gone"}
+    assert 0 < prometheus.panel("Refused")[0][1] < 0.5
+    assert prometheus.panel("Errors") == [({}, 0)]
+    assert {labels["found_by"] for labels, _ in prometheus.panel("Shadow: boxes by who finds them")} == {
+        *("both", "first", "second")
+    }
+    latency = [value for labels, value in prometheus.panel("Latency of requests") if labels["engine"] == "pytorch"]
+    assert latency == sorted(latency)
+
+
+@prometheus_too
+def test_every_rule_is_evaluated_without_an_error_and_the_fallback_fires(prometheus):
+    (group,) = prometheus.get("rules")["groups"]
+    assert [rule["name"] for rule in group["rules"]] == [rule["alert"] for rule in RULES]
+    assert {(rule["health"], rule.get("lastError", "")) for rule in group["rules"]} == {("ok", "")}
+    firing = [alert for alert in prometheus.get("alerts")["alerts"] if alert["state"] == "firing"]
+    assert [alert["labels"]["alertname"] for alert in firing] == ["YolopardFallback"]
+    assert "(backend_unavailable)" in firing[0]["annotations"]["summary"]
