@@ -78,7 +78,8 @@ class Predictor:
         self._shadow_share = shadow if len(batchers) > 1 else 0
         self._shadow: asyncio.Task[None] | None = None
         self._metrics = metrics
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        # One more than cores, to work while another waits for the interpreter: 14 % more images (loadtest/RESULTS.md).
+        self._decoders = ThreadPoolExecutor(threads + 1, thread_name_prefix="decode")
         self._finishers = ThreadPoolExecutor(threads, thread_name_prefix="finish")  # not behind images yet to decode
         self._preparation = preparation
         self._max_pending = max_pending

@@ -18,7 +18,6 @@ In the environment `WORKERS=n` gives the peers other numbers of processes than w
 """
 
 import argparse
-import asyncio
 import contextlib
 import importlib.util
 import json
@@ -31,7 +30,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,23 +144,6 @@ def version_of(kind: Kind) -> str:
     return told.stdout.strip()
 
 
-async def load(target: Target, clients: int, seconds: float) -> Run:
-    """A closed loop whose clients come one after the other during the warm-up.
-
-    Of many that come at once one uvicorn worker accepts all, and the other has nothing to do: half the images a second.
-    """
-
-    async def client(number: int) -> Run:
-        late = WARM_UP_S / 2 * number / clients
-        await asyncio.sleep(late)
-        return await closed_loop(target, clients=1, seconds=seconds, warm_up=WARM_UP_S - late)
-
-    runs = await asyncio.gather(*(client(number) for number in range(clients)))
-    statuses = sum((run.statuses for run in runs), Counter[int]())
-    latencies = {status: [s for run in runs for s in run.latencies.get(status, [])] for status in statuses}
-    return Run(sum(run.images_per_second for run in runs), statuses, latencies)
-
-
 class Server:
     """One that runs, in a session of its own: all of its processes are those of that session."""
 
@@ -267,7 +248,7 @@ class Server:
     def turn(self, clients: int, seconds: float) -> None:
         self.check()
         target = Target(self.url, [self.image])
-        run = uvloop.run(load(target, clients, seconds))
+        run = uvloop.run(closed_loop(target, clients=clients, seconds=seconds, warm_up=WARM_UP_S))
         self.check()
         if run.statuses.keys() != {200}:
             raise Failed(f"{self.kind.name}: of {run.requests} requests, by status: {dict(run.statuses)}")

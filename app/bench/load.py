@@ -183,11 +183,15 @@ async def _open(target: Target) -> _Connection:
 async def closed_loop(
     target: Target, *, clients: int, seconds: float, warm_up: float = 1.0, tell: Callable[[], None] = lambda: None
 ) -> Run:
-    """`clients` ask, each again as soon as it is answered, for `seconds` after a warm-up; `tell` is told of each."""
+    """`clients` ask, each again as soon as it is answered, for `seconds` after a warm-up; `tell` is told of each.
+
+    They come one after the other during the warm-up: of many at once, one of a server's processes accepts all.
+    """
     book, requests = _Book(target), target.requests()
     ends = time.perf_counter() + warm_up + seconds
 
     async def client(first: int) -> None:
+        await asyncio.sleep(warm_up / 2 * first / clients)
         connection, turn = await _open(target), first
         while (started := time.perf_counter()) < ends:
             head, body = requests[turn % len(requests)]
