@@ -23,6 +23,7 @@ from app.builder import Order
 from app.datasets import DEMO
 from app.deployment import EngineSource
 from app.errors import BenchFailed, SettingsError, SetupError
+from app.model import spell
 from app.parity import Limits
 from app.progress import Progress
 from app.settings import Settings
@@ -132,7 +133,7 @@ def _listen(settings: Settings) -> socket.socket:
 def open_source(settings: Settings, backend: str) -> EngineSource:
     if backend == simulated.NAME:
         a_ms, b_ms = map(float, settings.simulated_ms.split(","))
-        return simulated.Source(a_ms, b_ms, settings.imgsz or 640, settings.batch)
+        return simulated.Source(a_ms, b_ms, settings.longest_side or 640, settings.batch, settings.shapes)
     return _builder(settings, backend)
 
 
@@ -146,7 +147,8 @@ def _order(settings: Settings, backend: str) -> Order:
     limits = Limits(settings.gate_fp32, settings.gate_fp16, settings.gate_int8, settings.gate_map_loss)
     return Order(
         weights=settings.weights,
-        imgsz=settings.imgsz,
+        imgsz=settings.longest_side,
+        shapes=settings.shapes,
         batch=settings.batch,
         precision=settings.precision if backend == settings.backend else "auto",
         backend=backend,
@@ -185,11 +187,12 @@ def _print_ready(settings: Settings, built: Built) -> None:
     if settings.log_format == "json":
         return  # the log says it
     fingerprint, model = built.manifest.fingerprint, built.manifest.model
+    size = spell(*model.shapes) if model.shapes else model.imgsz
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
     url = f"http://{host}:{settings.port}"
     sample = next(iter(sorted((DEMO / "samples").glob("*.jpg"))), Path("image.jpg"))
     print(
-        f"\n{model.name} at {model.imgsz} px on {fingerprint.backend} {fingerprint.precision}, batch up to "
+        f"\n{model.name} at {size} px on {fingerprint.backend} {fingerprint.precision}, batch up to "
         f"{fingerprint.batch}\n{_table(built)}\n"
         f"Ready at {url} (page), {url}/docs, {url}/metrics. Try:\n\n"
         f"  curl --data-binary @{shlex.quote(str(sample))} {url}/v1/detect\n",

@@ -6,7 +6,8 @@ Runs in a process of its own (app/build_process.py): its memory goes back whole,
 import inspect
 import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata, util
@@ -17,7 +18,8 @@ from app import __version__, backends, datasets, judge, machine, store
 from app.backends import Backend, Recipe
 from app.datasets import Dataset
 from app.errors import BackendUnavailable, GateFailed, SettingsError, WeightsError
-from app.model import ModelInfo
+from app.images import Pixels
+from app.model import ModelInfo, Shape, spell
 from app.parity import Limits
 from app.progress import PHASES, Progress, Report
 from app.store import Built, Fingerprint, Manifest, Verdict
@@ -40,6 +42,7 @@ class Order:
     precision: str  # auto | fp32 | fp16 | int8
     backend: str  # auto | a file of app/backends
     engines: Path
+    shapes: tuple[Shape, ...] | None = None  # that frames may have; None = the smallest rectangle, or imgsz x imgsz
     lanes: int | None = None  # None = the backend's own
     gate: Path | None = None  # images to judge the engine on
     calibration: Path | None = None  # images to calibrate int8 on
@@ -133,16 +136,20 @@ def _build(order: Order, weights: Path, fingerprint: Fingerprint, report: Report
         (scratch := place / "scratch").mkdir()
         (engine := place / "engine").mkdir()
         begin("graph")
-        model = _graph(order, weights, backend, scratch)
+        graphs, model = _graphs(order, weights, backend, scratch)
+
+        def calibration(shapes: Sequence[Shape] | None) -> Iterator[Pixels]:
+            return (frame for _, _, frame in judge.frames(_calibration(order, weights, model), model, shapes))
+
         begin("engine")
         recipe = Recipe(
             weights=weights,
-            graph=scratch / "graph.onnx",
+            graphs=graphs,
             model=model,
             precision=precision,
             batch=order.batch,
             lanes=backends.lanes(backend, order.lanes, machine.cpus()),
-            calibration=lambda: (frame for _, _, frame in judge.frames(_calibration(order, weights, model), model)),
+            calibration=calibration,
             folder=engine,
             cache=order.engines / ".cache",
             report=partial(begin, "engine"),
@@ -161,15 +168,27 @@ def _build(order: Order, weights: Path, fingerprint: Fingerprint, report: Report
         return manifest
 
 
-def _graph(order: Order, weights: Path, backend: Backend, scratch: Path) -> ModelInfo:
+def _graphs(order: Order, weights: Path, backend: Backend, scratch: Path) -> tuple[list[Path], ModelInfo]:
+    """The serving graphs, each in a folder of its own, and what they have in common."""
     export, graph = _build_rooms()
     if weights.suffix == ".engine":
         from app.backends import tensorrt
 
-        return tensorrt.describe(weights, order.name, order.imgsz)
-    plain = export.to_plain_onnx(weights, order.imgsz, scratch, static=backend.STATIC)
-    model: ModelInfo = graph.to_serving_graph(plain, order.name, order.imgsz, scratch / "graph.onnx")
-    return model
+        return [], tensorrt.describe(weights, order.name, order.imgsz, order.shapes)
+
+    def make(folder: Path, imgsz: int | None, shapes: tuple[Shape, ...] | None) -> ModelInfo:
+        folder.mkdir()
+        size = shapes[0] if shapes and backend.STATIC else imgsz
+        plain = export.to_plain_onnx(weights, size, folder, static=backend.STATIC)
+        model: ModelInfo = graph.to_serving_graph(plain, order.name, imgsz, folder / "graph.onnx", shapes)
+        return model
+
+    if not (order.shapes and backend.STATIC):
+        return [scratch / "any" / "graph.onnx"], make(scratch / "any", order.imgsz, order.shapes)
+    folders = [scratch / spell(shape) for shape in order.shapes]
+    models = [make(folder, None, (shape,)) for folder, shape in zip(folders, order.shapes, strict=True)]
+    longest = max(model.imgsz for model in models)
+    return [folder / "graph.onnx" for folder in folders], replace(models[0], imgsz=longest, shapes=order.shapes)
 
 
 def _build_rooms() -> tuple[ModuleType, ModuleType]:
@@ -215,6 +234,7 @@ def _fingerprints(order: Order, weights: Path) -> list[Fingerprint]:
             weights_sha256=digest,
             graph_revision=_revision(inspect.getsourcefile(backend)),  # type: ignore[arg-type]
             imgsz=order.imgsz,
+            shapes=spell(*order.shapes) if order.shapes else None,
             batch=order.batch,
             precision=precision,
             backend=name,
@@ -276,7 +296,9 @@ def _judge(order: Order, backend: Backend, engine: Path, weights: Path, model: M
         return Verdict(UNCHECKED, "", None)
     dataset = _gate_images(order, weights, model)
     figures = judge.figures(backend, engine, weights, model, precision, dataset, order.batch)
-    return Verdict(dataset.name, datasets.digest(order.gate, "GATE_DIR") if order.gate else "", figures)
+    shapes = model.shapes or ()
+    on = f"{dataset.name}, the worst of {spell(*shapes)}" if len(shapes) > 1 else dataset.name
+    return Verdict(on, datasets.digest(order.gate, "GATE_DIR") if order.gate else "", figures)
 
 
 def _gate_images(order: Order, weights: Path, model: ModelInfo) -> Dataset:

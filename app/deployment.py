@@ -1,6 +1,7 @@
 """An engine of the store -> a loaded, warm engine."""
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from app.backends import Engine
 from app.capacity import Capacity
 from app.errors import EngineFailed, EngineStale, SetupError
 from app.metrics import Engine as EngineLabels
+from app.model import ModelInfo
 from app.progress import Progress, Report
 from app.store import Built
 
@@ -101,14 +103,20 @@ def _open(built: Built, lanes: int | None, threads: int | None) -> Deployed:
         reason = str(error).strip().partition("\n")[0]
         raise EngineStale(f"{built.folder} does not load: {type(error).__name__}: {reason}") from error
     try:
-        found = _warm_up(engine, lanes, built.manifest.model.imgsz, built.manifest.fingerprint.batch)
+        found = _warm_up(engine, lanes, built.manifest.model, built.manifest.fingerprint.batch)
     except Exception as error:
         engine.close()
         raise EngineFailed(f"{built.folder} fails in its first batches: {type(error).__name__}: {error}") from error
     return Deployed(built, engine, lanes, backend.ONE_DEVICE, found)
 
 
-def _warm_up(engine: Engine, lanes: int, side: int, largest: int) -> Capacity:
-    frame = np.zeros((side, side, 3), np.uint8)
-    engine.infer(0, [frame], alone=True)
-    return capacity.measure(engine, lanes, frame, largest)
+def _warm_up(engine: Engine, lanes: int, model: ModelInfo, largest: int) -> Capacity:
+    """Frames of every shape, by themselves and in every lane; the capacity is that of the largest shape."""
+    shapes = sorted(model.shapes or [(model.imgsz, model.imgsz)], key=math.prod)
+    frames = [np.zeros((*shape, 3), np.uint8) for shape in shapes]
+    for frame in frames:
+        engine.infer(0, [frame], alone=True)
+    for frame in frames[:-1]:
+        for lane in range(lanes):
+            engine.infer(lane, [frame])
+    return capacity.measure(engine, lanes, frames[-1], largest)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import WeightsError
-from app.graph import require_detect, require_multiple
+from app.graph import require_detect, require_multiples
+from app.model import Shape
 
 if TYPE_CHECKING:
     import torch
@@ -39,22 +40,23 @@ def fetch(name: str, folder: Path) -> Path:
     return target
 
 
-def to_plain_onnx(weights: Path, imgsz: int | None, folder: Path, *, static: bool = False) -> Path:
+def to_plain_onnx(weights: Path, size: int | Shape | None, folder: Path, *, static: bool = False) -> Path:
     """The weights as Ultralytics' own ONNX export, any batch and any H, W; an .onnx file is taken as it is.
 
     With `static` H and W are fixed, so that anchors are constants.
 
-    `imgsz` is the longest frame side in px, None = the one the model was trained at. Raises WeightsError.
+    `size` is the longest frame side or a frame's height and width in px, None = the side the model was trained at.
+    Raises WeightsError.
     """
     if weights.suffix == ".onnx":
-        return _fix_shape(weights, imgsz, folder / "static.onnx") if static else weights
+        return _fix_shape(weights, size, folder / "static.onnx") if static else weights
     if weights.suffix != ".pt":
         raise WeightsError(f"{weights}: weights are .pt or .onnx files")
     copy = Path(shutil.copy(weights, folder / "weights.pt"))  # the export lies beside its weights
     model = _load(copy, weights)
     stride = int(max(model.model.stride))
-    size = imgsz or _trained_imgsz(model.overrides.get("imgsz"), stride)
-    require_multiple(size, stride)
+    size = size or _trained_imgsz(model.overrides.get("imgsz"), stride)
+    require_multiples(size, stride)
     try:
         plain = model.export(format="onnx", imgsz=size, dynamic=not static, simplify=True, opset=OPSET, device="cpu")
     except Exception as error:
@@ -62,7 +64,7 @@ def to_plain_onnx(weights: Path, imgsz: int | None, folder: Path, *, static: boo
     return Path(plain)
 
 
-def _fix_shape(weights: Path, imgsz: int | None, target: Path) -> Path:
+def _fix_shape(weights: Path, size: int | Shape | None, target: Path) -> Path:
     """The export with H and W fixed and folded, if they were open; as it is if it is fixed or no export at all."""
     import onnx
     import onnxslim
@@ -72,9 +74,10 @@ def _fix_shape(weights: Path, imgsz: int | None, target: Path) -> Path:
         source = model.graph.input[0]
         sides = [dim.dim_value for dim in source.type.tensor_type.shape.dim][2:]
         facts = {fact.key: fact.value for fact in model.metadata_props}
-        side = imgsz or max(ast.literal_eval(facts["imgsz"]))
+        size = size or max(ast.literal_eval(facts["imgsz"]))
+        height, width = (size, size) if isinstance(size, int) else size
         if not all(sides):
-            onnx.save(onnxslim.slim(model, input_shapes=[f"{source.name}:1,3,{side},{side}"]), target)
+            onnx.save(onnxslim.slim(model, input_shapes=[f"{source.name}:1,3,{height},{width}"]), target)
             return target
     return weights
 

@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
+from app.model import Shape
+
 # A compiler fuses these into their neighbours: they work in place, or never write their output.
 _IN_PLACE = frozenset(("Add", "Cast", "Mul", "Relu", "Reshape", "Clip", "QuantizeLinear"))
 _TAKES_OVER = frozenset(("Sigmoid", "DequantizeLinear"))  # no output of their own: they stand for the input they free
@@ -17,10 +19,10 @@ def weight_bytes(graph: Path) -> int:
     return sum(_size(tensor.data_type, tensor.dims) for tensor in onnx.load(graph).graph.initializer)
 
 
-def activation_bytes(graph: Path, batch: int, side: int) -> int:
-    """The most that is alive at one time while a batch of side x side frames goes through, in- and output included."""
+def activation_bytes(graph: Path, batch: int, shape: Shape) -> int:
+    """The most that is alive at a time while a batch of frames of this shape goes through, in- and output included."""
     model = onnx.load(graph)
-    for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (batch, side, side, 3), strict=True):
+    for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (batch, *shape, 3), strict=True):
         dim.dim_value = size
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     sizes = _sizes(model.graph)

@@ -13,12 +13,14 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from app.errors import WeightsError
-from app.model import ModelInfo
+from app.model import ModelInfo, Shape, spell
 from app.results import K
 
 
-def to_serving_graph(plain: Path, name: str, imgsz: int | None, target: Path) -> ModelInfo:
-    """Wrap a plain Ultralytics ONNX export into the serving graph at `target`.
+def to_serving_graph(
+    plain: Path, name: str, imgsz: int | None, target: Path, shapes: tuple[Shape, ...] | None = None
+) -> ModelInfo:
+    """Wrap a plain Ultralytics ONNX export into the serving graph at `target`, for frames of these shapes if any.
 
     Raises WeightsError for what cannot be wrapped: other tasks, exports with NMS inside or without metadata.
     """
@@ -27,7 +29,7 @@ def to_serving_graph(plain: Path, name: str, imgsz: int | None, target: Path) ->
         onnx.checker.check_model(model)
     except Exception as error:
         raise WeightsError(f"{plain} is not a sound ONNX file: {str(error).splitlines()[0]}") from error
-    info = _describe(model, plain, name, imgsz)
+    info = _describe(model, plain, name, imgsz, shapes)
     _free_batch(model)
     _put_in_front(model.graph)
     _put_behind(model, len(info.names))
@@ -37,7 +39,9 @@ def to_serving_graph(plain: Path, name: str, imgsz: int | None, target: Path) ->
     return info
 
 
-def _describe(model: onnx.ModelProto, plain: Path, name: str, imgsz: int | None) -> ModelInfo:
+def _describe(
+    model: onnx.ModelProto, plain: Path, name: str, imgsz: int | None, shapes: tuple[Shape, ...] | None
+) -> ModelInfo:
     facts = {fact.key: fact.value for fact in model.metadata_props}
     if missing := {"task", "names", "stride", "imgsz"} - facts.keys():
         raise WeightsError(f"{plain} is not an Ultralytics export: its metadata lacks {', '.join(sorted(missing))}")
@@ -55,17 +59,18 @@ def _describe(model: onnx.ModelProto, plain: Path, name: str, imgsz: int | None)
             f"{plain} gives {output}, not the raw head [batch, {4 + len(names)}, anchors]: export it with nms=False "
             "and without an end-to-end head"
         )
-    fixed = (height, width) if height and width else None
-    exported = max(ast.literal_eval(facts["imgsz"]))
-    if fixed and (fixed[0] != fixed[1] or imgsz not in (None, fixed[0])):
-        raise WeightsError(
-            f"{plain} was exported for {fixed[0]}x{fixed[1]} only"
-            + (f", not IMGSZ={imgsz}" if imgsz else " and is not square")
-            + ": export it again with dynamic=True"
-        )
-    size = imgsz or exported
-    require_multiple(size, stride)
-    return ModelInfo(name, "detect", names, stride, size, static_shape=fixed is not None)
+    size = imgsz or max(ast.literal_eval(facts["imgsz"]))
+    if height and width:
+        own, size = (height, width), max(height, width)
+        asked = f"SHAPES={spell(*shapes)}" if shapes else f"IMGSZ={imgsz}"
+        if shapes not in (None, (own,)) or imgsz not in (None, size):
+            raise WeightsError(
+                f"{plain} was exported for {spell(own)} only, not {asked}: export it again with dynamic=True"
+            )
+        shapes = (own,)
+    for each in shapes or (size,):
+        require_multiples(each, stride)
+    return ModelInfo(name, "detect", names, stride, max(map(max, shapes)) if shapes else size, shapes)
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int]:
@@ -168,8 +173,10 @@ def require_detect(weights: Path, task: str) -> None:
         raise WeightsError(f"{weights} is a {task} model; this version serves detect models only")
 
 
-def require_multiple(imgsz: int, stride: int) -> None:
-    """Raise WeightsError, with the nearest that would do, for a size that the stride does not divide."""
-    if imgsz % stride:
-        nearest = max(stride, round(imgsz / stride) * stride)
-        raise WeightsError(f"IMGSZ={imgsz} is not a multiple of the model's stride {stride}: use {nearest}")
+def require_multiples(size: int | Shape, stride: int) -> None:
+    """Raise WeightsError, with the nearest that would do, for a side that the stride does not divide."""
+    for side in (size,) if isinstance(size, int) else size:
+        if side % stride:
+            nearest = max(stride, round(side / stride) * stride)
+            text = f"IMGSZ={side}" if isinstance(size, int) else f"SHAPES={spell(size)}: {side}"
+            raise WeightsError(f"{text} is not a multiple of the model's stride {stride}: use {nearest}")

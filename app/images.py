@@ -1,12 +1,13 @@
 """Bytes -> upright RGB pixels -> letterboxed frame, and boxes the way back.
 
-The letterbox is Ultralytics' own (`ultralytics/data/augment.py`, LetterBox): longest side to `imgsz`, bilinear, centred
-on 114 grey, each rounding as there; the way back is `ultralytics/utils/ops.py`, scale_boxes. That one guesses the
-resized size from the frame, here it is known: of odd sizes some come back 0.2 % apart, and here to the right place.
+The letterbox is Ultralytics' own (`ultralytics/data/augment.py`, LetterBox): as large as the frame allows, bilinear,
+centred on 114 grey, each rounding as there; the way back is `ultralytics/utils/ops.py`, scale_boxes. That one guesses
+the resized size from the frame, here it is known: of odd sizes some come back 0.2 % apart, and here to the right place.
 """
 
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -150,12 +151,19 @@ def _by_pillow(image: Image.Image) -> Pixels:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def place(height: int, width: int, imgsz: int, stride: int, *, rect: bool) -> Placement:
-    """Fit an image in a frame: imgsz x imgsz, or with `rect` the smallest multiples of `stride` around the image."""
-    gain = min(imgsz / height, imgsz / width)
+def place(height: int, width: int, imgsz: int, stride: int, shapes: Sequence[tuple[int, int]] | None) -> Placement:
+    """Fit an image in a frame of at most imgsz x imgsz px.
+
+    It becomes that of the shapes (height, width) in which the image is largest, and of equals the one of least area;
+    without shapes the smallest multiples of `stride` around the image.
+    """
+    frame_h, frame_w = max(
+        shapes or [(imgsz, imgsz)], key=lambda shape: (min(shape[0] / height, shape[1] / width), -shape[0] * shape[1])
+    )
+    gain = min(frame_h / height, frame_w / width)
     resized_h, resized_w = max(round(height * gain), 1), max(round(width * gain), 1)
-    pad_h, pad_w = imgsz - resized_h, imgsz - resized_w
-    if rect:
+    pad_h, pad_w = frame_h - resized_h, frame_w - resized_w
+    if not shapes:
         pad_h, pad_w = pad_h % stride, pad_w % stride
     return Placement(
         image=(height, width),
@@ -172,7 +180,7 @@ class Preparation:
 
     imgsz: int  # longest side of a frame, px
     stride: int
-    rect: bool  # the smallest rectangle instead of a square
+    shapes: tuple[tuple[int, int], ...] | None  # height, width of the frames there are; None = the smallest rectangle
     fast: bool  # large JPEGs are shrunk by their decoder
     max_pixels: int
 
@@ -183,7 +191,7 @@ class Preparation:
         else:
             pixels = decode(data, self.max_pixels)
             height, width = pixels.shape[:2]
-        placement = place(height, width, self.imgsz, self.stride, rect=self.rect)
+        placement = place(height, width, self.imgsz, self.stride, self.shapes)
         return placement, letterbox(pixels, placement)
 
 

@@ -1,6 +1,6 @@
 """An engine beside its reference, on the images of a data set."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from app import images, machine, parity
 from app.backends import Backend
 from app.datasets import Dataset, Picture
 from app.images import Pixels, Placement
-from app.model import ModelInfo
+from app.model import ModelInfo, Shape
 from app.parity import Figures
 from app.results import K
 
@@ -20,19 +20,23 @@ def figures(
     backend: Backend, folder: Path, weights: Path, model: ModelInfo, precision: str, dataset: Dataset, batch: int
 ) -> Figures:
     """Each image alone in the reference; in the engine of this folder in batches, but those of every other batch alone,
-    as that may run through other kernels.
+    as that may run through other kernels. Where shapes are listed each image goes into every one of them, and the
+    figures are those of the worst.
     """
     threads = machine.cpus()
     reference = _reference(weights, threads)
     engine = backend.load(folder, 1, threads)
-    gate = parity.Gate(precision)
-    for number, together in enumerate(_batches(frames(dataset, model), batch)):
-        taken = [frame for _, _, frame in together]
-        rows = [engine.infer(0, [frame])[0] for frame in taken] if number % 2 else engine.infer(0, taken)
-        for (picture, placement, frame), its_rows in zip(together, rows, strict=True):
-            gate.add(picture, placement, reference([frame])[0], its_rows)
+    found = []
+    for shapes in [(shape,) for shape in model.shapes] if model.shapes else [None]:
+        gate = parity.Gate(precision)
+        for number, together in enumerate(_batches(frames(dataset, model, shapes), batch)):
+            taken = [frame for _, _, frame in together]
+            rows = [engine.infer(0, [frame])[0] for frame in taken] if number % 2 else engine.infer(0, taken)
+            for (picture, placement, frame), its_rows in zip(together, rows, strict=True):
+                gate.add(picture, placement, reference([frame])[0], its_rows)
+        found.append(gate.figures())
     engine.close()
-    return gate.figures()
+    return parity.worst(found)
 
 
 def _reference(weights: Path, threads: int) -> Callable[[list[Pixels]], Any]:
@@ -46,11 +50,11 @@ def _reference(weights: Path, threads: int) -> Callable[[list[Pixels]], Any]:
     return onnxruntime.PlainExport(weights, K, threads).infer
 
 
-def frames(dataset: Dataset, model: ModelInfo) -> Iterator[Framed]:
-    """The pictures, letterboxed as they are served."""
+def frames(dataset: Dataset, model: ModelInfo, shapes: Sequence[Shape] | None) -> Iterator[Framed]:
+    """The pictures, letterboxed as they are served where these are the shapes."""
     for picture in dataset:
         height, width = picture.pixels.shape[:2]
-        placement = images.place(height, width, model.imgsz, model.stride, rect=not model.static_shape)
+        placement = images.place(height, width, model.imgsz, model.stride, shapes)
         yield picture, placement, images.letterbox(picture.pixels, placement)
 
 

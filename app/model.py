@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
+Shape = tuple[int, int]  # height, width of a frame, px
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -13,7 +15,7 @@ class ModelInfo:
     names: dict[int, str]  # class id: class name
     stride: int  # every frame side is a multiple of it
     imgsz: int  # longest side of a frame, px
-    static_shape: bool  # True: the graph takes imgsz x imgsz only
+    shapes: tuple[Shape, ...] | None  # that frames may have; None: multiples of the stride, up to imgsz
 
     def to_json(self) -> dict[str, Any]:
         fields = {field: getattr(self, field) for field in self.__slots__}
@@ -21,4 +23,17 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
-        return cls(**fields | {"names": {int(i): name for i, name in fields["names"].items()}})
+        names = {int(i): name for i, name in fields["names"].items()}
+        shapes = fields["shapes"] and tuple((height, width) for height, width in fields["shapes"])
+        return cls(**fields | {"names": names, "shapes": shapes})
+
+
+def spell(*shapes: Shape) -> str:
+    """As in the setting SHAPES: 384x640,640x640."""
+    return ",".join(f"{height}x{width}" for height, width in shapes)
+
+
+def unspell(text: str) -> tuple[Shape, ...]:
+    """What `spell` has written."""
+    sides = (shape.split("x") for shape in text.split(",") if shape)
+    return tuple((int(height), int(width)) for height, width in sides)

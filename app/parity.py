@@ -4,7 +4,8 @@ Detections are compared (agreement, and mAP where there are labels), and for fp3
 since NMS hides small differences and makes large ones of near ties.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,21 @@ class Figures:
             ),
         }
         return [text for text, broken in rules.items() if broken]
+
+
+def worst(figures: Sequence[Figures]) -> Figures:
+    """Field by field: if any falls short of the limits, so does it. mAP is that of the greatest loss."""
+    by_loss = max(figures, key=lambda each: (each.reference_map50_95 or 0) - (each.map50_95 or 0))
+
+    def of(name: str) -> Any:
+        values = [getattr(each, name) for each in figures]
+        if name in ("images", "boxes", "rows"):
+            return sum(values)
+        if "map50" in name:
+            return getattr(by_loss, name)
+        return min(values) if "agreement" in name else max(values)
+
+    return Figures(**{field.name: of(field.name) for field in fields(Figures)})
 
 
 class Gate:

@@ -5,6 +5,7 @@ Each engine is tried in a process of its own, so that one that crashes is a fail
 
 import contextlib
 import json
+import math
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from app.build_process import BuildProcess
 from app.builder import Order
 from app.errors import BackendUnavailable, GateFailed, SetupError
 from app.images import Pixels
+from app.model import ModelInfo
 from app.results import Rows, Thresholds
 from app.store import Manifest
 
@@ -112,9 +114,9 @@ def _build(order: Order) -> Manifest:
 
 def _stress(row: Row, order: Order, manifest: Manifest) -> None:
     backend, folder = backends.get(order.backend), order.engines / manifest.fingerprint.key
-    frames = _frames(manifest)
+    frames = _frames(manifest.model)
     engine = backend.load(folder, 2, machine.cpus())
-    alone = [engine.infer(0, [frame])[0] for frame in frames]
+    alone = [[engine.infer(0, [frame])[0] for frame in of_shape] for of_shape in frames]
     row.checks["mixing"] = _mixing(engine, frames, alone, min(order.batch, MIXED))
     row.checks["lanes"] = _lanes(engine, frames, alone)
     engine.close()
@@ -123,50 +125,57 @@ def _stress(row: Row, order: Order, manifest: Manifest) -> None:
     lanes = backends.lanes(backend, None, machine.cpus())
     engine = backend.load(folder, lanes, machine.cpus())
     for size in sorted({1, min(8, order.batch), order.batch}):
-        row.images_per_second[size] = round(_rate(engine, lanes, frames, size), 2)
+        row.images_per_second[size] = round(_rate(engine, lanes, frames[-1], size), 2)
     engine.close()
 
 
-def _frames(manifest: Manifest) -> list[Pixels]:
-    """MIXED different ones, square."""
-    square = replace(manifest.model, static_shape=True)
-    frames = [frame for _, _, frame in judge.frames(datasets.samples(), square)]
-    return [np.roll(frames[i % len(frames)], 32 * i, axis=1) for i in range(MIXED)]
+def _frames(model: ModelInfo) -> list[list[Pixels]]:
+    """MIXED different ones of each shape, the largest last; square where none are listed."""
+    made = []
+    for shape in sorted(model.shapes or [(model.imgsz, model.imgsz)], key=math.prod):
+        frames = [frame for _, _, frame in judge.frames(datasets.samples(), model, [shape])]
+        made.append([np.roll(frames[i % len(frames)], 32 * i, axis=1) for i in range(MIXED)])
+    return made
 
 
-def _mixing(engine: Engine, frames: list[Pixels], alone: list[Rows], size: int) -> str:
+def _mixing(engine: Engine, frames: list[list[Pixels]], alone: list[list[Rows]], size: int) -> str:
     """Every image in every place of a batch of others."""
-    for first in range(len(frames)):
-        picked = [(first + i) % len(frames) for i in range(size)]
-        found = engine.infer(0, [frames[i] for i in picked])
-        for rows, i in zip(found, picked, strict=True):
-            if wrong := _difference(alone[i], rows):
-                return f"an image in a batch of {size} {wrong}"
+    for first in range(MIXED):
+        picked = [(first + i) % MIXED for i in range(size)]
+        for of_shape, expected in zip(frames, alone, strict=True):
+            found = engine.infer(0, [of_shape[i] for i in picked])
+            for rows, i in zip(found, picked, strict=True):
+                if wrong := _difference(expected[i], rows):
+                    return f"an image in a batch of {size} {wrong}"
     return OK
 
 
-def _lanes(engine: Engine, frames: list[Pixels], alone: list[Rows]) -> str:
-    """Two lanes at the same time."""
+def _lanes(engine: Engine, frames: list[list[Pixels]], alone: list[list[Rows]]) -> str:
+    """Two lanes at the same time, with different shapes if there are any."""
 
     def work(lane: int) -> list[str]:
-        rows = {i: engine.infer(lane, [frames[i], frames[i - 1]])[0] for i in range(lane, len(frames), 2)}
-        return [text for i in rows if (text := _difference(alone[i], rows[i]))]
+        wrong = []
+        for shape in range(len(frames))[:: 1 - 2 * lane]:
+            for i in range(lane, MIXED, 2):
+                rows = engine.infer(lane, [frames[shape][i], frames[shape][i - 1]])[0]
+                wrong.append(_difference(alone[shape][i], rows))
+        return [text for text in wrong if text]
 
     with ThreadPoolExecutor(2) as pool:
         wrong = [text for of_lane in pool.map(work, range(2)) for text in of_lane]
     return f"an image beside another lane's {wrong[0]}" if wrong else OK
 
 
-def _graphs(folder: Path, frames: list[Pixels]) -> str:
+def _graphs(folder: Path, frames: list[list[Pixels]]) -> str:
     """CUDA graphs give what the same kernels give when they are enqueued one by one."""
-    from app.backends.tensorrt import PLAN, open_plan
+    from app.backends.tensorrt import open_plans
 
     rows = {}
     for graphs in (True, False):
-        engine = open_plan(folder / PLAN, 1, graphs=graphs)
+        engine = open_plans(folder, 1, graphs=graphs)
         if graphs and not engine.captured:
             return "not captured; batches are enqueued"
-        rows[graphs] = engine.infer(0, frames)
+        rows[graphs] = [found for of_shape in frames for found in engine.infer(0, of_shape)]
         engine.close()
     wrong = [text for one, other in zip(rows[True], rows[False], strict=True) if (text := _difference(one, other))]
     return f"with CUDA graphs an image {wrong[0]}" if wrong else OK
@@ -203,6 +212,7 @@ def report(order: Order, rows: list[Row]) -> dict[str, Any]:
         "gpu": gpu.facts(),
         "weights": order.name,
         "imgsz": order.imgsz,
+        "shapes": order.shapes,
         "batch": order.batch,
         "rows": [asdict(row) for row in rows],
     }

@@ -10,11 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from app.errors import SettingsError
 from app.images import Preparation
-from app.model import ModelInfo
+from app.model import ModelInfo, Shape, spell, unspell
 
 PREFIX = "YOLOPARD_"
 DEMO_WEIGHTS = Path(__file__).parents[1] / "models" / "demo" / "yolov8n-demo.pt"
 ENGINES_DIR = Path(__file__).parents[1] / "engines"
+LEAST_SIDE, MOST_SIDE = 32, 8192  # of a frame, px
+MOST_SHAPES = 16
 
 
 class Settings(BaseModel):
@@ -23,7 +25,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     weights: str = Field(str(DEMO_WEIGHTS), description=".pt or .onnx file, or an Ultralytics name such as yolov8n.pt")
-    imgsz: int | None = Field(None, ge=32, le=8192, description="longest side of a frame, px; the model's own if unset")
+    imgsz: int | None = Field(
+        None, ge=LEAST_SIDE, le=MOST_SIDE, description="longest side of a frame, px; the model's own if unset"
+    )
+    shapes: tuple[Shape, ...] | None = Field(
+        None, description="HEIGHTxWIDTH,...: the shapes that frames may have, such as 640x640,384x640,640x384"
+    )
     batch: int = Field(8, ge=1, le=1024, description="most images in one batch")
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
         "auto", description="auto, fp32, fp16 or int8; auto = fp16 on TensorRT, fp32 on the CPU"
@@ -87,8 +94,30 @@ class Settings(BaseModel):
             raise ValueError("give two numbers of milliseconds, a batch's and an image's, such as 5,6.9")
         return value
 
+    @field_validator("shapes", mode="before")
+    @classmethod
+    def _in_order(cls, value: str | None) -> list[Shape] | None:
+        """The same shapes in another order are the same engine."""
+        if value is None:
+            return None
+        if not re.fullmatch(r"\d+x\d+(,\d+x\d+)*", value):
+            raise ValueError("give HEIGHTxWIDTH in px, several with commas between them, such as 640x640,384x640")
+        shapes = sorted(unspell(value))
+        if wrong := [side for shape in shapes for side in shape if not LEAST_SIDE <= side <= MOST_SIDE]:
+            raise ValueError(f"a side is {LEAST_SIDE} to {MOST_SIDE} px, not {wrong[0]}")
+        if twice := [shape for i, shape in enumerate(shapes) if shape in shapes[:i]]:
+            raise ValueError(f"{spell(twice[0])} is there twice")
+        if len(shapes) > MOST_SHAPES:
+            raise ValueError(f"at most {MOST_SHAPES} shapes, since each may be an engine of its own")
+        return shapes
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
+        if self.shapes and self.imgsz not in (None, self.longest_side):
+            longest = f"the longest side of SHAPES={spell(*self.shapes)} is {self.longest_side}"
+            raise ValueError(f"IMGSZ={self.imgsz}, but {longest}: leave IMGSZ out")
+        if self.shapes and not self.rect:
+            raise ValueError(f"RECT=false and SHAPES={spell(*self.shapes)} both say what frames there are: give one")
         if self.fallback == self.backend:
             raise ValueError(f"FALLBACK={self.fallback} is BACKEND={self.backend} itself: name another one")
         if self.compare == self.backend:
@@ -97,10 +126,15 @@ class Settings(BaseModel):
             raise ValueError(f"SHADOW={self.shadow:g} needs a second engine: give COMPARE=pytorch too")
         return self
 
+    @property
+    def longest_side(self) -> int | None:
+        """Of all frames, px; None = the model's own."""
+        return max(map(max, self.shapes)) if self.shapes else self.imgsz
+
     def preparation(self, model: ModelInfo) -> Preparation:
         """How the model's images are made into frames."""
-        rect = self.rect and not model.static_shape
-        return Preparation(model.imgsz, model.stride, rect, self.decode == "fast", self.max_pixels)
+        shapes = model.shapes if model.shapes or self.rect else ((model.imgsz, model.imgsz),)
+        return Preparation(model.imgsz, model.stride, shapes, self.decode == "fast", self.max_pixels)
 
     @classmethod
     def read(cls, options: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Self:

@@ -34,6 +34,7 @@ class Fingerprint:
     weights_sha256: str
     graph_revision: str  # of the code that makes the graph
     imgsz: int | None  # asked for, px; None = the model's own
+    shapes: str | None  # asked for, such as "384x640,640x640"; None = the smallest rectangle, or the engine's only one
     batch: int
     precision: str
     backend: str

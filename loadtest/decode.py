@@ -34,7 +34,7 @@ def main() -> None:
     model = built.manifest.model
     engine = backends.get("openvino").load(built.folder, 1, machine.cpus())
     ways = {
-        fast: Preparation(model.imgsz, model.stride, rect=True, fast=fast, max_pixels=10**9) for fast in (False, True)
+        fast: Preparation(model.imgsz, model.stride, shapes=None, fast=fast, max_pixels=10**9) for fast in (False, True)
     }
     scene = runpy.run_path(str(DEMO / "scenes.py"))["scene"]
     print("| image | exact ms | fast ms | agreement | box px mean | box px at most | mAP50-95 exact | fast |")

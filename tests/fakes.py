@@ -129,6 +129,7 @@ def built(
     *,
     batch: int = 4,
     imgsz: int = 64,
+    shapes: tuple[tuple[int, int], ...] | None = None,
     backend: str = "fake",
     precision: str = "fp32",
     figures: Figures | None = FIGURES,
@@ -138,6 +139,7 @@ def built(
         weights_sha256="0" * 64,
         graph_revision="0",
         imgsz=None,
+        shapes=None,
         batch=batch,
         precision=precision,
         backend=backend,
@@ -145,7 +147,7 @@ def built(
         device="cpu test",
         calibration="",
     )
-    model = ModelInfo("pets", "detect", NAMES, stride=32, imgsz=imgsz, static_shape=False)
+    model = ModelInfo("pets", "detect", NAMES, stride=32, imgsz=imgsz, shapes=shapes)
     return Built(Path(), Manifest(fingerprint, model, Verdict("2 pictures", "", figures), {}, {"model": "0"}))
 
 

@@ -165,6 +165,7 @@ class TensorRT:
     phases: Sequence[tuple[str, str | None, int]] = (("Building", None, 3), ("Tactics", "Building", 4))  # and parent
     rows: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None  # changes the outputs
     memory_size: int = 1 << 20  # of a context
+    memory_per_pixel: int = 0  # of a context on top of that, for each pixel of a frame of fixed shape
     contexts: int | None = None  # more than that do not fit into the device
     weakly_typed: bool = False  # such a network was made
     calls: list[str] = field(default_factory=list)
@@ -611,12 +612,13 @@ class ICudaEngine(_Inner):
 
     num_io_tensors = property(lambda self: len(self.values))
     num_optimization_profiles = property(lambda self: max(1, len(self.profiles)))
-    device_memory_size_v2 = property(lambda self: self.trt.memory_size)
+    device_memory_size_v2 = property(lambda self: self.trt.memory_size + self.trt.memory_per_pixel * self.pixels)
 
     def __post_init__(self) -> None:
         self.inputs = {value.name: value for value in self.model.graph.input}
         self.outputs = {value.name: value for value in self.model.graph.output}
         self.values = self.inputs | self.outputs
+        self.pixels = max(0, *(int(np.prod(_shape(value)[1:])) // 3 for value in self.model.graph.input))
         self._lock = threading.Lock()
         self._shapes: dict[str, dict[str, list[int]]] = {}
         self.trt.alive.add(self)
@@ -673,7 +675,7 @@ class ICudaEngine(_Inner):
         return [Dims(shape) for shape in self.limits(name, profile_index)]
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
-        return self.trt.memory_size if 0 <= profile_index < self.num_optimization_profiles else 0
+        return self.device_memory_size_v2 if 0 <= profile_index < self.num_optimization_profiles else 0
 
     def limits(self, name: str, profile: int) -> list[list[int]]:
         return self.profiles[profile][name] if self.profiles else [_shape(self.value(name))] * 3
@@ -706,8 +708,8 @@ class IExecutionContext(_Inner):
         if not self.managed:
             self.trt.cuda.fault("the context manages its own device memory")
         self._aligned(memory, size)
-        if size < self.trt.memory_size:
-            self.trt.cuda.fault(f"{size} bytes of device memory are given, {self.trt.memory_size} needed")
+        if size < (needed := self.engine.device_memory_size_v2):
+            self.trt.cuda.fault(f"{size} bytes of device memory are given, {needed} needed")
         self.block = (memory,)
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:

@@ -29,7 +29,7 @@ def engines_by_name(build):
 
 def frame_of(path, side=640) -> np.ndarray:
     pixels = images.decode(path.read_bytes(), 10**8)
-    return images.letterbox(pixels, images.place(*pixels.shape[:2], side, 32, rect=True))
+    return images.letterbox(pixels, images.place(*pixels.shape[:2], side, 32, None))
 
 
 SAMPLE_FRAMES = [frame_of(path) for path in sorted((DEMO / "samples").glob("*.jpg"))]
@@ -107,12 +107,12 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         model = graph.to_serving_graph(plain, "demo", 320, serving)
         recipe = Recipe(
             weights=DEMO_WEIGHTS,
-            graph=serving,
+            graphs=[serving],
             model=model,
             precision=precision,
             batch=2,
             lanes=2,
-            calibration=lambda: iter(SMALL_FRAMES),
+            calibration=lambda _: iter(SMALL_FRAMES),
             folder=made[precision],
             cache=made[precision],
             report=lambda _: None,

@@ -74,9 +74,29 @@ def test_manifest_tells_model_check_and_circumstances(with_engine):
     assert manifest["files"].keys() == {"model.onnx"}
 
 
-@pytest.mark.parametrize("change", [{"imgsz": 192}, {"imgsz": None}, {"batch": 3}, {"backend": "openvino"}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"imgsz": 192}, {"imgsz": None}, {"shapes": ((96, 160),)}, {"batch": 3}, {"backend": "openvino"}],
+    ids=str,
+)
 def test_another_order_is_another_engine(with_engine, change):
     assert builder.find(dataclasses.replace(with_engine, **change)) is None
+
+
+def test_shapes_are_judged_one_by_one_and_told_by_the_manifest(order):
+    shapes = ((96, 160), (160, 160))
+    built = builder.build(dataclasses.replace(order, shapes=shapes), lambda _: None)
+    assert built.manifest.gate.figures.images == 2 * 8
+    assert built.manifest.gate.on == "8 demo scenes, the worst of 96x160,160x160"
+    assert built.manifest.files.keys() == {"model.onnx"}
+    model = json.loads((built.folder / "manifest.json").read_text())["model"]
+    assert (model["imgsz"], model["shapes"]) == (SIDE, [[96, 160], [160, 160]])
+    assert builder.find(dataclasses.replace(order, shapes=shapes)) == built
+
+
+def test_side_of_a_shape_that_the_stride_does_not_divide_is_refused_by_name(order):
+    with pytest.raises(WeightsError, match="SHAPES=96x100: 100 is not a multiple of the model's stride 32: use 96"):
+        builder.build(dataclasses.replace(order, imgsz=None, shapes=((96, 100), (160, 160))), lambda _: None)
 
 
 def test_other_weights_under_the_same_name_are_another_engine(with_engine, tmp_path):

@@ -116,6 +116,21 @@ def test_warm_up_touches_every_lane_with_every_doubling_of_the_batch(backend, de
     assert {shape[1:] for shape in device.shapes} == {(64, 64, 3)}
 
 
+def test_warm_up_touches_every_shape_in_every_lane_and_measures_the_largest(backend, device, source, clock):
+    clock(0.25)
+    run(source(batch=6, imgsz=96, shapes=((96, 96), (64, 96), (96, 32))), lanes=3)
+    assert {shape[1:3] for shape, alone in zip(device.shapes, device.alone, strict=True) if alone} == {
+        (96, 96),
+        (64, 96),
+        (96, 32),
+    }
+    taken = {(lane, *shape[:3]) for (lane, _), shape in zip(device.taken, device.shapes, strict=True)}
+    assert taken == {
+        *((lane, 1, *shape) for lane in range(3) for shape in ((64, 96), (96, 32))),
+        *((lane, size, 96, 96) for lane in range(3) for size in (1, 2, 4, 6)),
+    }
+
+
 @pytest.mark.parametrize(("batch", "sizes"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8])])
 def test_warm_up_ends_with_the_largest_batch_and_never_goes_beyond(backend, device, source, clock, batch, sizes):
     clock(0.25)

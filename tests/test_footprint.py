@@ -23,13 +23,15 @@ def node(kind: str, inputs: str, output: str, **attributes: object) -> NodeProto
 def peak(tmp_path):
     """The estimate for a graph of these nodes, from `images` to `rows`, and a constant `c`."""
 
-    def estimate(*nodes: NodeProto, batch: int = 1, side: int = SIDE, dims: tuple = ("b", "h", "w", 3)) -> int:
+    def estimate(
+        *nodes: NodeProto, batch: int = 1, shape: tuple[int, int] = (SIDE, SIDE), dims: tuple = ("b", "h", "w", 3)
+    ) -> int:
         source = helper.make_tensor_value_info("images", TensorProto.UINT8, dims)
         target = helper.make_tensor_value_info("rows", TensorProto.FLOAT, None)
         constants = [numpy_helper.from_array(np.ones((1, 1, 1, 3), np.float32), "c")]
         made = helper.make_graph(nodes, "small", [source], [target], constants)
         onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 19)]), tmp_path / "small.onnx")
-        return footprint.activation_bytes(tmp_path / "small.onnx", batch, side)
+        return footprint.activation_bytes(tmp_path / "small.onnx", batch, shape)
 
     return estimate
 
@@ -102,11 +104,11 @@ def test_the_input_is_there_from_the_start(peak):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
-@pytest.mark.parametrize("side", [SIDE, 3 * SIDE])
+@pytest.mark.parametrize("shape", [(SIDE, SIDE), (SIDE, 3 * SIDE), (2 * SIDE, SIDE)])
 @pytest.mark.parametrize("dims", [("b", "h", "w", 3), ("b", SIDE, SIDE, 3), (1, "h", "w", 3)], ids=str)
-def test_batch_and_size_are_those_asked_for(peak, batch, side, dims):
-    found = peak(CAST, node("Transpose", "x", "rows", perm=[0, 3, 1, 2]), batch=batch, side=side, dims=dims)
-    assert found == 2 * FLOATS * batch * (side // SIDE) ** 2
+def test_batch_and_shape_are_those_asked_for(peak, batch, shape, dims):
+    found = peak(CAST, node("Transpose", "x", "rows", perm=[0, 3, 1, 2]), batch=batch, shape=shape, dims=dims)
+    assert found == 2 * FLOATS * batch * shape[0] * shape[1] // SIDE**2
 
 
 # The real graph: yolov8n's
@@ -124,24 +126,24 @@ def real(request, tmp_path_factory) -> dict[str, Path]:
 
 def test_batches_need_as_much_more_as_they_are_larger(real):
     for path in real.values():
-        one = footprint.activation_bytes(path, 1, 640)
+        one = footprint.activation_bytes(path, 1, (640, 640))
         for batch in (2, 8, 64):
-            assert footprint.activation_bytes(path, batch, 640) == pytest.approx(batch * one, rel=0.01)
+            assert footprint.activation_bytes(path, batch, (640, 640)) == pytest.approx(batch * one, rel=0.01)
 
 
 def test_fp16_needs_about_half(real):
-    for estimate in (footprint.weight_bytes, lambda path: footprint.activation_bytes(path, 8, 640)):
+    for estimate in (footprint.weight_bytes, lambda path: footprint.activation_bytes(path, 8, (640, 640))):
         assert 0.48 < estimate(real["fp16"]) / estimate(real["fp32"]) < 0.56
 
 
 def test_yolov8n_at_640_px_needs_what_its_first_layers_write(real):
     """Its first convolution reads 3 x 640 x 640 and writes 16 x 320 x 320: 11.5 MB, and little fits beside them."""
     first = 4 * (3 * 640 * 640 + 16 * 320 * 320)
-    assert first <= footprint.activation_bytes(real["fp32"], 1, 640) < 1.5 * first
+    assert first <= footprint.activation_bytes(real["fp32"], 1, (640, 640)) < 1.5 * first
     assert 12e6 < footprint.weight_bytes(real["fp32"]) < 14e6  # 3.0 million parameters
 
 
 def test_estimating_changes_nothing_on_the_disk(real):
     before = real["fp32"].read_bytes()
-    footprint.activation_bytes(real["fp32"], 3, 320)
+    footprint.activation_bytes(real["fp32"], 3, (320, 320))
     assert real["fp32"].read_bytes() == before

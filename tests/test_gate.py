@@ -22,7 +22,7 @@ PRECISIONS = ["fp32", "fp16", "int8"]
 def pictures() -> list[tuple]:
     """Picture, placement, frame and the reference's rows."""
     reference = pytorch.open_weights(DEMO_WEIGHTS, 2)
-    placement = images.place(640, 640, SIDE, 32, rect=True)
+    placement = images.place(640, 640, SIDE, 32, None)
     found = []
     for picture in datasets.Scenes("demo", 400_000, SCENES):
         frame = images.letterbox(picture.pixels, placement)

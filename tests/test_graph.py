@@ -62,7 +62,7 @@ def assert_same_rows(rows: np.ndarray, expected: np.ndarray) -> None:
 def test_names_stride_and_size_come_from_the_metadata(serving):
     _, model = serving
     assert list(model.names.values()) == scenes.NAMES
-    assert (model.task, model.stride, model.imgsz, model.static_shape) == ("detect", 32, SIDE, False)
+    assert (model.task, model.stride, model.imgsz, model.shapes) == ("detect", 32, SIDE, None)
 
 
 def test_graph_has_the_contracted_input_and_output_and_passes_the_full_check(serving):
@@ -112,11 +112,25 @@ def test_rows_are_sorted_by_score(serving, frames):
 def test_plain_export_with_a_fixed_batch_serves_any_batch(tmp_path, frames, expected, options):
     path = exported(tmp_path, **options)
     model = graph.to_serving_graph(path, "fixed", None, tmp_path / "graph.onnx")
-    assert model.static_shape
+    assert model.shapes == ((SIDE, SIDE),)
     assert_same_rows(run(tmp_path / "graph.onnx", frames[:3]), expected[:3])
     assert_same_rows(onnxruntime.PlainExport(path, graph.K, 2).infer(frames[:1]), expected[:1])
     with pytest.raises(WeightsError, match=r"exported for 160x160 only, not IMGSZ=320: export it again"):
         graph.to_serving_graph(path, "fixed", 320, tmp_path / "graph.onnx")
+
+
+def test_plain_export_of_one_rectangle_is_served_at_it_alone(tmp_path):
+    plain = export.to_plain_onnx(DEMO_WEIGHTS, (96, SIDE), tmp_path, static=True)
+    target = tmp_path / "graph.onnx"
+    for imgsz, shapes in ((None, None), (SIDE, None), (SIDE, ((96, SIDE),))):
+        model = graph.to_serving_graph(plain, "fixed", imgsz, target, shapes)
+        assert (model.imgsz, model.shapes) == (SIDE, ((96, SIDE),))
+    frame = scenes.scene(0, SIDE, 96).image[None]
+    assert_same_rows(run(target, frame), pytorch.open_weights(DEMO_WEIGHTS, 2).infer(0, frame))
+    with pytest.raises(WeightsError, match="exported for 96x160 only, not SHAPES=160x160: export it again"):
+        graph.to_serving_graph(plain, "fixed", SIDE, target, ((SIDE, SIDE),))
+    with pytest.raises(WeightsError, match="exported for 96x160 only, not IMGSZ=96: export it again"):
+        graph.to_serving_graph(plain, "fixed", 96, target)
 
 
 def test_size_that_is_no_multiple_of_the_stride_is_refused_with_the_nearest(tmp_path, plain):

@@ -240,22 +240,70 @@ SIZES = [  # (height, width)
     *[(31, 33), (1, 1), (1, 3000), (3000, 1), (2, 999), (1237, 7), (320, 320), (320, 319), (2160, 3841)],
     *((int(h), int(w)) for h, w in np.random.default_rng(5).integers(1, 1500, (30, 2))),
 ]
-each_frame = pytest.mark.parametrize(("imgsz", "rect"), [(640, True), (640, False), (320, True), (320, False)])
+each_frame = pytest.mark.parametrize(
+    ("imgsz", "shape"),
+    [
+        (640, None),
+        (640, (640, 640)),
+        (320, None),
+        (320, (320, 320)),
+        (640, (384, 640)),
+        (640, (640, 384)),
+        (96, (32, 96)),
+    ],
+)
 
 
-def letterbox_of(imgsz: int, rect: bool) -> Callable[..., np.ndarray]:
+def letterbox_of(imgsz: int, shape: tuple[int, int] | None) -> Callable[..., np.ndarray]:
     from ultralytics.data.augment import LetterBox
 
-    return LetterBox((imgsz, imgsz), auto=rect, stride=32)
+    return LetterBox(shape or (imgsz, imgsz), auto=shape is None, stride=32)
+
+
+def placed(height: int, width: int, imgsz: int, shape: tuple[int, int] | None) -> Placement:
+    return place(height, width, imgsz, 32, shape and [shape])
 
 
 @each_frame
-def test_the_frame_is_ultralytics_own_to_the_bit(imgsz, rect):
-    theirs, rng = letterbox_of(imgsz, rect), np.random.default_rng(1)
+def test_the_frame_is_ultralytics_own_to_the_bit(imgsz, shape):
+    theirs, rng = letterbox_of(imgsz, shape), np.random.default_rng(1)
     for height, width in SIZES:
         image = rng.integers(0, 256, (height, width, 3), np.uint8)
-        frame = letterbox(image, place(height, width, imgsz, 32, rect=rect))
+        frame = letterbox(image, placed(height, width, imgsz, shape))
         assert np.array_equal(frame, theirs(image=image)), (height, width)
+
+
+LISTED = [(640, 640), (384, 640), (640, 384), (320, 320)]
+
+
+@pytest.mark.parametrize(
+    ("size", "frame"),
+    [
+        ((1080, 1920), (384, 640)),
+        ((1920, 1080), (640, 384)),
+        ((480, 640), (640, 640)),
+        ((640, 640), (640, 640)),
+        ((100, 100), (640, 640)),  # the largest image, not the nearest size
+        ((1, 3000), (384, 640)),
+        ((3000, 1), (640, 384)),
+        ((384, 640), (384, 640)),
+        ((385, 640), (640, 640)),
+        ((383, 640), (384, 640)),
+        *(((3 * k, 5 * k), (384, 640)) for k in range(1, 400, 7)),  # 384:640
+    ],
+)
+def test_of_several_shapes_an_image_goes_into_that_where_it_is_largest_and_of_equals_into_the_smallest(size, frame):
+    for listed in (LISTED, LISTED[::-1]):
+        assert place(*size, 640, 32, listed).frame == frame
+
+
+def test_several_shapes_place_every_image_as_the_chosen_one_alone_would():
+    for height, width in SIZES:
+        placement = place(height, width, 640, 32, LISTED)
+        assert placement == place(height, width, 640, 32, [placement.frame])
+        gains = [min(h / height, w / width) for h, w in LISTED]
+        frame_h, frame_w = placement.frame
+        assert min(frame_h / height, frame_w / width) == pytest.approx(max(gains), rel=1e-12)
 
 
 def guessed_resized(placement: Placement) -> tuple[int, ...]:
@@ -265,12 +313,12 @@ def guessed_resized(placement: Placement) -> tuple[int, ...]:
 
 
 @each_frame
-def test_boxes_come_back_as_ultralytics_scales_them(imgsz, rect):
+def test_boxes_come_back_as_ultralytics_scales_them(imgsz, shape):
     from ultralytics.utils.ops import scale_boxes
 
     rng, compared = np.random.default_rng(2), 0
     for height, width in SIZES:
-        placement = place(height, width, imgsz, 32, rect=rect)
+        placement = placed(height, width, imgsz, shape)
         if guessed_resized(placement) == placement.resized:  # for the others see the next test
             boxes = rng.uniform(-20, imgsz + 20, (50, 4)).astype(np.float32)
             theirs = scale_boxes(placement.frame, boxes.copy(), (height, width))
@@ -281,20 +329,20 @@ def test_boxes_come_back_as_ultralytics_scales_them(imgsz, rect):
 
 def test_where_ultralytics_undoes_another_letterbox_than_it_made_ours_is_undone():
     """407 px become 192.24, rounded to 192: from that frame scale_boxes guesses a height of 639, but it was 640."""
-    placement = place(1355, 407, 640, 32, rect=True)
+    placement = place(1355, 407, 640, 32, None)
     assert (
         placement.frame
         == placement.resized
-        == letterbox_of(640, True)(image=np.zeros((1355, 407, 3), np.uint8)).shape[:2]
+        == letterbox_of(640, None)(image=np.zeros((1355, 407, 3), np.uint8)).shape[:2]
         == (640, 192)
     )
     assert to_image(np.array([[0, 0, 192, 640]], np.float32), placement).tolist() == [[0, 0, 407, 1355]]
 
 
 @each_frame
-def test_the_whole_image_comes_back_as_the_whole_image(imgsz, rect):
+def test_the_whole_image_comes_back_as_the_whole_image(imgsz, shape):
     for height, width in SIZES:
-        placement = place(height, width, imgsz, 32, rect=rect)
+        placement = placed(height, width, imgsz, shape)
         top, left, (resized_h, resized_w) = placement.top, placement.left, placement.resized
         corners = np.array([[left, top, left + resized_w, top + resized_h]], np.float32)
         assert to_image(corners, placement) == pytest.approx(np.array([[0, 0, width, height]]), abs=1e-3)
@@ -302,9 +350,9 @@ def test_the_whole_image_comes_back_as_the_whole_image(imgsz, rect):
 
 @each_frame
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
-def test_the_thinnest_images_fit_their_frame(size, imgsz, rect):
+def test_the_thinnest_images_fit_their_frame(size, imgsz, shape):
     image = np.full((*size, 3), 7, np.uint8)
-    placement = place(*size, imgsz, 32, rect=rect)
+    placement = placed(*size, imgsz, shape)
     frame = letterbox(image, placement)
     assert all(side % 32 == 0 and 0 < side <= imgsz for side in frame.shape[:2])
     assert np.count_nonzero((frame == 7).all(2)) == placement.resized[0] * placement.resized[1] > 0
@@ -312,12 +360,12 @@ def test_the_thinnest_images_fit_their_frame(size, imgsz, rect):
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_what_is_decoded_can_be_letterboxed(name):
-    placement = place(*PIXELS.shape[:2], 64, 32, rect=True)
+    placement = place(*PIXELS.shape[:2], 64, 32, None)
     assert letterbox(decode(FILES[name][0], MAX_PIXELS), placement).shape == (64, 64, 3)
 
 
 def test_no_boxes_come_back_as_no_boxes():
-    assert to_image(np.zeros((0, 4), np.float32), place(47, 61, 640, 32, rect=True)).shape == (0, 4)
+    assert to_image(np.zeros((0, 4), np.float32), place(47, 61, 640, 32, None)).shape == (0, 4)
 
 
 # Decoded at a fraction of the size
@@ -363,12 +411,20 @@ def test_fast_decoding_leaves_all_but_jpeg_as_they_are(name):
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_boxes_come_back_to_the_original_whichever_way_it_was_decoded(fast):
-    prepare = Preparation(imgsz=64, stride=32, rect=True, fast=fast, max_pixels=MAX_PIXELS)
+    prepare = Preparation(imgsz=64, stride=32, shapes=None, fast=fast, max_pixels=MAX_PIXELS)
     placement, frame = prepare(save(LARGE, "JPEG"))
     assert placement.image == (753, 1001)
     assert frame.shape == (*placement.frame, 3) == (64, 64, 3)
     corners = np.array([[0, placement.top, 64, placement.top + placement.resized[0]]], np.float32)
     assert to_image(corners, placement).tolist() == [[0, 0, 1001, 753]]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_jpeg_goes_into_the_best_of_several_shapes(fast):
+    prepare = Preparation(96, 32, ((64, 96), (96, 96), (96, 64)), fast, MAX_PIXELS)
+    placement, frame = prepare(save(LARGE.resize((900, 300)), "JPEG"))
+    assert frame.shape == (*placement.frame, 3) == (64, 96, 3)
+    assert placement.resized == (32, 96)
 
 
 def test_fast_decoding_limits_the_pixels_of_the_original():

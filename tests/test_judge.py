@@ -1,5 +1,7 @@
 """An engine beside its reference: every image once in both, in batches of one shape."""
 
+import dataclasses
+
 import fakes
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from app import judge
 from app.datasets import Picture
 from app.model import ModelInfo
 
-MODEL = ModelInfo("pets", "detect", fakes.NAMES, stride=32, imgsz=64, static_shape=False)
+MODEL = ModelInfo("pets", "detect", fakes.NAMES, stride=32, imgsz=64, shapes=None)
 SIZES = [(64, 64), (30, 60), (64, 64), (64, 64), (30, 60)]  # height, width; the second kind becomes 32x64
 
 
@@ -58,6 +60,36 @@ def test_an_engine_that_gives_other_rows_shows_in_the_figures(tmp_path, referenc
     assert judged(fakes.Device(rows), 4, tmp_path).agreement < 1
 
 
+SHAPES = ((64, 64), (32, 64))
+
+
+def test_every_image_goes_into_every_listed_shape_in_batches_and_alone(tmp_path, reference):
+    device = fakes.Device(fakes.ROWS)
+    model = dataclasses.replace(MODEL, shapes=SHAPES)
+    figures = judge.figures(fakes.Backend(device), tmp_path, tmp_path / "w.pt", model, "fp32", Pictures(), 2)
+    assert figures.images == 2 * len(SIZES)
+    expected = [(2, 64, 64, 3), (1, 64, 64, 3), (1, 64, 64, 3), (1, 64, 64, 3)]  # together, one by one, the last
+    assert device.shapes == [(count, side - 32 * i, *rest) for i in (0, 1) for count, side, *rest in expected]
+    assert [len(asked) for asked in reference] == [1] * 2 * len(SIZES)
+
+
+@pytest.mark.parametrize("wrong", SHAPES)
+def test_one_shape_among_those_listed_that_is_off_shows_as_if_all_were(tmp_path, reference, monkeypatch, wrong):
+    """Two pixels to one side: less than half of all boxes, so that a median over all shapes would not see it."""
+    device = fakes.Device(fakes.ROWS)
+    straight = device.infer
+
+    def infer(lane, frames, *, alone=False):
+        off = np.float32([2, 0, 2, 0, 0, 0]) * (frames[0].shape[:2] == wrong)
+        return straight(lane, frames) + off
+
+    monkeypatch.setattr(device, "infer", infer)
+    model = dataclasses.replace(MODEL, shapes=(*SHAPES, (64, 32), (32, 32)))
+    figures = judge.figures(fakes.Backend(device), tmp_path, tmp_path / "w.pt", model, "fp32", Pictures(), 2)
+    assert figures.shift_px == 2
+    assert figures.rows_agreement == 0
+
+
 def test_frames_are_letterboxed_as_they_are_served():
-    shapes = [frame.shape for _, _, frame in judge.frames(Pictures(), MODEL)]
+    shapes = [frame.shape for _, _, frame in judge.frames(Pictures(), MODEL, None)]
     assert shapes == [(64, 64, 3), (32, 64, 3), (64, 64, 3), (64, 64, 3), (32, 64, 3)]

@@ -13,7 +13,7 @@ from app.parity import CONF, TOP, Figures, Gate, Limits
 
 SEEN = 40  # boxes of a score worth seeing
 SIDE = 640
-PLACEMENT = images.place(SIDE, SIDE, SIDE, 32, rect=True)
+PLACEMENT = images.place(SIDE, SIDE, SIDE, 32, None)
 LIMITS = Limits()
 
 

@@ -49,10 +49,10 @@ async def make(device, second):
                 name=name,
             )
             batchers[name].start()
-        model = ModelInfo("pets", "detect", fakes.NAMES, stride=32, imgsz=64, static_shape=static)
+        model = ModelInfo("pets", "detect", fakes.NAMES, stride=32, imgsz=64, shapes=((64, 64),) if static else None)
         predictor = Predictor(
             model,
-            Preparation(64, 32, rect and not static, fast_decode, 10**6),
+            Preparation(64, 32, None if rect and not static else ((64, 64),), fast_decode, 10**6),
             batchers,
             metrics,
             threads=threads,

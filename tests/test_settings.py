@@ -8,12 +8,14 @@ import pytest
 
 from app.__main__ import _parser
 from app.errors import SettingsError
+from app.model import ModelInfo
 from app.settings import PREFIX, Settings
 
 FIELDS = list(Settings.model_fields)
 SAMPLE = {  # a text of every field that is not its default, and the value it stands for
     "weights": ("yolov8s.pt", "yolov8s.pt"),
     "imgsz": ("320", 320),
+    "shapes": ("640x640,384x640", ((384, 640), (640, 640))),
     "batch": ("16", 16),
     "precision": ("fp16", "fp16"),
     "backend": ("onnxruntime", "onnxruntime"),
@@ -99,6 +101,9 @@ def test_a_lower_case_name_in_the_environment_is_refused(name):
     ("field", "text"),
     [
         *[("imgsz", text) for text in ("31", "8193", "640x640", "")],
+        *[("shapes", text) for text in ("", "640", "640x640,", "640x640;384x640", "640x640, 384x640", "640X640")],
+        *[("shapes", text) for text in ("0x640", "640x31", "640x8193", "640x640,384x640,640x640")],
+        ("shapes", ",".join(f"{32 * i}x640" for i in range(1, 18))),
         *[("batch", text) for text in ("0", "-1", "1025", "2.5", "many", "")],
         *[("precision", text) for text in ("fp8", "FP16", "")],
         *[("backend", text) for text in ("tensorflow", "")],
@@ -128,6 +133,14 @@ def test_a_wrong_value_is_refused_by_name_and_value(field, text):
             "COMPARE=pytorch is BACKEND=pytorch itself: there is nothing to compare",
         ),
         (
+            {"imgsz": "1280", "shapes": "640x640,384x640"},
+            "IMGSZ=1280, but the longest side of SHAPES=384x640,640x640 is 640: leave IMGSZ out",
+        ),
+        (
+            {"rect": "false", "shapes": "640x640"},
+            "RECT=false and SHAPES=640x640 both say what frames there are: give one",
+        ),
+        (
             {"fallback": "onnxruntime", "backend": "onnxruntime"},
             "FALLBACK=onnxruntime is BACKEND=onnxruntime itself: name another one",
         ),
@@ -137,6 +150,60 @@ def test_settings_that_do_not_fit_together_are_refused_in_one_line_that_names_bo
     with pytest.raises(SettingsError) as caught:
         Settings.read(options, {})
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("640", "give HEIGHTxWIDTH in px, several with commas between them, such as 640x640,384x640"),
+        ("640x640,16x640", "a side is 32 to 8192 px, not 16"),
+        ("640x640,384x640,640x640", "640x640 is there twice"),
+        (",".join(f"{32 * i}x640" for i in range(1, 18)), "at most 16 shapes, since each may be an engine of its own"),
+    ],
+)
+def test_shapes_are_refused_with_what_is_wrong_with_them(text, message):
+    with pytest.raises(SettingsError) as caught:
+        Settings.read({"shapes": text}, {})
+    assert str(caught.value) == f"SHAPES={text}: {message}"
+
+
+def test_the_order_of_shapes_does_not_matter():
+    given = [Settings.read({"shapes": text}, {}) for text in ("640x640,384x640,640x384", "640x384,640x640,384x640")]
+    assert given[0] == given[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "side"),
+    [
+        ({}, None),
+        ({"imgsz": "320"}, 320),
+        ({"shapes": "384x640"}, 640),
+        ({"shapes": "640x384,96x96"}, 640),
+        ({"shapes": "384x640", "imgsz": "640"}, 640),
+    ],
+    ids=str,
+)
+def test_the_longest_side_is_that_of_the_shapes_if_there_are_any(options, side):
+    assert Settings.read(options, {}).longest_side == side
+
+
+SQUARE = ((640, 640),)
+LISTED = ((384, 640), (640, 640))
+
+
+@pytest.mark.parametrize(
+    ("rect", "of_model", "shapes"),
+    [
+        (True, None, None),
+        (False, None, SQUARE),
+        (True, LISTED, LISTED),
+        (False, SQUARE, SQUARE),
+        (False, LISTED, LISTED),
+    ],
+)
+def test_frames_are_of_the_model_s_shapes_and_without_them_rectangles_or_squares(rect, of_model, shapes):
+    model = ModelInfo("pets", "detect", {0: "cat"}, stride=32, imgsz=640, shapes=of_model)
+    assert Settings(rect=rect).preparation(model).shapes == shapes
 
 
 @pytest.mark.parametrize("text", ["0,0", "5,6.9", "12.5,0", "0005,1"])

@@ -134,7 +134,7 @@ def test_source_gives_an_engine_that_says_what_it_is_and_was_never_judged():
     fingerprint, model = built.manifest.fingerprint, built.manifest.model
     assert (fingerprint.backend, fingerprint.precision, fingerprint.batch) == ("simulated", "none", 64)
     assert fingerprint.device == "simulated: 5 ms a batch and 6.9 ms an image"
-    assert (model.name, model.imgsz, model.static_shape) == ("simulated", 320, False)
+    assert (model.name, model.imgsz, model.shapes) == ("simulated", 320, None)
     assert built.manifest.gate.figures is None
     assert built.manifest.gate.on == "nothing: a simulated engine looks at no image"
     assert [str(progress) for progress in told] == [

@@ -24,6 +24,7 @@ FINGERPRINT = Fingerprint(
     weights_sha256="0" * 64,
     graph_revision="1",
     imgsz=None,
+    shapes=None,
     batch=8,
     precision="fp32",
     backend="openvino",
@@ -49,7 +50,7 @@ def put(engines: Path, fingerprint: Fingerprint = FINGERPRINT, files: dict[str, 
     with store.lock(engines, fingerprint.key, lambda: None), store.workplace(engines, fingerprint.key) as place:
         for name, data in files.items():
             (place / name).write_bytes(data)
-        model = ModelInfo("pets", "detect", {0: "cat", 1: "dog"}, stride=32, imgsz=640, static_shape=False)
+        model = ModelInfo("pets", "detect", {0: "cat", 1: "dog"}, stride=32, imgsz=640, shapes=None)
         digests = {name: store.sha256(place / name) for name in files}
         manifest = Manifest(fingerprint, model, VERDICT, {"when": "now"}, digests)
         assert store.publish(engines, place, manifest) == engines / fingerprint.key
@@ -104,6 +105,23 @@ def test_an_engine_that_differs_in_anything_is_another_one(engines, field):
     other = dataclasses.replace(FINGERPRINT, **{field: 4 if field in ("imgsz", "batch") else "other"})
     assert other.key != KEY
     assert store.find(engines, other) is None
+
+
+def test_manifests_of_before_there_were_shapes_are_other_engines_that_differ_in_nothing_else(engines):
+    put(engines, dataclasses.replace(FINGERPRINT, batch=4))
+    (path,) = engines.glob("*/manifest.json")
+    fields = json.loads(path.read_bytes())
+    del fields["fingerprint"]["shapes"], fields["model"]["shapes"]
+    fields["model"]["static_shape"] = False
+    path.write_text(json.dumps(fields))
+    assert store.find(engines, FINGERPRINT) is None
+    assert store.difference(engines, FINGERPRINT) == f"{path.parent} was built for another batch 4, now 8"
+
+
+def test_shapes_come_back_from_the_manifest_as_they_were(engines):
+    shapes = ((384, 640), (640, 640))
+    manifest = dataclasses.replace(put(engines), model=dataclasses.replace(put(engines).model, shapes=shapes))
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
 
 
 def test_keys_are_folder_names_that_people_can_read():

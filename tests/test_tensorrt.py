@@ -1,6 +1,7 @@
 """TensorRT's builder and runtime, on both API surfaces, against the strict stand-ins for TensorRT and CUDA."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import logging
@@ -8,9 +9,11 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -19,8 +22,8 @@ from cuda.bindings import runtime
 from cuda_standin import Cuda
 from tensorrt_standin import NO_IMPLEMENTATION, VERSIONS, TensorRT
 
-from app import backends, builder, datasets, export, graph, precision
-from app.backends import Recipe, cuda, onnxruntime
+from app import backends, builder, datasets, export, footprint, graph, images, precision, quantize, results, selftest
+from app.backends import Recipe, cuda, onnxruntime, pytorch
 from app.builder import Order
 from app.deployment import deploy
 from app.errors import (
@@ -33,7 +36,8 @@ from app.errors import (
     WeightsError,
 )
 from app.parity import Limits
-from app.settings import DEMO_WEIGHTS
+from app.results import Thresholds
+from app.settings import DEMO_WEIGHTS, Settings
 
 SIDE, BATCH = 160, 3
 OOM = runtime.cudaError_t.cudaErrorMemoryAllocation
@@ -96,12 +100,12 @@ def recipe(serving, tmp_path) -> Callable[..., Recipe]:
         shutil.copy(path, copy := folder.with_suffix(".onnx"))
         fields = {
             "weights": DEMO_WEIGHTS,
-            "graph": copy,
+            "graphs": [copy],
             "model": model,
             "precision": "fp16",
             "batch": BATCH,
             "lanes": 2,
-            "calibration": lambda: iter([scenes.scene(seed, SIDE, SIDE).image for seed in range(8)]),
+            "calibration": lambda _: iter([scenes.scene(seed, SIDE, SIDE).image for seed in range(8)]),
             "folder": folder,
             "cache": tmp_path / "cache",
             "report": lambda _: None,
@@ -128,7 +132,7 @@ def order(tmp_path) -> Order:
 
 
 def test_the_plan_is_the_graph_in_the_precision_asked_for(rig, recipe, frames):
-    path = recipe().graph
+    (path,) = recipe().graphs
     for kind in ("fp32", "fp16"):
         made = recipe(precision=kind)
         rig.backend.build(made)
@@ -151,14 +155,14 @@ def test_progress_is_told_while_compiling(rig, recipe, monkeypatch):
     rig.trt.phases = (("Building", None, 2), ("Compiling backend", "Building", 3))
     told: list[str] = []
     rig.backend.build(recipe(report=told.append))
-    assert "Compiling backend 3/3" in told
+    assert "160x160 Compiling backend 3/3" in told
 
 
 def test_progress_is_told_at_most_twice_a_second(rig, recipe):
     rig.trt.phases = (("Compiling", None, 1000),)
     told: list[str] = []
     rig.backend.build(recipe(report=told.append))
-    assert len([text for text in told if text.startswith("Compiling")]) < 10
+    assert len([text for text in told if text.startswith("160x160 Compiling")]) < 10
 
 
 def test_build_ends_when_the_server_that_waits_for_it_is_gone(rig, recipe, monkeypatch):
@@ -166,7 +170,7 @@ def test_build_ends_when_the_server_that_waits_for_it_is_gone(rig, recipe, monke
     rig.trt.phases = (("Compiling", None, 1000),)
 
     def gone(text: str) -> None:
-        if text.startswith("Compiling"):
+        if text.startswith("160x160 Compiling"):
             raise BrokenPipeError
 
     with pytest.raises(BuildFailed, match="TensorRT could not compile the engine"):
@@ -233,7 +237,7 @@ def test_facts_for_the_manifest_tell_time_size_and_memory(rig, recipe):
 def test_memory_is_estimated_and_printed_before_the_build(rig, recipe):
     told: list[str] = []
     rig.backend.build(recipe(report=told.append))
-    assert told[0].startswith("BATCH=3 at 160 px in 2 lanes: about 0.8 GiB of ")
+    assert told[0].startswith("BATCH=3 at 160x160 in 2 lanes: about 0.8 GiB of ")
 
 
 def test_batch_that_does_not_fit_is_refused_with_the_nearest_that_does(rig, recipe):
@@ -290,7 +294,7 @@ def test_auto_precision_is_fp16(rig, order):
 def test_onnx_weights_become_an_engine_of_one_shape(rig, order, tmp_path, frames, serving, dynamic):
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path, static=not dynamic)
     built = builder.build(dataclasses.replace(order, weights=str(plain)), lambda _: None)
-    assert built.manifest.model.static_shape
+    assert built.manifest.model.shapes == ((SIDE, SIDE),)
     assert built.manifest.gate.figures.rows_agreement > 0.98
     rows = rig.engine(built.folder).infer(0, frames[:2])
     expected = onnxruntime.OnnxruntimeEngine(serving[0], 1).infer(0, frames[:2])
@@ -300,7 +304,7 @@ def test_onnx_weights_become_an_engine_of_one_shape(rig, order, tmp_path, frames
 def test_int8_is_compiled_from_the_quantized_graph_with_its_float_part_in_fp16(rig, order):
     built = builder.build(dataclasses.replace(order, precision="int8", limits=Limits(map_loss=1)), lambda _: None)
     assert built.manifest.fingerprint.precision == "int8"
-    plan = (built.folder / "engine.plan").read_bytes()
+    plan = (built.folder / "160x160.plan").read_bytes()
     assert b"QuantizeLinear" in plan  # the stand-in's plans hold their graph
     assert b"in/scale/half" in plan
 
@@ -325,7 +329,8 @@ def test_batches_are_padded_to_powers_of_two_and_the_largest(rig, recipe, frames
     made = recipe(batch=5)
     rig.backend.build(made)
     engine = rig.engine(made.folder)
-    assert engine._lanes[0].layout.batches == [1, 2, 4, 5]
+    (plan,) = engine._lanes[0]._plans.values()
+    assert plan.layout.batches == [1, 2, 4, 5]
     assert len(engine.infer(0, frames)) == 5
     assert len(engine.infer(0, frames[:3])) == 3
 
@@ -364,7 +369,7 @@ def test_lanes_work_at_the_same_time_without_disturbing_each_other(rig, built, f
 def test_every_batch_size_is_captured_and_gives_the_same_rows_as_enqueued(rig, built, frames):
     engine = rig.engine(built)
     assert engine.captured
-    enqueued = rig.backend.open_plan(built / "engine.plan", 1, graphs=False)
+    enqueued = rig.backend.open_plans(built, 1, graphs=False)
     assert not enqueued.captured
     for count in (1, 2, 3):
         np.testing.assert_array_equal(engine.infer(0, frames[:count]), enqueued.infer(0, frames[:count]))
@@ -445,13 +450,13 @@ def test_failure_in_a_batch_fails_that_batch(rig, built, frames, function):
 
 def test_plan_that_does_not_load_is_stale_with_tensorrts_reason(rig, built):
     rig.trt.refuse_plans = True
-    with pytest.raises(EngineStale, match=r"does not load .*engine\.plan: "):
+    with pytest.raises(EngineStale, match=r"does not load .*160x160\.plan: "):
         rig.engine(built)
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"garbage", lambda data: data[:-100]])
 def test_damaged_plan_is_stale(rig, built, damage):
-    path = built / "engine.plan"
+    path = built / "160x160.plan"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(EngineStale):
         rig.engine(built)
@@ -528,6 +533,228 @@ def test_engine_that_is_refused_twice_ends_the_start(rig, order):
         deploy(Builder(order), lambda _: None, lanes=None, threads=None)
 
 
+# Several shapes
+
+SHAPES = ((96, 160), (160, 96), (160, 160))
+DEFAULTS = {"lanes": None, "threads": None}
+
+
+@functools.cache
+def reference() -> pytorch.PytorchEngine:
+    return pytorch.open_weights(DEMO_WEIGHTS, 2)
+
+
+def by_pytorch(frame: np.ndarray) -> np.ndarray:
+    return reference().infer(0, [frame])[0]
+
+
+def of_shape(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    return scenes.scene(seed, shape[1], shape[0]).image
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory) -> tuple[list[Path], graph.ModelInfo]:
+    """A serving graph for each of SHAPES."""
+    paths = []
+    for shape in SHAPES:
+        folder = tmp_path_factory.mktemp("several")
+        plain = export.to_plain_onnx(DEMO_WEIGHTS, shape, folder, static=True)
+        paths.append(folder / "graph.onnx")
+        model = graph.to_serving_graph(plain, "demo", None, paths[-1], (shape,))
+        assert model.shapes == (shape,)
+    return paths, dataclasses.replace(model, imgsz=SIDE, shapes=SHAPES)
+
+
+@pytest.fixture
+def folder_of(rig, recipe, several) -> Callable[..., Path]:
+    """The folder of an engine for these shapes, and what its build reported in `facts`."""
+
+    def make(*shapes: tuple[int, int], **changes: object) -> Path:
+        graphs = [several[0][SHAPES.index(shape)] for shape in shapes]
+        model = dataclasses.replace(several[1], shapes=shapes)
+        made = recipe(graphs=graphs, model=model, precision="fp32", **changes)
+        make.facts = rig.backend.build(made)
+        return made.folder
+
+    return make
+
+
+def test_every_shape_has_a_plan_of_its_own_with_the_rows_of_pytorch(rig, folder_of):
+    folder = folder_of(*SHAPES)
+    assert sorted(path.name for path in folder.iterdir()) == ["160x160.plan", "160x96.plan", "96x160.plan"]
+    engine, compared = rig.engine(folder), 0
+    assert engine.captured
+    for seed in range(3):  # shape after shape through the same memory
+        for shape in SHAPES:
+            frames = [of_shape(shape, seed + i) for i in range(BATCH)]
+            for count in (1, 2, 3):
+                for rows, frame in zip(engine.infer(0, frames[:count]), frames, strict=False):
+                    expected = by_pytorch(frame)
+                    sure = np.count_nonzero(expected[:, 4] > 0.1)  # further down the order is noise
+                    np.testing.assert_allclose(rows[:sure], expected[:sure], atol=1e-2)
+                    compared += sure
+    assert compared > 100
+    engine.close()
+
+
+def test_frames_of_a_shape_that_was_not_built_are_refused_and_those_after_them_are_not(rig, folder_of):
+    engine = rig.engine(folder_of(*SHAPES[:2]))
+    before = engine.infer(0, [of_shape((96, 160))])
+    with pytest.raises(EngineFailed, match="there is no plan for frames of 160x160, only for 160x96,96x160"):
+        engine.infer(0, [of_shape((160, 160))])
+    np.testing.assert_array_equal(engine.infer(0, [of_shape((96, 160))]), before)
+
+
+def test_a_lane_has_the_memory_of_its_largest_shape_once(rig, folder_of, monkeypatch):
+    rig.trt.memory_per_pixel = 10
+    taken: list[list[int]] = []
+
+    def sizes(folder: Path) -> list[int]:
+        before = rig.cuda.live()
+        engine = rig.engine(folder, lanes=2)
+        blocks = sorted(block.bytes.size for block in rig.cuda._memory.values())
+        taken.append(blocks)
+        engine.close()
+        assert rig.cuda.live() == before
+        return blocks
+
+    assert sizes(folder_of(*SHAPES)) == sizes(folder_of(SHAPES[-1]))
+    assert len(taken[0]) == 2 * 5
+    assert taken[0][-1] == (1 << 20) + 10 * SIDE * SIDE
+    assert sizes(folder_of(SHAPES[0]))[-1] == (1 << 20) + 10 * 96 * SIDE
+
+
+def test_lanes_work_on_different_shapes_at_the_same_time(rig, folder_of):
+    engine = rig.engine(folder_of(*SHAPES), lanes=2)
+    frames = [of_shape(shape, seed) for seed in range(4) for shape in SHAPES]
+    alone = [engine.infer(0, [frame])[0] for frame in frames]
+    with ThreadPoolExecutor(2) as pool:
+        there = pool.submit(lambda: [engine.infer(0, [frame, frame])[1] for frame in frames])
+        back = pool.submit(lambda: [engine.infer(1, [frame, frame])[1] for frame in frames[::-1]])
+        for found in (there.result(), back.result()[::-1]):
+            for rows, expected in zip(found, alone, strict=True):
+                np.testing.assert_allclose(rows, expected, atol=1e-3)
+    engine.close()
+
+
+def test_memory_of_several_shapes_is_all_their_weights_and_the_largest_s_activations(rig, folder_of, several):
+    told: list[str] = []
+    folder_of(*SHAPES, report=told.append)
+    weights = sum(map(footprint.weight_bytes, several[0]))
+    largest = footprint.activation_bytes(several[0][-1], BATCH, SHAPES[-1])
+    assert folder_of.facts["estimated_device_bytes"] == rig.backend.RESERVE + weights + 2 * largest
+    assert told[0].startswith("BATCH=3 at 96x160,160x96,160x160 in 2 lanes: about 0.8 GiB of ")
+    assert {text.partition(" ")[0] for text in told[1:]} == {"96x160", "160x96", "160x160"}
+
+
+def test_shapes_share_the_timing_cache(rig, folder_of, recipe):
+    folder_of(*SHAPES)
+    (cache,) = recipe().cache.iterdir()
+    assert rig.trt.calls.count("build_serialized_network") == 3
+    assert b'"entries": 3' in cache.read_bytes()
+
+
+def test_selftest_finds_shapes_lanes_and_graphs_at_peace(rig, folder_of, several):
+    folder = folder_of(*SHAPES)
+    frames = selftest._frames(several[1])
+    assert [of_shape[0].shape[:2] for of_shape in frames] == list(SHAPES)
+    engine = rig.engine(folder, lanes=2)
+    alone = [[engine.infer(0, [frame])[0] for frame in of_shape] for of_shape in frames]
+    assert selftest._mixing(engine, frames, alone, BATCH) == selftest._lanes(engine, frames, alone) == "ok"
+    engine.close()
+    assert selftest._graphs(folder, frames) == "ok"
+    alone[1][2] = alone[1][3]
+    engine = rig.engine(folder, lanes=2)
+    assert "gives" in selftest._mixing(engine, frames, alone, BATCH)
+    assert "gives" in selftest._lanes(engine, frames, alone)
+    engine.close()
+
+
+@pytest.fixture
+def wide(order) -> Order:
+    """For landscapes and squares."""
+    return dataclasses.replace(order, shapes=((96, 160), (160, 160)), precision="fp32")
+
+
+def test_shapes_are_built_judged_and_served_with_the_boxes_of_pytorch(rig, wide):
+    """From weights to boxes in the image's own pixels; the reference is Ultralytics' own letterbox and forward."""
+    from ultralytics.data.augment import LetterBox
+
+    order = dataclasses.replace(wide, shapes=SHAPES)
+    deployed = deploy(Builder(order), lambda _: None, **DEFAULTS)
+    manifest = deployed.built.manifest
+    assert (manifest.model.imgsz, manifest.model.shapes) == (SIDE, SHAPES)
+    assert manifest.fingerprint.shapes == "96x160,160x96,160x160"
+    assert manifest.gate.figures.images == 3 * 4  # each of the scenes in every shape
+    assert builder.find(order) == deployed.built
+    prepare = Settings(shapes="96x160,160x96,160x160").preparation(manifest.model)
+    seen = set()
+    for seed, (height, width) in enumerate([(270, 480), (480, 270), (300, 300), (100, 400), (333, 251), (288, 480)]):
+        image = scenes.scene(seed, width, height).image
+        placement, frame = prepare(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
+        seen.add(placement.frame)
+        assert np.array_equal(frame, LetterBox(placement.frame, auto=False)(image=image))
+        found = results.select(deployed.engine.infer(1, [frame])[0], Thresholds())
+        expected = results.select(by_pytorch(frame), Thresholds())
+        assert found.classes.tolist() == expected.classes.tolist()
+        boxes = [images.to_image(each.boxes, placement) for each in (found, expected)]
+        np.testing.assert_allclose(*boxes, atol=0.1)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+    assert seen == set(SHAPES)
+
+
+@pytest.mark.parametrize("spoilt", ["96x160", "160x160"])
+def test_one_shape_that_loses_accuracy_is_enough_to_be_refused(rig, wide, monkeypatch, spoilt, caplog):
+    real = precision.to_half
+    monkeypatch.setattr(precision, "to_half", lambda *a: (spoil if a[0].parent.name == spoilt else real)(*a))
+    built = builder.build(dataclasses.replace(wide, precision="fp16"), lambda _: None)
+    assert "demo fp16 is refused by the accuracy gate" in caplog.text
+    assert "it finds 0.0000 of the reference's boxes" in caplog.text
+    assert built.manifest.fingerprint.precision == "fp32"
+
+
+def test_every_shape_is_calibrated_on_frames_of_its_own(rig, wide, monkeypatch):
+    seen: dict[str, set] = {}
+    real = quantize.to_int8
+
+    def to_int8(source, target, frames):
+        taken = list(frames)
+        seen[source.parent.name] = {(len(taken), frame.shape) for frame in taken}
+        real(source, target, taken)
+
+    monkeypatch.setattr(quantize, "to_int8", to_int8)
+    monkeypatch.setattr(builder, "CALIBRATION_IMAGES", 4)
+    built = builder.build(dataclasses.replace(wide, precision="int8", limits=Limits(map_loss=1)), lambda _: None)
+    assert built.manifest.fingerprint.precision == "int8"
+    assert seen == {"96x160": {(4, (96, 160, 3))}, "160x160": {(4, (160, 160, 3))}}
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_shapes_need_onnx_weights_that_leave_the_shape_open(rig, wide, tmp_path, dynamic):
+    plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path, static=not dynamic)
+    order = dataclasses.replace(wide, weights=str(plain))
+    if dynamic:
+        built = builder.build(order, lambda _: None)
+        assert built.manifest.model.shapes == order.shapes
+        assert sorted(built.manifest.files) == ["160x160.plan", "96x160.plan"]
+    else:
+        with pytest.raises(WeightsError, match="was exported for 160x160 only, not SHAPES=96x160: export it again"):
+            builder.build(order, lambda _: None)
+
+
+def test_side_that_the_stride_does_not_divide_is_refused_by_name(rig, wide):
+    order = dataclasses.replace(wide, shapes=((96, 160), (100, 160)))
+    with pytest.raises(WeightsError, match="SHAPES=100x160: 100 is not a multiple of the model's stride 32: use 96"):
+        builder.build(order, lambda _: None)
+
+
+def test_other_shapes_are_another_engine_with_one_line_naming_them(rig, order, caplog):
+    first = builder.build(order, lambda _: None)
+    builder.build(dataclasses.replace(order, shapes=((96, 160),)), lambda _: None)
+    assert f"{first.folder} was built for another shapes None, now '96x160': building an engine" in caplog.messages
+    assert builder.find(order) == first
+
+
 # The gate
 
 
@@ -566,8 +793,15 @@ def spoil(source: Path, target: Path) -> None:
 def exported(rig, recipe, tmp_path) -> Callable[..., Path]:
     """As `yolo export format=engine` writes it: length, JSON, plan."""
 
-    def make(*, header: dict | None = None, half: bool = False, batch: int = 2, dynamic: bool = False) -> Path:
-        plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, recipe().folder, static=not dynamic)
+    def make(
+        *,
+        header: dict | None = None,
+        half: bool = False,
+        batch: int = 2,
+        dynamic: bool = False,
+        shape: tuple[int, int] = (SIDE, SIDE),
+    ) -> Path:
+        plain = export.to_plain_onnx(DEMO_WEIGHTS, shape, recipe().folder, static=not dynamic)
         if half:
             plain = halved(plain)
         trt, log = rig.trt.module, rig.backend.Log()
@@ -585,7 +819,7 @@ def exported(rig, recipe, tmp_path) -> Callable[..., Path]:
             "task": "detect",
             "names": {str(i): name for i, name in enumerate(scenes.NAMES)},
             "stride": 32,
-            "imgsz": [SIDE, SIDE],
+            "imgsz": list(shape),
             "batch": batch,
             "args": {"half": half, "dynamic": dynamic},
         }
@@ -619,7 +853,7 @@ def halved(path: Path) -> Path:
 def test_engine_by_ultralytics_gives_the_rows_of_the_weights(rig, exported, order, frames, serving, kind):
     built = builder.build(dataclasses.replace(order, weights=str(exported(**kind))), lambda _: None)
     assert list(built.manifest.model.names.values()) == scenes.NAMES
-    assert built.manifest.model.static_shape
+    assert built.manifest.model.shapes == ((SIDE, SIDE),)
     assert built.manifest.gate.figures is None
     assert built.manifest.fingerprint.precision == ("fp16" if kind.get("half") else "fp32")
     engine = rig.engine(built.folder)
@@ -652,14 +886,40 @@ def test_engine_by_ultralytics_chooses_tensorrt_by_itself_and_refuses_another_ba
     [
         ({"task": "detect"}, "its header lacks imgsz, names, stride"),
         ({"task": "pose", "names": {}, "stride": 32, "imgsz": [SIDE, SIDE]}, "is a pose engine"),
-        ({"task": "detect", "names": {}, "stride": 32, "imgsz": [SIDE, 320]}, "160x320, which is not square"),
-        ({"task": "detect", "names": {}, "stride": 32, "imgsz": [320, 320]}, "320x320, not IMGSZ=160"),
     ],
 )
 def test_engine_that_cannot_be_served_is_refused_by_name(rig, exported, order, header, message):
     path = exported(header=header)
     with pytest.raises(WeightsError, match=f"yolo.engine .*{message}"):
         builder.build(dataclasses.replace(order, weights=str(path)), lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("order_of", "asked"),
+    [
+        ({"imgsz": 96}, "IMGSZ=96"),
+        ({"shapes": ((160, 160),)}, "SHAPES=160x160"),
+        ({"shapes": ((96, 160), (160, 160))}, "SHAPES=96x160,160x160"),
+    ],
+    ids=str,
+)
+def test_engine_of_another_shape_is_refused_with_both(rig, exported, order, order_of, asked):
+    path = exported(shape=(96, 160))
+    with pytest.raises(SettingsError, match=rf"yolo\.engine was exported for 96x160 only, not {asked}$"):
+        builder.build(dataclasses.replace(order, weights=str(path), **order_of), lambda _: None)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("shapes", [None, ((96, 160),)])
+def test_engine_by_ultralytics_that_is_not_square_is_served_as_it_is(rig, exported, order, dynamic, shapes):
+    path = exported(shape=(96, 160), dynamic=dynamic)
+    built = builder.build(dataclasses.replace(order, weights=str(path), shapes=shapes), lambda _: None)
+    assert (built.manifest.model.imgsz, built.manifest.model.shapes) == (160, ((96, 160),))
+    frame = scenes.scene(1, 160, 96).image
+    rows = deploy(Builder(dataclasses.replace(order, weights=str(path), shapes=shapes)), lambda _: None, **DEFAULTS)
+    np.testing.assert_allclose(rows.engine.infer(0, [frame])[0, :5], by_pytorch(frame)[:5], atol=1e-2)
+    with pytest.raises(EngineFailed, match="no plan for frames of 160x160, only for 96x160"):
+        rows.engine.infer(0, [np.zeros((160, 160, 3), np.uint8)])
 
 
 def test_engine_file_without_a_header_is_refused(rig, order, tmp_path):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from app.errors import BackendUnavailable
 from app.images import Pixels
-from app.model import ModelInfo
+from app.model import ModelInfo, Shape
 
 PREFERRED = ("tensorrt", "openvino", "onnxruntime", "pytorch")  # for BACKEND=auto; the first that is available
 
@@ -37,12 +37,12 @@ class Recipe:
     """What an engine is made of."""
 
     weights: Path
-    graph: Path  # the serving graph in FP32
+    graphs: Sequence[Path]  # serving graphs in FP32: where the backend is STATIC one for each of the model's shapes
     model: ModelInfo
     precision: str
     batch: int
     lanes: int
-    calibration: Callable[[], Iterator[Pixels]]  # frames for int8, one by one
+    calibration: Callable[[Sequence[Shape] | None], Iterator[Pixels]]  # frames for int8, each of the best shape
     folder: Path  # for the engine's files
     cache: Path  # outlives the build, is shared by all
     report: Callable[[str], None]  # what is being done, for people
@@ -54,7 +54,7 @@ class Backend(Protocol):
     PRECISIONS: Sequence[str]  # the first is what "auto" takes
     LANES: int | None  # unless LANES says otherwise; None: one a core
     ONE_DEVICE: bool  # True: the lanes take turns on it; False: each has cores of its own
-    STATIC: bool  # True: compiled for one shape of frame, imgsz x imgsz
+    STATIC: bool  # True: compiled for each shape of frame, imgsz x imgsz unless there are others
 
     def require(self) -> None:
         """Raise BackendUnavailable unless its device is there."""

@@ -37,13 +37,14 @@ def build(recipe: Recipe) -> dict[str, Any]:
     """INT8 is slower than FP32 here (loadtest/RESULTS.md): it tells how accurate TensorRT's will be."""
     from app import precision, quantize
 
+    (graph,) = recipe.graphs
     match recipe.precision:
         case "fp32":
-            shutil.copyfile(recipe.graph, recipe.folder / _FILE)
+            shutil.copyfile(graph, recipe.folder / _FILE)
         case "fp16":
-            precision.to_half(recipe.graph, recipe.folder / _FILE)
+            precision.to_half(graph, recipe.folder / _FILE)
         case "int8":
-            quantize.to_int8(recipe.graph, recipe.folder / _FILE, recipe.calibration())
+            quantize.to_int8(graph, recipe.folder / _FILE, recipe.calibration(recipe.model.shapes))
     return {}
 
 

@@ -12,6 +12,7 @@ from app import machine
 from app.backends import Recipe
 from app.backends.shapes import Shapes
 from app.images import Pixels
+from app.model import spell, unspell
 
 PRECISIONS = ("fp32", "int8")
 LANES = None
@@ -19,6 +20,7 @@ ONE_DEVICE = False
 STATIC = False
 
 _FILE = "model.xml"
+_SHAPES = ["yolopard", "shapes"]  # where the model's file tells them
 
 
 def require() -> None:
@@ -37,11 +39,14 @@ def build(recipe: Recipe) -> dict[str, Any]:
     """By convert_model: read_model gives other boxes for a quantized graph, without an error (docs/decisions.md)."""
     from app import quantize
 
-    graph = recipe.graph
+    (graph,) = recipe.graphs
     if recipe.precision == "int8":
-        graph = recipe.graph.with_name("int8.onnx")
-        quantize.to_int8(recipe.graph, graph, recipe.calibration())
-    openvino.save_model(openvino.convert_model(graph), recipe.folder / _FILE, compress_to_fp16=False)
+        quantized = graph.with_name("int8.onnx")
+        quantize.to_int8(graph, quantized, recipe.calibration(recipe.model.shapes))
+        graph = quantized
+    model = openvino.convert_model(graph)
+    model.set_rt_info(spell(*recipe.model.shapes or ()), _SHAPES)
+    openvino.save_model(model, recipe.folder / _FILE, compress_to_fp16=False)
     return {}
 
 
@@ -50,14 +55,16 @@ def load(folder: Path, lanes: int, threads: int) -> "OpenvinoEngine":
 
 
 class OpenvinoEngine:
-    """One graph for frames of any shape; a quantized one is compiled for the shapes that come often as well."""
+    """One graph for frames of any shape; a quantized one is compiled for listed and for frequent shapes as well."""
 
     def __init__(self, path: Path, lanes: int, threads: int) -> None:
         self._path, self._lanes, self._threads = path, lanes, threads
         self._core = openvino.Core()
         self._any = self._compile(None)
-        quantized = any(node.get_type_name() == "FakeQuantize" for node in self._core.read_model(path).get_ops())
-        self._shapes = Shapes(self._compile) if quantized else None
+        model = self._core.read_model(path)
+        listed = [(*shape, 3) for shape in unspell(model.get_rt_info(_SHAPES).astype(str))]
+        quantized = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+        self._shapes = Shapes(self._compile, listed) if quantized else None
 
     def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> NDArray[np.float32]:
         compiled = self._any

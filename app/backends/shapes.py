@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -25,9 +25,10 @@ class Shapes(Generic[T]):
     keep a core compiling.
     """
 
-    def __init__(self, make: Callable[[Shape], T]) -> None:
+    def __init__(self, make: Callable[[Shape], T], listed: Iterable[Shape] = ()) -> None:
+        """Those that are listed are made at once."""
         self._make = make
-        self._made: dict[Shape, T] = {}
+        self._made: dict[Shape, T] = {shape: make(shape) for shape in listed}
         self._seen: Counter[Shape] = Counter()
         self._lock = threading.Lock()
         self._compiling: threading.Thread | None = None

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from app.backends import Recipe
 from app.errors import BuildFailed
 from app.images import Pixels
-from app.model import ModelInfo
+from app.model import ModelInfo, Shape, spell
 from app.progress import Progress, Report
 from app.results import K
 from app.store import Built, Fingerprint, Manifest, Verdict
@@ -59,14 +59,17 @@ def load(folder: Path, lanes: int, threads: int) -> "SimulatedEngine":
 class Source:
     """Where a simulated engine comes from; needs no weights."""
 
-    def __init__(self, a_ms: float, b_ms: float, imgsz: int, batch: int) -> None:
+    def __init__(
+        self, a_ms: float, b_ms: float, imgsz: int, batch: int, shapes: tuple[Shape, ...] | None = None
+    ) -> None:
         self._facts = {"a_ms": a_ms, "b_ms": b_ms, "imgsz": imgsz}
-        self._model = ModelInfo(NAME, "detect", {0: "nothing"}, stride=32, imgsz=imgsz, static_shape=False)
+        self._model = ModelInfo(NAME, "detect", {0: "nothing"}, stride=32, imgsz=imgsz, shapes=shapes)
         self._fingerprint = Fingerprint(
             name=NAME,
             weights_sha256="",
             graph_revision="",
             imgsz=imgsz,
+            shapes=spell(*shapes) if shapes else None,
             batch=batch,
             precision=PRECISIONS[0],
             backend=NAME,

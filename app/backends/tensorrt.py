@@ -1,7 +1,8 @@
 """TensorRT on an NVIDIA GPU: serving graph -> plan -> engine. 10.12 and newer, and 11.x, on one way.
 
-Every network is strongly typed: its precision is that of the graph, and no flag of the builder changes it. One profile:
-batches from 1 to the configured one, tuned for the largest; the frame's shape is fixed, so anchors are constants.
+Every network is strongly typed: its precision is that of the graph, and no flag of the builder changes it. A plan has
+one profile, batches from 1 to the configured one, tuned for the largest, and one shape of frame, so that anchors are
+constants. An engine is the plans of all its shapes.
 """
 
 import contextlib
@@ -11,26 +12,26 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorrt as trt
 
 from app.backends import Recipe, cuda
-from app.backends.tensorrt_engine import PLAN, TensorrtEngine, describe, precision_of, split
+from app.backends.tensorrt_engine import TensorrtEngine, describe, precision_of, split
 from app.errors import BackendUnavailable, BuildFailed, EngineStale
+from app.model import Shape, spell
 
 __all__ = [
     "LANES",
-    "PLAN",
     "PRECISIONS",
     "STATIC",
     "build",
     "describe",
     "device",
     "load",
-    "open_plan",
+    "open_plans",
     "precision_of",
     "require",
     "version",
@@ -41,6 +42,7 @@ LANES = 2
 ONE_DEVICE = True
 STATIC = True
 
+PLAN = ".plan"  # behind the shape of its frames
 OLDEST = (10, 12)
 RESERVE = 768 << 20  # bytes for the CUDA context, TensorRT's kernels and what else is not counted
 REPORT_S = 0.5
@@ -66,17 +68,20 @@ def device() -> str:
 
 
 def build(recipe: Recipe) -> dict[str, Any]:
-    """Compile the plan; an Ultralytics .engine is taken as it is. Raises BuildFailed with TensorRT's own words."""
-    gpu = cuda.device()
+    """Compile the plans; an Ultralytics .engine is taken as it is. Raises BuildFailed with TensorRT's own words."""
+    gpu, shapes = cuda.device(), recipe.model.shapes
+    assert shapes is not None
+    paths = [recipe.folder / f"{spell(shape)}{PLAN}" for shape in shapes]
     if recipe.weights.suffix == ".engine":
-        shutil.copyfile(recipe.weights, recipe.folder / PLAN)
+        shutil.copyfile(recipe.weights, paths[0])
         return {"gpu": gpu.name, "driver_cuda": gpu.driver}
-    graph = _in_precision(recipe)
-    needed = _require_memory(recipe, graph)
+    graphs = {shape: _in_precision(recipe, shape, graph) for shape, graph in zip(shapes, recipe.graphs, strict=True)}
+    needed = _require_memory(recipe, graphs)
     started = time.monotonic()
-    plan = _compile(graph, recipe)
-    with (recipe.folder / PLAN).open("wb") as file:
-        file.write(plan)
+    for (shape, graph), path in zip(graphs.items(), paths, strict=True):
+        plan = _compile(graph, shape, recipe)
+        with path.open("wb") as file:
+            file.write(plan)
     return {
         "gpu": gpu.name,
         "driver_cuda": gpu.driver,
@@ -87,20 +92,23 @@ def build(recipe: Recipe) -> dict[str, Any]:
 
 
 def load(folder: Path, lanes: int, threads: int) -> TensorrtEngine:
-    """Raises EngineStale, with TensorRT's reason, where it refuses the plan."""
-    return open_plan(folder / PLAN, lanes)
+    """Raises EngineStale, with TensorRT's reason, where it refuses a plan."""
+    return open_plans(folder, lanes)
 
 
-def open_plan(path: Path, lanes: int, *, graphs: bool = True) -> TensorrtEngine:
+def open_plans(folder: Path, lanes: int, *, graphs: bool = True) -> TensorrtEngine:
     """As `load`; without `graphs` every batch is enqueued anew."""
-    header, plan = split(path.read_bytes())
     runtime_log = Log()
     runtime = trt.Runtime(runtime_log)
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise EngineStale(f"TensorRT {version()} does not load {path}: {runtime_log.reason()}")
-    side = int(header["imgsz"][0]) if header else 0
-    return TensorrtEngine(engine, lanes, side, graphs=graphs, alive=(runtime, runtime_log))
+    engines = []
+    for path in sorted(folder.glob(f"*{PLAN}")):
+        header, plan = split(path.read_bytes())
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise EngineStale(f"TensorRT {version()} does not load {path}: {runtime_log.reason()}")
+        height, width = header["imgsz"] if header else (0, 0)
+        engines.append((engine, (int(height), int(width))))
+    return TensorrtEngine(engines, lanes, graphs=graphs, alive=(runtime, runtime_log))
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
@@ -152,39 +160,48 @@ class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         return True
 
 
-def _in_precision(recipe: Recipe) -> Path:
+def _in_precision(recipe: Recipe, shape: Shape, graph: Path) -> Path:
     """INT8 with everything in FP16 that is not INT8 and not the decode."""
     if recipe.precision == "fp32":
-        return recipe.graph
+        return graph
     from app import precision, quantize
 
-    graph, half = recipe.graph, recipe.graph.with_name("fp16.onnx")
+    half = graph.with_name("fp16.onnx")
     if recipe.precision == "int8":
-        graph = recipe.graph.with_name("int8.onnx")
-        quantize.to_int8(recipe.graph, graph, recipe.calibration())
+        quantized = graph.with_name("int8.onnx")
+        quantize.to_int8(graph, quantized, recipe.calibration([shape]))
+        graph = quantized
     precision.to_half(graph, half)
     return half
 
 
-def _require_memory(recipe: Recipe, graph: Path) -> int:
-    """The bytes of device memory that serving will take, by estimate. Raises BuildFailed if so many are not free."""
+def _require_memory(recipe: Recipe, graphs: Mapping[Shape, Path]) -> int:
+    """The bytes of device memory that serving will take, by estimate. Raises BuildFailed if so many are not free.
+
+    Every plan has weights of its own; the rest of a lane is shared by its plans.
+    """
     from app import footprint
 
-    side, lanes = recipe.model.imgsz, recipe.lanes
+    lanes, weights = recipe.lanes, sum(map(footprint.weight_bytes, graphs.values()))
 
     def needed(batch: int) -> int:
-        return RESERVE + footprint.weight_bytes(graph) + lanes * footprint.activation_bytes(graph, batch, side)
+        most = max(footprint.activation_bytes(graph, batch, shape) for shape, graph in graphs.items())
+        return RESERVE + weights + lanes * most
 
     free, total = cuda.memory()
     wanted, least = needed(recipe.batch), needed(1)
-    text = f"BATCH={recipe.batch} at {side} px in {lanes} lanes: about {_gb(wanted)} of {_gb(free)} free GPU memory"
+    text = (
+        f"BATCH={recipe.batch} at {spell(*graphs)} in {lanes} lanes: about {_gb(wanted)} of {_gb(free)} free GPU memory"
+    )
     log.info("%s", text)
     recipe.report(text)
     if wanted <= free:
         return wanted
     each = (wanted - least) / max(recipe.batch - 1, 1)
     fitting = int(1 + (free - least) / each) if each and free >= least else 0
-    advice = f"BATCH={fitting} fits" if fitting else "not even BATCH=1 fits: use a smaller IMGSZ or free the GPU"
+    advice = (
+        f"BATCH={fitting} fits" if fitting else "not even BATCH=1 fits: use smaller or fewer shapes, or free the GPU"
+    )
     raise BuildFailed(f"{text} (of {_gb(total)} in all) are too much: {advice}")
 
 
@@ -192,7 +209,7 @@ def _gb(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _compile(graph: Path, recipe: Recipe) -> Any:
+def _compile(graph: Path, shape: Shape, recipe: Recipe) -> Any:
     """The plan, as an object with the buffer protocol."""
     builder_log = Log()
     builder = trt.Builder(builder_log)
@@ -206,9 +223,9 @@ def _compile(graph: Path, recipe: Recipe) -> Any:
         )
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default: the decode would lose 13 of FP32's 23 bits
-    config.progress_monitor = Monitor(recipe.report)
+    config.progress_monitor = Monitor(lambda text: recipe.report(f"{spell(shape)} {text}"))
     profile = builder.create_optimization_profile()
-    frame, batch = (recipe.model.imgsz, recipe.model.imgsz, 3), recipe.batch
+    frame, batch = (*shape, 3), recipe.batch
     profile.set_shape("images", (1, *frame), (batch, *frame), (batch, *frame))
     if config.add_optimization_profile(profile) < 0:
         raise BuildFailed(f"TensorRT refuses batches of 1 to {batch} frames {frame}: {builder_log.reason()}")

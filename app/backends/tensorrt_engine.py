@@ -1,4 +1,5 @@
-"""A TensorRT engine at work: lanes with a stream, buffers, and an execution context for each size of batch.
+"""A TensorRT engine at work: one or more plans, each for one shape of frame, and lanes with a stream, buffers, and an
+execution context for each shape and size of batch.
 
 Serves plans of our own (uint8 frames in, rows out) and those of `yolo export format=engine` (NCHW in 0..1 in, raw head
 out).
@@ -19,11 +20,9 @@ from numpy.typing import NDArray
 
 from app import results
 from app.backends.cuda import DeviceMemory, Event, Graph, PinnedMemory, Stream
-from app.errors import EngineFailed, WeightsError
+from app.errors import EngineFailed, SettingsError, WeightsError
 from app.images import Pixels
-from app.model import ModelInfo
-
-PLAN = "engine.plan"
+from app.model import ModelInfo, Shape, spell
 
 log = logging.getLogger("yolopard.tensorrt")
 
@@ -43,22 +42,21 @@ def split(data: bytes) -> tuple[dict[str, Any] | None, memoryview]:
     return None, memoryview(data)
 
 
-def describe(path: Path, name: str, imgsz: int | None) -> ModelInfo:
-    """What the header of an Ultralytics .engine says of its model. Raises WeightsError."""
+def describe(path: Path, name: str, imgsz: int | None, shapes: tuple[Shape, ...] | None) -> ModelInfo:
+    """What the header of an Ultralytics .engine says of its model. Raises WeightsError, SettingsError for its shape."""
     header, _ = split(path.read_bytes())
     if missing := {"task", "names", "stride", "imgsz"} - (header or {}).keys():
         raise WeightsError(f"{path} is not an engine by Ultralytics: its header lacks {', '.join(sorted(missing))}")
     assert header is not None
     if header["task"] != "detect":
         raise WeightsError(f"{path} is a {header['task']} engine; this version serves detect models only")
-    height, width = header["imgsz"]
-    if height != width or imgsz not in (None, height):
-        raise WeightsError(
-            f"{path} was exported for {height}x{width}"
-            + (", which is not square" if height != width else f", not IMGSZ={imgsz}")
-        )
+    height, width = map(int, header["imgsz"])
+    own, side = (height, width), max(height, width)
+    if shapes not in (None, (own,)) or imgsz not in (None, side):
+        asked = f"SHAPES={spell(*shapes)}" if shapes else f"IMGSZ={imgsz}"
+        raise SettingsError(f"{path} was exported for {spell(own)} only, not {asked}")
     names = {int(i): str(label) for i, label in header["names"].items()}
-    return ModelInfo(name, "detect", names, int(header["stride"]), int(height), static_shape=True)
+    return ModelInfo(name, "detect", names, int(header["stride"]), side, (own,))
 
 
 def precision_of(path: Path) -> str:
@@ -98,15 +96,18 @@ class Layout:
     most: int  # and in the largest
 
     @classmethod
-    def of(cls, engine: Any, context: Any, side: int) -> "Layout":
-        """By the engine's own tensors. Raises EngineFailed for what is neither our plan nor a detect export."""
+    def of(cls, engine: Any, context: Any, shape: Shape) -> "Layout":
+        """By the engine's own tensors; `shape` is what an export that leaves it open is used with.
+
+        Raises EngineFailed for what is neither our plan nor a detect export.
+        """
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if name not in inputs]
         if len(inputs) != 1 or len(outputs) != 1:
             raise EngineFailed(f"the engine has the tensors {names}; a detect engine has one input and one output")
         batch, *sides = tuple(engine.get_tensor_shape(inputs[0]))
-        frame = tuple(size if size > 0 else side for size in sides)
+        frame = tuple(size if size > 0 else own for size, own in zip(sides, (3, *shape), strict=True))
         least = most = batch
         if batch < 0:
             least, _, most = (shape[0] for shape in engine.get_tensor_profile_shape(inputs[0], 0))
@@ -121,6 +122,12 @@ class Layout:
             raise EngineFailed("the engine's tensors are neither uint8, FP32 nor FP16")
         source, target = Tensor(inputs[0], kinds[0], frame), Tensor(outputs[0], kinds[1], rows)  # type: ignore[arg-type]
         return cls(source, target, least, most)
+
+    @property
+    def shape(self) -> Shape:
+        """Of a frame."""
+        height, width = self.source.shape[:2] if self.source.dtype is np.uint8 else self.source.shape[1:]
+        return height, width
 
     @property
     def batches(self) -> list[int]:
@@ -144,13 +151,21 @@ class Layout:
 
 
 class TensorrtEngine:
-    """One deserialized engine and its lanes. `alive` is what has to outlive it: TensorRT holds plain pointers."""
+    """Deserialized engines, each with the shape it is used with where it leaves that open, and their lanes.
 
-    def __init__(self, engine: Any, lanes: int, side: int, *, graphs: bool, alive: tuple[Any, ...]) -> None:
-        self._alive = (engine, *alive)
+    `alive` is what has to outlive them: TensorRT holds plain pointers.
+    """
+
+    def __init__(
+        self, engines: Sequence[tuple[Any, Shape]], lanes: int, *, graphs: bool, alive: tuple[Any, ...]
+    ) -> None:
+        self._alive = (engines, *alive)
+        self.activation_bytes = max(int(engine.device_memory_size_v2) for engine, _ in engines)
         with contextlib.ExitStack() as opening:
-            self.activation_bytes = int(engine.device_memory_size_v2)
-            self._lanes = [opening.enter_context(contextlib.closing(Lane(engine, side, graphs))) for _ in range(lanes)]
+            self._lanes = [
+                opening.enter_context(contextlib.closing(Lane(engines, self.activation_bytes, graphs)))
+                for _ in range(lanes)
+            ]
             self._open = opening.pop_all()
 
     @property
@@ -159,9 +174,7 @@ class TensorrtEngine:
         return all(lane.captured for lane in self._lanes)
 
     def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> NDArray[np.float32]:
-        most = self._lanes[lane].layout.most
-        parts = [self._lanes[lane].infer(frames[i : i + most]) for i in range(0, len(frames), most)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return self._lanes[lane].infer(frames)
 
     def device_seconds(self, lane: int) -> float | None:
         return self._lanes[lane].device_seconds
@@ -171,12 +184,30 @@ class TensorrtEngine:
         self._open.close()
 
 
-class Lane:
-    """What one batch at a time needs: nothing of it is shared with another lane but the weights."""
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The part of a lane that is of one shape."""
 
-    def __init__(self, engine: Any, side: int, graphs: bool) -> None:
+    layout: Layout
+    contexts: dict[int, "_Context"]  # by size of batch
+    frames: NDArray[Any]  # [most, *source.shape], the lane's memory
+    rows: NDArray[Any]  # [most, *target.shape], the lane's memory
+
+    def context(self, count: int) -> "_Context":
+        """That of the smallest size which so many images fit."""
+        sizes = self.layout.batches
+        return self.contexts[sizes[bisect_left(sizes, count)]]
+
+
+class Lane:
+    """What one batch at a time needs: nothing of it is shared with another lane but the weights.
+
+    Its memory, scratch and in- and outputs, is as large as its largest shape needs, and is used by all of them.
+    """
+
+    def __init__(self, engines: Sequence[tuple[Any, Shape]], scratch: int, graphs: bool) -> None:
         self.device_seconds = 0.0
-        self._contexts: dict[int, _Context] = {}
+        self._plans: dict[Shape, _Plan] = {}
         with contextlib.ExitStack() as opening:
 
             def own(thing: Any) -> Any:
@@ -184,53 +215,65 @@ class Lane:
 
             self._stream: Stream = own(Stream())
             self._begun, self._ended, self._copied = (own(Event()) for _ in range(3))
-            memory = own(DeviceMemory(max(int(engine.device_memory_size_v2), 256)))
-            first = _Context(engine, memory, self._stream)
-            self.layout = layout = Layout.of(engine, first.context, side)
-            self._on_host, self._rows_on_host = (
-                own(PinnedMemory(layout.most * tensor.size)) for tensor in (layout.source, layout.target)
-            )
-            self._on_device, self._rows_on_device = (
-                own(DeviceMemory(layout.most * tensor.size)) for tensor in (layout.source, layout.target)
-            )
-            for size in reversed(layout.batches):
-                context = first if not self._contexts else _Context(engine, memory, self._stream)
-                context.prepare(layout, size, self._on_device, self._rows_on_device)
-                if graphs:
-                    context.capture(own)
-                self._contexts[size] = context
-            self._sizes = layout.batches
+            memory = own(DeviceMemory(max(scratch, 256)))
+            firsts = [_Context(engine, memory, self._stream) for engine, _ in engines]
+            layouts = [
+                Layout.of(engine, first.context, shape) for (engine, shape), first in zip(engines, firsts, strict=True)
+            ]
+            pixels = max(layout.most * layout.source.size for layout in layouts)
+            rows = max(layout.most * layout.target.size for layout in layouts)
+            self._on_host, self._rows_on_host = (own(PinnedMemory(size)) for size in (pixels, rows))
+            self._on_device, self._rows_on_device = (own(DeviceMemory(size)) for size in (pixels, rows))
+            for (engine, _), first, layout in zip(engines, firsts, layouts, strict=True):
+                contexts: dict[int, _Context] = {}
+                for size in reversed(layout.batches):
+                    context = _Context(engine, memory, self._stream) if contexts else first
+                    context.prepare(layout, size, self._on_device, self._rows_on_device)
+                    if graphs:
+                        context.capture(own)
+                    contexts[size] = context
+                frames_there = _view(self._on_host, layout.source, layout.most)
+                rows_there = _view(self._rows_on_host, layout.target, layout.most)
+                self._plans[layout.shape] = _Plan(layout, contexts, frames_there, rows_there)
             self._opened = opening.pop_all()
-        self._frames = self._view(self._on_host, layout.source)
-        self._rows = self._view(self._rows_on_host, layout.target)
 
     @property
     def captured(self) -> bool:
-        """Whether every size of batch runs as a CUDA graph."""
-        return all(context.graph for context in self._contexts.values())
+        """Whether every size of batch of every shape runs as a CUDA graph."""
+        return all(context.graph for plan in self._plans.values() for context in plan.contexts.values())
 
     def infer(self, frames: Sequence[Pixels]) -> NDArray[np.float32]:
-        """Blocks until the rows are there."""
-        count = len(frames)
-        context = self._contexts[self._sizes[bisect_left(self._sizes, count)]]
-        self.layout.write(frames, self._frames)
-        self._stream.to_device(self._on_device, self._on_host, count * self.layout.source.size)
+        """Blocks until the rows are there. Raises EngineFailed for frames of a shape that was not built."""
+        height, width = frames[0].shape[:2]
+        plan = self._plans.get((height, width))
+        if plan is None:
+            raise EngineFailed(f"there is no plan for frames of {height}x{width}, only for {spell(*self._plans)}")
+        most = plan.layout.most
+        parts = [self._infer(plan, frames[i : i + most]) for i in range(0, len(frames), most)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _infer(self, plan: _Plan, frames: Sequence[Pixels]) -> NDArray[np.float32]:
+        count, layout = len(frames), plan.layout
+        layout.write(frames, plan.frames)
+        self._stream.to_device(self._on_device, self._on_host, count * layout.source.size)
         self._begun.record(self._stream)
-        context.run()
+        plan.context(count).run()
         self._ended.record(self._stream)
-        self._stream.to_host(self._rows_on_host, self._rows_on_device, count * self.layout.target.size)
+        self._stream.to_host(self._rows_on_host, self._rows_on_device, count * layout.target.size)
         self._copied.record(self._stream)
         self._copied.synchronize()
         self.device_seconds = self._ended.seconds_since(self._begun)
-        return self.layout.read(self._rows[:count])
+        return layout.read(plan.rows[:count])
 
     def close(self) -> None:
         self._stream.synchronize()
-        self._contexts.clear()  # before the memory they work in
+        self._plans.clear()  # before the memory they work in
         self._opened.close()
 
-    def _view(self, memory: PinnedMemory, tensor: Tensor) -> NDArray[Any]:
-        return memory.array.view(tensor.dtype).reshape(self.layout.most, *tensor.shape)
+
+def _view(memory: PinnedMemory, tensor: Tensor, images: int) -> NDArray[Any]:
+    """So many images' values at the start of the memory."""
+    return memory.array[: images * tensor.size].view(tensor.dtype).reshape(images, *tensor.shape)
 
 
 class _Context:
