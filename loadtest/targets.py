@@ -3,7 +3,7 @@
     make peers && .venv/bin/python loadtest/targets.py [--only 1 4] [--rounds 5] [--markdown FILE]
 
 Everything runs on this machine, the load included, so every figure is a ratio taken in turns with what it is compared
-with, or counted by the server itself. Takes half an hour on two cores.
+with, or counted by the server itself.
 """
 
 import argparse
