@@ -99,6 +99,7 @@ class Compiled:
                 "INFERENCE_NUM_THREADS": max(threads, streams),
                 # The default is bfloat16 on CPUs that have it: twice as fast, and not FP32 (docs/decisions.md).
                 "INFERENCE_PRECISION_HINT": "f32",
+                # Pinned, a stream waits for its own core while another one is free (loadtest/RESULTS.md).
                 "ENABLE_CPU_PINNING": False,
             }
             compiled = core.compile_model(model, "CPU", options)

@@ -10,7 +10,7 @@ import contextlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -180,10 +180,8 @@ async def _open(target: Target) -> _Connection:
     return connection
 
 
-async def closed_loop(
-    target: Target, *, clients: int, seconds: float, warm_up: float = 1.0, tell: Callable[[], None] = lambda: None
-) -> Run:
-    """`clients` ask, each again as soon as it is answered, for `seconds` after a warm-up; `tell` is told of each.
+async def closed_loop(target: Target, *, clients: int, seconds: float, warm_up: float = 1.0) -> Run:
+    """`clients` ask, each again as soon as it is answered, for `seconds` after a warm-up.
 
     They come one after the other during the warm-up: of many at once, one of a server's processes accepts all.
     """
@@ -203,7 +201,6 @@ async def closed_loop(
                 async with asyncio.timeout(TIMEOUT_S):
                     status, timing = await connection.ask(head, body)
             book.write(status, time.perf_counter() - started, timing)
-            tell()
             if status == LOST:
                 connection.close()
                 await asyncio.sleep(0.01)  # a server that is gone must not be asked a million times
@@ -225,7 +222,6 @@ async def open_loop(
     seconds: float,
     seed: int = 0,
     warm_up: float = 0.0,
-    tell: Callable[[], None] = lambda: None,
 ) -> Run:
     """Requests at `rate` a second on average, at random times, for `seconds`; every one of them is waited for."""
     book, requests = _Book(target), target.requests()
@@ -244,7 +240,6 @@ async def open_loop(
                 connection = connection or await _open(target)
                 status, timing = await connection.ask(head, body)
         book.write(status, time.perf_counter() - at, timing)
-        tell()
         if connection is not None and connection.open and status != LOST:
             idle.append(connection)
         elif connection is not None:

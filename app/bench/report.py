@@ -12,6 +12,7 @@ import orjson
 from matplotlib.figure import Figure
 
 from app import __version__, gpu, machine
+from app.bench.load import Run
 from app.bench.plan import Case, Measured
 
 IN_SIGHT = 3  # times the served rate; limits beyond are not drawn
@@ -106,7 +107,7 @@ def to_json(found: Measured, about: dict[str, Any]) -> bytes:
     return orjson.dumps(about | asdict(found) | {"cases": cases}, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS)
 
 
-def _run_json(run: Any) -> dict[str, Any]:
+def _run_json(run: Run) -> dict[str, Any]:
     shares = (0, 10, 50, 75, 90, 95, 99, 99.9, 100)
     return {
         "images_per_second": run.images_per_second,
