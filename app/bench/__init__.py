@@ -1,7 +1,7 @@
 """`yolopard bench`: what a server gives, and what its parts could."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ __all__ = ["Plan", "compare", "run"]
 def run(settings: Settings, open_source: Open, *, url: str | None, images: Path, plan: Plan, out: Path) -> None:
     """Measure, print the table, and leave report.md, report.json and report.png in `out`. Raises BenchFailed."""
     files = read_images(images)
+    _make(out)
     with ExitStack() as running:
         if url is None:
             print("starting a server", flush=True)
@@ -60,6 +61,7 @@ def progress() -> Progress:
 def compare(settings: Settings, open_source: Open, *, images: Path, plan: Plan, out: Path) -> None:
     """Every engine that can be built here, alone: the table, and engines.md, engines.json and engines.png in `out`."""
     files, rows = read_images(images), engines.candidates()
+    _make(out)
     with progress() as bar:
         task = bar.add_task("", total=engines.steps(rows, plan.rounds))
 
@@ -72,16 +74,27 @@ def compare(settings: Settings, open_source: Open, *, images: Path, plan: Plan, 
     _write(out, "engines", about, *content)
 
 
+def _make(out: Path) -> None:
+    """Before minutes of measuring, which must not end without a place for what was found."""
+    with _explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BenchFailed(f"{out}: {error.strerror}: give another folder with --out") from error
+
+
 def _write(
     out: Path, name: str, about: dict[str, Any], table: str, json: bytes, plot: Callable[[str, Path], None]
 ) -> None:
     line = report.machine_line(about)
     print(f"\n{line}\n\n{table}\n")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with _explained(out):
         (out / f"{name}.md").write_text(f"{line}\n\n{table}\n")
         (out / f"{name}.json").write_bytes(json)
         plot(line.partition(";")[0], out / f"{name}.png")
-    except OSError as error:
-        raise BenchFailed(f"{out}: {error.strerror}: give another folder with --out") from error
     print(f"{out / name}.md, .json and .png")

@@ -107,11 +107,11 @@ def target(server: Server, files: Sequence[bytes], body: str) -> Target:
 
 def _run(case: Case, server: Server, files: Sequence[bytes], plan: Plan, found: Measured) -> None:
     asked = target(server, files, case.body)
-    before = server.counters()
+    before, warm_up = server.counters(), min(1.0, plan.seconds / 2)
     if case.kind == "closed":
-        work = closed_loop(asked, clients=int(case.load), seconds=plan.seconds)
+        work = closed_loop(asked, clients=int(case.load), seconds=plan.seconds, warm_up=warm_up)
     else:
-        work = open_loop(asked, rate=case.load, seconds=plan.seconds, warm_up=0.5, seed=len(case.runs))
+        work = open_loop(asked, rate=case.load, seconds=plan.seconds, warm_up=warm_up, seed=len(case.runs))
     run = uvloop.run(work)
     after = server.counters()
     if not run.statuses[200]:
