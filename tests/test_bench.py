@@ -196,7 +196,7 @@ def test_every_engine_here_is_measured_beside_pytorch(tmp_path, build, monkeypat
 
 
 def test_speed_up_is_the_median_of_the_rounds_ratios_and_not_of_the_rates(build):
-    first, second = (Row("pytorch", "fp32", built=build()), Row("openvino", "fp32", built=build()))
+    first, second = (Row(name, "fp32", built=build(imgsz=160)) for name in ("pytorch", "openvino"))
     first.rates, second.rates = [10, 20, 40], [20, 60, 120]
     first.speed_ups, second.speed_ups = [1, 1, 1], [2, 3, 3]
     line = engines.table([first, second]).splitlines()[-1]
