@@ -30,6 +30,7 @@ from app.settings import Settings
 from app.store import Built
 
 LINGER_S = 0.25
+SWITCH_S = 0.0005  # for which a thread keeps the interpreter from others: decode threads need it ten times an image
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +60,7 @@ def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; what was admitted by then is still answered."""
     log.configure(settings.log_level, settings.log_format)
     machine.keep_freed_memory()
+    sys.setswitchinterval(SWITCH_S)
     drain_s = round(settings.deadline_ms / 1000) + 1
     config = uvicorn.Config(
         "unset",

@@ -14,8 +14,8 @@ import os
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from app.errors import DeadlineExceeded, InferenceFailed, Stopping
 from app.images import Pixels
 from app.metrics import Metrics
 from app.results import Rows
+from app.threads import Threads
 
 log = logging.getLogger("yolopard.batcher")
 
@@ -161,9 +162,12 @@ class Batcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _serve(self, lane: int) -> None:
-        with ThreadPoolExecutor(1, f"lane-{lane}", _be_nice, (self._nice,)) as device:
+        device = Threads(1, f"lane-{lane}", partial(_be_nice, self._nice))
+        try:
             while (batch := await self._next_batch()).jobs:
                 await self._run(lane, device, batch)
+        finally:
+            device.close()
 
     async def _next_batch(self) -> _Batch:
         """The next batch to leave; an empty one when there will be none."""
@@ -213,7 +217,7 @@ class Batcher:
             return due
         return max(due, self._device_free - self._lead_s[len(jobs)])
 
-    async def _run(self, lane: int, device: ThreadPoolExecutor, batch: _Batch) -> None:
+    async def _run(self, lane: int, device: Threads, batch: _Batch) -> None:
         jobs = batch.jobs
         alone, now = not self._flying and not self._waiting, self._loop.time()
         begins = max(now, self._device_free) if self._flying else now
@@ -221,7 +225,7 @@ class Batcher:
         self._flying.update(jobs)
         started = time.perf_counter()
         try:
-            rows = await self._loop.run_in_executor(device, self._infer_jobs, lane, jobs, alone)
+            rows = await device.run(partial(self._infer_jobs, lane, jobs, alone))
         except _LaneDied:
             raise
         except Exception as error:

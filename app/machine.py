@@ -5,7 +5,7 @@ import os
 import platform
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def cpus() -> int:
@@ -52,9 +52,11 @@ def keep_freed_memory() -> None:
     """Make malloc keep what is freed, for the next image, instead of giving it back to the system page by page.
 
     Images are megabytes each: as glibc comes, every one is mapped anew, and touching new pages cost as much as decoding
-    (loadtest/RESULTS.md). Blocks over 32 MiB still go back. Other C libraries have no such knob.
+    (loadtest/RESULTS.md). Blocks over 32 MiB still go back. All threads share one arena: with one each, what one had
+    freed was no use to the others, and memory grew for hours. Other C libraries have no such knobs.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 512 << 20)
+        libc.mallopt(_M_ARENA_MAX, 1)

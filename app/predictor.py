@@ -10,13 +10,10 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
-
-import numpy as np
 
 from app import drawing, images, parity, results
 from app.batcher import Answer, Batcher
@@ -25,6 +22,7 @@ from app.images import Pixels, Placement, Preparation
 from app.metrics import Metrics
 from app.model import ModelInfo
 from app.results import Detections, Rows, Thresholds
+from app.threads import Threads
 
 T = TypeVar("T")
 
@@ -79,8 +77,8 @@ class Predictor:
         self._shadow: asyncio.Task[None] | None = None
         self._metrics = metrics
         # One more than cores, to work while another waits for the interpreter: 14 % more images (loadtest/RESULTS.md).
-        self._decoders = ThreadPoolExecutor(threads + 1, thread_name_prefix="decode")
-        self._finishers = ThreadPoolExecutor(threads, thread_name_prefix="finish")  # not behind images yet to decode
+        self._decoders = Threads(threads + 1, "decode")
+        self._finishers = Threads(threads, "finish")  # not behind images yet to decode
         self._preparation = preparation
         self._max_pending = max_pending
         self._threads, self._shares_cores = threads, shares_cores
@@ -203,12 +201,12 @@ class Predictor:
         if self._shadow is not None:
             await asyncio.gather(self._shadow, return_exceptions=True)
         for pool in (self._decoders, self._finishers):
-            pool.shutdown(cancel_futures=True)
+            pool.close()
 
     async def _finish(self, answer: Answer, placement: Placement, thresholds: Thresholds) -> tuple[Detections, float]:
         """The detections and the seconds it took. Few candidates take less time than handing them to another thread."""
         work = partial(_detections, answer, placement, thresholds)
-        if np.count_nonzero(answer.rows[:, 4] > thresholds.conf) > FEW:
+        if results.candidates(answer.rows, thresholds.conf) > FEW:
             return await _on(self._finishers, work)
         started = time.perf_counter()
         return work(), time.perf_counter() - started
@@ -220,10 +218,10 @@ class Predictor:
         return placement, frame
 
 
-async def _on(pool: ThreadPoolExecutor, work: Callable[[], T]) -> tuple[T, float]:
+async def _on(pool: Threads, work: Callable[[], T]) -> tuple[T, float]:
     """The work's result and the seconds it took, waiting for a thread included."""
     started = time.perf_counter()
-    result = await asyncio.get_running_loop().run_in_executor(pool, work)
+    result = await pool.run(work)
     return result, time.perf_counter() - started
 
 

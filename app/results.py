@@ -1,5 +1,7 @@
 """Rows -> detections: thresholds, classes and NMS, as `ultralytics.utils.nms` does them."""
 
+import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,13 +37,20 @@ class Detections:
         return len(self.scores)
 
 
+def candidates(rows: Rows, conf: float) -> int:
+    """How many rows have a score over `conf`, or none that is a number: they come first, then the best.
+
+    A few are looked at. Comparing all of them would let go of the interpreter, and wait for it.
+    """
+    return bisect_left(rows[:, 4], -conf, key=lambda score: -math.inf if math.isnan(score) else -score)
+
+
 def select(rows: Rows, thresholds: Thresholds) -> Detections:
-    """The detections among the rows of one image; boxes stay in frame px."""
-    rows = rows[rows[:, 4] > thresholds.conf]
+    """The detections among the rows of one image, best first; boxes stay in frame px."""
+    rows = rows[: candidates(rows, thresholds.conf)]
     if thresholds.classes is not None:
         rows = rows[np.isin(rows[:, 5], thresholds.classes)]
     rows = rows[np.isfinite(rows).all(1)]
-    rows = rows[np.argsort(-rows[:, 4], kind="stable")]
     offset = 0 if thresholds.agnostic else rows[:, 5:6] * _CLASS_OFFSET
     rows = rows[nms(rows[:, :4] + offset, thresholds.iou, thresholds.max_det)]
     return Detections(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64))

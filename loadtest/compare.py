@@ -6,8 +6,9 @@
 All servers are started once; whoever's turn it is not is stopped (SIGSTOP), as some use the CPU while idle. In each
 round every server has a turn: a warm-up, then so many clients, each asking again when it is answered. Figures are
 medians over the rounds; "Yolopard / it" is the median of the ratios within each round, which the noise of a machine
-does not touch much. All get the raw JPEG as the body. Before and after each turn an answer is looked into, and every
-answer of the turn must be a 200.
+does not touch much. All get the raw JPEG as the body, but for those that take a form. Before and after each turn an
+answer is looked into, and every answer of the turn must be a 200. The multiples of targets.py were promised against the
+`first` peers.
 
 Other work on the same cores is no noise that taking turns cancels: it takes more from a server of one process than from
 one of several. So all are stopped for a moment in each round to see what others use, and the report says the most.
@@ -41,7 +42,7 @@ import uvloop
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from app.bench.load import Run, Target, closed_loop  # noqa: E402
+from app.bench.load import Run, Target, closed_loop, multipart  # noqa: E402
 from app.bench.report import circumstances, machine_line  # noqa: E402
 
 PEERS, CACHE = ROOT / "loadtest/peers", ROOT / "loadtest/.cache"
@@ -67,6 +68,7 @@ class Kind:
     path: str
     packages: Sequence[str]  # whose versions matter
     environment: Mapping[str, str] = field(default_factory=dict)
+    form: bool = False  # it takes the image as the file of a form, not as the body
 
     @property
     def ours(self) -> bool:
@@ -84,8 +86,8 @@ KEEP_FREED_MEMORY = {  # what Yolopard tells malloc by itself (app/machine.py)
 }
 
 
-def peer(name: str, file: str, *packages: str, path: str = "/predict", **environment: str) -> Kind:
-    return Kind(name, [PEERS_PYTHON, PEERS / f"{file}.py"], path, packages, environment)
+def peer(name: str, file: str, *packages: str, path: str = "/predict", form: bool = False, **environment: str) -> Kind:
+    return Kind(name, [PEERS_PYTHON, PEERS / f"{file}.py"], path, packages, environment, form)
 
 
 def null_kinds() -> list[Kind]:
@@ -95,7 +97,9 @@ def null_kinds() -> list[Kind]:
         peer("fastapi", "fastapi_null", "fastapi", "uvicorn"),
         peer("fastapi malloc", "fastapi_null", "fastapi", "uvicorn", **KEEP_FREED_MEMORY),
         peer("litserve", "litserve_null", "litserve"),
+        peer("litserve first", "first/litserve_null", "litserve", form=True),
         peer("mosec", "mosec_null", "mosec", path="/inference"),
+        peer("mosec first", "first/mosec_null", "mosec", path="/inference"),
         peer("mosec malloc", "mosec_null", "mosec", path="/inference", **KEEP_FREED_MEMORY),
         peer("ray", "ray_null", "ray"),
     ]
@@ -109,6 +113,14 @@ def real_kinds(weights: Path) -> list[Kind]:
         yolopard("yolopard int8", "openvino", weights=weights, backend="openvino", precision="int8"),
         peer("fastapi ultralytics pt", "fastapi_ultralytics", "ultralytics", "torch", **pytorch),
         peer("fastapi ultralytics openvino", "fastapi_ultralytics", "ultralytics", "openvino", **openvino),
+        peer("first fastapi ultralytics pt", "first/fastapi_ultralytics", "ultralytics", "torch", form=True, **pytorch),
+        peer(
+            "first fastapi ultralytics openvino",
+            "first/fastapi_ultralytics",
+            *("ultralytics", "openvino"),
+            form=True,
+            **openvino,
+        ),
         peer("litserve ultralytics pt", "litserve_ultralytics", "litserve", "ultralytics", "torch", **pytorch),
         peer("ray ultralytics pt", "ray_ultralytics", "ray", "ultralytics", "torch", **pytorch),
     ]
@@ -148,7 +160,8 @@ class Server:
     """One that runs, in a session of its own: all of its processes are those of that session."""
 
     def __init__(self, kind: Kind, port: int, image: bytes) -> None:
-        self.kind, self.image = kind, image
+        self.kind = kind
+        self.body, self.content_type = multipart([image]) if kind.form else (image, "image/jpeg")
         self.url = f"http://127.0.0.1:{port}{kind.path}"
         self.rounds: list[Run] = []
         self.boxes: list[Any] = []
@@ -203,7 +216,7 @@ class Server:
 
     def ask(self) -> list[Any]:
         """The boxes of the image. Raises OSError while it is not ready, Failed if it says anything but boxes."""
-        request = urllib.request.Request(self.url, self.image, {"Content-Type": "image/jpeg"})
+        request = urllib.request.Request(self.url, self.body, {"Content-Type": self.content_type})
         with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
             said = answer.read()
         try:
@@ -247,7 +260,7 @@ class Server:
 
     def turn(self, clients: int, seconds: float) -> None:
         self.check()
-        target = Target(self.url, [self.image])
+        target = Target(self.url, [self.body], self.content_type)
         run = uvloop.run(closed_loop(target, clients=clients, seconds=seconds, warm_up=WARM_UP_S))
         self.check()
         if run.statuses.keys() != {200}:

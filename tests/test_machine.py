@@ -126,6 +126,43 @@ def test_memory_that_is_kept_is_not_found_anew_for_every_image():
         assert after < before / 10
 
 
+def arenas(how: str) -> int:
+    """Of a process in which four threads have allocated at the same time."""
+    code = """
+import ctypes, sys, threading
+import numpy as np
+from app import machine
+
+if sys.argv[1] == "kept":
+    machine.keep_freed_memory()
+
+together = threading.Barrier(4)
+
+def work():
+    kept = [np.ones(3 << 20, np.uint8)]
+    together.wait(10)
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+sys.stdout.flush()
+libc = ctypes.CDLL(None)
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", code, how]
+    ended = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    return ended.stdout.count("<heap nr=")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="not glibc")
+def test_memory_that_one_thread_has_freed_is_there_for_all():
+    """Memory grew by an eighth in 100,000 mixed requests: each decode thread had an arena of its own."""
+    assert arenas("as it comes") > 1
+    assert arenas("kept") == 1
+
+
 def test_a_c_library_without_the_knob_is_left_alone(monkeypatch):
     class Musl:
         """It has no mallopt; asking for it is an AttributeError, as of every library."""
@@ -143,6 +180,6 @@ def test_the_knobs_are_those_of_malloc_h_and_within_what_glibc_takes(monkeypatch
 
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Glibc())
     machine.keep_freed_memory()
-    assert given.keys() == {-3, -1}
+    assert given.keys() == {-3, -1, -8}
     assert 16 << 20 <= given[-3] <= 32 << 20
     assert given[-1] > given[-3]

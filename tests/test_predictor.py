@@ -247,41 +247,56 @@ def candidates(count: int) -> np.ndarray:
 def new_threads():
     """The kinds of the threads begun since the test did; other tests' servers may have theirs."""
     before = set(threading.enumerate())
-    return lambda: [thread.name.partition("_")[0] for thread in threading.enumerate() if thread not in before]
+    return lambda: {thread.name.partition("-")[0] for thread in threading.enumerate() if thread not in before}
 
 
-@pytest.mark.parametrize(("count", "handed_over"), [(0, 0), (FEW, 0), (FEW + 1, 1), (300, 1)])
+@pytest.fixture
+def handed_over(monkeypatch):
+    """What was given to a predictor's finishing threads."""
+    given = []
+
+    def spy(predictor: Predictor) -> list:
+        run = predictor._finishers.run
+        monkeypatch.setattr(predictor._finishers, "run", lambda work: (given.append(work), run(work))[1])
+        return given
+
+    return spy
+
+
+@pytest.mark.parametrize(("count", "threads"), [(0, 0), (FEW, 0), (FEW + 1, 1), (300, 1)])
 async def test_many_candidates_are_finished_on_a_thread_and_few_are_not(
-    make, device, sample, new_threads, count, handed_over
+    make, device, sample, handed_over, count, threads
 ):
-    device.rows = candidates(count)
-    (prediction,) = await make().predict(sample, Thresholds(max_det=1000), soon(), ["fake"])
+    device.rows, predictor = candidates(count), make()
+    given = handed_over(predictor)
+    (prediction,) = await predictor.predict(sample, Thresholds(max_det=1000), soon(), ["fake"])
     assert len(prediction.detections) == count
     assert prediction.detections.scores == pytest.approx(device.rows[:count, 4])
     assert prediction.timings.postprocess > 0
-    assert new_threads().count("finish") == handed_over
+    assert len(given) == threads
 
 
-async def test_candidates_are_those_over_the_request_s_own_threshold(make, device, sample, new_threads):
+async def test_candidates_are_those_over_the_request_s_own_threshold(make, device, sample, handed_over):
     device.rows = candidates(FEW)
     predictor = make()
+    given = handed_over(predictor)
     await predictor.predict(sample, Thresholds(conf=0.3), soon(), ["fake"])
-    assert new_threads().count("finish") == 0
+    assert len(given) == 0
     await predictor.predict(sample, Thresholds(conf=0.2), soon(), ["fake"])
-    assert new_threads().count("finish") == 1
+    assert len(given) == 1
 
 
 async def test_finishing_does_not_wait_for_images_that_are_yet_to_be_decoded(make, device, sample):
     device.rows = candidates(100)
     predictor, decoded = make(threads=2), threading.Event()
     (task,) = await on_their_way(predictor, device, sample, 1)
-    for _ in range(10):
-        predictor._decoders.submit(decoded.wait, 30)
+    waiting = [asyncio.create_task(predictor._decoders.run(lambda: decoded.wait(30))) for _ in range(10)]
     device.gate.set()
     try:
         (prediction,) = await asyncio.wait_for(task, 10)
     finally:
         decoded.set()
+    await asyncio.gather(*waiting)
     assert len(prediction.detections) == 100
 
 
@@ -289,9 +304,9 @@ async def test_close_ends_the_threads(make, device, sample, new_threads):
     device.rows = candidates(100)
     predictor = make()
     await predictor.predict(sample, Thresholds(), soon(), ["fake"])
-    assert set(new_threads()) >= {"decode", "finish"}
+    assert new_threads() >= {"decode", "finish"}
     await predictor.close()
-    assert set(new_threads()).isdisjoint({"decode", "finish"})
+    assert new_threads().isdisjoint({"decode", "finish"})
 
 
 BOTH = ("fake", "pytorch")

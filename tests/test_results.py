@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.backends.pytorch import select_rows
-from app.results import Detections, K, Thresholds, nms, select
+from app.results import Detections, K, Thresholds, candidates, nms, select
 
 THRESHOLDS = [
     Thresholds(conf, iou, max_det, classes, agnostic)
@@ -61,9 +61,10 @@ def test_the_heads_here_hold_overlaps_and_several_classes():
     assert len(set(found[:, 5])) > 2
 
 
-def test_rows_need_no_order():
-    shuffled = np.random.default_rng(0).permutation(ordered := select_rows(head(3))[0].numpy())
-    assert np.array_equal(table(select(shuffled, Thresholds())), table(select(ordered, Thresholds())))
+def test_candidates_are_counted_as_a_comparison_of_every_score_would():
+    ordered = select_rows(head(3))[0].numpy()
+    for conf in (0, 0.001, 0.25, 0.5, 1, *map(float, ordered[:40, 4])):
+        assert candidates(ordered, conf) == np.count_nonzero(ordered[:, 4] > conf)
 
 
 @pytest.mark.parametrize("given", [rows(), rows((0, 0, 9, 9, 0.1, 0)), rows((0, 0, 9, 9, 0.25, 0))])
@@ -79,7 +80,7 @@ def test_the_types_are_those_of_the_answer():
 
 
 def test_conf_0_gives_every_score_above_it_and_conf_1_gives_none():
-    given = rows((0, 0, 9, 9, 0, 0), (20, 0, 29, 9, 1e-6, 0), (40, 0, 49, 9, 1, 0))
+    given = rows((40, 0, 49, 9, 1, 0), (20, 0, 29, 9, 1e-6, 0), (0, 0, 9, 9, 0, 0))
     assert select(given, Thresholds(conf=0)).scores.tolist() == pytest.approx([1, 1e-6])
     assert len(select(given, Thresholds(conf=1))) == 0
 
@@ -132,9 +133,9 @@ def test_a_box_without_an_area_warns_of_nothing():
 
 @pytest.mark.parametrize("max_det", [1, 2, 50])
 def test_max_det_keeps_the_best(max_det):
-    given = rows(*((20 * i, 0, 20 * i + 10, 10, 0.3 + i / 100, 0) for i in range(40)))
+    given = rows(*((20 * i, 0, 20 * i + 10, 10, 0.7 - i / 100, 0) for i in range(40)))
     found = select(given, Thresholds(max_det=max_det))
-    assert found.scores.tolist() == given[::-1][:max_det, 4].tolist()
+    assert found.scores.tolist() == given[:max_det, 4].tolist()
 
 
 def test_an_overlap_of_exactly_iou_stays():

@@ -169,7 +169,8 @@ def routes(service: Service) -> APIRouter:
             engines=engines,
             shadowed=not (query.engine or query.compare),
         )
-        compared = await unless_gone(request, _predict_all(files, predict))
+        async with unless_gone(request):
+            compared = await _predict_all(files, predict)
         predictions = [answers[0] for answers in compared]
         encoding = time.perf_counter()
         if query.format == "image":
