@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import fakes
@@ -94,12 +95,10 @@ def second() -> fakes.Device:
     return fakes.Device(fakes.ROWS)
 
 
-@pytest.fixture
-def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Live]]:
-    """Serve the fake device, or whatever `source` gives, with these settings; wait until ready unless told not to.
-
-    `sources` are those of other backends; pytorch has one, on the second device. `capacity` is what warm-up finds.
-    """
+@contextmanager
+def serving(
+    device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Live]]:
     measured = {}
     monkeypatch.setattr(capacity, "measure", lambda *_: measured["capacity"])
     monkeypatch.setattr(backends, "get", lambda name: fakes.Backend(second if name == "pytorch" else device))
@@ -135,6 +134,24 @@ def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.Monkey
         each.gate.set()
     for live in lives:
         live.stop()
+
+
+@pytest.fixture
+def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Live]]:
+    """Serve the fake device, or whatever `source` gives, with these settings; wait until ready unless told not to.
+
+    `sources` are those of other backends; pytorch has one, on the second device. `capacity` is what warm-up finds.
+    """
+    with serving(device, second, monkeypatch) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[Live]:
+    """The fake device with the default settings, one for all tests of a module that leave it as they found it."""
+    devices = [fakes.Device(fakes.ROWS) for _ in range(2)]
+    with pytest.MonkeyPatch.context() as patch, serving(*devices, patch) as start:
+        yield start()
 
 
 def serve_demo(folder: Path) -> Live:
