@@ -3,6 +3,7 @@ ARG BASE=python:3.11-slim-bookworm
 ARG WEIGHTS=models/demo/yolov8n-demo.pt
 
 FROM ${BASE} AS base
+# HOST is every address of the container: `serve` wants YOLOPARD_API_KEYS, or YOLOPARD_ALLOW_ANONYMOUS=1.
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \

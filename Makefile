@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Every NAME=value of this command line, as YOLOPARD_NAME='value' for the environment.
 SETTINGS = $(foreach name,$(filter-out VENV BIN SETTINGS,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),YOLOPARD_$(name)='$(subst ','\'',$($(name)))'))
 
-.PHONY: serve build selftest test lint browser prometheus peers
+.PHONY: serve build selftest test lint browser prometheus peers clients
 
 serve: $(VENV)/serve ## build the engine if need be, and serve it
 	@exec env $(SETTINGS) $(BIN)/yolopard serve
@@ -16,7 +16,7 @@ build: $(VENV)/serve ## only build the engine
 selftest: $(VENV)/serve ## try every engine that can be built on this machine
 	@exec env $(SETTINGS) $(BIN)/yolopard selftest
 
-test: $(VENV)/dev browser prometheus ## the whole suite
+test: $(VENV)/dev browser prometheus clients ## the whole suite
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev ## style, types, import contracts
@@ -59,6 +59,19 @@ $(PEERS)/installed: loadtest/peers/requirements.txt deploy/constraints.txt
 	@echo "Installing the peers into $(PEERS) (once; a few minutes, 7 GB)"
 	@$(PIP) --requirement loadtest/peers/requirements.txt
 	@$(HEADLESS)
+	@touch $@
+
+# Clients that want older packages than Yolopard (tests/clients), in a virtual environment of their own.
+CLIENTS := .venv-clients
+
+clients: $(CLIENTS)/installed ## install the clients that do not fit beside Yolopard
+
+$(CLIENTS)/installed: PIP = $(CLIENTS)/bin/python -m pip install --disable-pip-version-check --quiet --quiet
+$(CLIENTS)/installed: tests/clients/requirements.txt
+	@test -x $(CLIENTS)/bin/python || python3 -m venv $(CLIENTS)
+	@echo "Installing clients into $(CLIENTS) (once; a minute)"
+	@$(PIP) --requirement tests/clients/requirements.txt
+	@$(HEADLESS)==$$(sed -n 's/^opencv-python==//p' tests/clients/requirements.txt)
 	@touch $@
 
 # Ultralytics brings opencv-python, which needs libGL and writes over the same files: the headless one goes last.

@@ -59,6 +59,7 @@ def build(settings: Settings) -> int:
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; what was admitted by then is still answered."""
     log.configure(settings.log_level, settings.log_format)
+    settings.require_keys()
     machine.keep_freed_memory()
     sys.setswitchinterval(SWITCH_S)
     drain_s = round(settings.deadline_ms / 1000) + 1
@@ -222,8 +223,9 @@ def _parser() -> argparse.ArgumentParser:
             _add_bench_options(command)
         for field, info in Settings.model_fields.items():
             flags = dict.fromkeys((f"--{field.replace('_', '-')}", f"--{field}"))
+            default = ",".join(info.default) if isinstance(info.default, tuple) else info.default
             if name != "bench" or field != "compare":  # which is another thing there; the environment has the setting
-                command.add_argument(*flags, dest=field, help=f"{info.description} (default: {info.default})")
+                command.add_argument(*flags, dest=field, help=f"{info.description} (default: {default})")
     return parser
 
 

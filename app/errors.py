@@ -4,6 +4,8 @@ YolopardError                  500 internal
 ├── RequestError               the client can mend it
 │   ├── EmptyBody              400 empty_body
 │   ├── MalformedBody          400 malformed_body
+│   ├── Unauthorized           401 unauthorized
+│   ├── UrlNotAllowed          403 url_not_allowed
 │   ├── NotFound               404 not_found
 │   ├── MethodNotAllowed       405 method_not_allowed
 │   ├── BodyTooLarge           413 body_too_large
@@ -11,6 +13,7 @@ YolopardError                  500 internal
 │   ├── TooManyPixels          413 too_many_pixels
 │   ├── UnsupportedImage       415 unsupported_image
 │   ├── UndecodableImage       422 undecodable_image
+│   ├── UrlFailed              422 url_failed
 │   └── BadParameter           422 bad_parameter
 ├── ServiceError               the server's fault or limit; the same request may work later
 │   ├── NotReady               503 not_ready
@@ -52,6 +55,14 @@ class MalformedBody(RequestError):
     code = "malformed_body"
 
 
+class Unauthorized(RequestError):
+    status, code = 401, "unauthorized"
+
+
+class UrlNotAllowed(RequestError):
+    status, code = 403, "url_not_allowed"
+
+
 class NotFound(RequestError):
     status, code = 404, "not_found"
 
@@ -78,6 +89,10 @@ class UnsupportedImage(RequestError):
 
 class UndecodableImage(RequestError):
     status, code = 422, "undecodable_image"
+
+
+class UrlFailed(RequestError):
+    status, code = 422, "url_failed"
 
 
 class BadParameter(RequestError):

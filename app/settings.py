@@ -1,12 +1,22 @@
 """Every knob. A setting NAME is YOLOPARD_NAME in the environment and --name on the command line."""
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from app.errors import SettingsError
 from app.images import Preparation
@@ -17,6 +27,16 @@ DEMO_WEIGHTS = Path(__file__).parents[1] / "models" / "demo" / "yolov8n-demo.pt"
 ENGINES_DIR = Path(__file__).parents[1] / "engines"
 LEAST_SIDE, MOST_SIDE = 32, 8192  # of a frame, px
 MOST_SHAPES = 16
+PROTOCOLS = ("v1", "platform", "deepstack", "roboflow")
+
+
+def _split(value: Any) -> Any:
+    return tuple(filter(None, (each.strip() for each in value.split(",")))) if isinstance(value, str) else value
+
+
+_KEY = re.compile(r"[!-~]{16,}")  # printable ASCII: what a header can carry
+_HOST = re.compile(r"[a-z0-9.-]+(:\d+)?")
+Listed = Annotated[tuple[str, ...], BeforeValidator(_split), PlainSerializer(",".join)]
 
 
 class Settings(BaseModel):
@@ -67,6 +87,15 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    protocols: Listed = Field(
+        PROTOCOLS, description=f"the ones that are served, of {', '.join(PROTOCOLS)}, with commas between them"
+    )
+    api_keys: Listed = Field((), repr=False, description="KEY,...: one of them must be shown; nobody is asked if unset")
+    allow_anonymous: bool = Field(False, description="no key is asked for although HOST is not this machine's alone")
+    allow_urls: Listed = Field((), description="HOST or HOST:PORT,...: where images may be fetched from; none if unset")
+    cors_origins: Listed = Field(
+        (), description="ORIGIN,...: whose pages may ask from a browser, such as https://example.com; none if unset"
+    )
     max_wait_ms: float = Field(0, ge=0, le=10_000, description="longest wait for a fuller batch while a lane is free")
     max_pending: int = Field(256, ge=1, description="requests in the house; more are refused with 503")
     deadline_ms: float = Field(30_000, gt=0, le=3_600_000, description="of a request without X-Deadline-Ms")
@@ -86,6 +115,29 @@ class Settings(BaseModel):
         if not weights:
             raise ValueError("give a file or a name")
         return weights
+
+    @field_validator("protocols")
+    @classmethod
+    def _known(cls, protocols: tuple[str, ...]) -> tuple[str, ...]:
+        if not protocols or not set(protocols) <= set(PROTOCOLS):
+            raise ValueError(f"give some of {', '.join(PROTOCOLS)}, with commas between them")
+        return protocols
+
+    @field_validator("api_keys")
+    @classmethod
+    def _hard_to_guess(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(_KEY.fullmatch, keys)):
+            raise ValueError("a key is 16 or more printable ASCII characters without spaces and commas")
+        return keys
+
+    @field_validator("allow_urls")
+    @classmethod
+    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(_HOST.fullmatch, hosts)):
+            raise ValueError(
+                "give host names in lower case, with a port if it is not the usual one: no scheme, no path"
+            )
+        return hosts
 
     @field_validator("simulated_ms")
     @classmethod
@@ -126,6 +178,13 @@ class Settings(BaseModel):
             raise ValueError(f"SHADOW={self.shadow:g} needs a second engine: give COMPARE=pytorch too")
         return self
 
+    def require_keys(self) -> None:
+        """Raises SettingsError where others than this machine could ask, and neither keys nor anonymity are given."""
+        if not (self.api_keys or self.allow_anonymous or _is_loopback(self.host)):
+            raise SettingsError(
+                f"HOST={self.host} lets others in: give API_KEYS, one for each client, or ALLOW_ANONYMOUS=1"
+            )
+
     @property
     def longest_side(self) -> int | None:
         """Of all frames, px; None = the model's own."""
@@ -149,6 +208,13 @@ class Settings(BaseModel):
             raise SettingsError(_explain(error)) from error
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
@@ -159,5 +225,6 @@ def _explain(error: ValidationError) -> str:
             known = ", ".join(field.upper() for field in Settings.model_fields)
             lines.append(f"{name.upper()}: no such setting; there are {known}")
         else:
-            lines.append(f"{name.upper()}={problem['input']}: {text}")
+            given = "..." if name == "api_keys" else problem["input"]
+            lines.append(f"{name.upper()}={given}: {text}")
     return "; ".join(lines)

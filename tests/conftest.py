@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import fakes
@@ -94,12 +95,10 @@ def second() -> fakes.Device:
     return fakes.Device(fakes.ROWS)
 
 
-@pytest.fixture
-def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Live]]:
-    """Serve the fake device, or whatever `source` gives, with these settings; wait until ready unless told not to.
-
-    `sources` are those of other backends; pytorch has one, on the second device. `capacity` is what warm-up finds.
-    """
+@contextmanager
+def serving(
+    device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Live]]:
     measured = {}
     monkeypatch.setattr(capacity, "measure", lambda *_: measured["capacity"])
     monkeypatch.setattr(backends, "get", lambda name: fakes.Backend(second if name == "pytorch" else device))
@@ -137,12 +136,30 @@ def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.Monkey
         live.stop()
 
 
-def serve_demo(folder: Path) -> Live:
+@pytest.fixture
+def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Live]]:
+    """Serve the fake device, or whatever `source` gives, with these settings; wait until ready unless told not to.
+
+    `sources` are those of other backends; pytorch has one, on the second device. `capacity` is what warm-up finds.
+    """
+    with serving(device, second, monkeypatch) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[Live]:
+    """The fake device with the default settings, one for all tests of a module that leave it as they found it."""
+    devices = [fakes.Device(fakes.ROWS) for _ in range(2)]
+    with pytest.MonkeyPatch.context() as patch, serving(*devices, patch) as start:
+        yield start()
+
+
+def serve_demo(folder: Path, **settings: object) -> Live:
     """The demo model on OpenVINO, served for real from an engines folder."""
     ready = threading.Event()
     order = Order(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", folder)
-    settings = Settings(engines_dir=order.engines, backend="openvino")
-    service = Service(settings, lambda _: BuildProcess(order), on_ready=lambda _: ready.set(), on_failure=ready.set)
+    given = Settings(engines_dir=order.engines, backend="openvino", **settings)
+    service = Service(given, lambda _: BuildProcess(order), on_ready=lambda _: ready.set(), on_failure=ready.set)
     live = Live(service)
     assert ready.wait(60)
     return live

@@ -167,6 +167,12 @@ def test_compose_mounts_rules_and_dashboard_where_they_are_looked_for():
     assert [(mounted("prometheus", "/etc/prometheus") / rule).is_file() for rule in rules] == [True]
 
 
+def test_compose_says_that_it_asks_for_no_key_and_publishes_on_this_machine_only():
+    for name in ("yolopard", "gpu"):
+        assert COMPOSE[name]["environment"]["YOLOPARD_ALLOW_ANONYMOUS"] == "1"
+        assert all(port.startswith("127.0.0.1:") for port in COMPOSE[name]["ports"])
+
+
 # Against a server that falls back to ONNX Runtime, with PyTorch beside it and a stand-in for a GPU
 
 

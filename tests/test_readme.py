@@ -17,7 +17,8 @@ def test_every_setting_is_listed_with_its_default_and_description(name):
     field = Settings.model_fields[name]
     row = re.search(rf"^\| `{name.upper()}` \| (.*) \| (.*) \|$", README, re.MULTILINE)
     assert row is not None
-    default = "" if field.default is None else str(field.default).removeprefix(f"{ROOT}/")
+    listed = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+    default = "" if listed is None else str(listed).removeprefix(f"{ROOT}/")
     assert row[1].lower() == default.lower()
     assert row[2] == field.description
 

@@ -1,6 +1,7 @@
 """Where settings come from, what is refused and in which words."""
 
 import argparse
+import re
 from pathlib import Path
 
 import pydantic
@@ -36,6 +37,11 @@ SAMPLE = {  # a text of every field that is not its default, and the value it st
     "threads": ("4", 4),
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("9000", 9000),
+    "protocols": ("v1, deepstack", ("v1", "deepstack")),
+    "api_keys": (f"{'a' * 16},{'b' * 20}", ("a" * 16, "b" * 20)),
+    "allow_anonymous": ("1", True),
+    "allow_urls": ("example.com,cam.example:8080", ("example.com", "cam.example:8080")),
+    "cors_origins": ("https://example.com", ("https://example.com",)),
     "max_wait_ms": ("2.5", 2.5),
     "max_pending": ("32", 32),
     "deadline_ms": ("500", 500.0),
@@ -113,6 +119,8 @@ def test_a_lower_case_name_in_the_environment_is_refused(name):
         *[("max_wait_ms", text) for text in ("-1", "10001", "nan", "inf", "soon")],
         *[("deadline_ms", text) for text in ("0", "-5", "3600001", "nan")],
         *[("max_pending", "0"), ("max_body_bytes", "0"), ("max_pixels", "0"), ("max_files", "0")],
+        *[("protocols", text) for text in ("", "v1,http", "V1", ",")],
+        *[("allow_urls", text) for text in ("http://example.com", "example.com/a", "Example.com", "a@b", "a:b")],
         *[("log_level", "verbose"), ("log_format", "xml"), ("access_log", "2")],
     ],
 )
@@ -214,6 +222,38 @@ def test_the_times_of_the_simulated_engine_are_two_numbers(text):
 def test_settings_that_fit_together_may_be_the_same_engine_in_two_roles():
     settings = Settings.read({"fallback": "pytorch", "compare": "pytorch", "shadow": "1", "backend": "openvino"}, {})
     assert (settings.fallback, settings.compare, settings.shadow) == ("pytorch", "pytorch", 1)
+
+
+@pytest.mark.parametrize("keys", ["short", f"{'a' * 16},short", "with spaces in the key", "é" * 20])
+def test_a_wrong_key_is_refused_without_being_told(keys):
+    with pytest.raises(SettingsError) as caught:
+        Settings.read({}, {"YOLOPARD_API_KEYS": keys})
+    assert str(caught.value) == (
+        "API_KEYS=...: a key is 16 or more printable ASCII characters without spaces and commas"
+    )
+
+
+def test_keys_are_in_no_print_of_the_settings():
+    assert "secret" not in repr(Settings(api_keys="a-secret-of-mine-0"))
+
+
+LOOPBACK = ("127.0.0.1", "127.8.8.8", "::1", "localhost")
+ELSEWHERE = ("0.0.0.0", "::", "192.168.1.5", "example.com")
+
+
+@pytest.mark.parametrize("host", LOOPBACK)
+def test_on_loopback_nobody_needs_keys(host):
+    Settings(host=host).require_keys()
+
+
+@pytest.mark.parametrize("host", ELSEWHERE)
+def test_elsewhere_keys_or_the_wish_to_have_none_must_be_given(host):
+    with pytest.raises(
+        SettingsError, match=rf"^HOST={re.escape(host)} lets others in: give API_KEYS, .*ALLOW_ANONYMOUS=1"
+    ):
+        Settings(host=host).require_keys()
+    Settings(host=host, api_keys="k" * 16).require_keys()
+    Settings(host=host, allow_anonymous=True).require_keys()
 
 
 def test_weights_without_a_name_are_refused():

@@ -12,11 +12,18 @@ from app.parity import pairs
 from app.predictor import Prediction, Timings
 
 
-def to_json(service: Service, compared: list[list[Prediction]], started: float) -> dict[str, Any]:
+def to_json(
+    service: Service,
+    compared: list[list[Prediction]],
+    started: float,
+    *,
+    decimals: int = 5,
+    normalize: bool = False,  # sides as shares of the image's
+) -> dict[str, Any]:
     asked = next(d for d in service.deployed if d.name == compared[0][0].engine)
     fingerprint, model = asked.built.manifest.fingerprint, asked.built.manifest.model
     return {
-        "images": [_image_json(answers, model) for answers in compared],
+        "images": [_image_json(answers, model, decimals, normalize) for answers in compared],
         "metadata": {
             "imageCount": len(compared),
             "functionTimeCall": round(time.perf_counter() - started, 5),
@@ -26,26 +33,26 @@ def to_json(service: Service, compared: list[list[Prediction]], started: float) 
     }
 
 
-def _image_json(answers: list[Prediction], model: ModelInfo) -> dict[str, Any]:
+def _image_json(answers: list[Prediction], model: ModelInfo, decimals: int, normalize: bool) -> dict[str, Any]:
     first, *others = answers
-    content = {"shape": list(first.shape), **_found_json(first, model)}
+    content = {"shape": list(first.shape), **_found_json(first, model, decimals, normalize)}
     if others:
         content["compare"] = [_compare_json(first, other, model) for other in others]
     return content
 
 
-def _found_json(prediction: Prediction, model: ModelInfo) -> dict[str, Any]:
+def _found_json(prediction: Prediction, model: ModelInfo, decimals: int = 5, normalize: bool = False) -> dict[str, Any]:
     found, timings = prediction.detections, prediction.timings
+    height, width = prediction.shape
+    boxes = found.boxes / (width, height, width, height) if normalize else found.boxes
     results = [
         {
             "name": model.names[class_id],
             "class": class_id,
-            "confidence": round(score, 5),
-            "box": {side: round(value, 5) for side, value in zip(("x1", "y1", "x2", "y2"), box, strict=True)},
+            "confidence": round(score, decimals),
+            "box": {side: round(value, decimals) for side, value in zip(("x1", "y1", "x2", "y2"), box, strict=True)},
         }
-        for class_id, score, box in zip(
-            found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
-        )
+        for class_id, score, box in zip(found.classes.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
     ]
     speed = {"preprocess": timings.decode, "inference": timings.infer, "postprocess": timings.postprocess}
     return {"results": results, "speed": {stage: round(seconds * 1000, 3) for stage, seconds in speed.items()}}

@@ -1,24 +1,32 @@
 """create_app: the routes, the errors and the lifespan, put together."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import __version__
-from app.api import detect, system
+from app.api import deepstack, detect, platform, roboflow, system
 from app.api.docs import add_docs
-from app.api.errors import explain_http, explain_validation, respond
+from app.api.door import ImageRoute
+from app.api.errors import explain_http, explain_validation
 from app.api.exchange import Exchange, ExchangeMiddleware
 from app.api.service import Service
-from app.errors import Overloaded, ServiceError, YolopardError
+from app.errors import Overloaded, ServiceError, Unauthorized, YolopardError
 
+_PROTOCOLS = {  # Roboflow's POST /{project}/{version} goes last
+    "v1": detect.routes,
+    "platform": platform.routes,
+    "deepstack": deepstack.routes,
+    "roboflow": roboflow.routes,
+}
 _CLIENT_GONE = 499  # nginx's; nobody reads it, the metrics count it
 
 
@@ -40,20 +48,30 @@ def create_app(service: Service) -> ASGIApp:
         redoc_url=None,
     )
     add_docs(app)
-    images = detect.routes(service)
-    app.include_router(images)
     app.include_router(system.routes(service))
+    spoken = [routes(service) for name, routes in _PROTOCOLS.items() if name in service.settings.protocols]
+    for router in spoken:
+        app.include_router(router)
     _handle_errors(app, service)
-    routes = [route for route in images.routes if isinstance(route, APIRoute)]
-    return ExchangeMiddleware(_Shortcut(app, routes, service), service)
+    inner: ASGIApp = _Shortcut(app, [route for router in spoken for route in router.routes], service)
+    if origins := service.settings.cors_origins:
+        inner = CORSMiddleware(
+            inner, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["Server-Timing", "X-Request-Id"]
+        )
+    return ExchangeMiddleware(inner, service)
 
 
 class _Shortcut:
     """Images go straight to their route: FastAPI's way there took longer than all that the route does in the loop."""
 
-    def __init__(self, app: FastAPI, routes: list[APIRoute], service: Service) -> None:
+    def __init__(self, app: FastAPI, routes: Sequence[BaseRoute], service: Service) -> None:
         self._app = app
-        self._routes = {(method, route.path): route for route in routes for method in route.methods or ()}
+        self._routes = {
+            (method, route.path): route
+            for route in routes
+            if isinstance(route, ImageRoute) and not route.param_convertors
+            for method in route.methods or ()
+        }
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,6 +96,10 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
     async def defects(request: Request, error: Exception) -> Response:
         return Exchange.of(request.scope).explain_defect(error)
 
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return _hang_up(service)
+
     @app.exception_handler(HTTPException)
     async def routers(request: Request, error: HTTPException) -> Response:
         return _explain(service, request.scope, explain_http(error, request))
@@ -88,12 +110,12 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 
 
 def _explain(service: Service, scope: Scope, error: YolopardError) -> Response:
-    headers = {}
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
     if isinstance(error, ServiceError):
         _count_refusal(service, error.code)
         retry_s = service.predictor.retry_after_s if isinstance(error, Overloaded) else 1
         headers = {"Retry-After": str(retry_s)} if error.status == 503 else {}
-    return respond(error, Exchange.of(scope).request_id, headers)
+    return Exchange.of(scope).respond(error, headers)
 
 
 def _hang_up(service: Service) -> Response:

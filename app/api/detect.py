@@ -1,32 +1,26 @@
 """POST /v1/detect: images in, boxes out, in the JSON of Ultralytics' hosted API."""
 
-import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import Headers, QueryParams
-from starlette.types import Receive, Scope, Send
+from starlette.datastructures import QueryParams
 
 from app.api.answer import server_timing, to_json
 from app.api.body import read_images
-from app.api.disconnect import unless_gone
 from app.api.docs import ERRORS
+from app.api.door import arrival, compare, door, encoding, respond
 from app.api.errors import explain_validation
 from app.api.exchange import Exchange
+from app.api.keys import described
 from app.api.service import Service
-from app.errors import BadParameter, DeadlineExceeded, YolopardError
+from app.errors import BadParameter
 from app.model import ModelInfo
 from app.predictor import Prediction, Predictor
 from app.results import Thresholds
-
-_MAX_DEADLINE_MS = 3_600_000
 
 _EXAMPLE = {
     "images": [
@@ -85,7 +79,7 @@ class DetectQuery(BaseModel):
         """Raises BadParameter for a class that the model has not."""
         known = model.names.values()  # a name may itself hold a comma
         wanted = [name for entry in self.classes for name in ([entry] if entry in known else entry.split(","))]
-        ids = tuple(_class_id(name.strip(), model) for name in wanted if name.strip()) or None
+        ids = tuple(class_id(name.strip(), model) for name in wanted if name.strip()) or None
         return Thresholds(self.conf, self.iou, self.max_det, ids, self.agnostic)
 
     def engines(self, predictor: Predictor) -> list[str]:
@@ -114,7 +108,8 @@ def parse_query(query: bytes) -> DetectQuery:
         raise explain_validation(error) from error
 
 
-def _class_id(name: str, model: ModelInfo) -> int:
+def class_id(name: str, model: ModelInfo) -> int:
+    """By its name or its number. Raises BadParameter."""
     by_name = {label: i for i, label in model.names.items()}
     if name in by_name:
         return by_name[name]
@@ -126,93 +121,38 @@ def _class_id(name: str, model: ModelInfo) -> int:
 def routes(service: Service) -> APIRouter:
     """The native protocol."""
 
-    class Admitted(APIRoute):
-        """Passes the predictor's door before the body is read, and holds the place until the answer is written.
+    def given(request: Request) -> dict[str, DetectQuery]:
+        return {"query": parse_query(request.scope["query_string"])}
 
-        FastAPI describes the route; running it took FastAPI more time than all else here but the image.
-        """
-
-        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            exchange = Exchange.of(scope)
-            exchange.protocol = "v1"
-            deadline_s = _deadline_s(scope, service.settings.deadline_ms)
-            with service.predictor.admitted(deadline_s):
-                if scope["method"] not in (self.methods or ()):
-                    await super().handle(scope, receive, send)
-                    return
-                exchange.deadline = asyncio.get_running_loop().time() + deadline_s
-                response = await self.endpoint(Request(scope, receive), parse_query(scope["query_string"]))
-                await response(scope, receive, send)
-
-    router = APIRouter(tags=["detect"], route_class=Admitted)
+    router = APIRouter(tags=["detect"], route_class=door(service, "v1", given=given))
 
     @router.post(
-        "/v1/detect", summary="Boxes of the images in the body", responses=_RESPONSES | ERRORS, openapi_extra=_OPENAPI
+        "/v1/detect",
+        summary="Boxes of the images in the body",
+        responses=_RESPONSES | ERRORS,
+        openapi_extra=_OPENAPI,
+        dependencies=described(service.settings.api_keys),
     )
     async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
         started = time.perf_counter()
-        predictor = service.predictor
+        predictor, settings = service.predictor, service.settings
         thresholds, engines = query.thresholds(predictor.model), query.engines(predictor)
-        exchange, settings = Exchange.of(request.scope), service.settings
-        exchange.engine, deadline = engines[0], exchange.deadline
-        try:
-            async with asyncio.timeout_at(deadline):
-                files = await read_images(request, max_bytes=settings.max_body_bytes, max_files=settings.max_files)
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the body had arrived") from None
+        reading = read_images(request, max_bytes=settings.max_body_bytes, max_files=settings.max_files)
+        Exchange.of(request.scope).engine = engines[0]
+        files = await arrival(request, reading)
         if query.format == "image" and len(files) > 1:
             raise BadParameter("format=image answers one image: send one file")
-        predict = partial(
-            predictor.predict,
-            thresholds=thresholds,
-            deadline=deadline,
-            engines=engines,
-            shadowed=not (query.engine or query.compare),
-        )
-        async with unless_gone(request):
-            compared = await _predict_all(files, predict)
+        shadowed = not (query.engine or query.compare)
+        compared = await compare(service, request, files, thresholds, engines, shadowed=shadowed)
         predictions = [answers[0] for answers in compared]
-        encoding = time.perf_counter()
-        if query.format == "image":
+        if query.format == "json":
+            return respond(service, predictions, lambda: to_json(service, compared, started))
+        with encoding(service, engines[0]):
             response = await _picture(predictor, files[0], predictions[0], request.headers.get("accept", ""))
-        else:
-            response = Response(orjson.dumps(to_json(service, compared, started)), media_type="application/json")
-        encode_s = time.perf_counter() - encoding
-        service.metrics.stage_seconds.labels(predictor.model.name, engines[0], "encode").observe(encode_s)
         response.headers["Server-Timing"] = server_timing(predictions)
         return response
 
     return router
-
-
-def _deadline_s(scope: Scope, default_ms: float) -> float:
-    value = Headers(scope=scope).get("x-deadline-ms", str(default_ms))
-    try:
-        milliseconds = float(value)
-    except ValueError:
-        milliseconds = 0
-    if not 0 < milliseconds <= _MAX_DEADLINE_MS:
-        raise BadParameter(f"X-Deadline-Ms: {value!r} is not a number of milliseconds up to {_MAX_DEADLINE_MS}")
-    return milliseconds / 1000
-
-
-async def _predict_all(
-    files: list[bytes], predict: Callable[[bytes], Coroutine[Any, Any, list[Prediction]]]
-) -> list[list[Prediction]]:
-    """All at once, in the order of the files, each by every engine. The first error ends the request and takes its
-    other images along.
-    """
-    if len(files) == 1:
-        return [await predict(files[0])]
-    tasks = [asyncio.create_task(predict(data)) for data in files]
-    try:
-        return await asyncio.gather(*tasks)
-    except YolopardError as error:
-        failed = next(i for i, task in enumerate(tasks, 1) if task.done() and task.exception() is error)
-        raise type(error)(f"file {failed} of {len(files)}: {error}") from error
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 async def _picture(predictor: Predictor, data: bytes, prediction: Prediction, accept: str) -> Response:

@@ -1,19 +1,21 @@
-"""Every error over HTTP has one shape: {"error": {"code", "message", "request_id"}}."""
+"""Errors over HTTP: {"error": {"code", "message", "request_id"}}, or what the clients of another protocol read."""
 
-import orjson
+from collections.abc import Callable
+from typing import Any
+
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from app.errors import BadParameter, MethodNotAllowed, NotFound, RequestError, YolopardError
 
+Shape = Callable[[YolopardError, str], dict[str, Any]]  # of an error and the request's id: the JSON
 
-def respond(error: YolopardError, request_id: str, headers: dict[str, str] | None = None) -> Response:
-    """The error as a response."""
-    body = {"error": {"code": error.code, "message": str(error), "request_id": request_id}}
-    return Response(orjson.dumps(body), error.status, headers, "application/json")
+
+def native(error: YolopardError, request_id: str) -> dict[str, Any]:
+    """The shape of /v1, and of whatever belongs to no protocol."""
+    return {"error": {"code": error.code, "message": str(error), "request_id": request_id}}
 
 
 def explain_http(error: HTTPException, request: Request) -> YolopardError:
@@ -29,7 +31,7 @@ def explain_validation(error: ValidationError | RequestValidationError) -> BadPa
     """One sentence for the parameters that are wrong."""
     problems = []
     for problem in error.errors():
-        name = str(problem["loc"][-1])
+        name = str(problem["loc"][-1]) if problem["loc"] else "body"
         text = "no such parameter" if problem["type"] == "extra_forbidden" else problem["msg"]
         problems.append(f"{name}: {text.removeprefix('Value error, ')}")
     return BadParameter("; ".join(problems))

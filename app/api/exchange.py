@@ -8,10 +8,11 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
+import orjson
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.errors import respond
+from app.api.errors import Shape, native
 from app.api.service import Service
 from app.errors import YolopardError
 
@@ -30,6 +31,7 @@ class Exchange:
     request_id: str
     started: float = field(default_factory=time.perf_counter)
     protocol: str = ""  # set by a protocol's routes; others are not counted
+    shape: Shape = native  # of its errors
     engine: str = ""  # set once it is known which one is asked
     deadline: float = math.inf  # loop time
     status: int = 0
@@ -40,12 +42,15 @@ class Exchange:
         exchange: Exchange = scope[_KEY]
         return exchange
 
+    def respond(self, error: YolopardError, headers: dict[str, str] | None = None) -> Response:
+        """The error, in the shape that the protocol's clients read."""
+        return Response(orjson.dumps(self.shape(error, self.request_id)), error.status, headers, "application/json")
+
     def explain_defect(self, error: Exception) -> Response:
         """What the client is told; the log has the rest under the same id."""
         self.defect = True
         crash_log.error("a defect, please report it", exc_info=error, extra={"request_id": self.request_id})
-        failure = YolopardError("an internal error; the server's log has more under this request id")
-        return respond(failure, self.request_id)
+        return self.respond(YolopardError("an internal error; the server's log has more under this request id"))
 
 
 class ExchangeMiddleware:

@@ -1,23 +1,33 @@
-"""multipart/form-data -> the bytes of its `file` parts, in memory. Starlette's own parser goes by temporary files."""
+"""multipart/form-data -> its parts, in memory. Starlette's own parser goes by temporary files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.errors import BadParameter, EmptyBody, MalformedBody, TooManyFiles
 
+MAX_FIELDS = 64
 
-class FileParts:
-    """Fed with the body's chunks, it holds the files of the parts named `file`, in order."""
 
-    def __init__(self, content_type: str, max_files: int) -> None:
+@dataclass(slots=True)
+class Part:
+    name: str
+    is_file: bool
+    data: bytearray = field(default_factory=bytearray)
+
+
+class Parts:
+    """Fed with the body's chunks, it holds the parts in order: files only, all named `file`, or with `fields` any."""
+
+    def __init__(self, content_type: str, max_files: int, *, fields: bool) -> None:
         boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
         if not boundary:
             raise MalformedBody("the Content-Type of a multipart body names its boundary; this one does not")
-        self._max_files = max_files
-        self._files: list[bytearray] = []
+        self._max_files, self._fields = max_files, fields
+        self._parts: list[Part] = []
         self._field, self._value = bytearray(), bytearray()
         self._disposition = b""
         self._complete = False
@@ -26,25 +36,25 @@ class FileParts:
             "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),
             "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
             "on_header_end": self._end_header,
-            "on_headers_finished": self._begin_file,
-            "on_part_data": lambda data, start, end: self._files[-1].extend(data[start:end]),
+            "on_headers_finished": self._begin_data,
+            "on_part_data": lambda data, start, end: self._parts[-1].data.extend(data[start:end]),
             "on_end": self._end,
         }
         with _explained():
             self._parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
 
     def feed(self, chunk: bytes) -> None:
-        """Raises MalformedBody, BadParameter for a part that is no file, or TooManyFiles."""
+        """Raises MalformedBody, BadParameter for a part that may not be, or TooManyFiles."""
         with _explained():
             self._parser.write(chunk)
 
-    def files(self) -> list[bytes]:
-        """After the last chunk. Raises MalformedBody for a body that was cut short, EmptyBody for one without files."""
+    def parts(self) -> list[Part]:
+        """After the last chunk. Raises MalformedBody for a body that was cut short, EmptyBody for one without parts."""
         if not self._complete:
             raise MalformedBody("the multipart body ends before its closing boundary")
-        if not self._files:
+        if not self._parts:
             raise EmptyBody("the multipart body has no part: send a file part named 'file' for each image")
-        return [bytes(file) for file in self._files]
+        return self._parts
 
     def _begin_part(self) -> None:
         self._disposition = b""
@@ -55,14 +65,17 @@ class FileParts:
         self._field.clear()
         self._value.clear()
 
-    def _begin_file(self) -> None:
+    def _begin_data(self) -> None:
         options = parse_options_header(self._disposition)[1]
-        name = options.get(b"name", b"").decode("utf-8", "replace")
-        if name != "file" or b"filename" not in options:
-            raise BadParameter(f"part {name!r}: images go in file parts named 'file', parameters in the query")
-        if len(self._files) == self._max_files:
-            raise TooManyFiles(f"a request may have {self._max_files} files")
-        self._files.append(bytearray())
+        part = Part(options.get(b"name", b"").decode("utf-8", "replace"), b"filename" in options)
+        if not self._fields and (part.name != "file" or not part.is_file):
+            raise BadParameter(f"part {part.name!r}: images go in file parts named 'file', parameters in the query")
+        before = sum(each.is_file == part.is_file for each in self._parts)
+        if part.is_file and before == self._max_files:
+            raise TooManyFiles(f"a request may have {self._max_files} file{'s' * (self._max_files > 1)}")
+        if before == MAX_FIELDS and not part.is_file:
+            raise MalformedBody(f"the form has more than {MAX_FIELDS} fields")
+        self._parts.append(part)
 
     def _end(self) -> None:
         self._complete = True

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
+from app.api.keys import described, require_key
 from app.api.service import Service
 
 PAGE = Path(__file__).with_name("page.html")
@@ -30,8 +31,13 @@ _PAGE_HEADERS = {"Cache-Control": "no-cache", "Content-Security-Policy": _policy
 
 
 def routes(service: Service) -> APIRouter:
-    """Open at all times, whatever state the engine is in."""
+    """Open whatever state the engine is in; health and the page to everybody, the others to who shows a key."""
+
+    def key(request: Request) -> None:
+        require_key(service.settings.api_keys, request.scope)
+
     router = APIRouter(tags=["system"])
+    keyed = [Depends(key), *described(service.settings.api_keys)]
 
     @router.get("/healthz", summary="The process answers")
     async def healthz() -> dict[str, str]:
@@ -51,18 +57,20 @@ def routes(service: Service) -> APIRouter:
     async def readyz() -> JSONResponse:
         return JSONResponse(service.readiness(), 200 if service.ready else 503)
 
-    @router.get("/metrics", summary="For Prometheus")
+    @router.get("/metrics", dependencies=keyed, summary="For Prometheus")
     async def metrics(request: Request) -> Response:
         body, content_type = service.metrics.render(request.headers.get("accept", ""))
         return Response(body, media_type=content_type)
 
-    @router.get("/v1/models", summary="What is served, and how its engine was checked")
+    @router.get("/v1/models", dependencies=keyed, summary="What is served, and how its engine was checked")
     async def models() -> dict[str, Any]:
         return {"models": [_describe(service)] if service.built else []}
 
-    @router.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE, headers=_PAGE_HEADERS)
+    if "v1" in service.settings.protocols:  # which it speaks
+
+        @router.get("/", include_in_schema=False)
+        async def page() -> FileResponse:
+            return FileResponse(PAGE, headers=_PAGE_HEADERS)
 
     return router
 

@@ -1,0 +1,32 @@
+"""Who may ask: everybody, or who shows one of API_KEYS in the way of their protocol."""
+
+import hmac
+from collections.abc import Sequence
+
+from fastapi import Security
+from fastapi.params import Depends
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from app.errors import Unauthorized
+
+_SCHEMES = (HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False))
+
+
+def described(keys: Sequence[str]) -> list[Depends]:
+    """For /docs, which then lets its reader give a key; `require_key` asks for it."""
+    return [Security(scheme) for scheme in _SCHEMES] if keys else []
+
+
+def require_key(keys: Sequence[str], scope: Scope, *others: str) -> None:
+    """`others` are keys that came elsewhere than in a header. Raises Unauthorized if none of `keys` was shown."""
+    if not keys:
+        return
+    headers = Headers(scope=scope)
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    shown = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""), *others]
+    fits = [hmac.compare_digest(key.encode(), one.encode()) for key in keys for one in shown]  # all, for equal times
+    if not any(fits):
+        text = "the key is none of this server's" if any(shown) else "this server wants a key"
+        raise Unauthorized(f"{text}: send one of its API_KEYS as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")

@@ -1,0 +1,239 @@
+"""What `inference_sdk` asks of a Roboflow inference server, and older snippets of detect.roboflow.com."""
+
+import base64
+import time
+import uuid
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field, ValidationError
+
+from app import __version__
+from app.api import source
+from app.api.body import Form, read_body, read_form
+from app.api.detect import class_id
+from app.api.docs import ERRORS
+from app.api.door import arrival, door, predict, respond, spoken
+from app.api.errors import explain_validation
+from app.api.exchange import Exchange
+from app.api.keys import described, require_key
+from app.api.service import Service
+from app.errors import EmptyBody, MalformedBody, NotFound, TooManyFiles, YolopardError
+from app.images import KINDS, sniff
+from app.model import ModelInfo
+from app.predictor import Prediction
+from app.results import Thresholds
+
+PROTOCOL = "roboflow"
+ALIASES = {  # what inference_sdk makes of "yolov8n-640" and the like before it asks
+    **{f"yolov8{size}-640": f"coco/{version}" for size, version in zip("nsmlx", (3, 6, 8, 7, 5), strict=True)},
+    **{f"yolov8{size}-1280": f"coco/{version}" for size, version in zip("nsmlx", range(9, 14), strict=True)},
+}
+
+
+def _share(value: float) -> float:
+    """Old snippets ask for 40 where 0.4 is meant."""
+    return value / 100 if value > 1 else value
+
+
+Share = Annotated[float, Field(ge=0, le=100), AfterValidator(_share)]
+
+
+class Wanted(BaseModel):
+    """Which boxes. Of the many other options those are refused by name that would change the answer."""
+
+    api_key: str = ""
+    confidence: Share = 0.4
+    iou: Share = Field(0.3, validation_alias=AliasChoices("iou_threshold", "overlap"))
+    max_detections: int = Field(300, ge=1, le=1024)
+    class_agnostic_nms: bool = False
+    disable_preproc_auto_orient: Literal[False, "false", "False"] = False
+
+    def thresholds(self, classes: list[str], model: ModelInfo) -> Thresholds:
+        """Raises BadParameter for a class that the model has not."""
+        ids = tuple(class_id(name, model) for name in classes) or None
+        return Thresholds(self.confidence, self.iou, self.max_detections, ids, self.class_agnostic_nms)
+
+
+class Image(BaseModel):
+    type: Literal["base64", "url"]  # never numpy: that is a pickle
+    value: str
+
+
+class Inference(Wanted):
+    """The body of /infer/object_detection."""
+
+    model_id: str
+    image: Image | list[Image]
+    class_filter: list[str] | None = None
+    visualize_predictions: bool = False
+
+
+class Snippet(Wanted):
+    """The query of /{project}/{version}."""
+
+    image: str = ""  # a URL
+    classes: str = ""
+    format: Literal["json", "image"] = "json"
+
+
+class Key(BaseModel):
+    api_key: str = ""
+    model_id: str = ""
+
+
+def shape(error: YolopardError, request_id: str) -> dict[str, Any]:
+    """The SDK shows `message`."""
+    return {"message": str(error), "code": error.code, "request_id": request_id}
+
+
+def model_ids(model: ModelInfo) -> list[str]:
+    """The names that the model answers to."""
+    alias = ALIASES.get(f"{model.name}-{model.imgsz}")
+    return [model.name, f"{model.name}/1", *([alias] if alias else [])]
+
+
+def routes(service: Service) -> APIRouter:
+    """The server's own calls, and last POST /{project}/{version}, where the version is a number."""
+    return APIRouter(routes=[*_registry(service).routes, *_inference(service).routes])
+
+
+def _registry(service: Service) -> APIRouter:
+    settings, identity = service.settings, str(uuid.uuid4())
+    router = APIRouter(
+        tags=[PROTOCOL],
+        route_class=spoken(PROTOCOL, shape),
+        responses=ERRORS,
+        dependencies=described(settings.api_keys),
+    )
+
+    def models() -> dict[str, Any]:
+        ids = model_ids(service.predictor.model)
+        return {"models": [{"model_id": each, "task_type": "object-detection"} for each in ids]}
+
+    @router.get("/info", summary="Which server this is")
+    async def info() -> dict[str, str]:
+        return {"name": "Yolopard", "version": __version__, "uuid": identity}
+
+    @router.get("/model/registry", summary="The names that the model answers to")
+    async def registry(request: Request, api_key: str = "") -> dict[str, Any]:
+        require_key(settings.api_keys, request.scope, api_key)
+        return models()
+
+    @router.post("/model/add", summary="The same: the model is there already")
+    async def add(request: Request, wanted: Key) -> dict[str, Any]:
+        require_key(settings.api_keys, request.scope, wanted.api_key)
+        _require_model(wanted.model_id, service.predictor.model)
+        return models()
+
+    return router
+
+
+def _inference(service: Service) -> APIRouter:
+    settings = service.settings
+    router = APIRouter(
+        tags=[PROTOCOL],
+        route_class=door(service, PROTOCOL, shape, key_inside=True),
+        responses=ERRORS,
+        dependencies=described(settings.api_keys),
+    )
+
+    @router.post("/infer/object_detection", summary="Boxes of an image or of a list of them")
+    async def infer(request: Request) -> Response:
+        started = time.perf_counter()
+        asked = _parse_json(await arrival(request, read_body(request, settings.max_body_bytes)))
+        require_key(settings.api_keys, request.scope, asked.api_key)
+        predictor = service.predictor
+        _require_model(asked.model_id, predictor.model)
+        given = asked.image if isinstance(asked.image, list) else [asked.image]
+        if not 1 <= len(given) <= settings.max_files:
+            raise TooManyFiles(f"a request has 1 to {settings.max_files} images, not {len(given)}")
+        files = [await arrival(request, _load(image)) for image in given]
+        thresholds = asked.thresholds(asked.class_filter or [], predictor.model)
+        predictions = await predict(service, request, files, thresholds)
+        answers = [_to_json(request, each, predictor.model, started) for each in predictions]
+        if asked.visualize_predictions:
+            for answer, data, prediction in zip(answers, files, predictions, strict=True):
+                answer["visualization"] = base64.b64encode(await predictor.draw(data, prediction, "jpeg")).decode()
+        return respond(service, predictions, lambda: answers if isinstance(asked.image, list) else answers[0])
+
+    async def _load(image: Image) -> bytes:
+        if image.type == "base64":
+            return source.from_base64(image.value.encode())
+        return await source.load(image.value, settings)
+
+    @router.post("/{project}/{version:int}", summary="Boxes, as detect.roboflow.com answers")
+    async def snippet(request: Request, project: str, version: int) -> Response:
+        started = time.perf_counter()
+        asked = _parse_query(request)
+        require_key(settings.api_keys, request.scope, asked.api_key)
+        predictor = service.predictor
+        _require_model(f"{project}/{version}", predictor.model)
+        data = await arrival(request, _read(request, asked.image))
+        thresholds = asked.thresholds([name for name in asked.classes.split(",") if name], predictor.model)
+        predictions = await predict(service, request, [data], thresholds)
+        if asked.format == "image":
+            return Response(await predictor.draw(data, predictions[0], "jpeg"), media_type="image/jpeg")
+        return respond(service, predictions, lambda: _to_json(request, predictions[0], predictor.model, started))
+
+    async def _read(request: Request, url: str) -> bytes:
+        """Base64 whatever the Content-Type says, or a form's file, or the image itself."""
+        if url:
+            return await source.load(url, settings)
+        form = Form(None, {})
+        if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            form = await read_form(request, settings.max_body_bytes)
+        body = form.file or form.fields.get("file", "").encode() or await read_body(request, settings.max_body_bytes)
+        if not body:
+            raise EmptyBody("the body is empty: send an image, or one in base64")
+        return body if sniff(body) in KINDS else source.from_base64(body)
+
+    return router
+
+
+def _parse_json(body: bytes) -> Inference:
+    try:
+        return Inference.model_validate(orjson.loads(body))
+    except orjson.JSONDecodeError as error:
+        raise MalformedBody(f"the body is no JSON: {error}") from error
+    except ValidationError as error:
+        raise explain_validation(error) from error
+
+
+def _parse_query(request: Request) -> Snippet:
+    try:
+        return Snippet.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        raise explain_validation(error) from error
+
+
+def _require_model(name: str, model: ModelInfo) -> None:
+    if name not in model_ids(model):
+        raise NotFound(f"there is no model {name!r} here; there is {' or '.join(model_ids(model))}")
+
+
+def _to_json(request: Request, prediction: Prediction, model: ModelInfo, started: float) -> dict[str, Any]:
+    """Boxes by their centres, in px of the image as it was sent."""
+    found, (height, width) = prediction.detections, prediction.shape
+    return {
+        "inference_id": Exchange.of(request.scope).request_id,
+        "time": round(time.perf_counter() - started, 5),
+        "image": {"width": width, "height": height},
+        "predictions": [
+            {
+                "x": (x1 + x2) / 2,
+                "y": (y1 + y2) / 2,
+                "width": x2 - x1,
+                "height": y2 - y1,
+                "confidence": score,
+                "class": model.names[label],
+                "class_id": label,
+                "detection_id": str(uuid.uuid4()),
+            }
+            for label, score, (x1, y1, x2, y2) in zip(
+                found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
+            )
+        ],
+    }
