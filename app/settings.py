@@ -67,12 +67,18 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    grpc_port: int | None = Field(
+        None, ge=1, le=65535, description="port for the gRPC of KServe, such as 8001; closed if unset"
+    )
     max_wait_ms: float = Field(0, ge=0, le=10_000, description="longest wait for a fuller batch while a lane is free")
     max_pending: int = Field(256, ge=1, description="requests in the house; more are refused with 503")
     deadline_ms: float = Field(30_000, gt=0, le=3_600_000, description="of a request without X-Deadline-Ms")
     max_body_bytes: int = Field(20 * 1024 * 1024, ge=1, description="of one request")
+    max_tensor_bytes: int = Field(
+        96 * 1024 * 1024, ge=1, description="of one KServe request: sixteen images of 640x640 in FP32"
+    )
     max_pixels: int = Field(50_000_000, ge=1, description="of one image")
-    max_files: int = Field(64, ge=1, description="of one multipart request")
+    max_files: int = Field(64, ge=1, description="of one request")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error: the least that is logged"

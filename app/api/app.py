@@ -14,21 +14,25 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app import __version__
 from app.api import detect, system
 from app.api.docs import add_docs
-from app.api.errors import explain_http, explain_validation, respond
+from app.api.errors import explain_http, explain_validation
 from app.api.exchange import Exchange, ExchangeMiddleware
+from app.api.kserve import http as kserve
+from app.api.kserve.repository import Repository
 from app.api.service import Service
-from app.errors import Overloaded, ServiceError, YolopardError
+from app.errors import Overloaded, ServiceError, SettingsError, YolopardError
 
 _CLIENT_GONE = 499  # nginx's; nobody reads it, the metrics count it
 
 
 def create_app(service: Service) -> ASGIApp:
     """The ASGI application around a service that it starts and stops."""
+    models = Repository(service)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
-        yield
+        async with _grpc(service, models):
+            yield
         await service.stop()
 
     app = FastAPI(
@@ -42,10 +46,28 @@ def create_app(service: Service) -> ASGIApp:
     add_docs(app)
     images = detect.routes(service)
     app.include_router(images)
+    app.include_router(kserve.routes(service, models))
     app.include_router(system.routes(service))
     _handle_errors(app, service)
     routes = [route for route in images.routes if isinstance(route, APIRoute)]
     return ExchangeMiddleware(_Shortcut(app, routes, service), service)
+
+
+@asynccontextmanager
+async def _grpc(service: Service, models: Repository) -> AsyncIterator[None]:
+    """The second door, where GRPC_PORT opens one."""
+    port = service.settings.grpc_port
+    if port is None:
+        yield
+        return
+    try:
+        from app.api.kserve import grpc  # noqa: PLC0415
+    except ImportError as error:
+        service.fail(SettingsError(f"GRPC_PORT={port} needs {error.name}: pip install 'yolopard[grpc]'"))
+        yield
+        return
+    async with grpc.serving(service, models, port):
+        yield
 
 
 class _Shortcut:
@@ -78,6 +100,10 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
     async def defects(request: Request, error: Exception) -> Response:
         return Exchange.of(request.scope).explain_defect(error)
 
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return _hang_up(service)
+
     @app.exception_handler(HTTPException)
     async def routers(request: Request, error: HTTPException) -> Response:
         return _explain(service, request.scope, explain_http(error, request))
@@ -90,17 +116,12 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 def _explain(service: Service, scope: Scope, error: YolopardError) -> Response:
     headers = {}
     if isinstance(error, ServiceError):
-        _count_refusal(service, error.code)
+        service.count_refusal(error.code)
         retry_s = service.predictor.retry_after_s if isinstance(error, Overloaded) else 1
         headers = {"Retry-After": str(retry_s)} if error.status == 503 else {}
-    return respond(error, Exchange.of(scope).request_id, headers)
+    return Exchange.of(scope).respond(error, headers)
 
 
 def _hang_up(service: Service) -> Response:
-    _count_refusal(service, "client_gone")
+    service.count_refusal("client_gone")
     return Response(status_code=_CLIENT_GONE)
-
-
-def _count_refusal(service: Service, reason: str) -> None:
-    model = service.built.manifest.model.name if service.built else ""
-    service.metrics.rejected.labels(model, reason).inc()

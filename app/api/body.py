@@ -16,10 +16,15 @@ async def read_images(request: Request, *, max_bytes: int, max_files: int) -> li
         async for chunk in _limited(request, max_bytes):
             parts.feed(chunk)
         return parts.files()
-    body = b"".join([chunk async for chunk in _limited(request, max_bytes)])
+    body = await read_body(request, max_bytes)
     if not body:
         raise EmptyBody("the body is empty: send the bytes of an image")
     return [body]
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Whole. Raises BodyTooLarge; ClientDisconnect when the client goes away."""
+    return b"".join([chunk async for chunk in _limited(request, max_bytes)])
 
 
 async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:

@@ -67,8 +67,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-class DetectQuery(BaseModel):
-    """The query of /v1/detect."""
+class Wanted(BaseModel):
+    """Which of the boxes are wanted."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -77,9 +77,6 @@ class DetectQuery(BaseModel):
     max_det: int = Field(300, ge=1, le=1024, description="most boxes an image")
     classes: list[str] = Field([], description="names or ids of the classes wanted, repeated or separated by commas")
     agnostic: bool = Field(False, description="boxes of different classes compete too")
-    engine: str | None = Field(None, description="which engine is asked, where COMPARE has a second one run")
-    compare: bool = Field(False, description="every engine is asked, and their differences are told")
-    format: Literal["json", "image"] = Field("json", description="image = a JPEG, or PNG after Accept, with the boxes")
 
     def thresholds(self, model: ModelInfo) -> Thresholds:
         """Raises BadParameter for a class that the model has not."""
@@ -87,6 +84,14 @@ class DetectQuery(BaseModel):
         wanted = [name for entry in self.classes for name in ([entry] if entry in known else entry.split(","))]
         ids = tuple(_class_id(name.strip(), model) for name in wanted if name.strip()) or None
         return Thresholds(self.conf, self.iou, self.max_det, ids, self.agnostic)
+
+
+class DetectQuery(Wanted):
+    """The query of /v1/detect."""
+
+    engine: str | None = Field(None, description="which engine is asked, where COMPARE has a second one run")
+    compare: bool = Field(False, description="every engine is asked, and their differences are told")
+    format: Literal["json", "image"] = Field("json", description="image = a JPEG, or PNG after Accept, with the boxes")
 
     def engines(self, predictor: Predictor) -> list[str]:
         """Those that are asked. Raises BadParameter."""
@@ -135,7 +140,7 @@ def routes(service: Service) -> APIRouter:
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
             exchange = Exchange.of(scope)
             exchange.protocol = "v1"
-            deadline_s = _deadline_s(scope, service.settings.deadline_ms)
+            deadline_s = asked_deadline_s(scope, service.settings.deadline_ms)
             with service.predictor.admitted(deadline_s):
                 if scope["method"] not in (self.methods or ()):
                     await super().handle(scope, receive, send)
@@ -184,7 +189,8 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-def _deadline_s(scope: Scope, default_ms: float) -> float:
+def asked_deadline_s(scope: Scope, default_ms: float) -> float:
+    """Of X-Deadline-Ms. Raises BadParameter."""
     value = Headers(scope=scope).get("x-deadline-ms", str(default_ms))
     try:
         milliseconds = float(value)

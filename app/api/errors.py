@@ -1,4 +1,4 @@
-"""Every error over HTTP has one shape: {"error": {"code", "message", "request_id"}}."""
+"""Every error over HTTP has one shape: {"error": {"code", "message", "request_id"}}; under /v2 that of Triton."""
 
 import orjson
 from fastapi import Request
@@ -9,9 +9,14 @@ from starlette.exceptions import HTTPException
 
 from app.errors import BadParameter, MethodNotAllowed, NotFound, RequestError, YolopardError
 
+_TRITON = {415: 400, 422: 400}  # it calls whatever the client did wrong a bad request
 
-def respond(error: YolopardError, request_id: str, headers: dict[str, str] | None = None) -> Response:
-    """The error as a response."""
+
+def respond(error: YolopardError, path: str, request_id: str, headers: dict[str, str] | None = None) -> Response:
+    """The error as a response, in the words of the path's protocol."""
+    if path == "/v2" or path.startswith("/v2/"):
+        status = _TRITON.get(error.status, error.status)
+        return Response(orjson.dumps({"error": str(error)}), status, headers, "application/json")
     body = {"error": {"code": error.code, "message": str(error), "request_id": request_id}}
     return Response(orjson.dumps(body), error.status, headers, "application/json")
 

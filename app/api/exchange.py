@@ -28,6 +28,7 @@ class Exchange:
     """Lives in the ASGI scope from the first byte to the last."""
 
     request_id: str
+    path: str
     started: float = field(default_factory=time.perf_counter)
     protocol: str = ""  # set by a protocol's routes; others are not counted
     engine: str = ""  # set once it is known which one is asked
@@ -40,12 +41,15 @@ class Exchange:
         exchange: Exchange = scope[_KEY]
         return exchange
 
+    def respond(self, error: YolopardError, headers: dict[str, str] | None = None) -> Response:
+        """The error, in the words of the path's protocol."""
+        return respond(error, self.path, self.request_id, headers)
+
     def explain_defect(self, error: Exception) -> Response:
         """What the client is told; the log has the rest under the same id."""
         self.defect = True
         crash_log.error("a defect, please report it", exc_info=error, extra={"request_id": self.request_id})
-        failure = YolopardError("an internal error; the server's log has more under this request id")
-        return respond(failure, self.request_id)
+        return self.respond(YolopardError("an internal error; the server's log has more under this request id"))
 
 
 class ExchangeMiddleware:
@@ -62,7 +66,7 @@ class ExchangeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = scope[_KEY] = Exchange(_request_id(scope))
+        exchange = scope[_KEY] = Exchange(_request_id(scope), scope["path"])
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
