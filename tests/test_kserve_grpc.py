@@ -134,6 +134,16 @@ def test_a_stream_answers_in_order_and_an_error_ends_only_its_own_request(client
     assert "Request for unknown model: 'cars'" in error.message()
 
 
+def test_a_stream_that_its_client_leaves_open_does_not_keep_the_server(live, client):
+    answers = queue.Queue()
+    client.start_stream(callback=lambda result, error: answers.put((result, error)))
+    client.async_stream_infer("pets", images())
+    assert answers.get(timeout=10)[1] is None
+    live.server.should_exit = True
+    live.thread.join(10)
+    assert not live.thread.is_alive()
+
+
 def test_refusals_have_a_status_and_the_reason(client):
     unknown = refusal(client.infer, "cars", images())
     assert (unknown[0], "'cars' is not found" in unknown[1]) == ("StatusCode.NOT_FOUND", True)

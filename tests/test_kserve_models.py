@@ -38,9 +38,7 @@ def test_rows_have_the_place_that_max_det_says():
 @pytest.fixture(scope="module")
 def remote(demo):
     """Ultralytics' own model of a URL."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YOLO_AUTOINSTALL", "false")
-        yield YOLO(f"{demo.url}/{demo.service.predictor.model.name}", task="detect")
+    return YOLO(f"{demo.url}/{demo.service.predictor.model.name}", task="detect")
 
 
 @pytest.fixture(scope="module")

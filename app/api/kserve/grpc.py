@@ -37,8 +37,9 @@ async def serving(service: Service, models: Repository, port: int) -> AsyncItera
     settings = service.settings
     most = max(settings.max_tensor_bytes, settings.max_body_bytes)
     limits = [("grpc.max_receive_message_length", most), ("grpc.max_send_message_length", -1)]
+    calls = _Calls(service, models)
     server = grpc.aio.server(options=[*limits, ("grpc.so_reuseport", 0)])
-    server.add_registered_method_handlers(_SERVICE, _Calls(service, models).handlers())
+    server.add_registered_method_handlers(_SERVICE, calls.handlers())
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     try:
         server.add_insecure_port(f"{host}:{port}")
@@ -50,6 +51,7 @@ async def serving(service: Service, models: Repository, port: int) -> AsyncItera
     try:
         yield
     finally:
+        calls.closing.set()
         await server.stop(settings.deadline_ms / 1000)
 
 
@@ -58,6 +60,7 @@ class _Calls:
 
     def __init__(self, service: Service, models: Repository) -> None:
         self._service, self._models = service, models
+        self.closing = asyncio.Event()  # streams take no further request
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
         """By name."""
@@ -95,7 +98,7 @@ class _Calls:
 
     async def _infer_stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """One after the other, as they came; an error ends only its own request."""
-        async for request in requests:
+        async for request in _until(self.closing, requests):
             try:
                 yield messages.ModelStreamInferResponse(infer_response=await self._infer(request, context))
             except YolopardError as error:
@@ -136,6 +139,22 @@ class _Calls:
             labels = [(each.labels.model, each.name) for each in deployed] or [("", "")]
             service.metrics.requests.labels(*labels[0], "kserve", str(status)).inc()
             service.metrics.request_seconds.labels(*labels[0], "kserve").observe(time.perf_counter() - started)
+
+
+async def _until(closing: asyncio.Event, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """A stream's requests: its client may keep it open without any, which must not keep the server."""
+    ended = asyncio.ensure_future(closing.wait())
+    following = asyncio.ensure_future(anext(requests, None))
+    try:
+        while True:
+            await asyncio.wait((following, ended), return_when=asyncio.FIRST_COMPLETED)
+            if not following.done() or following.result() is None:
+                return
+            yield following.result()
+            following = asyncio.ensure_future(anext(requests, None))
+    finally:
+        following.cancel()
+        ended.cancel()
 
 
 def _handler(kind: Callable[..., grpc.RpcMethodHandler], name: str, call: Callable[..., Any]) -> grpc.RpcMethodHandler:

@@ -155,9 +155,10 @@ def export_metadata(info: ModelInfo) -> dict[str, Any]:
 def to_frame(planes: NDArray[Any]) -> Pixels:
     """[3, H, W], floats 0..1 or uint8 -> [H, W, 3], uint8.
 
-    Exact for multiples of 1/255, which images are; others go to the nearest one, and what is out of range, or no
-    number, to the end of it: Ultralytics' client warms up with memory as it finds it.
+    Exact for multiples of 1/255, which images are; others go to the nearest one, and what is out of range to an end of
+    it. Nothing is refused, not even NaN: Ultralytics' client warms up with memory as it finds it.
     """
     if planes.dtype != np.uint8:
-        planes = (np.fmin(np.fmax(planes, 0), 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+        rows = planes.astype(np.float32, copy=False).reshape(-1, planes.shape[-1])
+        planes = cv2.addWeighted(rows, 255, rows, 0, 0, dtype=cv2.CV_8U).reshape(planes.shape)  # it rounds, saturates
     return np.asarray(cv2.merge(list(planes)), np.uint8)
