@@ -50,7 +50,7 @@ FROM server AS gpu
 ARG PIP_NO_CACHE_DIR=1
 # PyPI's tensorrt-cu13-libs is a stub that downloads the libraries, gigabytes without a word, from NVIDIA's index.
 ARG WHEEL_STUB_PIP_INDEX_URL=https://pypi.nvidia.com/
-RUN pip install --constraint deploy/constraints.txt --editable '.[build,tensorrt]' \
+RUN pip install --constraint deploy/constraints.txt --editable '.[build,grpc,tensorrt]' \
  && pip install --force-reinstall --no-deps "$(grep --only-matching 'opencv-python-headless==[^"]*' pyproject.toml)"
 # PCI_BUS_ID: CUDA counts GPUs as NVML does. The backend by name: without a GPU this image ends, and does not serve slowly.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
@@ -67,7 +67,7 @@ USER 10001
 
 FROM server AS cpu
 ARG PIP_NO_CACHE_DIR=1
-RUN pip install --constraint deploy/constraints.txt --editable '.[openvino]'
+RUN pip install --constraint deploy/constraints.txt --editable '.[grpc,openvino]'
 ARG WEIGHTS
 ENV YOLOPARD_WEIGHTS=/opt/yolopard/${WEIGHTS}
 COPY ${WEIGHTS} ${WEIGHTS}

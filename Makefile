@@ -38,7 +38,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet -
 $(VENV)/serve: pyproject.toml deploy/constraints.txt
 	@test -x $(BIN)/python || python3 -m venv $(VENV)
 	@echo "Installing what building and serving need into $(VENV) (once; a few minutes)"
-	@$(PIP) --editable '.[bench,build,openvino,onnxruntime]'
+	@$(PIP) --editable '.[bench,build,grpc,openvino,onnxruntime]'
 	@$(HEADLESS)
 	@touch $@
 

@@ -20,7 +20,8 @@ YolopardError                  500 internal
 │   ├── Overloaded             503 overloaded
 │   ├── Stopping               503 stopping
 │   ├── DeadlineExceeded       504 deadline_exceeded
-│   └── InferenceFailed        500 inference_failed
+│   ├── InferenceFailed        500 inference_failed
+│   └── Unsupported            501 unsupported
 └── SetupError                 start-up only, never over HTTP: ends the process with one line
     ├── SettingsError          a setting is wrong
     ├── BackendUnavailable     the wheel or the device is missing
@@ -121,6 +122,10 @@ class DeadlineExceeded(ServiceError):
 
 class InferenceFailed(ServiceError):
     status, code = 500, "inference_failed"
+
+
+class Unsupported(ServiceError):
+    status, code = 501, "unsupported"
 
 
 class SetupError(YolopardError):

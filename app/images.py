@@ -174,6 +174,12 @@ def place(height: int, width: int, imgsz: int, stride: int, shapes: Sequence[tup
     )
 
 
+def whole(frame: Pixels) -> Placement:
+    """That of an image which fills its frame."""
+    size = frame.shape[:2]
+    return Placement(image=size, frame=size, resized=size, top=0, left=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Preparation:
     """How a model wants its images."""

@@ -132,10 +132,32 @@ class Predictor:
         `deadline` is a loop time; if `shadowed`, the second engine may look at the frame afterwards. Raises a
         RequestError for the image and a ServiceError for the engine.
         """
+        return await self._predict(partial(self._preparation, data), thresholds, deadline, engines, shadowed)
+
+    async def predict_frame(self, make: Callable[[], Pixels], thresholds: Thresholds, deadline: float) -> Prediction:
+        """As `predict`, by the engine that serves, for an image that the client has letterboxed: boxes are frame px.
+
+        `make` gives the frame, uint8 [H, W, 3] of sides that the model takes; it is called where others are decoded.
+        """
+
+        def prepare() -> tuple[Placement, Pixels]:
+            frame = make()
+            return images.whole(frame), frame
+
+        return (await self._predict(prepare, thresholds, deadline, self.engines[:1], shadowed=True))[0]
+
+    async def _predict(
+        self,
+        prepare: Callable[[], tuple[Placement, Pixels]],
+        thresholds: Thresholds,
+        deadline: float,
+        engines: Sequence[str],
+        shadowed: bool,
+    ) -> list[Prediction]:
         self._images += 1
         try:
             async with asyncio.timeout_at(deadline):
-                (placement, frame), decode_s = await _on(self._decoders, lambda: self._prepare(data))
+                (placement, frame), decode_s = await _on(self._decoders, lambda: self._timed(prepare))
                 answers = await self._ask(engines, frame, deadline)
                 found = [await self._finish(answer, placement, thresholds) for answer in answers]
         except TimeoutError:
@@ -211,9 +233,9 @@ class Predictor:
         started = time.perf_counter()
         return work(), time.perf_counter() - started
 
-    def _prepare(self, data: bytes) -> tuple[Placement, Pixels]:
+    def _timed(self, prepare: Callable[[], tuple[Placement, Pixels]]) -> tuple[Placement, Pixels]:
         started = time.thread_time()
-        placement, frame = self._preparation(data)
+        placement, frame = prepare()
         self._decode_s += LEARN * (time.thread_time() - started - self._decode_s)
         return placement, frame
 

@@ -27,7 +27,7 @@ DEMO_WEIGHTS = Path(__file__).parents[1] / "models" / "demo" / "yolov8n-demo.pt"
 ENGINES_DIR = Path(__file__).parents[1] / "engines"
 LEAST_SIDE, MOST_SIDE = 32, 8192  # of a frame, px
 MOST_SHAPES = 16
-PROTOCOLS = ("v1", "platform", "deepstack", "roboflow")
+PROTOCOLS = ("v1", "kserve", "platform", "deepstack", "roboflow")
 
 
 def _split(value: Any) -> Any:
@@ -96,12 +96,18 @@ class Settings(BaseModel):
     cors_origins: Listed = Field(
         (), description="ORIGIN,...: whose pages may ask from a browser, such as https://example.com; none if unset"
     )
+    grpc_port: int | None = Field(
+        None, ge=1, le=65535, description="port for the gRPC of KServe, such as 8001; closed if unset"
+    )
     max_wait_ms: float = Field(0, ge=0, le=10_000, description="longest wait for a fuller batch while a lane is free")
     max_pending: int = Field(256, ge=1, description="requests in the house; more are refused with 503")
     deadline_ms: float = Field(30_000, gt=0, le=3_600_000, description="of a request without X-Deadline-Ms")
     max_body_bytes: int = Field(20 * 1024 * 1024, ge=1, description="of one request")
+    max_tensor_bytes: int = Field(
+        96 * 1024 * 1024, ge=1, description="of one KServe request: sixteen images of 640x640 in FP32"
+    )
     max_pixels: int = Field(50_000_000, ge=1, description="of one image")
-    max_files: int = Field(64, ge=1, description="of one multipart request")
+    max_files: int = Field(64, ge=1, description="of one request")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error: the least that is logged"

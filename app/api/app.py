@@ -1,9 +1,10 @@
 """create_app: the routes, the errors and the lifespan, put together."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
@@ -18,25 +19,30 @@ from app.api.docs import add_docs
 from app.api.door import ImageRoute
 from app.api.errors import explain_http, explain_validation
 from app.api.exchange import Exchange, ExchangeMiddleware
+from app.api.kserve import http as kserve
+from app.api.kserve.repository import Repository
 from app.api.service import Service
-from app.errors import Overloaded, ServiceError, Unauthorized, YolopardError
+from app.errors import Overloaded, ServiceError, SettingsError, Unauthorized, YolopardError
 
-_PROTOCOLS = {  # Roboflow's POST /{project}/{version} goes last
-    "v1": detect.routes,
-    "platform": platform.routes,
-    "deepstack": deepstack.routes,
-    "roboflow": roboflow.routes,
-}
 _CLIENT_GONE = 499  # nginx's; nobody reads it, the metrics count it
 
 
 def create_app(service: Service) -> ASGIApp:
     """The ASGI application around a service that it starts and stops."""
+    models = Repository(service)
+    protocols: dict[str, Callable[[Service], APIRouter]] = {  # Roboflow's POST /{project}/{version} goes last
+        "v1": detect.routes,
+        "kserve": partial(kserve.routes, models=models),
+        "platform": platform.routes,
+        "deepstack": deepstack.routes,
+        "roboflow": roboflow.routes,
+    }
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
-        yield
+        async with _grpc(service, models):
+            yield
         await service.stop()
 
     app = FastAPI(
@@ -49,7 +55,7 @@ def create_app(service: Service) -> ASGIApp:
     )
     add_docs(app)
     app.include_router(system.routes(service))
-    spoken = [routes(service) for name, routes in _PROTOCOLS.items() if name in service.settings.protocols]
+    spoken = [routes(service) for name, routes in protocols.items() if name in service.settings.protocols]
     for router in spoken:
         app.include_router(router)
     _handle_errors(app, service)
@@ -59,6 +65,23 @@ def create_app(service: Service) -> ASGIApp:
             inner, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["Server-Timing", "X-Request-Id"]
         )
     return ExchangeMiddleware(inner, service)
+
+
+@asynccontextmanager
+async def _grpc(service: Service, models: Repository) -> AsyncIterator[None]:
+    """The second door, where GRPC_PORT opens one."""
+    port = service.settings.grpc_port
+    if port is None or "kserve" not in service.settings.protocols:
+        yield
+        return
+    try:
+        from app.api.kserve import grpc  # noqa: PLC0415
+    except ImportError as error:
+        service.fail(SettingsError(f"GRPC_PORT={port} needs {error.name}: pip install 'yolopard[grpc]'"))
+        yield
+        return
+    async with grpc.serving(service, models, port):
+        yield
 
 
 class _Shortcut:
@@ -102,6 +125,8 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(HTTPException)
     async def routers(request: Request, error: HTTPException) -> Response:
+        if request.url.path.startswith("/v2/"):  # also where no route is
+            Exchange.of(request.scope).shape = kserve.shape
         return _explain(service, request.scope, explain_http(error, request))
 
     @app.exception_handler(RequestValidationError)
@@ -112,17 +137,12 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 def _explain(service: Service, scope: Scope, error: YolopardError) -> Response:
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
     if isinstance(error, ServiceError):
-        _count_refusal(service, error.code)
+        service.count_refusal(error.code)
         retry_s = service.predictor.retry_after_s if isinstance(error, Overloaded) else 1
         headers = {"Retry-After": str(retry_s)} if error.status == 503 else {}
     return Exchange.of(scope).respond(error, headers)
 
 
 def _hang_up(service: Service) -> Response:
-    _count_refusal(service, "client_gone")
+    service.count_refusal("client_gone")
     return Response(status_code=_CLIENT_GONE)
-
-
-def _count_refusal(service: Service, reason: str) -> None:
-    model = service.built.manifest.model.name if service.built else ""
-    service.metrics.rejected.labels(model, reason).inc()

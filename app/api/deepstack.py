@@ -58,9 +58,15 @@ class DetectionForm(BaseModel):
     image: str = ""  # base64, from clients that send no file
 
 
-def shape(error: YolopardError, request_id: str) -> dict[str, Any]:
+def shape(error: YolopardError, request_id: str) -> tuple[int, dict[str, Any]]:
     """DeepStack's errors and CodeProject.AI's."""
-    return {"success": False, "error": str(error), "code": error.status, "duration": 0, "requestId": request_id}
+    return error.status, {
+        "success": False,
+        "error": str(error),
+        "code": error.status,
+        "duration": 0,
+        "requestId": request_id,
+    }
 
 
 def routes(service: Service) -> APIRouter:
@@ -80,7 +86,7 @@ def _server(service: Service) -> APIRouter:
     @router.post("/v1/vision/custom/list", summary="The models' names", dependencies=described(settings.api_keys))
     async def models(request: Request) -> dict[str, Any]:
         form = await read_form(request, settings.max_body_bytes)
-        require_key(settings.api_keys, request.scope, form.fields.get("api_key", ""))
+        require_key(settings.api_keys, request.headers, form.fields.get("api_key", ""))
         return {"success": True, "models": [service.predictor.model.name], "code": 200}
 
     return router
@@ -99,7 +105,7 @@ def _vision(service: Service) -> APIRouter:
         started = time.perf_counter()
         form = await arrival(request, read_form(request, settings.max_body_bytes))
         fields = _parse(form)
-        require_key(settings.api_keys, request.scope, fields.api_key)
+        require_key(settings.api_keys, request.headers, fields.api_key)
         _require_model(model, service.predictor.model)
         if form.file is None and not fields.image:
             raise EmptyBody("there is no image: send it as the form's part 'image'")

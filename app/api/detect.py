@@ -61,8 +61,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-class DetectQuery(BaseModel):
-    """The query of /v1/detect."""
+class Wanted(BaseModel):
+    """Which of the boxes are wanted."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -71,9 +71,6 @@ class DetectQuery(BaseModel):
     max_det: int = Field(300, ge=1, le=1024, description="most boxes an image")
     classes: list[str] = Field([], description="names or ids of the classes wanted, repeated or separated by commas")
     agnostic: bool = Field(False, description="boxes of different classes compete too")
-    engine: str | None = Field(None, description="which engine is asked, where COMPARE has a second one run")
-    compare: bool = Field(False, description="every engine is asked, and their differences are told")
-    format: Literal["json", "image"] = Field("json", description="image = a JPEG, or PNG after Accept, with the boxes")
 
     def thresholds(self, model: ModelInfo) -> Thresholds:
         """Raises BadParameter for a class that the model has not."""
@@ -81,6 +78,14 @@ class DetectQuery(BaseModel):
         wanted = [name for entry in self.classes for name in ([entry] if entry in known else entry.split(","))]
         ids = tuple(class_id(name.strip(), model) for name in wanted if name.strip()) or None
         return Thresholds(self.conf, self.iou, self.max_det, ids, self.agnostic)
+
+
+class DetectQuery(Wanted):
+    """The query of /v1/detect."""
+
+    engine: str | None = Field(None, description="which engine is asked, where COMPARE has a second one run")
+    compare: bool = Field(False, description="every engine is asked, and their differences are told")
+    format: Literal["json", "image"] = Field("json", description="image = a JPEG, or PNG after Accept, with the boxes")
 
     def engines(self, predictor: Predictor) -> list[str]:
         """Those that are asked. Raises BadParameter."""

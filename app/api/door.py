@@ -65,7 +65,7 @@ def door(
             exchange = Exchange.of(scope)
             exchange.protocol, exchange.shape = protocol, shape
             if not key_inside:
-                require_key(service.settings.api_keys, scope)
+                require_key(service.settings.api_keys, Headers(scope=scope))
             deadline_s = _deadline_s(scope, service.settings.deadline_ms)
             with service.predictor.admitted(deadline_s):
                 if scope["method"] not in (self.methods or ()):

@@ -10,12 +10,12 @@ from starlette.exceptions import HTTPException
 
 from app.errors import BadParameter, MethodNotAllowed, NotFound, RequestError, YolopardError
 
-Shape = Callable[[YolopardError, str], dict[str, Any]]  # of an error and the request's id: the JSON
+Shape = Callable[[YolopardError, str], tuple[int, dict[str, Any]]]  # of an error and the request's id: status, JSON
 
 
-def native(error: YolopardError, request_id: str) -> dict[str, Any]:
+def native(error: YolopardError, request_id: str) -> tuple[int, dict[str, Any]]:
     """The shape of /v1, and of whatever belongs to no protocol."""
-    return {"error": {"code": error.code, "message": str(error), "request_id": request_id}}
+    return error.status, {"error": {"code": error.code, "message": str(error), "request_id": request_id}}
 
 
 def explain_http(error: HTTPException, request: Request) -> YolopardError:

@@ -44,7 +44,8 @@ class Exchange:
 
     def respond(self, error: YolopardError, headers: dict[str, str] | None = None) -> Response:
         """The error, in the shape that the protocol's clients read."""
-        return Response(orjson.dumps(self.shape(error, self.request_id)), error.status, headers, "application/json")
+        status, content = self.shape(error, self.request_id)
+        return Response(orjson.dumps(content), status, headers, "application/json")
 
     def explain_defect(self, error: Exception) -> Response:
         """What the client is told; the log has the rest under the same id."""

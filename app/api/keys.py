@@ -1,13 +1,11 @@
 """Who may ask: everybody, or who shows one of API_KEYS in the way of their protocol."""
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fastapi import Security
 from fastapi.params import Depends
 from fastapi.security import APIKeyHeader, HTTPBearer
-from starlette.datastructures import Headers
-from starlette.types import Scope
 
 from app.errors import Unauthorized
 
@@ -19,11 +17,12 @@ def described(keys: Sequence[str]) -> list[Depends]:
     return [Security(scheme) for scheme in _SCHEMES] if keys else []
 
 
-def require_key(keys: Sequence[str], scope: Scope, *others: str) -> None:
-    """`others` are keys that came elsewhere than in a header. Raises Unauthorized if none of `keys` was shown."""
+def require_key(keys: Sequence[str], headers: Mapping[str, str], *others: str) -> None:
+    """`headers` have names in lower case, `others` are keys that came elsewhere. Raises Unauthorized if none of `keys`
+    was shown.
+    """
     if not keys:
         return
-    headers = Headers(scope=scope)
     scheme, _, token = headers.get("authorization", "").partition(" ")
     shown = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""), *others]
     fits = [hmac.compare_digest(key.encode(), one.encode()) for key in keys for one in shown]  # all, for equal times

@@ -57,9 +57,15 @@ class PredictForm(BaseModel):
     model: str = ""  # HUB's: a name, or a URL that ends with it
 
 
-def shape(error: YolopardError, request_id: str) -> dict[str, Any]:
+def shape(error: YolopardError, request_id: str) -> tuple[int, dict[str, Any]]:
     """The Platform's errors have no documented shape; `success` and `message` are the old HUB's."""
-    return {"error": str(error), "success": False, "message": str(error), "code": error.code, "request_id": request_id}
+    return error.status, {
+        "error": str(error),
+        "success": False,
+        "message": str(error),
+        "code": error.code,
+        "request_id": request_id,
+    }
 
 
 def routes(service: Service) -> APIRouter:

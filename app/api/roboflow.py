@@ -84,9 +84,9 @@ class Key(BaseModel):
     model_id: str = ""
 
 
-def shape(error: YolopardError, request_id: str) -> dict[str, Any]:
+def shape(error: YolopardError, request_id: str) -> tuple[int, dict[str, Any]]:
     """The SDK shows `message`."""
-    return {"message": str(error), "code": error.code, "request_id": request_id}
+    return error.status, {"message": str(error), "code": error.code, "request_id": request_id}
 
 
 def model_ids(model: ModelInfo) -> list[str]:
@@ -119,12 +119,12 @@ def _registry(service: Service) -> APIRouter:
 
     @router.get("/model/registry", summary="The names that the model answers to")
     async def registry(request: Request, api_key: str = "") -> dict[str, Any]:
-        require_key(settings.api_keys, request.scope, api_key)
+        require_key(settings.api_keys, request.headers, api_key)
         return models()
 
     @router.post("/model/add", summary="The same: the model is there already")
     async def add(request: Request, wanted: Key) -> dict[str, Any]:
-        require_key(settings.api_keys, request.scope, wanted.api_key)
+        require_key(settings.api_keys, request.headers, wanted.api_key)
         _require_model(wanted.model_id, service.predictor.model)
         return models()
 
@@ -144,7 +144,7 @@ def _inference(service: Service) -> APIRouter:
     async def infer(request: Request) -> Response:
         started = time.perf_counter()
         asked = _parse_json(await arrival(request, read_body(request, settings.max_body_bytes)))
-        require_key(settings.api_keys, request.scope, asked.api_key)
+        require_key(settings.api_keys, request.headers, asked.api_key)
         predictor = service.predictor
         _require_model(asked.model_id, predictor.model)
         given = asked.image if isinstance(asked.image, list) else [asked.image]
@@ -168,7 +168,7 @@ def _inference(service: Service) -> APIRouter:
     async def snippet(request: Request, project: str, version: int) -> Response:
         started = time.perf_counter()
         asked = _parse_query(request)
-        require_key(settings.api_keys, request.scope, asked.api_key)
+        require_key(settings.api_keys, request.headers, asked.api_key)
         predictor = service.predictor
         _require_model(f"{project}/{version}", predictor.model)
         data = await arrival(request, _read(request, asked.image))

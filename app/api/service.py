@@ -86,6 +86,11 @@ class Service:
             return {"phase": "dead", "model": model, "reason": "the engine has stopped working"}
         return self._progress.to_json() if self._progress else {"phase": "starting", "model": model}
 
+    def count_refusal(self, reason: str) -> None:
+        """A request was refused or given up."""
+        model = self.built.manifest.model.name if self.built else ""
+        self.metrics.rejected.labels(model, reason).inc()
+
     def start(self) -> None:
         """Begin in the background; the server answers meanwhile."""
         self._starting = asyncio.create_task(self._start(), name="start")
@@ -112,10 +117,10 @@ class Service:
                 self.deployed.append(await self._deploy_second(self.settings.compare))
             self._open_doors()
         except SetupError as error:
-            self._fail(error)
+            self.fail(error)
         except Exception as error:
             log.exception("the start failed")
-            self._fail(SetupError(f"the start failed: {type(error).__name__}: {error}"))
+            self.fail(SetupError(f"the start failed: {type(error).__name__}: {error}"))
 
     async def _deploy_or_fall_back(self) -> Deployed:
         settings = self.settings
@@ -171,7 +176,8 @@ class Service:
         self._progress = progress
         log.info("%s", progress)
 
-    def _fail(self, error: SetupError) -> None:
+    def fail(self, error: SetupError) -> None:
+        """What was to be started cannot be had: ask the server to end."""
         if not self._stopping:
             self.failure = error
             self._on_failure()

@@ -34,7 +34,7 @@ def routes(service: Service) -> APIRouter:
     """Open whatever state the engine is in; health and the page to everybody, the others to who shows a key."""
 
     def key(request: Request) -> None:
-        require_key(service.settings.api_keys, request.scope)
+        require_key(service.settings.api_keys, request.headers)
 
     router = APIRouter(tags=["system"])
     keyed = [Depends(key), *described(service.settings.api_keys)]

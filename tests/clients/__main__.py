@@ -8,11 +8,13 @@ from app.bench.server import started
 from app.settings import Settings
 
 HERE = Path(__file__).parent
-FAMILIES = ("hub", "deepstack", "roboflow")
+ROOT = HERE.parents[1]
+GRPC_PORT = 18001  # as tests/clients/kserve.py has it
+FAMILIES = ("hub", "deepstack", "roboflow", "kserve")
 
 
 def main(url: str) -> int:
-    sys.path[0] = str(HERE.parent)  # not this folder, whose files have names of packages
+    sys.path[:1] = [str(HERE.parent), str(ROOT / "models/demo")]  # not this folder, whose files have names of packages
     failed = 0
     print("| client | version | call | result |\n|---|---|---|---|")
     for family in FAMILIES:
@@ -29,6 +31,6 @@ def main(url: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         sys.exit(main(sys.argv[1]))
-    with started(Settings()) as server:
+    with started(Settings(grpc_port=GRPC_PORT)) as server:
         status = main(server.url)
     sys.exit(status)
