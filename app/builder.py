@@ -27,6 +27,7 @@ from app.store import Built, Fingerprint, Manifest, Verdict
 log = logging.getLogger("yolopard.builder")
 
 CALIBRATION_IMAGES = 48  # 30 are as good as 300 (loadtest/RESULTS.md)
+LABELLED = ("detect", "segment")  # tasks whose labels hold the boxes that mAP is of; others are judged by agreement
 UNCHECKED = "nothing: there are no weights to compare it with"
 
 _SAFER = ("int8", "fp16", "fp32")  # each is safer than the ones before it
@@ -275,7 +276,7 @@ def _calibration_digest(order: Order, weights: Path) -> str:
 
 def _calibration(order: Order, weights: Path, model: ModelInfo) -> Dataset:
     if order.calibration:
-        return datasets.folder(order.calibration, model.names, "CALIBRATION_DIR", CALIBRATION_IMAGES)
+        return datasets.folder(order.calibration, model.names, "CALIBRATION_DIR", CALIBRATION_IMAGES, boxes=False)
     return datasets.calibration_scenes(CALIBRATION_IMAGES)
 
 
@@ -303,7 +304,7 @@ def _judge(order: Order, backend: Backend, engine: Path, weights: Path, model: M
 
 def _gate_images(order: Order, weights: Path, model: ModelInfo) -> Dataset:
     if order.gate:
-        return datasets.folder(order.gate, model.names, "GATE_DIR")
+        return datasets.folder(order.gate, model.names, "GATE_DIR", boxes=model.task in LABELLED)
     return datasets.gate_scenes() if _is_demo(weights) else datasets.samples()
 
 

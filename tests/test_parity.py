@@ -37,9 +37,9 @@ def picture(rows: np.ndarray | None = None) -> Picture:
 
 
 def judged(*pairs: tuple[np.ndarray, np.ndarray], precision: str = "fp32", labels: bool = False) -> Figures:
-    gate = Gate(precision)
+    gate = Gate(precision, fakes.MODEL)
     for reference, engine in pairs:
-        gate.add(picture(reference[:SEEN] if labels else None), PLACEMENT, reference, engine)
+        gate.add(picture(reference[:SEEN] if labels else None), PLACEMENT, (reference,), (engine,))
     return gate.figures()
 
 
@@ -192,7 +192,7 @@ def test_mean_precision_is_that_of_ultralytics_validator():
     engine[::7, 5] = rng.integers(0, 5, len(engine[::7]))
     figures = judged((reference, engine), labels=True)
 
-    found = parity.results.select(engine, parity._ALL)
+    found = parity.results.select((engine,), parity._ALL, fakes.MODEL)
     truth = picture(reference[:SEEN])
     overlap = metrics.box_iou(torch.from_numpy(truth.boxes), torch.from_numpy(found.boxes))
     validator = type("V", (), {"iouv": torch.linspace(0.5, 0.95, 10)})
@@ -209,7 +209,8 @@ def test_boxes_are_matched_one_to_one():
     twice = np.repeat(some_rows()[:1], 2, axis=0)
     twice[1, 5] += 1  # NMS keeps it: another class
     both, ours, theirs = parity.difference(
-        parity.results.select(some_rows()[:1], parity.Thresholds()), parity.results.select(twice, parity.Thresholds())
+        parity.results.select((some_rows()[:1],), parity.Thresholds(), fakes.MODEL),
+        parity.results.select((twice,), parity.Thresholds(), fakes.MODEL),
     )
     assert (both, ours, theirs) == (1, 0, 1)
 

@@ -5,9 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from fakes import MODEL
 
 from app.backends.pytorch import select_rows
-from app.results import Detections, K, Thresholds, nms, select
+from app import results
+from app.results import Detections, K, Thresholds, nms
 
 THRESHOLDS = [
     Thresholds(conf, iou, max_det, classes, agnostic)
@@ -16,6 +18,11 @@ THRESHOLDS = [
         [(None, False), (None, True), ((0, 2), False), ((1,), True), ((77,), False)],
     )
 ]
+
+
+def select(rows: np.ndarray, thresholds: Thresholds) -> Detections:
+    """Of a detect model."""
+    return results.select((rows,), thresholds, MODEL)
 
 
 def head(seed: int) -> torch.Tensor:
@@ -51,7 +58,7 @@ def rows(*values: tuple[float, ...]) -> np.ndarray:
 def test_the_detections_are_ultralytics_own_to_the_bit_and_in_their_order(thresholds):
     for seed in range(4):
         raw = head(seed)
-        found = table(select(select_rows(raw)[0].numpy(), thresholds))
+        found = table(select(select_rows(raw, raw.shape[1] - 4)[0].numpy(), thresholds))
         assert np.array_equal(found, ultralytics(raw, thresholds)), seed
 
 
@@ -62,7 +69,7 @@ def test_the_heads_here_hold_overlaps_and_several_classes():
 
 
 def test_rows_need_no_order():
-    shuffled = np.random.default_rng(0).permutation(ordered := select_rows(head(3))[0].numpy())
+    shuffled = np.random.default_rng(0).permutation(ordered := select_rows(made := head(3), made.shape[1] - 4)[0].numpy())
     assert np.array_equal(table(select(shuffled, Thresholds())), table(select(ordered, Thresholds())))
 
 
@@ -121,7 +128,7 @@ def test_the_same_box_twice_is_found_once_a_class():
 def test_boxes_without_an_area_stay_as_in_ultralytics():
     centre_sides_score = [(5, 5, 0, 0, 0.9), (90, 90, 0, 8, 0.8), (5, 5, 0, 0, 0.7), (50, 50, 9, 9, 0.6)]
     raw = torch.tensor(centre_sides_score).T[None]
-    found = table(select(select_rows(raw)[0].numpy(), Thresholds()))
+    found = table(select(select_rows(raw, raw.shape[1] - 4)[0].numpy(), Thresholds()))
     assert np.array_equal(found, ultralytics(raw, Thresholds()))
 
 
@@ -224,7 +231,7 @@ def test_nms_keeps_no_more_than_max_det_even_where_others_would_stay():
 
 
 def test_the_rows_are_left_as_they_were():
-    given = select_rows(head(1))[0].numpy()
+    given = select_rows(made := head(1), made.shape[1] - 4)[0].numpy()
     before = given.copy()
     select(given, Thresholds(conf=0.01, agnostic=False))
     assert np.array_equal(given, before)

@@ -4,19 +4,29 @@ import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from app import __version__
+from app import __version__, masks
 from app.api.service import Service
+from app.images import Placement
+from app.masks import Mask
 from app.model import ModelInfo
 from app.parity import pairs
 from app.predictor import Prediction, Timings
+from app.results import corners
+
+_CORNERS = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")  # of a box the first two, of a turned one all
+_DECIMALS = 5
 
 
-def to_json(service: Service, compared: list[list[Prediction]], started: float) -> dict[str, Any]:
+def to_json(service: Service, compared: list[list[Prediction]], started: float, *, rle: bool) -> dict[str, Any]:
+    """The whole answer; of segment with run lengths and not polygons if `rle`. Results are those of Ultralytics'
+    `Results.summary()`.
+    """
     asked = next(d for d in service.deployed if d.name == compared[0][0].engine)
     fingerprint, model = asked.built.manifest.fingerprint, asked.built.manifest.model
     return {
-        "images": [_image_json(answers, model) for answers in compared],
+        "images": [_image_json(answers, model, rle=rle) for answers in compared],
         "metadata": {
             "imageCount": len(compared),
             "functionTimeCall": round(time.perf_counter() - started, 5),
@@ -26,40 +36,55 @@ def to_json(service: Service, compared: list[list[Prediction]], started: float) 
     }
 
 
-def _image_json(answers: list[Prediction], model: ModelInfo) -> dict[str, Any]:
+def _image_json(answers: list[Prediction], model: ModelInfo, *, rle: bool) -> dict[str, Any]:
     first, *others = answers
-    content = {"shape": list(first.shape), **_found_json(first, model)}
+    content = {"shape": list(first.placement.image), **_found_json(first, model, rle=rle)}
     if others:
-        content["compare"] = [_compare_json(first, other, model) for other in others]
+        content["compare"] = [_compare_json(first, other, model, rle=rle) for other in others]
     return content
 
 
-def _found_json(prediction: Prediction, model: ModelInfo) -> dict[str, Any]:
+def _found_json(prediction: Prediction, model: ModelInfo, *, rle: bool) -> dict[str, Any]:
     found, timings = prediction.detections, prediction.timings
-    results = [
-        {
-            "name": model.names[class_id],
-            "class": class_id,
-            "confidence": round(score, 5),
-            "box": {side: round(value, 5) for side, value in zip(("x1", "y1", "x2", "y2"), box, strict=True)},
-        }
-        for class_id, score, box in zip(
-            found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
-        )
+    results: list[dict[str, Any]] = [
+        {"name": model.names[class_id], "class": class_id, "confidence": round(score, _DECIMALS)}
+        for class_id, score in zip(found.classes.tolist(), found.scores.tolist(), strict=True)
     ]
+    if found.boxes.shape[1]:
+        boxes = corners(found.boxes).reshape(-1, 8) if found.boxes.shape[1] == 5 else found.boxes
+        for result, box in zip(results, boxes.tolist(), strict=True):
+            result["box"] = {side: round(value, _DECIMALS) for side, value in zip(_CORNERS, box, strict=False)}
+    if found.masks is not None:
+        for result, mask in zip(results, found.masks, strict=True):
+            result.update(_mask_json(mask, prediction.placement, rle=rle))
+    if found.keypoints is not None:
+        for result, points in zip(results, found.keypoints, strict=True):
+            result["keypoints"] = dict(zip(("x", "y", "visible"), _columns(points), strict=False))
     speed = {"preprocess": timings.decode, "inference": timings.infer, "postprocess": timings.postprocess}
     return {"results": results, "speed": {stage: round(seconds * 1000, 3) for stage, seconds in speed.items()}}
 
 
-def _compare_json(first: Prediction, other: Prediction, model: ModelInfo) -> dict[str, Any]:
+def _mask_json(mask: Mask, placement: Placement, *, rle: bool) -> dict[str, Any]:
+    if rle:
+        return {"mask": {"size": list(placement.image), "counts": masks.run_lengths(mask, placement)}}
+    return {"segments": dict(zip("xy", _columns(masks.polygon(mask, placement)), strict=True))}
+
+
+def _columns(points: NDArray[np.float32]) -> list[list[float]]:
+    """Rounded as `Results.summary()` rounds them."""
+    columns: list[list[float]] = points.T.astype(float).round(_DECIMALS).tolist()
+    return columns
+
+
+def _compare_json(first: Prediction, other: Prediction, model: ModelInfo, *, rle: bool) -> dict[str, Any]:
     """What another engine found, and how far the two are apart; boxes are the same from IoU 0.9 and the same class."""
     ours, theirs = first.detections, other.detections
     both = pairs(ours, theirs)
-    sides = np.abs(ours.boxes[both[:, 0]] - theirs.boxes[both[:, 1]])
+    sides = np.abs(ours.boxes[both[:, 0], :4] - theirs.boxes[both[:, 1], :4])
     scores = np.abs(ours.scores[both[:, 0]] - theirs.scores[both[:, 1]])
     return {
         "engine": other.engine,
-        **_found_json(other, model),
+        **_found_json(other, model, rle=rle),
         "both": len(both),
         "only_first": len(ours) - len(both),
         "only_this": len(theirs) - len(both),

@@ -1,4 +1,4 @@
-"""POST /v1/detect: images in, boxes out, in the JSON of Ultralytics' hosted API."""
+"""POST /v1/predict: images in, what is on them out, in the JSON of Ultralytics' hosted API. /v1/detect is the same."""
 
 import asyncio
 import time
@@ -28,22 +28,35 @@ from app.results import Thresholds
 
 _MAX_DEADLINE_MS = 3_600_000
 
-_EXAMPLE = {
-    "images": [
-        {
-            "shape": [480, 640],
-            "results": [
+_FOUND = {"name": "red circle", "class": 0, "confidence": 0.94213}
+_BOX = {"box": {"x1": 101.52, "y1": 52.25, "x2": 180.03, "y2": 131.87}}
+_RESULTS: dict[str, dict[str, Any]] = {
+    "detect": _FOUND | _BOX,
+    "segment": _FOUND | _BOX | {"segments": {"x": [102.0, 141.0, 179.0, 140.0], "y": [92.0, 53.0, 91.0, 131.0]}},
+    "segment, masks=rle": _FOUND | _BOX | {"mask": {"size": [480, 640], "counts": "hT_14f>4L4M2N2"}},
+    "pose": _FOUND | _BOX | {"keypoints": {"x": [121.4, 160.2], "y": [80.1, 81.3], "visible": [0.98, 0.91]}},
+    "classify": _FOUND,
+    "obb": _FOUND | {"box": {"x1": 180, "y1": 91, "x2": 140, "y2": 52, "x3": 101, "y3": 92, "x4": 141, "y4": 131}},
+}
+_EXAMPLES = {
+    task: {
+        "value": {
+            "images": [
                 {
-                    "name": "red circle",
-                    "class": 0,
-                    "confidence": 0.94213,
-                    "box": {"x1": 101.52, "y1": 52.25, "x2": 180.03, "y2": 131.87},
+                    "shape": [480, 640],
+                    "results": [result],
+                    "speed": {"preprocess": 2.1, "inference": 38.4, "postprocess": 0.3},
                 }
             ],
-            "speed": {"preprocess": 2.1, "inference": 38.4, "postprocess": 0.3},
+            "metadata": {
+                "imageCount": 1,
+                "functionTimeCall": 0.043,
+                "model": f"yolov8n-{task.partition(',')[0]}",
+                "version": {"yolopard": "0.1.0"},
+            },
         }
-    ],
-    "metadata": {"imageCount": 1, "functionTimeCall": 0.043, "model": "yolov8n-demo", "version": {"yolopard": "0.1.0"}},
+    }
+    for task, result in _RESULTS.items()
 }
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
 _FILES = {
@@ -61,14 +74,14 @@ _OPENAPI = {
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Boxes, or a picture",
-        "content": {"application/json": {"example": _EXAMPLE}, "image/jpeg": _IMAGE},
+        "description": "What was found, or a picture",
+        "content": {"application/json": {"examples": _EXAMPLES}, "image/jpeg": _IMAGE},
     }
 }
 
 
 class DetectQuery(BaseModel):
-    """The query of /v1/detect."""
+    """The query of /v1/predict."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -77,6 +90,9 @@ class DetectQuery(BaseModel):
     max_det: int = Field(300, ge=1, le=1024, description="most boxes an image")
     classes: list[str] = Field([], description="names or ids of the classes wanted, repeated or separated by commas")
     agnostic: bool = Field(False, description="boxes of different classes compete too")
+    masks: Literal["polygon", "rle"] = Field(
+        "polygon", description="of segment models: outlines, or rle = COCO's compressed run lengths"
+    )
     engine: str | None = Field(None, description="which engine is asked, where COMPARE has a second one run")
     compare: bool = Field(False, description="every engine is asked, and their differences are told")
     format: Literal["json", "image"] = Field("json", description="image = a JPEG, or PNG after Accept, with the boxes")
@@ -147,8 +163,12 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["detect"], route_class=Admitted)
 
     @router.post(
-        "/v1/detect", summary="Boxes of the images in the body", responses=_RESPONSES | ERRORS, openapi_extra=_OPENAPI
+        "/v1/predict",
+        summary="What is on the images in the body",
+        responses=_RESPONSES | ERRORS,
+        openapi_extra=_OPENAPI,
     )
+    @router.post("/v1/detect", summary="The same as /v1/predict", responses=_RESPONSES | ERRORS, openapi_extra=_OPENAPI)
     async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
         started = time.perf_counter()
         predictor = service.predictor
@@ -175,7 +195,9 @@ def routes(service: Service) -> APIRouter:
         if query.format == "image":
             response = await _picture(predictor, files[0], predictions[0], request.headers.get("accept", ""))
         else:
-            response = Response(orjson.dumps(to_json(service, compared, started)), media_type="application/json")
+            write = partial(_json, service, compared, started, rle=query.masks == "rle")
+            content = await predictor.finish(write) if predictor.model.task == "segment" else write()
+            response = Response(content, media_type="application/json")
         encode_s = time.perf_counter() - encoding
         service.metrics.stage_seconds.labels(predictor.model.name, engines[0], "encode").observe(encode_s)
         response.headers["Server-Timing"] = server_timing(predictions)
@@ -212,6 +234,10 @@ async def _predict_all(
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _json(service: Service, compared: list[list[Prediction]], started: float, *, rle: bool) -> bytes:
+    return orjson.dumps(to_json(service, compared, started, rle=rle))
 
 
 async def _picture(predictor: Predictor, data: bytes, prediction: Prediction, accept: str) -> Response:
