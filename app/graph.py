@@ -160,12 +160,34 @@ def _put_behind(model: onnx.ModelProto, info: ModelInfo) -> None:
     if info.task == "classify":
         targets = [_as_float(graph, outputs[0], "probs")]
     elif info.end_to_end:
+        _soften_selection(graph)
         targets = [_as_float(graph, outputs[0], "rows")]
     else:
         targets = [_pick_rows(model, len(info.names), centred=info.task == "obb")]
     targets += [_as_float(graph, output, "protos") for output in outputs[1:]]
     del graph.output[:]
     graph.output.extend(targets)
+
+
+def _soften_selection(graph: onnx.GraphProto) -> None:
+    """An end-to-end export selects 300 of the anchors; of a frame that has fewer it shall select all."""
+    if all(_dims(graph.input[0])[1:3]):
+        return
+    for name, values in (("last", [-1]), ("end", [2**31]), ("first", [0])):
+        graph.initializer.append(helper.make_tensor(f"select/{name}", TensorProto.INT64, [1], values))
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.op_type == "TopK":
+            data, k = node.input
+            size, most, softened = (f"{node.output[0]}/{name}" for name in ("size", "most", "k"))
+            span = [size, "select/last", "select/end", "select/first"]
+            graph.node.append(helper.make_node("Shape", [data], [size]))
+            graph.node.append(helper.make_node("Slice", span, [most]))
+            graph.node.append(helper.make_node("Min", [k, most], [softened]))
+            node.input[1] = softened
+        graph.node.append(node)
+    graph.output[0].type.tensor_type.shape.dim[1].dim_param = "k"
 
 
 def _as_float(graph: onnx.GraphProto, output: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:

@@ -1,6 +1,7 @@
 """Fakes at the device seam: an engine that a test holds, fails and looks into, and where it comes from."""
 
 import asyncio
+import dataclasses
 import os
 import threading
 from collections.abc import Sequence
@@ -140,6 +141,7 @@ def built(
     backend: str = "fake",
     precision: str = "fp32",
     figures: Figures | None = FIGURES,
+    model: ModelInfo | None = None,
 ) -> Built:
     fingerprint = Fingerprint(
         name="pets",
@@ -154,7 +156,7 @@ def built(
         device="cpu test",
         calibration="",
     )
-    model = ModelInfo("pets", "detect", NAMES, stride=32, imgsz=imgsz, shapes=shapes)
+    model = model or dataclasses.replace(MODEL, imgsz=imgsz, shapes=shapes)
     return Built(Path(), Manifest(fingerprint, model, Verdict("2 pictures", "", figures), {}, {"model": "0"}))
 
 

@@ -1,0 +1,158 @@
+"""/v1/predict gives what Ultralytics' `Results.summary()` gives, task by task: its own preparation, forward pass in
+PyTorch FP32, NMS and results.
+"""
+
+import io
+from types import SimpleNamespace
+
+import cv2
+import fakes
+import numpy as np
+import pytest
+import scenes
+import torch
+from conftest import Graft, Live, serve_engine
+from PIL import Image
+from test_masks import decoded
+from ultralytics.data.augment import LetterBox
+from ultralytics.engine.results import Results
+from ultralytics.models.yolo.obb.predict import OBBPredictor
+from ultralytics.models.yolo.pose.predict import PosePredictor
+from ultralytics.models.yolo.segment.predict import SegmentationPredictor
+
+from app import export
+from app.backends import onnxruntime
+
+PREDICTORS = {"segment": SegmentationPredictor, "pose": PosePredictor, "obb": OBBPredictor}
+TASKS = [*PREDICTORS, "classify"]
+SIZES = [(320, 320), (333, 517), (640, 480), (200, 900)]
+CONF = 0.1
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    return [scenes.scene(800_000 + i, *SIZES[i % len(SIZES)]).image for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def files(pictures) -> list[bytes]:
+    return [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in pictures]
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def served(request, graft):
+    """The task's graft, served by ONNX Runtime."""
+    made: Graft = graft(request.param)
+    with serve_engine(onnxruntime.OnnxruntimeEngine(made.graph, 2), fakes.built(model=made.model)) as live:
+        yield SimpleNamespace(task=request.param, live=live, **vars(made))
+
+
+@pytest.fixture(scope="module")
+def expected(served, pictures) -> list[list[dict]]:
+    """The summaries, picture by picture."""
+    torch.set_num_threads(2)
+    module = export.load_module(served.weights)
+    summarize = classified if served.task == "classify" else detected
+    return [summarize(served.task, module, image) for image in pictures]
+
+
+def forward(module, frame: np.ndarray):
+    pixels = torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1))).float()[None] / 255
+    with torch.inference_mode():
+        return pixels, module(pixels)
+
+
+def detected(task: str, module, image: np.ndarray) -> list[dict]:
+    predictor = PREDICTORS[task](overrides={"conf": CONF, "verbose": False})
+    kpt_shape = getattr(module, "kpt_shape", None)
+    predictor.model = SimpleNamespace(names=module.names, kpt_shape=kpt_shape, end2end=False)
+    predictor.batch = [""], None, None
+    pixels, found = forward(module, LetterBox((320, 320), auto=True, stride=32)(image=image))
+    return predictor.postprocess(found, pixels, [image[..., ::-1]])[0].summary()
+
+
+def classified(task: str, module, image: np.ndarray) -> list[dict]:
+    """Resized and cropped as torchvision's Resize and CenterCrop do it with a PIL image."""
+    height, width = image.shape[:2]
+    size = (int(320 * width / height), 320) if height <= width else (320, int(320 * height / width))
+    resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    left, top = (round((side - 320) / 2) for side in size)
+    _, (probs, _) = forward(module, np.asarray(resized.crop((left, top, left + 320, top + 320))))
+    return Results(image, "", module.names, probs=probs[0]).summary()
+
+
+def assert_equal(found: list[dict], expected: list[dict]) -> None:
+    """Field by field, in the same order; numbers within 0.01 px or 0.001 of score."""
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert list(ours) == list(theirs)
+        assert (ours["name"], ours["class"]) == (theirs["name"], theirs["class"])
+        assert abs(ours["confidence"] - theirs["confidence"]) < 1e-3
+        for part in ("box", "segments", "keypoints"):
+            assert list(ours.get(part, ())) == list(theirs.get(part, ()))
+            for name, values in theirs.get(part, {}).items():
+                np.testing.assert_allclose(ours[part][name], values, atol=0.01)
+
+
+def post(live: Live, query: str, *files: bytes, path: str = "/v1/predict"):
+    response = live.client.post(f"{path}?conf={CONF}&{query}", files=[("file", file) for file in files])
+    assert response.status_code == 200, response.text
+    return response
+
+
+def test_there_is_something_to_compare(served, expected):
+    assert sum(map(len, expected)) >= 12
+    if served.task == "segment":
+        assert max(len(found["segments"]["x"]) for each in expected for found in each) > 50
+
+
+def test_results_are_those_of_ultralytics_alone_and_with_others(served, files, expected):
+    for file, summary in zip(files, expected, strict=True):
+        assert_equal(post(served.live, "", file).json()["images"][0]["results"], summary)
+    together = post(served.live, "", *files).json()["images"]
+    for image, summary in zip(together, expected, strict=True):
+        assert_equal(image["results"], summary)
+
+
+def test_shapes_are_those_of_the_pictures(served, files, pictures):
+    found = post(served.live, "", *files).json()["images"]
+    assert [image["shape"] for image in found] == [list(image.shape[:2]) for image in pictures]
+
+
+def test_detect_answers_the_same(served, files):
+    ours, theirs = (post(served.live, "", files[0], path=path).json() for path in ("/v1/predict", "/v1/detect"))
+    assert ours["images"][0]["results"] == theirs["images"][0]["results"]
+
+
+def test_a_picture_has_drawn_on_it_what_was_found(served, files, pictures):
+    answer = served.live.client.post(f"/v1/predict?format=image&conf={CONF}", content=files[0])
+    drawn = np.asarray(Image.open(io.BytesIO(answer.content)))
+    assert drawn.shape == pictures[0].shape
+    assert np.count_nonzero(np.abs(drawn.astype(int) - pictures[0]).max(2) > 50) > 200
+
+
+def test_run_lengths_are_the_masks_whose_outlines_are_given_otherwise(served, files, pictures):
+    if served.task != "segment":
+        assert post(served.live, "masks=rle", files[0]).json()["images"][0]["results"] == (
+            post(served.live, "", files[0]).json()["images"][0]["results"]
+        )
+        return
+    for file, image in zip(files[:4], pictures[:4], strict=True):
+        outlined, coded = (
+            post(served.live, f"masks={kind}", file).json()["images"][0]["results"] for kind in ("polygon", "rle")
+        )
+        assert [list(found) for found in coded] == [["name", "class", "confidence", "box", "mask"]] * len(outlined)
+        for one, other in zip(outlined, coded, strict=True):
+            assert one["box"] == other["box"]
+            height, width = other["mask"]["size"]
+            assert (height, width) == image.shape[:2]
+            mask = decoded(other["mask"]["counts"], height, width)
+            filled = np.zeros(mask.shape, np.uint8)
+            cv2.fillPoly(filled, [np.round(np.column_stack(list(one["segments"].values()))).astype(np.int32)], 1)
+            shared = np.count_nonzero(mask & filled)
+            assert shared > 0.7 * np.count_nonzero(mask)  # all but the outermost pixels
+
+
+def test_masks_of_another_kind_are_refused(served, files):
+    answer = served.live.client.post("/v1/predict?masks=png", content=files[0])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_parameter")
