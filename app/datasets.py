@@ -103,11 +103,10 @@ def calibration_scenes(count: int) -> Scenes:
     return Scenes("demo", _CALIBRATION_SEED, count)
 
 
-def folder(
-    path: Path, names: dict[int, str], setting: str, most: int | None = None, *, boxes: bool = True
-) -> Dataset:
-    """The images of a folder, with labels where it has them and these are `boxes`. Raises SettingsError, which names the
-    setting.
+def folder(path: Path, names: dict[int, str], setting: str, most: int | None = None, *, boxes: bool = True) -> Dataset:
+    """The images of a folder, with labels if these are `boxes` and there are any.
+
+    Raises SettingsError, which names the setting.
     """
     found = _images(path, setting)
     coco = _coco(path, found, names, setting) if boxes else {}

@@ -22,7 +22,7 @@ def draw(image: Pixels, detections: Detections, names: Mapping[int, str], outlin
     thickness, scale = max(1, round(size / 400)), max(0.4, size / 1600)
     for i in reversed(range(len(detections))):
         colour = _colour(int(detections.classes[i]))
-        corner = (0, round(i * 40 * scale))  # of a class: one label below the other
+        corner = (0, round((i + 1) * 40 * scale))  # of a class: one label below the other
         if outlines:
             _cover(canvas, outlines[i], colour)
         if detections.boxes.shape[1]:

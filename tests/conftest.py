@@ -71,7 +71,9 @@ def graft(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Graft]:
         folder = tmp_path_factory.mktemp(task)
         weights = grafts.graft(task, folder)
         plain = export.to_plain_onnx(weights, 320, folder)
-        return Graft(weights, plain, folder / "graph.onnx", graph.to_serving_graph(plain, task, 320, folder / "graph.onnx"))
+        return Graft(
+            weights, plain, folder / "graph.onnx", graph.to_serving_graph(plain, task, 320, folder / "graph.onnx")
+        )
 
     return make
 

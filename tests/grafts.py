@@ -1,5 +1,5 @@
-"""Weights of every task that find the demo's things: its trained backbone, boxes and classes, and a part of the head that
-is random. What that part gives depends on the image, so masks, keypoints and angles are as different as can be.
+"""Weights of every task that find the demo's things: its trained backbone, boxes and classes, and random the part of the
+head that is the task's own. What that part gives depends on the image, so masks, keypoints and angles are as different as can be.
 """
 
 from pathlib import Path
@@ -26,7 +26,9 @@ def graft(task: str, folder: Path, *, config: str | None = None, kpt_shape: tupl
     options = {"data_kpt_shape": kpt_shape} if task == "pose" else {}
     model = MODELS[task](f"{config or CONFIGS[task]}.yaml", nc=len(trained.names), verbose=False, **options)
     own = model.state_dict()
-    same = {name: value for name, value in trained.state_dict().items() if name in own and own[name].shape == value.shape}
+    same = {
+        name: value for name, value in trained.state_dict().items() if name in own and own[name].shape == value.shape
+    }
     model.load_state_dict(same, strict=False)
     model.names, model.args, model.task = trained.names, {}, task
     for name, parameter in model.named_parameters():

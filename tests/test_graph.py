@@ -146,7 +146,7 @@ def test_export_with_nms_inside_is_refused(tmp_path, plain):
     for dim, size in zip(model.graph.output[0].type.tensor_type.shape.dim, (1, 300, 6), strict=True):
         dim.dim_value = size
     onnx.save(model, tmp_path / "nms.onnx")
-    with pytest.raises(WeightsError, match="not the detect head .*: export it with nms=False") as error:
+    with pytest.raises(WeightsError, match=r"not the detect head .*: export it with nms=False") as error:
         graph.to_serving_graph(tmp_path / "nms.onnx", "x", None, tmp_path / "graph.onnx")
     assert str(tmp_path / "nms.onnx") in str(error.value)
 

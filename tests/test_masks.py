@@ -69,16 +69,14 @@ def test_outlines_are_those_of_ultralytics_point_for_point(seed, share):
 
 def decoded(counts: str, height: int, width: int) -> np.ndarray:
     """COCO's rleFrString and rleDecode, in plain words."""
-    runs, values = [], iter(ord(letter) - 48 for letter in counts)
-    for value in values:
-        run, shift = value & 31, 5
-        while value & 32:
-            value = next(values)
-            run |= (value & 31) << shift
-            shift += 5
-        if value & 16:
-            run -= 1 << shift
-        runs.append(run + (runs[-2] if len(runs) > 2 else 0))
+    runs, run, shift = [], 0, 0
+    for value in (ord(letter) - 48 for letter in counts):
+        run |= (value & 31) << shift
+        shift += 5
+        if not value & 32:  # the last group of this run
+            run -= (1 << shift) * (value >> 4 & 1)
+            runs.append(run + (runs[-2] if len(runs) > 2 else 0))
+            run, shift = 0, 0
     assert sum(runs) == height * width
     return np.repeat(np.arange(len(runs)) % 2, runs).reshape(width, height).T.astype(np.uint8)
 
