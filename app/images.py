@@ -22,6 +22,7 @@ Boxes = NDArray[np.float32]  # [N, 4], x1 y1 x2 y2
 
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 GREY = 114
+LONG = 16
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, kind
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -227,12 +228,18 @@ def letterbox(image: Pixels, placement: Placement) -> Pixels:
 
 
 def crop(image: Pixels, placement: Placement) -> Pixels:
-    """The frame, uint8 [side, side, 3], of a `place_middle`: what Pillow's resize gives there, and no more of it."""
+    """The frame, uint8 [side, side, 3], of a `place_middle`, to the bit what torchvision makes of a Pillow image; of an
+    image longer than LONG squares only the middle is resized, which differs by one level here and there.
+    """
     (height, width), (resized_h, resized_w) = placement.image, placement.resized
-    x, y, side = width / resized_w, height / resized_h, placement.frame[0]
-    left, top = -placement.left, -placement.top
+    left, top, side = -placement.left, -placement.top, placement.frame[0]
+    whole, method = Image.fromarray(image), Image.Resampling.BILINEAR
+    if max(placement.resized) <= LONG * side:
+        resized = whole.resize((resized_w, resized_h), method)
+        return np.asarray(resized.crop((left, top, left + side, top + side)))
+    x, y = width / resized_w, height / resized_h
     box = (left * x, top * y, min((left + side) * x, width), min((top + side) * y, height))
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR, box))
+    return np.asarray(whole.resize((side, side), method, box))
 
 
 def to_image(boxes: Boxes, placement: Placement) -> Boxes:

@@ -1,5 +1,6 @@
-"""Weights of every task that find the demo's things: its trained backbone, boxes and classes, and random the part of the
-head that is the task's own. What that part gives depends on the image, so masks, keypoints and angles are as different as can be.
+"""Weights of every task that find the demo's things: backbone, boxes and classes are those of the demo model, and the
+part of the head that is the task's own is random. What that part gives depends on the image, so masks, keypoints and
+angles are as different as can be.
 """
 
 from pathlib import Path

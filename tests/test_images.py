@@ -461,6 +461,13 @@ def test_the_middle_is_what_torchvision_s_resize_and_center_crop_give_a_pil_imag
     np.testing.assert_array_equal(crop(image, placement), resized.crop((left, top, left + side, top + side)))
 
 
+def test_the_middle_of_a_long_image_is_off_by_one_level_at_most():
+    image = np.random.default_rng(2).integers(0, 255, (40, 2000, 3), np.uint8)
+    resized = Image.fromarray(image).resize((3200, 64), Image.Resampling.BILINEAR).crop((1568, 0, 1632, 64))
+    found = crop(image, place_middle(40, 2000, 64))
+    assert np.abs(found.astype(int) - np.asarray(resized)).max() <= 1
+
+
 def test_the_middle_of_an_image_as_thin_as_a_hair_is_cut_out_without_making_the_rest():
     """Resized whole it would have 224 x 50 million px."""
     image = np.full((1, 1_000_000, 3), 7, np.uint8)
