@@ -27,7 +27,6 @@ from app.store import Built, Fingerprint, Manifest, Verdict
 log = logging.getLogger("yolopard.builder")
 
 CALIBRATION_IMAGES = 48  # 30 are as good as 300 (loadtest/RESULTS.md)
-LABELLED = ("detect", "segment")  # tasks whose labels hold the boxes that mAP is of; others are judged by agreement
 UNCHECKED = "nothing: there are no weights to compare it with"
 
 _SAFER = ("int8", "fp16", "fp32")  # each is safer than the ones before it
@@ -304,7 +303,7 @@ def _judge(order: Order, backend: Backend, engine: Path, weights: Path, model: M
 
 def _gate_images(order: Order, weights: Path, model: ModelInfo) -> Dataset:
     if order.gate:
-        return datasets.folder(order.gate, model.names, "GATE_DIR", boxes=model.task in LABELLED)
+        return datasets.folder(order.gate, model.names, "GATE_DIR", boxes=model.task == "detect")
     return datasets.gate_scenes() if _is_demo(weights) else datasets.samples()
 
 

@@ -931,3 +931,29 @@ def test_engine_file_without_a_header_is_refused(rig, order, tmp_path):
     path.write_bytes(b"\xff\xff\xff\x7fplan")
     with pytest.raises(WeightsError, match="is not an engine by Ultralytics"):
         builder.build(dataclasses.replace(order, weights=str(path)), lambda _: None)
+
+
+# Two outputs: segment
+
+
+def test_every_output_of_every_image_comes_back_in_batches_of_any_size(rig, recipe, graft, tmp_path, frames):
+    segment = graft("segment")
+    (folder := tmp_path / "segment").mkdir()
+    plain = export.to_plain_onnx(segment.plain, SIDE, folder, static=True)
+    model = graph.to_serving_graph(plain, "segment", SIDE, folder / "graph.onnx")
+    made = recipe(graphs=[folder / "graph.onnx"], model=model, precision="fp32")
+    rig.backend.build(made)
+    engine = rig.engine(made.folder, lanes=2)
+    reference = onnxruntime.OnnxruntimeEngine(folder / "graph.onnx", 1)
+    assert engine.captured
+    for count in (1, 2, 3, 5):
+        found = engine.infer(count % 2, frames[:count])
+        assert [[output.shape for output in outputs] for outputs in found] == [[(525, 38), (32, 40, 40)]] * count
+        for (rows, protos), (expected, prototypes) in zip(found, reference.infer(0, frames[:count]), strict=True):
+            sure = np.count_nonzero(expected[:, 4] > 0.05)  # further down the order is noise
+            np.testing.assert_allclose(rows[:sure], expected[:sure], atol=1e-2)
+            np.testing.assert_allclose(protos, prototypes, atol=1e-3)
+    kept = [output.copy() for output in found[0]]
+    engine.infer(1, frames[3:4])
+    assert all(np.array_equal(*pair) for pair in zip(kept, found[0], strict=True))
+    engine.close()
