@@ -3,6 +3,7 @@ PyTorch FP32, NMS and results.
 """
 
 import io
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -21,18 +22,25 @@ from ultralytics.models.yolo.pose.predict import PosePredictor
 from ultralytics.models.yolo.segment.predict import SegmentationPredictor
 from ultralytics.utils import ops
 
-from app import export
+from app import export, graph
 from app.backends import onnxruntime
+from app.datasets import DEMO
 
 PREDICTORS = {"segment": SegmentationPredictor, "pose": PosePredictor, "obb": OBBPredictor}
-TASKS = [*PREDICTORS, "classify"]
+WEIGHTS = [  # task, whether it is the trained demo model or a graft (tests/grafts.py)
+    ("segment", False),
+    *((task, trained) for task in ("pose", "obb", "classify") for trained in (False, True)),
+]
 SIZES = [(320, 320), (333, 517), (640, 480), (200, 900)]
 CONF = 0.1
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[np.ndarray]:
-    return [scenes.scene(800_000 + i, *SIZES[i % len(SIZES)]).image for i in range(12)]
+def pictures(served) -> list[np.ndarray]:
+    if served.trained and served.task == "classify":
+        return [scenes.crop(800_000 + i)[0] for i in range(12)]
+    task = served.task if served.trained else "detect"
+    return [scenes.scene(800_000 + i, *SIZES[i % len(SIZES)], task=task).image for i in range(12)]
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +48,20 @@ def files(pictures) -> list[bytes]:
     return [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in pictures]
 
 
-@pytest.fixture(scope="module", params=TASKS)
-def served(request, graft):
-    """The task's graft, served by ONNX Runtime."""
-    made: Graft = graft(request.param)
+@pytest.fixture(scope="module", params=WEIGHTS, ids=lambda of: f"{of[0]}, {'trained' if of[1] else 'graft'}")
+def served(request, graft, tmp_path_factory):
+    """The weights, served by ONNX Runtime."""
+    task, trained = request.param
+    made = of_demo(task, tmp_path_factory.mktemp(task)) if trained else graft(task)
     with serve_engine(onnxruntime.OnnxruntimeEngine(made.graph, 2), fakes.built(model=made.model)) as live:
-        yield SimpleNamespace(task=request.param, live=live, **vars(made))
+        yield SimpleNamespace(task=task, trained=trained, live=live, **vars(made))
+
+
+def of_demo(task: str, folder: Path) -> Graft:
+    """The trained demo model of the task."""
+    weights = DEMO / f"yolov8-demo-{task}.pt"
+    plain = export.to_plain_onnx(weights, None, folder)
+    return Graft(weights, plain, folder / "g.onnx", graph.to_serving_graph(plain, task, None, folder / "g.onnx"))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +70,7 @@ def theirs(served, pictures) -> list[Results]:
     torch.set_num_threads(2)
     module = export.load_module(served.weights)
     look = classified if served.task == "classify" else detected
-    return [look(served.task, module, image) for image in pictures]
+    return [look(served, module, image) for image in pictures]
 
 
 @pytest.fixture(scope="module")
@@ -68,22 +84,23 @@ def forward(module, frame: np.ndarray):
         return pixels, module(pixels)
 
 
-def detected(task: str, module, image: np.ndarray) -> Results:
-    predictor = PREDICTORS[task](overrides={"conf": CONF, "verbose": False})
+def detected(served, module, image: np.ndarray) -> Results:
+    predictor = PREDICTORS[served.task](overrides={"conf": CONF, "verbose": False})
     kpt_shape = getattr(module, "kpt_shape", None)
     predictor.model = SimpleNamespace(names=module.names, kpt_shape=kpt_shape, end2end=False)
     predictor.batch = [""], None, None
-    pixels, found = forward(module, LetterBox((320, 320), auto=True, stride=32)(image=image))
+    letterbox = LetterBox((served.model.imgsz,) * 2, auto=True, stride=32)
+    pixels, found = forward(module, letterbox(image=image))
     return predictor.postprocess(found, pixels, [image[..., ::-1]])[0]
 
 
-def classified(task: str, module, image: np.ndarray) -> Results:
+def classified(served, module, image: np.ndarray) -> Results:
     """Resized and cropped as torchvision's Resize and CenterCrop do it with a PIL image."""
-    height, width = image.shape[:2]
-    size = (int(320 * width / height), 320) if height <= width else (320, int(320 * height / width))
+    (height, width), side = image.shape[:2], served.model.imgsz
+    size = (int(side * width / height), side) if height <= width else (side, int(side * height / width))
     resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
-    left, top = (round((side - 320) / 2) for side in size)
-    _, (probs, _) = forward(module, np.asarray(resized.crop((left, top, left + 320, top + 320))))
+    left, top = (round((each - side) / 2) for each in size)
+    _, (probs, _) = forward(module, np.asarray(resized.crop((left, top, left + side, top + side))))
     return Results(image, "", module.names, probs=probs[0])
 
 
