@@ -180,6 +180,10 @@ def _table(built: Built) -> str:
         "scores differ": f"{figures.score_mean:.6f} on average, {figures.score:.6f} at most",
         "rows before NMS": f"{figures.rows_agreement:.2%} of {figures.rows} alike",
     }
+    if figures.mask_iou is not None:
+        lines["masks alike"] = f"IoU {figures.mask_iou:.4f} on average"
+    if figures.keypoint_px is not None:
+        lines["keypoints differ"] = f"{figures.keypoint_px:.4f} px at most"
     if figures.map50_95 is not None:
         lines["mAP50"] = f"{figures.map50:.4f}, PyTorch {figures.reference_map50:.4f}"
         lines["mAP50-95"] = f"{figures.map50_95:.4f}, PyTorch {figures.reference_map50_95:.4f}"
@@ -198,7 +202,7 @@ def _print_ready(settings: Settings, built: Built) -> None:
         f"\n{model.name} at {size} px on {fingerprint.backend} {fingerprint.precision}, batch up to "
         f"{fingerprint.batch}\n{_table(built)}\n"
         f"Ready at {url} (page), {url}/docs, {url}/metrics. Try:\n\n"
-        f"  curl --data-binary @{shlex.quote(str(sample))} {url}/v1/detect\n",
+        f"  curl --data-binary @{shlex.quote(str(sample))} {url}/v1/predict\n",
         flush=True,
     )
 

@@ -17,15 +17,12 @@ from collections import deque
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
 from app.backends import Engine
 from app.capacity import HANDLING_S, Capacity
 from app.errors import DeadlineExceeded, InferenceFailed, Stopping
 from app.images import Pixels
 from app.metrics import Metrics
-from app.results import Rows
+from app.results import Outputs
 from app.threads import Threads
 
 log = logging.getLogger("yolopard.batcher")
@@ -38,9 +35,9 @@ _DEAD = "the engine has stopped working: start the server again"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The engine's rows for one frame, and how they came about."""
+    """The engine's outputs for one frame, and how they came about."""
 
-    rows: Rows
+    outputs: Outputs
     batch_size: int
     queue_s: float
     infer_s: float
@@ -130,7 +127,7 @@ class Batcher:
         return sum(len(jobs) for jobs in self._waiting.values())
 
     async def submit(self, frame: Pixels, deadline: float) -> Answer:
-        """The engine's rows for a frame, uint8 [H, W, 3]. `deadline` is a loop time.
+        """The engine's outputs for a frame, uint8 [H, W, 3]. `deadline` is a loop time.
 
         Raises Stopping, DeadlineExceeded or InferenceFailed. Cancelled, it leaves the queue.
         """
@@ -225,7 +222,7 @@ class Batcher:
         self._flying.update(jobs)
         started = time.perf_counter()
         try:
-            rows = await device.run(partial(self._infer_jobs, lane, jobs, alone))
+            found = await device.run(partial(self._infer_jobs, lane, jobs, alone))
         except _LaneDied:
             raise
         except Exception as error:
@@ -243,26 +240,26 @@ class Batcher:
             self._count(batch, device_s)
             if self._one_device or not alone:
                 self._learn(len(jobs), device_s)
-            for job, its_rows in zip(jobs, rows, strict=True):
+            for job, outputs in zip(jobs, found, strict=True):
                 if not job.answer.done():
-                    job.answer.set_result(Answer(its_rows, len(jobs), started - job.enqueued, infer_s))
+                    job.answer.set_result(Answer(outputs, len(jobs), started - job.enqueued, infer_s))
         self._flying.difference_update(jobs)
 
     def _learn(self, size: int, device_s: float) -> None:
         expected = self._busy_s[size] * (1 if self._one_device else self._lanes)
         self._slowdown += LEARN * (device_s / max(expected, HANDLING_S) - self._slowdown)
 
-    def _infer_jobs(self, lane: int, jobs: list[_Job], alone: bool) -> NDArray[np.float32]:
+    def _infer_jobs(self, lane: int, jobs: list[_Job], alone: bool) -> list[Outputs]:
         """On a device thread."""
         try:
-            rows = self._engine.infer(lane, [job.frame for job in jobs], alone=alone)
+            found = self._engine.infer(lane, [job.frame for job in jobs], alone=alone)
         except Exception:
             raise
         except BaseException as death:  # would go through the executor and end the event loop
             raise _LaneDied from death
-        if len(rows) != len(jobs):
-            raise InferenceFailed(f"the engine gave {len(rows)} results for {len(jobs)} images")
-        return rows
+        if len(found) != len(jobs):
+            raise InferenceFailed(f"the engine gave {len(found)} results for {len(jobs)} images")
+        return found
 
     def _count(self, batch: _Batch, device_s: float) -> None:
         size = len(batch.jobs)

@@ -275,7 +275,7 @@ def _calibration_digest(order: Order, weights: Path) -> str:
 
 def _calibration(order: Order, weights: Path, model: ModelInfo) -> Dataset:
     if order.calibration:
-        return datasets.folder(order.calibration, model.names, "CALIBRATION_DIR", CALIBRATION_IMAGES)
+        return datasets.folder(order.calibration, model.names, "CALIBRATION_DIR", CALIBRATION_IMAGES, boxes=False)
     return datasets.calibration_scenes(CALIBRATION_IMAGES)
 
 
@@ -303,7 +303,7 @@ def _judge(order: Order, backend: Backend, engine: Path, weights: Path, model: M
 
 def _gate_images(order: Order, weights: Path, model: ModelInfo) -> Dataset:
     if order.gate:
-        return datasets.folder(order.gate, model.names, "GATE_DIR")
+        return datasets.folder(order.gate, model.names, "GATE_DIR", boxes=model.task == "detect")
     return datasets.gate_scenes() if _is_demo(weights) else datasets.samples()
 
 

@@ -103,13 +103,16 @@ def calibration_scenes(count: int) -> Scenes:
     return Scenes("demo", _CALIBRATION_SEED, count)
 
 
-def folder(path: Path, names: dict[int, str], setting: str, most: int | None = None) -> Dataset:
-    """The images of a folder, with labels where it has them. Raises SettingsError, which names the setting."""
+def folder(path: Path, names: dict[int, str], setting: str, most: int | None = None, *, boxes: bool = True) -> Dataset:
+    """The images of a folder, with labels if these are `boxes` and there are any.
+
+    Raises SettingsError, which names the setting.
+    """
     found = _images(path, setting)
-    coco = _coco(path, found, names, setting)
+    coco = _coco(path, found, names, setting) if boxes else {}
     found = list(coco) or found
     picked = [found[i] for i in np.linspace(0, len(found) - 1, min(most or MOST, len(found))).astype(int)]
-    files = {image: file for image in picked if (file := _label_file(image)).is_file()}
+    files = {image: file for image in picked if boxes and (file := _label_file(image)).is_file()}
     ids = _class_ids(path, names, setting) if files and not coco else {}
     labels = coco or {image: _yolo(file, ids) for image, file in files.items()}
     return Files(f"{len(picked)} images of {path}", picked, labels or None, px=bool(coco))

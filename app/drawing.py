@@ -1,28 +1,63 @@
-"""Boxes and labels drawn on a picture, and the picture as a file."""
+"""What was found, drawn on a picture, and the picture as a file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from app.images import Pixels
-from app.results import Detections
+from app.masks import Points
+from app.parity import VISIBLE
+from app.results import Detections, corners
 
+_COVER = 0.4  # of a mask's colour over the picture
 _GOLDEN_ANGLE = 137.508  # degrees; neighbours in class id get hues far apart
 
 
-def draw(image: Pixels, detections: Detections, names: Mapping[int, str]) -> Pixels:
-    """A copy of the image with the detections on it, the best on top."""
+def draw(image: Pixels, detections: Detections, names: Mapping[int, str], outlines: Sequence[Points] = ()) -> Pixels:
+    """A copy of the image with the detections on it, the best on top; `outlines` are the masks', in image px."""
     canvas = image.copy()
     size = max(image.shape[:2])
     thickness, scale = max(1, round(size / 400)), max(0.4, size / 1600)
     for i in reversed(range(len(detections))):
-        class_id = int(detections.classes[i])
-        colour = _colour(class_id)
-        x1, y1, x2, y2 = (round(float(v)) for v in detections.boxes[i])
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness, cv2.LINE_AA)
-        _label(canvas, f"{names[class_id]} {detections.scores[i]:.2f}", (x1, y1), colour, scale)
+        colour = _colour(int(detections.classes[i]))
+        corner = (0, round((i + 1) * 40 * scale))  # of a class: one label below the other
+        if outlines:
+            _cover(canvas, outlines[i], colour)
+        if detections.boxes.shape[1]:
+            corner = _outline(canvas, detections.boxes[i], colour, thickness)
+        if detections.keypoints is not None:
+            _dot(canvas, detections.keypoints[i], colour, 2 * thickness)
+        _label(canvas, f"{names[int(detections.classes[i])]} {detections.scores[i]:.2f}", corner, colour, scale)
     return canvas
+
+
+def _outline(canvas: Pixels, box: NDArray[np.float32], colour: tuple[int, int, int], thickness: int) -> tuple[int, int]:
+    """The box, turned or not; its first corner, where the label goes."""
+    if len(box) == 5:
+        points = np.round(corners(box[None])[0]).astype(np.int32)
+        cv2.polylines(canvas, [points], True, colour, thickness, cv2.LINE_AA)
+        x, y = points[points[:, 1].argmin()].tolist()
+        return x, y
+    x1, y1, x2, y2 = (round(float(v)) for v in box)
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness, cv2.LINE_AA)
+    return x1, y1
+
+
+def _cover(canvas: Pixels, outline: Points, colour: tuple[int, int, int]) -> None:
+    """Only the part of the picture that the mask is in is worked on."""
+    x, y, width, height = cv2.boundingRect(outline)
+    part = canvas[y : y + height, x : x + width]
+    covered = part.copy()
+    cv2.fillPoly(covered, [np.round(outline - (x, y)).astype(np.int32)], colour)
+    part[:] = cv2.addWeighted(covered, _COVER, part, 1 - _COVER, 0)
+
+
+def _dot(canvas: Pixels, keypoints: NDArray[np.float32], colour: tuple[int, int, int], radius: int) -> None:
+    for x, y, *visible in keypoints.tolist():
+        if not visible or visible[0] >= VISIBLE:
+            cv2.circle(canvas, (round(x), round(y)), radius, colour, cv2.FILLED, cv2.LINE_AA)
 
 
 def encode(image: Pixels, kind: str) -> bytes:

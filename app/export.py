@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import WeightsError
-from app.graph import require_detect, require_multiples
+from app.graph import require_multiples, require_task
 from app.model import Shape
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _fix_shape(weights: Path, size: int | Shape | None, target: Path) -> Path:
 
 
 def load_module(weights: Path) -> "torch.nn.Module":
-    """The fused FP32 model of .pt weights; its forward gives ([B, 4 + nc, A], ...)."""
+    """The fused FP32 model of .pt weights; its forward gives (head, ...), of segment ((head, protos), ...)."""
     module: torch.nn.Module = _load(weights, weights).model.float().fuse().eval()
     return module
 
@@ -99,7 +99,10 @@ def _load(file: Path, weights: Path) -> Any:
         model = YOLO(file)
     except Exception as error:
         raise WeightsError(f"{weights}: Ultralytics cannot load it: {_first_line(error, file, weights)}") from error
-    require_detect(weights, str(model.task))
+    require_task(weights, str(model.task))
+    if hasattr(model.model, "end2end"):
+        # Of two heads the one with NMS, as Ultralytics itself predicts and exports.
+        model.model.end2end = False  # type: ignore[union-attr]
     return model
 
 

@@ -1,8 +1,15 @@
 """Plain Ultralytics ONNX -> serving graph.
 
-The serving graph takes `images`, uint8 [B, H, W, 3], RGB, letterboxed, and gives `rows`, float32 [B, K, 6]: x1 y1 x2 y2
-in frame px, score and class of the K best anchors, before NMS. A plain export gets Cast, Transpose and 1/255 in front
-and the class maximum and TopK behind. K = min(1024, anchors): 24 KB an image leave the device and not 2.8 MB.
+The serving graph takes `images`, uint8 [B, H, W, 3], RGB, letterboxed, and gives, all float32,
+
+    rows    [B, K, 6 + E]       x1 y1 x2 y2 in frame px (obb: cx cy w h), score, class and E extras of the K best
+                                anchors by score, before NMS; those of an end-to-end export are as it selects them
+    protos  [B, E, H/4, W/4]    behind the rows of segment: E mask prototypes
+    probs   [B, classes]        of classify, and nothing else
+
+The extras: segment, a coefficient for each prototype; pose, x y (visible) in frame px of each keypoint; obb, the angle
+in radians, by which the box is turned about its centre. A plain export gets Cast, Transpose and 1/255 in front and the
+class maximum and TopK behind. K = min(1024, anchors): of detect 24 KB an image leave the device and not 2.8 MB.
 """
 
 import ast
@@ -13,7 +20,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from app.errors import WeightsError
-from app.model import ModelInfo, Shape, spell
+from app.model import TASKS, ModelInfo, Shape, spell
 from app.results import K
 
 
@@ -32,7 +39,7 @@ def to_serving_graph(
     info = _describe(model, plain, name, imgsz, shapes)
     _free_batch(model)
     _put_in_front(model.graph)
-    _put_behind(model, len(info.names))
+    _put_behind(model, info)
     del model.graph.value_info[:]
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, target)
@@ -45,20 +52,22 @@ def _describe(
     facts = {fact.key: fact.value for fact in model.metadata_props}
     if missing := {"task", "names", "stride", "imgsz"} - facts.keys():
         raise WeightsError(f"{plain} is not an Ultralytics export: its metadata lacks {', '.join(sorted(missing))}")
-    require_detect(plain, facts["task"])
+    task = facts["task"]
+    require_task(plain, task)
     names = {int(i): str(label) for i, label in ast.literal_eval(facts["names"]).items()}
     stride = int(ast.literal_eval(facts["stride"]))
-    if len(model.graph.input) != 1 or len(model.graph.output) != 1:
-        raise WeightsError(f"{plain}: a detect export has one input and one output")
+    end_to_end = facts.get("end2end") == "True"
+    kpt_shape = tuple(ast.literal_eval(facts["kpt_shape"])) if task == "pose" else None
+    if len(model.graph.input) != 1 or len(model.graph.output) != (2 if task == "segment" else 1):
+        raise WeightsError(f"{plain}: its inputs and outputs are not those of a {task} export")
     _, channels, height, width = _dims(model.graph.input[0])
     if channels != 3:
         raise WeightsError(f"{plain} takes {channels} channels; only RGB models are served")
-    output = _dims(model.graph.output[0])
-    if len(output) != 3 or output[1] != 4 + len(names):
-        raise WeightsError(
-            f"{plain} gives {output}, not the raw head [batch, {4 + len(names)}, anchors]: export it with nms=False "
-            "and without an end-to-end head"
-        )
+    found, expected = _dims(model.graph.output[0])[1:], _expected(model, task, len(names), kpt_shape, end_to_end)
+    if len(found) != len(expected) or any(
+        wanted not in (0, size) for wanted, size in zip(expected, found, strict=True)
+    ):
+        raise WeightsError(f"{plain} gives {found} an image, not the {task} head {expected}: export it with nms=False")
     size = imgsz or max(ast.literal_eval(facts["imgsz"]))
     if height and width:
         own, size = (height, width), max(height, width)
@@ -68,9 +77,31 @@ def _describe(
                 f"{plain} was exported for {spell(own)} only, not {asked}: export it again with dynamic=True"
             )
         shapes = (own,)
+    if task == "classify":
+        shapes = shapes or ((size, size),)
+        if shapes != ((shapes[0][0],) * 2,):
+            raise WeightsError(f"{plain} classifies squares; SHAPES={spell(*shapes)} is not one: use IMGSZ")
     for each in shapes or (size,):
         require_multiples(each, stride)
-    return ModelInfo(name, "detect", names, stride, max(map(max, shapes)) if shapes else size, shapes)
+    longest = max(map(max, shapes)) if shapes else size
+    return ModelInfo(name, task, names, stride, longest, shapes, kpt_shape, end_to_end)
+
+
+def _expected(
+    model: onnx.ModelProto, task: str, classes: int, kpt_shape: tuple[int, ...] | None, end_to_end: bool
+) -> list[int]:
+    """Sizes of an image's part of the first output; 0 where any will do."""
+    match task:
+        case "classify":
+            return [classes]
+        case "segment":
+            extras = _dims(model.graph.output[1])[1]
+        case "pose":
+            assert kpt_shape is not None
+            extras = kpt_shape[0] * kpt_shape[1]
+        case _:
+            extras = int(task == "obb")
+    return [0, 6 + extras] if end_to_end else [4 + classes + extras, 0]
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int]:
@@ -91,7 +122,7 @@ def _free_batch(model: onnx.ModelProto) -> None:
             if len(sizes) > 2 and sizes[0] == batch:
                 sizes[0] = 0
                 constants[name].CopyFrom(numpy_helper.from_array(sizes, name))
-    for value in (graph.input[0], graph.output[0]):
+    for value in (graph.input[0], *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
 
 
@@ -122,11 +153,58 @@ def _prepend(nodes: Any, front: list[NodeProto]) -> None:
     nodes.extend(front + rest)
 
 
-def _put_behind(model: onnx.ModelProto, classes: int) -> None:
-    """[B, 4 + nc, A] of cx cy w h and class scores -> rows [B, K, 6], best first."""
+def _put_behind(model: onnx.ModelProto, info: ModelInfo) -> None:
+    """The export's own outputs -> those of the serving graph."""
+    graph = model.graph
+    outputs = list(graph.output)
+    if info.task == "classify":
+        targets = [_as_float(graph, outputs[0], "probs")]
+    elif info.end_to_end:
+        _soften_selection(graph)
+        targets = [_as_float(graph, outputs[0], "rows")]
+    else:
+        targets = [_pick_rows(model, len(info.names), centred=info.task == "obb")]
+    targets += [_as_float(graph, output, "protos") for output in outputs[1:]]
+    del graph.output[:]
+    graph.output.extend(targets)
+
+
+def _soften_selection(graph: onnx.GraphProto) -> None:
+    """An end-to-end export selects 300 of the anchors; of a frame that has fewer it shall select all."""
+    if all(_dims(graph.input[0])[1:3]):
+        return
+    for name, values in (("last", [-1]), ("end", [2**31]), ("first", [0])):
+        graph.initializer.append(helper.make_tensor(f"select/{name}", TensorProto.INT64, [1], values))
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.op_type == "TopK":
+            data, k = node.input
+            size, most, softened = (f"{node.output[0]}/{name}" for name in ("size", "most", "k"))
+            span = [size, "select/last", "select/end", "select/first"]
+            graph.node.append(helper.make_node("Shape", [data], [size]))
+            graph.node.append(helper.make_node("Slice", span, [most]))
+            graph.node.append(helper.make_node("Min", [k, most], [softened]))
+            node.input[1] = softened
+        graph.node.append(node)
+    graph.output[0].type.tensor_type.shape.dim[1].dim_param = "k"
+
+
+def _as_float(graph: onnx.GraphProto, output: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
+    """An output as it is, but FP32 and by this name."""
+    graph.node.append(helper.make_node("Cast", [output.name], [name], to=TensorProto.FLOAT))
+    shape = [dim.dim_value or dim.dim_param or f"{name}{i}" for i, dim in enumerate(output.type.tensor_type.shape.dim)]
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def _pick_rows(model: onnx.ModelProto, classes: int, *, centred: bool) -> onnx.ValueInfoProto:
+    """[B, 4 + nc + E, A] of cx cy w h, class scores and extras -> rows [B, K, 6 + E], best first; boxes as they are if
+    `centred`.
+    """
     graph = model.graph
     raw = graph.output[0].name
-    anchors = _dims(graph.output[0])[2]
+    _, channels, anchors = _dims(graph.output[0])
+    extras = channels - 4 - classes
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
     def ints(name: str, values: list[int]) -> str:
@@ -155,22 +233,32 @@ def _put_behind(model: onnx.ModelProto, classes: int) -> None:
         )
     graph.node.append(helper.make_node("TopK", [best, k], ["out/score", "out/anchor"], axis=1, sorted=1))
     picked = node("GatherElements", [label, "out/anchor"], "picked", axis=1)
-    boxes = node("Transpose", [node("Slice", [head, zero, four, axis1], "boxes")], "boxes_last", perm=[0, 2, 1])
-    four_times = node("Concat", [node("Unsqueeze", ["out/anchor", axis2], "anchor1")] * 4, "anchor4", axis=2)
-    box = node("GatherElements", [boxes, four_times], "box", axis=1)
-    centre = node("Slice", [box, zero, two, axis2], "centre")
-    half = node("Mul", [node("Slice", [box, two, four, axis2], "sides"), "out/half"], "half_sides")
-    corners = [node("Sub", [centre, half], "top_left"), node("Add", [centre, half], "bottom_right")]
-    columns = [node("Unsqueeze", ["out/score", axis2], "score1"), node("Unsqueeze", [picked, axis2], "class1")]
-    graph.node.append(helper.make_node("Concat", [*corners, *columns], ["rows"], axis=2))
-    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["batch", min(K, anchors) if anchors else "k", 6])
-    graph.output[0].CopyFrom(rows)
+    kept = node("Slice", [head, zero, four, axis1], "boxes")
+    if extras:
+        extra = node("Slice", [head, "out/end", ints("all", [channels]), axis1], "extras")
+        kept = node("Concat", [kept, extra], "kept", axis=1)
+    columns = node("Transpose", [kept], "boxes_last", perm=[0, 2, 1])
+    each = node("Concat", [node("Unsqueeze", ["out/anchor", axis2], "anchor1")] * (4 + extras), "anchors_each", axis=2)
+    box = gathered = node("GatherElements", [columns, each], "box", axis=1)
+    if extras:
+        box = node("Slice", [gathered, zero, four, axis2], "box_alone")
+    parts = [box]
+    if not centred:
+        centre = node("Slice", [box, zero, two, axis2], "centre")
+        half = node("Mul", [node("Slice", [box, two, four, axis2], "sides"), "out/half"], "half_sides")
+        parts = [node("Sub", [centre, half], "top_left"), node("Add", [centre, half], "bottom_right")]
+    parts += [node("Unsqueeze", ["out/score", axis2], "score1"), node("Unsqueeze", [picked, axis2], "class1")]
+    if extras:
+        parts.append(node("Slice", [gathered, four, ints("width", [4 + extras]), axis2], "extras_last"))
+    graph.node.append(helper.make_node("Concat", parts, ["rows"], axis=2))
+    shape = ["batch", min(K, anchors) if anchors else "k", 6 + extras]
+    return helper.make_tensor_value_info("rows", TensorProto.FLOAT, shape)
 
 
-def require_detect(weights: Path, task: str) -> None:
+def require_task(weights: Path, task: str) -> None:
     """Raise WeightsError for another task."""
-    if task != "detect":
-        raise WeightsError(f"{weights} is a {task} model; this version serves detect models only")
+    if task not in TASKS:
+        raise WeightsError(f"{weights} is a {task} model; served are {', '.join(TASKS)}")
 
 
 def require_multiples(size: int | Shape, stride: int) -> None:

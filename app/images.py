@@ -22,6 +22,7 @@ Boxes = NDArray[np.float32]  # [N, 4], x1 y1 x2 y2
 
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 GREY = 114
+LONG = 16
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, kind
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -61,7 +62,9 @@ Image.MAX_IMAGE_PIXELS = None  # the limit is ours, read from the header in `dec
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where an image lies in its frame. `frame` and `image` are (height, width) in px."""
+    """Where an image lies in its frame. `frame` and `image` are (height, width) in px; `top` and `left` are negative
+    where the frame shows only the middle of the resized image.
+    """
 
     image: tuple[int, int]
     frame: tuple[int, int]
@@ -180,6 +183,17 @@ def whole(frame: Pixels) -> Placement:
     return Placement(image=size, frame=size, resized=size, top=0, left=0)
 
 
+def place_middle(height: int, width: int, side: int) -> Placement:
+    """For classify: the shorter side of an image becomes `side`, and of the longer one the middle is seen.
+
+    Rounded as torchvision's Resize and CenterCrop, which Ultralytics' classify_transforms are made of.
+    """
+    longer = int(side * max(height, width) / min(height, width))
+    resized_h, resized_w = (side, longer) if height <= width else (longer, side)
+    top, left = -round((resized_h - side) / 2), -round((resized_w - side) / 2)
+    return Placement((height, width), (side, side), (resized_h, resized_w), top, left)
+
+
 @dataclass(frozen=True, slots=True)
 class Preparation:
     """How a model wants its images."""
@@ -189,9 +203,14 @@ class Preparation:
     shapes: tuple[tuple[int, int], ...] | None  # height, width of the frames there are; None = the smallest rectangle
     fast: bool  # large JPEGs are shrunk by their decoder
     max_pixels: int
+    middle: bool = False  # imgsz x imgsz px from the middle of the image: for classify, which is never `fast`
 
     def __call__(self, data: bytes) -> tuple[Placement, Pixels]:
         """The bytes of an image -> its frame, and where it lies in it. Raises what `decode` raises."""
+        if self.middle:
+            pixels = decode(data, self.max_pixels)
+            placement = place_middle(pixels.shape[0], pixels.shape[1], self.imgsz)
+            return placement, crop(pixels, placement)
         if self.fast:
             pixels, (height, width) = decode_near(data, self.max_pixels, self.imgsz)
         else:
@@ -214,11 +233,45 @@ def letterbox(image: Pixels, placement: Placement) -> Pixels:
     return frame
 
 
+def crop(image: Pixels, placement: Placement) -> Pixels:
+    """The frame, uint8 [side, side, 3], of a `place_middle`, to the bit what torchvision makes of a Pillow image; of an
+    image longer than LONG squares only the middle is resized, which differs by one level here and there.
+    """
+    (height, width), (resized_h, resized_w) = placement.image, placement.resized
+    left, top, side = -placement.left, -placement.top, placement.frame[0]
+    whole, method = Image.fromarray(image), Image.Resampling.BILINEAR
+    if max(placement.resized) <= LONG * side:
+        resized = whole.resize((resized_w, resized_h), method)
+        return np.asarray(resized.crop((left, top, left + side, top + side)))
+    x, y = width / resized_w, height / resized_h
+    box = (left * x, top * y, min((left + side) * x, width), min((top + side) * y, height))
+    return np.asarray(whole.resize((side, side), method, box))
+
+
 def to_image(boxes: Boxes, placement: Placement) -> Boxes:
     """Frame px -> px of the original image, clipped to it. Each side is undone with its own gain."""
+    return points_to_image(boxes.reshape(-1, 2), placement).reshape(-1, 4)
+
+
+def points_to_image(points: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+    """As `to_image`, of points [..., 2 or more] whose first two values are x y."""
+    moved = points.copy()
+    moved[..., :2] = (points[..., :2] - _offset(placement)) / _gains(placement)
+    height, width = placement.image
+    moved[..., :2] = np.clip(moved[..., :2], 0, np.array([width, height], np.float32))
+    return moved
+
+
+def turned_to_image(boxes: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+    """As `to_image`, of boxes [N, 5] cx cy w h angle, which are not clipped."""
+    centre = (boxes[:, :2] - _offset(placement)) / _gains(placement)
+    return np.concatenate([centre, boxes[:, 2:4] / _gains(placement), boxes[:, 4:]], 1)
+
+
+def _offset(placement: Placement) -> NDArray[np.float32]:
+    return np.array([placement.left, placement.top], np.float32)
+
+
+def _gains(placement: Placement) -> NDArray[np.float32]:
     (height, width), (resized_h, resized_w) = placement.image, placement.resized
-    gains = np.array([resized_w / width, resized_h / height] * 2, np.float32)
-    offset = np.array([placement.left, placement.top] * 2, np.float32)
-    limits = np.array([width, height] * 2, np.float32)
-    upright: Boxes = np.clip((boxes - offset) / gains, 0, limits)
-    return upright
+    return np.array([resized_w / width, resized_h / height], np.float32)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from app import images, machine, parity
 from app.backends import Backend
@@ -11,7 +10,7 @@ from app.datasets import Dataset, Picture
 from app.images import Pixels, Placement
 from app.model import ModelInfo, Shape
 from app.parity import Figures
-from app.results import K
+from app.results import Outputs
 
 Framed = tuple[Picture, Placement, Pixels]
 
@@ -24,22 +23,22 @@ def figures(
     figures are those of the worst.
     """
     threads = machine.cpus()
-    reference = _reference(weights, threads)
+    reference = _reference(weights, model, threads)
     engine = backend.load(folder, 1, threads)
     found = []
     for shapes in [(shape,) for shape in model.shapes] if model.shapes else [None]:
-        gate = parity.Gate(precision)
+        gate = parity.Gate(precision, model)
         for number, together in enumerate(_batches(frames(dataset, model, shapes), batch)):
             taken = [frame for _, _, frame in together]
-            rows = [engine.infer(0, [frame])[0] for frame in taken] if number % 2 else engine.infer(0, taken)
-            for (picture, placement, frame), its_rows in zip(together, rows, strict=True):
-                gate.add(picture, placement, reference([frame])[0], its_rows)
+            outputs = [engine.infer(0, [frame])[0] for frame in taken] if number % 2 else engine.infer(0, taken)
+            for (picture, placement, frame), its_outputs in zip(together, outputs, strict=True):
+                gate.add(picture, placement, reference([frame])[0], its_outputs)
         found.append(gate.figures())
     engine.close()
     return parity.worst(found)
 
 
-def _reference(weights: Path, threads: int) -> Callable[[list[Pixels]], Any]:
+def _reference(weights: Path, model: ModelInfo, threads: int) -> Callable[[list[Pixels]], list[Outputs]]:
     """PyTorch FP32 for .pt; for .onnx, where there is no PyTorch, the plain export in ONNX Runtime."""
     if weights.suffix == ".pt":
         from app.backends import pytorch
@@ -47,15 +46,19 @@ def _reference(weights: Path, threads: int) -> Callable[[list[Pixels]], Any]:
         return partial(pytorch.open_weights(weights, threads).infer, 0)
     from app.backends import onnxruntime
 
-    return onnxruntime.PlainExport(weights, K, threads).infer
+    return onnxruntime.PlainExport(weights, model, threads).infer
 
 
 def frames(dataset: Dataset, model: ModelInfo, shapes: Sequence[Shape] | None) -> Iterator[Framed]:
-    """The pictures, letterboxed as they are served where these are the shapes."""
+    """The pictures, made into frames as they are served where these are the shapes."""
     for picture in dataset:
         height, width = picture.pixels.shape[:2]
-        placement = images.place(height, width, model.imgsz, model.stride, shapes)
-        yield picture, placement, images.letterbox(picture.pixels, placement)
+        if model.task == "classify":
+            placement = images.place_middle(height, width, model.imgsz)
+            yield picture, placement, images.crop(picture.pixels, placement)
+        else:
+            placement = images.place(height, width, model.imgsz, model.stride, shapes)
+            yield picture, placement, images.letterbox(picture.pixels, placement)
 
 
 def _batches(frames: Iterator[Framed], size: int) -> Iterator[list[Framed]]:

@@ -5,6 +5,8 @@ from typing import Any, Self
 
 Shape = tuple[int, int]  # height, width of a frame, px
 
+TASKS = ("detect", "segment", "pose", "classify", "obb")  # as Ultralytics names them
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -16,6 +18,8 @@ class ModelInfo:
     stride: int  # every frame side is a multiple of it
     imgsz: int  # longest side of a frame, px
     shapes: tuple[Shape, ...] | None  # that frames may have; None: multiples of the stride, up to imgsz
+    kpt_shape: tuple[int, int] | None = None  # of pose: keypoints of an object, and 2 (x y) or 3 (x y visible)
+    end_to_end: bool = False  # its rows are the detections: there is nothing left for NMS
 
     def to_json(self) -> dict[str, Any]:
         fields = {field: getattr(self, field) for field in self.__slots__}
@@ -25,7 +29,8 @@ class ModelInfo:
     def from_json(cls, fields: dict[str, Any]) -> Self:
         names = {int(i): name for i, name in fields["names"].items()}
         shapes = fields["shapes"] and tuple((height, width) for height, width in fields["shapes"])
-        return cls(**fields | {"names": names, "shapes": shapes})
+        kpt_shape = fields.get("kpt_shape") and tuple(fields["kpt_shape"])
+        return cls(**fields | {"names": names, "shapes": shapes, "kpt_shape": kpt_shape})
 
 
 def spell(*shapes: Shape) -> str:

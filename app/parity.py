@@ -1,7 +1,8 @@
 """The accuracy gate: does an engine find what its reference, PyTorch in FP32, finds?
 
-Detections are compared (agreement, and mAP where there are labels), and for fp32 and fp16 the rows before NMS too,
-since NMS hides small differences and makes large ones of near ties.
+Detections are compared (agreement, and mAP of the boxes where there are labels), and for fp32 and fp16 the rows before
+NMS too, since NMS hides small differences and makes large ones of near ties. Of classify an image's likeliest class
+stands for the box, and its probabilities for the rows.
 """
 
 from collections.abc import Sequence
@@ -14,11 +15,15 @@ from numpy.typing import NDArray
 from app import results
 from app.datasets import Picture
 from app.images import Boxes, Placement, to_image
-from app.results import Detections, Rows, Thresholds
+from app.masks import Mask
+from app.model import ModelInfo
+from app.results import Detections, Outputs, Rows, Thresholds
 
 CONF = 0.25  # boxes from this score on must be found again,
 FAINT = 0.05  # be it with a score as low as this
-IOU = 0.9
+IOU = 0.9  # of boxes and of masks
+KEYPOINT = 0.05  # most that a visible keypoint is off, of the box's longer side
+VISIBLE = 0.5
 TOP = 30  # rows of each image that are compared at least: weights that see nothing in the images are judged as well
 CLASS_CONF = 0.01  # below it all classes are about as unlikely, and which is the most likely is noise
 MAX_BOX_PX = 0.5
@@ -45,7 +50,7 @@ class Figures:
 
     images: int
     boxes: int  # that the reference finds, of score >= CONF
-    agreement: float  # share of them that the engine finds too: same class, IoU >= 0.9
+    agreement: float  # share of them that the engine finds too: same class, IoU >= 0.9; so its mask; its keypoints
     invented: float  # share of the engine's boxes that the reference does not find
     box_px: float  # greatest difference of a side between two boxes of a pair
     box_px_mean: float
@@ -58,6 +63,8 @@ class Figures:
     map50_95: float | None = None
     reference_map50: float | None = None
     reference_map50_95: float | None = None
+    mask_iou: float | None = None  # of segment: mean over the pairs
+    keypoint_px: float | None = None  # of pose: greatest difference of a visible keypoint of a pair
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,7 +105,8 @@ def worst(figures: Sequence[Figures]) -> Figures:
             return sum(values)
         if "map50" in name:
             return getattr(by_loss, name)
-        return min(values) if "agreement" in name else max(values)
+        known = [value for value in values if value is not None]
+        return (min if "agreement" in name or "iou" in name else max)(known, default=None)
 
     return Figures(**{field.name: of(field.name) for field in fields(Figures)})
 
@@ -106,29 +114,37 @@ def worst(figures: Sequence[Figures]) -> Figures:
 class Gate:
     """Collects what reference and engine find in one image after the other."""
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, model: ModelInfo) -> None:
+        self._model = model
         self._max_score = MAX_SCORE.get(precision, MAX_SCORE["fp16"])
         self._images = self._boxes = self._found = self._engine_boxes = self._invented = 0
         self._rows = self._rows_alike = 0
         self._sides: list[NDArray[np.float32]] = [np.zeros((0, 4), np.float32)]
         self._scores: list[NDArray[np.float32]] = [np.zeros(0, np.float32)]
+        self._mask_ious, self._keypoints_px = list[float](), list[float]()
         self._truth = {"reference": _Truth(), "engine": _Truth()}
 
-    def add(self, picture: Picture, placement: Placement, reference: Rows, engine: Rows) -> None:
-        """One image's rows."""
+    def add(self, picture: Picture, placement: Placement, reference: Outputs, engine: Outputs) -> None:
+        """One image's outputs."""
         self._images += 1
-        alike = _alike(reference, engine, self._max_score)
+        compare = _alike_probs if self._model.task == "classify" else _alike
+        alike = compare(reference[0], engine[0], self._max_score)
         self._rows += len(alike)
         self._rows_alike += int(np.count_nonzero(alike))
-        wanted, found = results.select(reference, _ALL), results.select(engine, _ALL)
+        wanted, found = (results.select(outputs, _ALL, self._model) for outputs in (reference, engine))
         matched = pairs(_from(wanted, CONF), _from(found, FAINT))
         self._boxes += len(_from(wanted, CONF))
         self._found += len(matched)
         self._engine_boxes += len(_from(found, CONF))
         self._invented += len(_from(found, CONF)) - len(pairs(_from(found, CONF), _from(wanted, FAINT)))
         ours, theirs = matched[:, 1], matched[:, 0]
-        self._sides.append(found.boxes[ours] - wanted.boxes[theirs])
+        if wanted.boxes.shape[1]:
+            self._sides.append(found.boxes[ours, :4] - wanted.boxes[theirs, :4])
         self._scores.append(np.abs(found.scores[ours] - wanted.scores[theirs]))
+        if wanted.masks is not None and found.masks is not None:
+            self._mask_ious += [mask_iou(wanted.masks[i], found.masks[j]) for i, j in matched]
+        if wanted.keypoints is not None and found.keypoints is not None:
+            self._keypoints_px += [_keypoints_apart(wanted.keypoints[i], found.keypoints[j]) for i, j in matched]
         if picture.boxes is not None and picture.classes is not None:
             self._truth["reference"].add(wanted, placement, picture.boxes, picture.classes)
             self._truth["engine"].add(found, placement, picture.boxes, picture.classes)
@@ -154,6 +170,8 @@ class Gate:
             map50_95=map50_95,
             reference_map50=reference_map50,
             reference_map50_95=reference_map50_95,
+            mask_iou=float(np.mean(self._mask_ious)) if self._mask_ious else None,
+            keypoint_px=max(self._keypoints_px, default=None),
         )
         rounded: dict[str, Any] = {
             name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(figures).items()
@@ -197,6 +215,41 @@ def iou(a: Boxes, b: Boxes) -> NDArray[np.float32]:
     return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9), np.float32)
 
 
+def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[len(a), len(b)] of boxes of any task; classes, which have none, lie all in the same place."""
+    match a.shape[1]:
+        case 0:
+            return np.ones((len(a), len(b)), np.float32)
+        case 5:
+            return results.probiou(a, b)
+    return iou(a, b)
+
+
+def _alike_within(wanted: Detections, offered: Detections, i: int, j: int) -> bool:
+    """Whether what two boxes hold besides their class is the same."""
+    if wanted.masks is not None and offered.masks is not None:
+        return mask_iou(wanted.masks[i], offered.masks[j]) >= IOU
+    if wanted.keypoints is not None and offered.keypoints is not None:
+        allowed = KEYPOINT * float((wanted.boxes[i, 2:] - wanted.boxes[i, :2]).max())
+        return _keypoints_apart(wanted.keypoints[i], offered.keypoints[j]) <= allowed
+    return True
+
+
+def mask_iou(a: Mask, b: Mask) -> float:
+    """Intersection over union of two masks of one frame."""
+    left, top = max(a.left, b.left), max(a.top, b.top)
+    parts = [mask.pixels[top - mask.top :, left - mask.left :] for mask in (a, b)]
+    height, width = (min(part.shape[side] for part in parts) for side in (0, 1))
+    shared = np.count_nonzero(parts[0][:height, :width] & parts[1][:height, :width])
+    return shared / (np.count_nonzero(a.pixels) + np.count_nonzero(b.pixels) - shared)
+
+
+def _keypoints_apart(wanted: NDArray[np.float32], offered: NDArray[np.float32]) -> float:
+    """Greatest distance, in x or y, of the keypoints [P, 2 or 3] that `wanted` sees."""
+    seen = wanted[:, 2] >= VISIBLE if wanted.shape[1] == 3 else slice(None)
+    return float(np.abs(wanted[seen, :2] - offered[seen, :2]).max(initial=0))
+
+
 def difference(first: Detections, second: Detections) -> tuple[int, int, int]:
     """Of boxes of score >= CONF: how many both have, only the first, only the second; faint ones are partners too."""
     both = len(pairs(_from(first, CONF), second))
@@ -205,15 +258,19 @@ def difference(first: Detections, second: Detections) -> tuple[int, int, int]:
 
 
 def _from(found: Detections, conf: float) -> Detections:
-    """Those of at least this score. NMS is greedy: it would keep the same ones of them."""
-    count = int(np.count_nonzero(found.scores >= conf))
-    return Detections(found.boxes[:count], found.scores[:count], found.classes[:count])
+    """Those of at least this score, of classify the likeliest. NMS is greedy: it would keep the same ones of them."""
+    classify = not found.boxes.shape[1]
+    return found.first(1 if classify else int(np.count_nonzero(found.scores >= conf)))
 
 
 def pairs(wanted: Detections, offered: Detections) -> NDArray[np.int64]:
     """[N, 2] indices of wanted and offered detections that are the same: one to one, the best overlap first."""
-    overlap = iou(wanted.boxes, offered.boxes)
+    overlap = _overlap(wanted.boxes, offered.boxes)
     overlap[wanted.classes[:, None] != offered.classes[None]] = 0
+    if wanted.masks is not None or wanted.keypoints is not None:
+        for i, j in np.argwhere(overlap >= IOU):
+            if not _alike_within(wanted, offered, i, j):
+                overlap[i, j] = 0
     rows, columns = np.nonzero(overlap >= IOU)
     matched = np.stack([rows, columns], 1)[np.argsort(-overlap[rows, columns], kind="stable")]
     for side in (1, 0):
@@ -248,3 +305,8 @@ def _alike(reference: Rows, engine: Rows, max_score: float) -> NDArray[np.bool_]
     partner = boxes.argmin(1)
     score = np.abs(wanted[:, 4] - engine[partner, 4])
     return np.asarray((boxes[np.arange(len(wanted)), partner] <= MAX_BOX_PX) & (score <= max_score))
+
+
+def _alike_probs(reference: NDArray[np.float32], engine: NDArray[np.float32], max_score: float) -> NDArray[np.bool_]:
+    """[1] whether the probabilities of all classes are the same."""
+    return np.array([np.abs(reference - engine).max() <= max_score])

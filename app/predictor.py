@@ -11,17 +11,17 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from app import drawing, images, parity, results
+from app import drawing, images, masks, parity, results
 from app.batcher import Answer, Batcher
 from app.errors import DeadlineExceeded, Overloaded
 from app.images import Pixels, Placement, Preparation
 from app.metrics import Metrics
 from app.model import ModelInfo
-from app.results import Detections, Rows, Thresholds
+from app.results import Detections, Outputs, Thresholds
 from app.threads import Threads
 
 T = TypeVar("T")
@@ -46,13 +46,20 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What one image holds. Boxes are px of the upright original; its pixels are not kept, they may be 150 MB."""
+    """What one image holds. Boxes and keypoints are px of the upright original, masks are its frame's, and `placement`
+    leads from there to the original, whose pixels are not kept: they may be 150 MB.
+    """
 
-    shape: tuple[int, int]  # height, width
+    placement: Placement
     detections: Detections
     timings: Timings
     batch_size: int
     engine: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the original."""
+        return self.placement.image
 
 
 class Predictor:
@@ -171,7 +178,7 @@ class Predictor:
             timings = Timings(decode_s, answer.queue_s, answer.infer_s, postprocess_s)
             for stage in Timings.__slots__:
                 self._metrics.stage_seconds.labels(self.model.name, engine, stage).observe(getattr(timings, stage))
-            predictions.append(Prediction(placement.image, detections, timings, answer.batch_size, engine))
+            predictions.append(Prediction(placement, detections, timings, answer.batch_size, engine))
         return predictions
 
     async def _ask(self, engines: Sequence[str], frame: Pixels, deadline: float) -> list[Answer]:
@@ -197,7 +204,8 @@ class Predictor:
         deadline = asyncio.get_running_loop().time() + SHADOW_DEADLINE_S
         try:
             other = await second.submit(frame, deadline)
-            both, ours, theirs = (await _on(self._finishers, lambda: _difference(answer.rows, other.rows)))[0]
+            compare = partial(_difference, answer.outputs, other.outputs, self.model)
+            both, ours, theirs = (await _on(self._finishers, compare))[0]
         except Exception as error:  # nobody waits for it, so nobody else would tell
             log.warning("a shadow image was not compared: %s: %s", type(error).__name__, error)
             self._metrics.shadow_images.labels(self.model.name, "failed").inc()
@@ -211,10 +219,16 @@ class Predictor:
 
         def work() -> bytes:
             pixels = images.decode(data, self._preparation.max_pixels)
-            return drawing.encode(drawing.draw(pixels, prediction.detections, self.model.names), kind)
+            found, placement = prediction.detections, prediction.placement
+            outlines = [masks.polygon(mask, placement) for mask in found.masks or ()]
+            return drawing.encode(drawing.draw(pixels, found, self.model.names, outlines), kind)
 
         picture, _ = await _on(self._decoders, work)
         return picture
+
+    async def finish(self, work: Callable[[], T]) -> T:
+        """What is left to do for an answer, on a thread."""
+        return (await _on(self._finishers, work))[0]
 
     async def close(self) -> None:
         """Answer what was admitted, then let the threads go."""
@@ -227,8 +241,8 @@ class Predictor:
 
     async def _finish(self, answer: Answer, placement: Placement, thresholds: Thresholds) -> tuple[Detections, float]:
         """The detections and the seconds it took. Few candidates take less time than handing them to another thread."""
-        work = partial(_detections, answer, placement, thresholds)
-        if results.candidates(answer.rows, thresholds.conf) > FEW:
+        work = partial(_detections, answer.outputs, placement, thresholds, self.model)
+        if _takes_long(answer.outputs, thresholds, self.model):
             return await _on(self._finishers, work)
         started = time.perf_counter()
         return work(), time.perf_counter() - started
@@ -247,12 +261,25 @@ async def _on(pool: Threads, work: Callable[[], T]) -> tuple[T, float]:
     return result, time.perf_counter() - started
 
 
-def _detections(answer: Answer, placement: Placement, thresholds: Thresholds) -> Detections:
-    found = results.select(answer.rows, thresholds)
-    return Detections(images.to_image(found.boxes, placement), found.scores, found.classes)
+def _takes_long(outputs: Outputs, thresholds: Thresholds, model: ModelInfo) -> bool:
+    """Masks and many boxes do."""
+    if model.task in ("classify", "segment"):
+        return model.task == "segment"
+    return results.candidates(outputs[0], thresholds.conf) > FEW
 
 
-def _difference(ours: Rows, theirs: Rows) -> tuple[int, int, int]:
+def _detections(outputs: Outputs, placement: Placement, thresholds: Thresholds, model: ModelInfo) -> Detections:
+    found = results.select(outputs, thresholds, model)
+    match model.task:
+        case "classify":
+            return found
+        case "obb":
+            return replace(found, boxes=images.turned_to_image(found.boxes, placement))
+    keypoints = None if found.keypoints is None else images.points_to_image(found.keypoints, placement)
+    return replace(found, boxes=images.to_image(found.boxes, placement), keypoints=keypoints)
+
+
+def _difference(ours: Outputs, theirs: Outputs, model: ModelInfo) -> tuple[int, int, int]:
     """Boxes that two engines find in one frame: both of them, only the first, only the second."""
-    first, second = (results.select(rows, Thresholds(parity.FAINT)) for rows in (ours, theirs))
+    first, second = (results.select(outputs, Thresholds(parity.FAINT), model) for outputs in (ours, theirs))
     return parity.difference(first, second)

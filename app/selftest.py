@@ -25,7 +25,7 @@ from app.builder import Order
 from app.errors import BackendUnavailable, GateFailed, SetupError
 from app.images import Pixels
 from app.model import ModelInfo
-from app.results import Rows, Thresholds
+from app.results import Outputs, Thresholds
 from app.store import Manifest
 
 MIXED = 8  # images in the batches that mix them
@@ -117,11 +117,11 @@ def _stress(row: Row, order: Order, manifest: Manifest) -> None:
     frames = _frames(manifest.model)
     engine = backend.load(folder, 2, machine.cpus())
     alone = [[engine.infer(0, [frame])[0] for frame in of_shape] for of_shape in frames]
-    row.checks["mixing"] = _mixing(engine, frames, alone, min(order.batch, MIXED))
-    row.checks["lanes"] = _lanes(engine, frames, alone)
+    row.checks["mixing"] = _mixing(engine, manifest.model, frames, alone, min(order.batch, MIXED))
+    row.checks["lanes"] = _lanes(engine, manifest.model, frames, alone)
     engine.close()
     if order.backend == "tensorrt":
-        row.checks["graphs"] = _graphs(folder, frames)
+        row.checks["graphs"] = _graphs(folder, manifest.model, frames)
     lanes = backends.lanes(backend, None, machine.cpus())
     engine = backend.load(folder, lanes, machine.cpus())
     for size in sorted({1, min(8, order.batch), order.batch}):
@@ -138,27 +138,27 @@ def _frames(model: ModelInfo) -> list[list[Pixels]]:
     return made
 
 
-def _mixing(engine: Engine, frames: list[list[Pixels]], alone: list[list[Rows]], size: int) -> str:
+def _mixing(engine: Engine, model: ModelInfo, frames: list[list[Pixels]], alone: list[list[Outputs]], size: int) -> str:
     """Every image in every place of a batch of others."""
     for first in range(MIXED):
         picked = [(first + i) % MIXED for i in range(size)]
         for of_shape, expected in zip(frames, alone, strict=True):
             found = engine.infer(0, [of_shape[i] for i in picked])
-            for rows, i in zip(found, picked, strict=True):
-                if wrong := _difference(expected[i], rows):
+            for outputs, i in zip(found, picked, strict=True):
+                if wrong := _difference(expected[i], outputs, model):
                     return f"an image in a batch of {size} {wrong}"
     return OK
 
 
-def _lanes(engine: Engine, frames: list[list[Pixels]], alone: list[list[Rows]]) -> str:
+def _lanes(engine: Engine, model: ModelInfo, frames: list[list[Pixels]], alone: list[list[Outputs]]) -> str:
     """Two lanes at the same time, with different shapes if there are any."""
 
     def work(lane: int) -> list[str]:
         wrong = []
         for shape in range(len(frames))[:: 1 - 2 * lane]:
             for i in range(lane, MIXED, 2):
-                rows = engine.infer(lane, [frames[shape][i], frames[shape][i - 1]])[0]
-                wrong.append(_difference(alone[shape][i], rows))
+                outputs = engine.infer(lane, [frames[shape][i], frames[shape][i - 1]])[0]
+                wrong.append(_difference(alone[shape][i], outputs, model))
         return [text for text in wrong if text]
 
     with ThreadPoolExecutor(2) as pool:
@@ -166,24 +166,25 @@ def _lanes(engine: Engine, frames: list[list[Pixels]], alone: list[list[Rows]]) 
     return f"an image beside another lane's {wrong[0]}" if wrong else OK
 
 
-def _graphs(folder: Path, frames: list[list[Pixels]]) -> str:
+def _graphs(folder: Path, model: ModelInfo, frames: list[list[Pixels]]) -> str:
     """CUDA graphs give what the same kernels give when they are enqueued one by one."""
     from app.backends.tensorrt import open_plans
 
-    rows = {}
+    found = {}
     for graphs in (True, False):
         engine = open_plans(folder, 1, graphs=graphs)
         if graphs and not engine.captured:
             return "not captured; batches are enqueued"
-        rows[graphs] = [found for of_shape in frames for found in engine.infer(0, of_shape)]
+        found[graphs] = [outputs for of_shape in frames for outputs in engine.infer(0, of_shape)]
         engine.close()
-    wrong = [text for one, other in zip(rows[True], rows[False], strict=True) if (text := _difference(one, other))]
+    both = zip(found[True], found[False], strict=True)
+    wrong = [text for one, other in both if (text := _difference(one, other, model))]
     return f"with CUDA graphs an image {wrong[0]}" if wrong else OK
 
 
-def _difference(expected: Rows, rows: Rows) -> str:
+def _difference(expected: Outputs, outputs: Outputs, model: ModelInfo) -> str:
     """How the detections differ, in words; "" if they do not."""
-    first, second = (results.select(each, Thresholds()) for each in (expected, rows))
+    first, second = (results.select(each, Thresholds(), model) for each in (expected, outputs))
     both = parity.pairs(first, second)
     box_px = float(np.abs(first.boxes[both[:, 0]] - second.boxes[both[:, 1]]).max(initial=0))
     score = float(np.abs(first.scores[both[:, 0]] - second.scores[both[:, 1]]).max(initial=0))

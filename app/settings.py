@@ -199,7 +199,8 @@ class Settings(BaseModel):
     def preparation(self, model: ModelInfo) -> Preparation:
         """How the model's images are made into frames."""
         shapes = model.shapes if model.shapes or self.rect else ((model.imgsz, model.imgsz),)
-        return Preparation(model.imgsz, model.stride, shapes, self.decode == "fast", self.max_pixels)
+        middle = model.task == "classify"
+        return Preparation(model.imgsz, model.stride, shapes, self.decode == "fast", self.max_pixels, middle)
 
     @classmethod
     def read(cls, options: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Self:

@@ -1,12 +1,15 @@
 """The real engine of the demo model, built once a session, and servers on real sockets."""
 
+import functools
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import fakes
+import grafts
 import httpx
 import pytest
 import uvicorn
@@ -14,10 +17,12 @@ import uvicorn
 from app import backends, capacity
 from app.api.app import create_app
 from app.api.service import Service
+from app.backends import Engine
 from app.build_process import BuildProcess
 from app.builder import Order
 from app.capacity import Capacity
 from app.datasets import DEMO
+from app.model import ModelInfo
 from app.settings import DEMO_WEIGHTS, Settings
 from app.store import Built
 
@@ -43,6 +48,34 @@ def build(engines: Path) -> Callable[..., Built]:
         return BuildProcess(order).run(lambda _: None)
 
     return run
+
+
+@dataclass
+class Graft:
+    """Weights of a task (tests/grafts.py), their plain export for any shape and the serving graph of that."""
+
+    weights: Path
+    plain: Path
+    graph: Path
+    model: ModelInfo
+
+
+@pytest.fixture(scope="session")
+def graft(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Graft]:
+    """Of a task, made when it is asked for first; frames are up to 320 px."""
+
+    @functools.cache
+    def make(task: str) -> Graft:
+        from app import export, graph
+
+        folder = tmp_path_factory.mktemp(task)
+        weights = grafts.graft(task, folder)
+        plain = export.to_plain_onnx(weights, 320, folder)
+        return Graft(
+            weights, plain, folder / "graph.onnx", graph.to_serving_graph(plain, task, 320, folder / "graph.onnx")
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -152,6 +185,23 @@ def house() -> Iterator[Live]:
     devices = [fakes.Device(fakes.ROWS) for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch, serving(*devices, patch) as start:
         yield start()
+
+
+@contextmanager
+def serve_engine(engine: Engine, built: Built) -> Iterator[Live]:
+    """An engine at hand, served in batches of up to 4 with no backend behind it."""
+    ready = threading.Event()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capacity, "measure", lambda *_: fakes.capacity(4))
+        patch.setattr(backends, "get", lambda _: fakes.Backend(engine))
+        service = Service(
+            Settings(batch=4), lambda _: fakes.Source(built), on_ready=lambda _: ready.set(), on_failure=ready.set
+        )
+        live = Live(service)
+        assert ready.wait(20)
+    assert service.ready
+    yield live
+    live.stop()
 
 
 def serve_demo(folder: Path, **settings: object) -> Live:

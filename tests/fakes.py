@@ -1,6 +1,7 @@
 """Fakes at the device seam: an engine that a test holds, fails and looks into, and where it comes from."""
 
 import asyncio
+import dataclasses
 import os
 import threading
 from collections.abc import Sequence
@@ -14,12 +15,19 @@ from app.capacity import Capacity
 from app.model import ModelInfo
 from app.parity import Figures
 from app.progress import Progress, Report
+from app.results import Outputs
 from app.store import Built, Fingerprint, Manifest, Verdict
 
 NAMES = {0: "cat", 1: "dog", 2: "red, large cat"}
+MODEL = ModelInfo("pets", "detect", NAMES, stride=32, imgsz=64, shapes=None)
 ROWS = np.zeros((3, 6), np.float32)  # of every image: a dog of 0.9, a cat of 0.6 and nothing
 ROWS[0] = (10, 20, 30, 40, 0.9, 1)
 ROWS[1] = (50, 50, 90, 80, 0.6, 0)
+
+
+def rows_of(found: list[Outputs]) -> np.ndarray:
+    """[n, K, 6 + E] of what an engine gave for n frames."""
+    return np.stack([outputs[0] for outputs in found])
 
 
 class Device:
@@ -41,7 +49,7 @@ class Device:
         self.frames: list[np.ndarray] = []  # of the last batch
         self.nice: int | None = None  # of the thread that ran the last batch
 
-    def infer(self, lane: int, frames: Sequence[np.ndarray], *, alone: bool = False) -> np.ndarray:
+    def infer(self, lane: int, frames: Sequence[np.ndarray], *, alone: bool = False) -> list[Outputs]:
         images = np.stack(frames)
         self.threads.add(threading.current_thread().name)
         self.frames = list(frames)
@@ -54,10 +62,10 @@ class Device:
         if self.failure is not None:
             raise self.failure
         if self.rows is not None:
-            return np.repeat(self.rows[None], len(images), axis=0)
+            return [(self.rows,)] * len(images)
         rows = np.zeros((len(images) + self.extra_rows, 3, 6), np.float32)
         rows[: len(images)] = images[:, :1, :1, :1].reshape(-1, 1, 1)
-        return rows
+        return [(each,) for each in rows]
 
     def device_seconds(self, lane: int) -> float | None:
         return self.seconds
@@ -133,6 +141,7 @@ def built(
     backend: str = "fake",
     precision: str = "fp32",
     figures: Figures | None = FIGURES,
+    model: ModelInfo | None = None,
 ) -> Built:
     fingerprint = Fingerprint(
         name="pets",
@@ -147,7 +156,7 @@ def built(
         device="cpu test",
         calibration="",
     )
-    model = ModelInfo("pets", "detect", NAMES, stride=32, imgsz=imgsz, shapes=shapes)
+    model = model or dataclasses.replace(MODEL, imgsz=imgsz, shapes=shapes)
     return Built(Path(), Manifest(fingerprint, model, Verdict("2 pictures", "", figures), {}, {"model": "0"}))
 
 

@@ -112,7 +112,7 @@ def test_a_wrong_query_is_refused_before_the_body_has_come(serve):
 
 def test_a_defect_on_the_short_way_is_a_500_with_its_id_in_answer_and_log(serve, monkeypatch, caplog):
     live = serve()
-    monkeypatch.setattr(detect, "to_json", lambda *_: 1 / 0)
+    monkeypatch.setattr(detect, "to_json", lambda *_, **__: 1 / 0)
     with caplog.at_level(logging.ERROR):
         response = post(live)
     assert error(response) == (500, "internal")

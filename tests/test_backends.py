@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import Device
+from fakes import MODEL, Device, rows_of
 
 from app import backends, export, graph, images
 from app.backends import Recipe, openvino, pytorch, shapes, simulated
 from app.datasets import DEMO
 from app.errors import BackendUnavailable
-from app.results import Detections, Rows, Thresholds, select
+from app.results import Detections, Outputs, Thresholds, select
 from app.settings import DEMO_WEIGHTS
 
 NAMES = ["openvino", "onnxruntime", "pytorch"]
@@ -39,8 +39,8 @@ SAMPLE_FRAMES = [frame_of(path) for path in sorted((DEMO / "samples").glob("*.jp
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_backends_agree_on_every_sample(engines_by_name, name, index):
     frame = SAMPLE_FRAMES[index][None]
-    reference = select(engines_by_name["pytorch"].infer(0, frame)[0], Thresholds())
-    found = select(engines_by_name[name].infer(0, frame)[0], Thresholds())
+    reference = select(engines_by_name["pytorch"].infer(0, frame)[0], Thresholds(), MODEL)
+    found = select(engines_by_name[name].infer(0, frame)[0], Thresholds(), MODEL)
     assert len(reference) > 0
     np.testing.assert_array_equal(found.classes, reference.classes)
     np.testing.assert_allclose(found.boxes, reference.boxes, atol=0.5)
@@ -52,11 +52,11 @@ def test_an_image_gives_the_same_boxes_alone_and_in_any_place_of_a_batch(engines
     engine = engines_by_name[name]
     square = next(frame for frame in SAMPLE_FRAMES if frame.shape == (640, 640, 3))
     others = [np.roll(square, 100 * i, axis=1) for i in range(1, 4)]
-    alone = select(engine.infer(0, square[None])[0], Thresholds())
+    alone = select(engine.infer(0, square[None])[0], Thresholds(), MODEL)
     for place in range(4):
         batch = [*others]
         batch.insert(place, square)
-        found = select(engine.infer(0, np.stack(batch))[place], Thresholds())
+        found = select(engine.infer(0, np.stack(batch))[place], Thresholds(), MODEL)
         np.testing.assert_array_equal(found.classes, alone.classes)
         np.testing.assert_allclose(found.boxes, alone.boxes, atol=1e-2)
         np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
@@ -66,7 +66,7 @@ def test_an_image_gives_the_same_boxes_alone_and_in_any_place_of_a_batch(engines
 def test_rows_are_the_engines_own_memory_no_more(engines_by_name, name):
     """Ultralytics' TensorRT backend returns views that the next call overwrites."""
     engine = engines_by_name[name]
-    first = engine.infer(0, SAMPLE_FRAMES[0][None])
+    ((first,),) = engine.infer(0, SAMPLE_FRAMES[0][None])
     before = first.copy()
     engine.infer(0, np.zeros_like(SAMPLE_FRAMES[0])[None])
     np.testing.assert_array_equal(first, before)
@@ -87,7 +87,7 @@ def test_two_lanes_at_a_time_give_what_each_gives_alone(build, name):
         thread.start()
     for thread in threads:
         thread.join()
-    for rows, alone in zip(found, expected, strict=True):
+    for rows, alone in zip(map(rows_of, found), map(rows_of, expected), strict=True):
         np.testing.assert_allclose(rows[0, :20], alone[0, :20], atol=1e-2)
 
 
@@ -135,9 +135,9 @@ def quantized(folders):
     engine.close()
 
 
-def assert_same(found: Rows, expected: Rows) -> None:
+def assert_same(found: Outputs, expected: Outputs) -> None:
     """The same detections."""
-    ours, theirs = (select(rows, Thresholds()) for rows in (found, expected))
+    ours, theirs = (select(outputs, Thresholds(), MODEL) for outputs in (found, expected))
     assert isinstance(ours, Detections)
     assert len(theirs) > 3
     np.testing.assert_array_equal(ours.classes, theirs.classes)
@@ -186,7 +186,7 @@ def test_openvino_alone_gives_the_rows_of_a_lane(two_lanes):
 
 
 def test_openvino_rows_alone_are_their_own_memory_too(two_lanes):
-    first = two_lanes.infer(0, SMALL_FRAMES[:1], alone=True)
+    ((first,),) = two_lanes.infer(0, SMALL_FRAMES[:1], alone=True)
     before = first.copy()
     two_lanes.infer(1, [np.zeros_like(SMALL_FRAMES[0])], alone=True)
     np.testing.assert_array_equal(first, before)
@@ -291,7 +291,7 @@ def test_missing_wheel_is_named_with_the_command_that_brings_it(monkeypatch):
 
 def test_fakes_keep_to_the_protocol():
     engine: backends.Engine = Device()
-    assert engine.infer(0, np.zeros((2, 4, 4, 3), np.uint8)).shape == (2, 3, 6)
+    assert rows_of(engine.infer(0, np.zeros((2, 4, 4, 3), np.uint8))).shape == (2, 3, 6)
 
 
 def test_engines_are_imported_without_their_telemetry():

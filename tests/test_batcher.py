@@ -79,7 +79,7 @@ async def queue(batcher: Batcher, *marks: int, deadline: float = NEVER) -> list[
 
 
 async def marks_of(tasks: list[asyncio.Task]) -> list[int]:
-    return [int(answer.rows[0, 0]) for answer in await asyncio.wait_for(asyncio.gather(*tasks), 10)]
+    return [int(answer.outputs[0][0, 0]) for answer in await asyncio.wait_for(asyncio.gather(*tasks), 10)]
 
 
 async def test_every_frame_gets_its_own_rows(make):

@@ -151,7 +151,9 @@ class Crooked:
     def load(self, folder, lanes, threads):
         engine = onnxruntime.load(folder, lanes, threads)
         straight = engine.infer
-        engine.infer = lambda lane, frames: self.rows(straight(lane, self.frames(np.stack(frames))))
+        engine.infer = lambda lane, frames: [
+            (self.rows(rows),) for (rows,) in straight(lane, self.frames(np.stack(frames)))
+        ]
         return engine
 
 

@@ -479,3 +479,10 @@ def test_samples_are_the_demos_and_ultralytics_own_and_have_no_labels(monkeypatc
     assert all(seen.boxes is None for seen in found)
     monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda _: None)
     assert datasets.samples().name == "5 sample images"
+
+
+def test_labels_that_are_no_boxes_are_left_alone(root):
+    """Of pose, say: as many values as the keypoints have."""
+    yolo(root, {"a": "0 .5 .5 .2 .2 .4 .4 2 .6 .6 2"})
+    (picture,) = datasets.folder(root, NAMES, "GATE_DIR", boxes=False)
+    assert picture.boxes is None

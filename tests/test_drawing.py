@@ -1,5 +1,6 @@
 """Boxes and labels on a picture, and the picture as a file."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -99,3 +100,37 @@ def test_the_file_holds_the_picture(kind, tolerance):
     with Image.open(io.BytesIO(encode(picture, kind))) as file:
         assert (file.format, file.size, file.mode) == (kind.upper(), (400, 300), "RGB")
         assert np.abs(np.asarray(file).astype(int) - picture).mean() <= tolerance
+
+
+def coloured(canvas: np.ndarray) -> int:
+    return int(np.count_nonzero((canvas != GREY[0, 0]).any(2)))
+
+
+def test_a_mask_colours_its_inside_and_lets_the_picture_through():
+    outline = np.float32([[100, 100], [200, 100], [200, 200], [100, 200]])
+    canvas = draw(GREY, found((100, 100, 200, 200)), NAMES, [outline])
+    assert (canvas[150, 150] != GREY[0, 0]).any()
+    assert np.abs(canvas[150, 150].astype(int) - 114).max() < 80
+    assert (canvas[150, 250] == GREY[0, 0]).all()
+
+
+@pytest.mark.parametrize(("visible", "dots"), [((0.9, 0.9), 2), ((0.9, 0.1), 1), ((), 2)])
+def test_keypoints_that_are_visible_are_dots(visible, dots):
+    points = [[120.0, 120.0], [170.0, 150.0]]
+    keypoints = np.float32([[[*point, *visible[i : i + 1]] for i, point in enumerate(points)]])
+    alone = draw(GREY, found((100, 100, 200, 200)), NAMES)
+    canvas = draw(GREY, dataclasses.replace(found((100, 100, 200, 200)), keypoints=keypoints), NAMES)
+    assert sum((canvas[round(y), round(x)] != alone[round(y), round(x)]).any() for x, y in points) == dots
+
+
+def test_a_turned_box_is_drawn_turned():
+    turned = dataclasses.replace(found((0, 0, 0, 0)), boxes=np.float32([[200, 150, 100, 40, np.pi / 2]]))
+    canvas = draw(GREY, turned, {0: ""})
+    for x, y, there in ((180, 150, True), (220, 150, True), (250, 150, False), (200, 200, True)):
+        assert (canvas[y - 1 : y + 2, x - 1 : x + 2] != GREY[0, 0]).any() == there
+
+
+def test_classes_without_boxes_are_labels_one_below_the_other():
+    labels = dataclasses.replace(found((0,) * 4, (0,) * 4), boxes=np.zeros((2, 0), np.float32))
+    one = dataclasses.replace(labels, boxes=labels.boxes[:1], scores=labels.scores[:1], classes=labels.classes[:1])
+    assert coloured(draw(GREY, labels, NAMES)) > 1.8 * coloured(draw(GREY, one, NAMES)) > 100

@@ -4,6 +4,7 @@ precision. TensorRT compiles the very graphs that run here in ONNX Runtime.
 
 from pathlib import Path
 
+import fakes
 import numpy as np
 import onnx
 import pytest
@@ -45,7 +46,7 @@ def graphs(tmp_path_factory, pictures) -> dict[str, Path]:
 
 def judge(path: Path, pictures: list[tuple], kind: str, *, labels: bool = True) -> Figures:
     engine = onnxruntime.OnnxruntimeEngine(path, 2)
-    gate = parity.Gate(kind)
+    gate = parity.Gate(kind, fakes.MODEL)
     for picture, placement, frame, expected in pictures:
         seen = picture if labels else datasets.Picture(picture.pixels)
         gate.add(seen, placement, expected, engine.infer(0, [frame])[0])

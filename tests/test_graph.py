@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import scenes
+from fakes import rows_of
 
 from app import export, graph
 from app.backends import onnxruntime, pytorch
@@ -34,7 +35,7 @@ def frames() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def expected(frames) -> np.ndarray:
-    return pytorch.open_weights(DEMO_WEIGHTS, 2).infer(0, frames)
+    return rows_of(pytorch.open_weights(DEMO_WEIGHTS, 2).infer(0, frames))
 
 
 def exported(folder: Path, weights: Path = DEMO_WEIGHTS, **options) -> Path:
@@ -46,7 +47,7 @@ def exported(folder: Path, weights: Path = DEMO_WEIGHTS, **options) -> Path:
 
 
 def run(path: Path, frames: np.ndarray) -> np.ndarray:
-    return onnxruntime.OnnxruntimeEngine(path, 2).infer(0, frames)
+    return rows_of(onnxruntime.OnnxruntimeEngine(path, 2).infer(0, frames))
 
 
 def assert_same_rows(rows: np.ndarray, expected: np.ndarray) -> None:
@@ -114,7 +115,7 @@ def test_plain_export_with_a_fixed_batch_serves_any_batch(tmp_path, frames, expe
     model = graph.to_serving_graph(path, "fixed", None, tmp_path / "graph.onnx")
     assert model.shapes == ((SIDE, SIDE),)
     assert_same_rows(run(tmp_path / "graph.onnx", frames[:3]), expected[:3])
-    assert_same_rows(onnxruntime.PlainExport(path, graph.K, 2).infer(frames[:1]), expected[:1])
+    assert_same_rows(rows_of(onnxruntime.PlainExport(path, model, 2).infer(frames[:1])), expected[:1])
     with pytest.raises(WeightsError, match=r"exported for 160x160 only, not IMGSZ=320: export it again"):
         graph.to_serving_graph(path, "fixed", 320, tmp_path / "graph.onnx")
 
@@ -126,7 +127,7 @@ def test_plain_export_of_one_rectangle_is_served_at_it_alone(tmp_path):
         model = graph.to_serving_graph(plain, "fixed", imgsz, target, shapes)
         assert (model.imgsz, model.shapes) == (SIDE, ((96, SIDE),))
     frame = scenes.scene(0, SIDE, 96).image[None]
-    assert_same_rows(run(target, frame), pytorch.open_weights(DEMO_WEIGHTS, 2).infer(0, frame))
+    assert_same_rows(run(target, frame), rows_of(pytorch.open_weights(DEMO_WEIGHTS, 2).infer(0, frame)))
     with pytest.raises(WeightsError, match="exported for 96x160 only, not SHAPES=160x160: export it again"):
         graph.to_serving_graph(plain, "fixed", SIDE, target, ((SIDE, SIDE),))
     with pytest.raises(WeightsError, match="exported for 96x160 only, not IMGSZ=96: export it again"):
@@ -140,25 +141,28 @@ def test_size_that_is_no_multiple_of_the_stride_is_refused_with_the_nearest(tmp_
         export.to_plain_onnx(DEMO_WEIGHTS, 600, tmp_path)
 
 
-def test_export_with_nms_inside_or_an_end_to_end_head_is_refused(tmp_path, plain):
+def test_export_with_nms_inside_is_refused(tmp_path, plain):
     model = onnx.load(plain)
     for dim, size in zip(model.graph.output[0].type.tensor_type.shape.dim, (1, 300, 6), strict=True):
         dim.dim_value = size
     onnx.save(model, tmp_path / "nms.onnx")
-    with pytest.raises(WeightsError, match="export it with nms=False and without an end-to-end head") as error:
+    with pytest.raises(WeightsError, match=r"not the detect head .*: export it with nms=False") as error:
         graph.to_serving_graph(tmp_path / "nms.onnx", "x", None, tmp_path / "graph.onnx")
     assert str(tmp_path / "nms.onnx") in str(error.value)
 
 
-def test_other_tasks_are_refused_by_name_as_weights_and_as_export(tmp_path):
+def test_other_tasks_are_refused_by_name_as_weights_and_as_export(tmp_path, plain):
     from ultralytics import YOLO
 
-    YOLO("yolov8n-seg.yaml").save(tmp_path / "seg.pt")
-    with pytest.raises(WeightsError, match=r"seg\.pt is a segment model; this version serves detect models only"):
-        export.to_plain_onnx(tmp_path / "seg.pt", None, tmp_path_of(tmp_path))
-    path = exported(tmp_path, tmp_path / "seg.pt")
-    with pytest.raises(WeightsError, match=r"exported\.onnx is a segment model"):
-        graph.to_serving_graph(path, "x", None, tmp_path / "graph.onnx")
+    YOLO("yolo26n-sem.yaml").save(tmp_path / "sem.pt")
+    text = r" is a semantic model; served are detect, segment, pose, classify, obb"
+    with pytest.raises(WeightsError, match=rf"sem\.pt{text}"):
+        export.to_plain_onnx(tmp_path / "sem.pt", None, tmp_path_of(tmp_path))
+    model = onnx.load(plain)
+    next(fact for fact in model.metadata_props if fact.key == "task").value = "semantic"
+    onnx.save(model, tmp_path / "sem.onnx")
+    with pytest.raises(WeightsError, match=rf"sem\.onnx{text}"):
+        graph.to_serving_graph(tmp_path / "sem.onnx", "x", None, tmp_path / "graph.onnx")
 
 
 def test_onnx_of_somebody_else_is_refused(tmp_path):

@@ -16,7 +16,19 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from app.errors import EmptyBody, TooManyPixels, UndecodableImage, UnsupportedImage
-from app.images import KINDS, Placement, Preparation, decode, decode_near, letterbox, place, sniff, to_image
+from app.images import (
+    KINDS,
+    Placement,
+    Preparation,
+    crop,
+    decode,
+    decode_near,
+    letterbox,
+    place,
+    place_middle,
+    sniff,
+    to_image,
+)
 
 # app.images does so too, but pytest begins every test with filters of its own
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
@@ -430,3 +442,42 @@ def test_a_jpeg_goes_into_the_best_of_several_shapes(fast):
 def test_fast_decoding_limits_the_pixels_of_the_original():
     with pytest.raises(TooManyPixels, match="1001x753"):
         decode_near(save(LARGE, "JPEG"), 1001 * 753 - 1, 10)
+
+
+# For classify: the middle of the image
+
+
+@pytest.mark.parametrize("size", [(480, 640), (640, 480), (333, 517), (224, 224), (100, 90), (223, 225), (1355, 407)])
+@pytest.mark.parametrize("side", [64, 224])
+def test_the_middle_is_what_torchvision_s_resize_and_center_crop_give_a_pil_image(size, side):
+    image = np.random.default_rng(1).integers(0, 255, (*size, 3), np.uint8)
+    height, width = size
+    whole = (int(side * width / height), side) if height <= width else (side, int(side * height / width))
+    left, top = (round((each - side) / 2) for each in whole)
+    resized = Image.fromarray(image).resize(whole, Image.Resampling.BILINEAR)
+    placement = place_middle(height, width, side)
+    assert (placement.image, placement.frame) == (size, (side, side))
+    assert placement.resized == whole[::-1]
+    np.testing.assert_array_equal(crop(image, placement), resized.crop((left, top, left + side, top + side)))
+
+
+def test_the_middle_of_a_long_image_is_off_by_one_level_at_most():
+    image = np.random.default_rng(2).integers(0, 255, (40, 2000, 3), np.uint8)
+    resized = Image.fromarray(image).resize((3200, 64), Image.Resampling.BILINEAR).crop((1568, 0, 1632, 64))
+    found = crop(image, place_middle(40, 2000, 64))
+    assert np.abs(found.astype(int) - np.asarray(resized)).max() <= 1
+
+
+def test_the_middle_of_an_image_as_thin_as_a_hair_is_cut_out_without_making_the_rest():
+    """Resized whole it would have 224 x 50 million px."""
+    image = np.full((1, 1_000_000, 3), 7, np.uint8)
+    frame = crop(image, place_middle(1, 1_000_000, 224))
+    assert frame.shape == (224, 224, 3)
+    assert (frame == 7).all()
+
+
+def test_a_preparation_of_the_middle_is_that_of_any_image():
+    prepare = Preparation(64, 32, ((64, 64),), fast=True, max_pixels=10**6, middle=True)
+    placement, frame = prepare(cv2.imencode(".png", PIXELS[..., ::-1])[1].tobytes())
+    assert placement == place_middle(*PIXELS.shape[:2], 64)
+    np.testing.assert_array_equal(frame, crop(PIXELS, placement))

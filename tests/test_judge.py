@@ -8,9 +8,7 @@ import pytest
 
 from app import judge
 from app.datasets import Picture
-from app.model import ModelInfo
 
-MODEL = ModelInfo("pets", "detect", fakes.NAMES, stride=32, imgsz=64, shapes=None)
 SIZES = [(64, 64), (30, 60), (64, 64), (64, 64), (30, 60)]  # height, width; the second kind becomes 32x64
 
 
@@ -31,14 +29,14 @@ def reference(monkeypatch) -> list[list[int]]:
 
     def infer(frames):
         asked.append([int(frame[-20, 0, 0]) for frame in frames])
-        return np.repeat(fakes.ROWS[None], len(frames), axis=0)
+        return [(fakes.ROWS,)] * len(frames)
 
-    monkeypatch.setattr(judge, "_reference", lambda weights, threads: infer)
+    monkeypatch.setattr(judge, "_reference", lambda weights, model, threads: infer)
     return asked
 
 
 def judged(device: fakes.Device, batch: int, tmp_path):
-    return judge.figures(fakes.Backend(device), tmp_path, tmp_path / "w.pt", MODEL, "fp32", Pictures(), batch)
+    return judge.figures(fakes.Backend(device), tmp_path, tmp_path / "w.pt", fakes.MODEL, "fp32", Pictures(), batch)
 
 
 @pytest.mark.parametrize(("batch", "shapes"), [(2, [2, 1, 1, 1]), (8, [3, 1, 1]), (1, [1] * 5)])
@@ -65,7 +63,7 @@ SHAPES = ((64, 64), (32, 64))
 
 def test_every_image_goes_into_every_listed_shape_in_batches_and_alone(tmp_path, reference):
     device = fakes.Device(fakes.ROWS)
-    model = dataclasses.replace(MODEL, shapes=SHAPES)
+    model = dataclasses.replace(fakes.MODEL, shapes=SHAPES)
     figures = judge.figures(fakes.Backend(device), tmp_path, tmp_path / "w.pt", model, "fp32", Pictures(), 2)
     assert figures.images == 2 * len(SIZES)
     expected = [(2, 64, 64, 3), (1, 64, 64, 3), (1, 64, 64, 3), (1, 64, 64, 3)]  # together, one by one, the last
@@ -81,15 +79,15 @@ def test_one_shape_among_those_listed_that_is_off_shows_as_if_all_were(tmp_path,
 
     def infer(lane, frames, *, alone=False):
         off = np.float32([2, 0, 2, 0, 0, 0]) * (frames[0].shape[:2] == wrong)
-        return straight(lane, frames) + off
+        return [(rows + off,) for (rows,) in straight(lane, frames)]
 
     monkeypatch.setattr(device, "infer", infer)
-    model = dataclasses.replace(MODEL, shapes=(*SHAPES, (64, 32), (32, 32)))
+    model = dataclasses.replace(fakes.MODEL, shapes=(*SHAPES, (64, 32), (32, 32)))
     figures = judge.figures(fakes.Backend(device), tmp_path, tmp_path / "w.pt", model, "fp32", Pictures(), 2)
     assert figures.shift_px == 2
     assert figures.rows_agreement == 0
 
 
 def test_frames_are_letterboxed_as_they_are_served():
-    shapes = [frame.shape for _, _, frame in judge.frames(Pictures(), MODEL, None)]
+    shapes = [frame.shape for _, _, frame in judge.frames(Pictures(), fakes.MODEL, None)]
     assert shapes == [(64, 64, 3), (32, 64, 3), (64, 64, 3), (64, 64, 3), (32, 64, 3)]

@@ -9,6 +9,8 @@ from ultralytics.utils import metrics
 
 from app import images, parity
 from app.datasets import Picture
+from app.masks import Mask
+from app.model import ModelInfo
 from app.parity import CONF, TOP, Figures, Gate, Limits
 
 SEEN = 40  # boxes of a score worth seeing
@@ -37,9 +39,9 @@ def picture(rows: np.ndarray | None = None) -> Picture:
 
 
 def judged(*pairs: tuple[np.ndarray, np.ndarray], precision: str = "fp32", labels: bool = False) -> Figures:
-    gate = Gate(precision)
+    gate = Gate(precision, fakes.MODEL)
     for reference, engine in pairs:
-        gate.add(picture(reference[:SEEN] if labels else None), PLACEMENT, reference, engine)
+        gate.add(picture(reference[:SEEN] if labels else None), PLACEMENT, (reference,), (engine,))
     return gate.figures()
 
 
@@ -192,7 +194,7 @@ def test_mean_precision_is_that_of_ultralytics_validator():
     engine[::7, 5] = rng.integers(0, 5, len(engine[::7]))
     figures = judged((reference, engine), labels=True)
 
-    found = parity.results.select(engine, parity._ALL)
+    found = parity.results.select((engine,), parity._ALL, fakes.MODEL)
     truth = picture(reference[:SEEN])
     overlap = metrics.box_iou(torch.from_numpy(truth.boxes), torch.from_numpy(found.boxes))
     validator = type("V", (), {"iouv": torch.linspace(0.5, 0.95, 10)})
@@ -209,7 +211,8 @@ def test_boxes_are_matched_one_to_one():
     twice = np.repeat(some_rows()[:1], 2, axis=0)
     twice[1, 5] += 1  # NMS keeps it: another class
     both, ours, theirs = parity.difference(
-        parity.results.select(some_rows()[:1], parity.Thresholds()), parity.results.select(twice, parity.Thresholds())
+        parity.results.select((some_rows()[:1],), parity.Thresholds(), fakes.MODEL),
+        parity.results.select((twice,), parity.Thresholds(), fakes.MODEL),
     )
     assert (both, ours, theirs) == (1, 0, 1)
 
@@ -225,3 +228,90 @@ def test_the_figures_are_plain_numbers():
     figures = judged((some_rows(), moved(0.25)), labels=True).to_json()
     assert all(value is None or type(value) in (int, float) for value in figures.values())
     assert figures["box_px"] == pytest.approx(0.25, abs=1e-4)
+
+
+# Of the other tasks: what is in a box must be the same too
+
+
+def of_task(task: str, **facts: object) -> ModelInfo:
+    return dataclasses.replace(fakes.MODEL, task=task, **facts)
+
+
+def gate_of(model: ModelInfo, reference: tuple, engine: tuple) -> Figures:
+    gate = Gate("fp32", model)
+    gate.add(picture(), PLACEMENT, reference, engine)
+    return gate.figures()
+
+
+def with_masks(change: float = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose masks are the part of each box that is left of the middle, moved by `change` px."""
+    rows = some_rows()
+    middle = rows[:, [0, 2]].mean(1, keepdims=True)
+    ramp = np.stack([np.ones((160, 160)), np.broadcast_to(np.arange(160) * 4 + 1.5, (160, 160))]).astype(np.float32)
+    coefficients = np.concatenate([middle + change, -np.ones_like(middle)], 1)
+    return np.concatenate([rows, coefficients], 1).astype(np.float32), ramp
+
+
+def test_masks_that_are_the_same_agree():
+    figures = gate_of(of_task("segment"), with_masks(), with_masks())
+    assert (figures.agreement, figures.mask_iou, figures.keypoint_px) == (1, 1, None)
+    assert figures.shortcomings("fp32", LIMITS) == []
+
+
+def test_masks_that_are_not_the_same_do_not_agree_though_their_boxes_do():
+    figures = gate_of(of_task("segment"), with_masks(), with_masks(5))
+    assert figures.rows_agreement == 1
+    assert figures.agreement < 0.1
+    assert figures.shortcomings("int8", LIMITS)
+
+
+def test_overlap_of_masks_is_that_of_their_pixels():
+    one, other = Mask(np.ones((10, 20), np.uint8), 5, 7), Mask(np.ones((10, 20), np.uint8), 15, 12)
+    assert parity.mask_iou(one, other) == pytest.approx(50 / 350)
+    assert parity.mask_iou(other, one) == pytest.approx(50 / 350)
+    assert parity.mask_iou(one, dataclasses.replace(other, left=60)) == 0
+    assert parity.mask_iou(one, one) == 1
+
+
+def with_keypoints(change: float = 0, visible: float = 0.9) -> tuple[np.ndarray]:
+    rows = some_rows()
+    points = np.concatenate(
+        [rows[:, :2] + 5, np.full((100, 1), 0.9), rows[:, :2] + 15 + change, np.full((100, 1), visible)], 1
+    )
+    return (np.concatenate([rows, points], 1).astype(np.float32),)
+
+
+@pytest.mark.parametrize(("change", "visible", "agreement"), [(0, 0.9, 1), (1, 0.9, 1), (10, 0.9, 0), (10, 0.2, 1)])
+def test_keypoints_that_are_visible_must_be_where_the_reference_has_them(change, visible, agreement):
+    figures = gate_of(of_task("pose", kpt_shape=(2, 3)), with_keypoints(0, visible), with_keypoints(change, visible))
+    assert figures.agreement == agreement
+    assert figures.keypoint_px == pytest.approx(change if agreement and visible > 0.5 else 0, abs=1e-3) or not agreement
+
+
+def turned(angle: float = 0) -> tuple[np.ndarray]:
+    rows = some_rows()
+    rows[:, 2:4] -= rows[:, :2]
+    rows[:, 3] /= 2
+    return (np.concatenate([rows, np.full((100, 1), 0.3 + angle)], 1).astype(np.float32),)
+
+
+@pytest.mark.parametrize(("angle", "agreement"), [(0, 1), (0.02, 1), (0.5, 0)])
+def test_turned_boxes_must_be_turned_alike(angle, agreement):
+    figures = gate_of(of_task("obb"), turned(), turned(angle))
+    assert (figures.agreement, figures.boxes > 30) == (agreement, True)
+
+
+def test_classes_agree_where_the_likeliest_is_the_same():
+    model, probs = of_task("classify"), np.array([0.2, 0.5, 0.3], np.float32)
+    same = gate_of(model, (probs,), (probs + np.float32([0.001, -0.001, 0]),))
+    assert (same.boxes, same.agreement, same.invented, same.rows_agreement) == (1, 1, 0, 1)
+    assert same.shortcomings("fp32", LIMITS) == []
+    other = gate_of(model, (probs,), (probs[::-1] + np.float32([0.3, 0, 0]),))
+    assert (other.agreement, other.invented, other.rows_agreement) == (0, 1, 0)
+    assert other.shortcomings("int8", LIMITS)
+
+
+def test_of_several_shapes_the_worst_masks_and_keypoints_count():
+    some = [dataclasses.replace(fakes.FIGURES, mask_iou=iou, keypoint_px=px) for iou, px in ((0.9, 1.0), (0.8, 0.5))]
+    assert (parity.worst(some).mask_iou, parity.worst(some).keypoint_px) == (0.8, 1.0)
+    assert parity.worst([fakes.FIGURES] * 2).mask_iou is None

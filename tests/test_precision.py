@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import scenes
+from fakes import rows_of
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from app import export, graph, precision
@@ -59,11 +60,11 @@ def frames() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def expected(frames) -> np.ndarray:
-    return pytorch.open_weights(DEMO_WEIGHTS, 2).infer(0, frames)
+    return rows_of(pytorch.open_weights(DEMO_WEIGHTS, 2).infer(0, frames))
 
 
 def run(path: Path, frames: np.ndarray) -> np.ndarray:
-    return onnxruntime.OnnxruntimeEngine(path, 2).infer(0, frames)
+    return rows_of(onnxruntime.OnnxruntimeEngine(path, 2).infer(0, frames))
 
 
 def kinds_of(model: ModelProto) -> dict[str, int]:
@@ -266,7 +267,7 @@ def in_half(frames: np.ndarray) -> np.ndarray:
     )
     with torch.inference_mode():
         images = torch.from_numpy(frames).permute(0, 3, 1, 2).half() * (1 / 255)
-        return pytorch.select_rows(model(images)[0]).numpy()
+        return pytorch.select_rows(model(images)[0], len(scenes.NAMES)).numpy()
 
 
 # What TensorRT's parser takes: docs/operators.md of onnx-tensorrt 10.1, the operators that these graphs need

@@ -91,7 +91,7 @@ async def test_wide_image_gets_a_wide_frame(make, device):
     wide = cv2.imencode(".png", np.zeros((30, 100, 3), np.uint8))[1].tobytes()
     (prediction,) = await make().predict(wide, Thresholds(), soon(), ["fake"])
     assert device.shapes == [(1, 32, 64, 3)]
-    assert prediction.shape == (30, 100)
+    assert prediction.placement.image == (30, 100)
 
 
 async def test_prediction_times_every_stage(make, sample):

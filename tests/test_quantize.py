@@ -9,6 +9,7 @@ import onnx
 import openvino
 import pytest
 import scenes
+from fakes import MODEL, rows_of
 from onnx import numpy_helper
 
 from app import export, graph, precision, quantize
@@ -48,13 +49,13 @@ def initializers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def run(path: Path, frames: list[np.ndarray]) -> np.ndarray:
-    return onnxruntime.OnnxruntimeEngine(path, 2).infer(0, frames)
+    return rows_of(onnxruntime.OnnxruntimeEngine(path, 2).infer(0, frames))
 
 
 def assert_same_boxes(found: np.ndarray, expected: np.ndarray, *, px: float, score: float) -> None:
     """Sure boxes only: near the threshold either may have one more."""
     for rows, wanted in zip(found, expected, strict=True):
-        sure, offered = select(wanted, Thresholds(0.6)), select(rows, Thresholds(0.25))
+        sure, offered = select((wanted,), Thresholds(0.6), MODEL), select((rows,), Thresholds(0.25), MODEL)
         for box, label, its_score in zip(sure.boxes, sure.classes, sure.scores, strict=True):
             distance = np.abs(offered.boxes - box).max(1) + 1000 * (offered.classes != label)
             assert distance.min() < px

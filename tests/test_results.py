@@ -1,13 +1,20 @@
 """Rows -> detections, against Ultralytics' own NMS in torch."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 import torch
+from fakes import MODEL
+from ultralytics.utils.metrics import batch_probiou
+from ultralytics.utils.nms import TorchNMS, non_max_suppression
+from ultralytics.utils.ops import xywhr2xyxyxyxy
 
+from app import results
 from app.backends.pytorch import select_rows
-from app.results import Detections, K, Thresholds, candidates, nms, select
+from app.model import ModelInfo
+from app.results import Detections, K, Thresholds, candidates, nms
 
 THRESHOLDS = [
     Thresholds(conf, iou, max_det, classes, agnostic)
@@ -16,6 +23,11 @@ THRESHOLDS = [
         [(None, False), (None, True), ((0, 2), False), ((1,), True), ((77,), False)],
     )
 ]
+
+
+def select(rows: np.ndarray, thresholds: Thresholds) -> Detections:
+    """Of a detect model."""
+    return results.select((rows,), thresholds, MODEL)
 
 
 def head(seed: int) -> torch.Tensor:
@@ -51,7 +63,7 @@ def rows(*values: tuple[float, ...]) -> np.ndarray:
 def test_the_detections_are_ultralytics_own_to_the_bit_and_in_their_order(thresholds):
     for seed in range(4):
         raw = head(seed)
-        found = table(select(select_rows(raw)[0].numpy(), thresholds))
+        found = table(select(select_rows(raw, raw.shape[1] - 4)[0].numpy(), thresholds))
         assert np.array_equal(found, ultralytics(raw, thresholds)), seed
 
 
@@ -62,7 +74,7 @@ def test_the_heads_here_hold_overlaps_and_several_classes():
 
 
 def test_candidates_are_counted_as_a_comparison_of_every_score_would():
-    ordered = select_rows(head(3))[0].numpy()
+    ordered = select_rows(made := head(3), made.shape[1] - 4)[0].numpy()
     for conf in (0, 0.001, 0.25, 0.5, 1, *map(float, ordered[:40, 4])):
         assert candidates(ordered, conf) == np.count_nonzero(ordered[:, 4] > conf)
 
@@ -122,7 +134,7 @@ def test_the_same_box_twice_is_found_once_a_class():
 def test_boxes_without_an_area_stay_as_in_ultralytics():
     centre_sides_score = [(5, 5, 0, 0, 0.9), (90, 90, 0, 8, 0.8), (5, 5, 0, 0, 0.7), (50, 50, 9, 9, 0.6)]
     raw = torch.tensor(centre_sides_score).T[None]
-    found = table(select(select_rows(raw)[0].numpy(), Thresholds()))
+    found = table(select(select_rows(raw, raw.shape[1] - 4)[0].numpy(), Thresholds()))
     assert np.array_equal(found, ultralytics(raw, Thresholds()))
 
 
@@ -225,7 +237,115 @@ def test_nms_keeps_no_more_than_max_det_even_where_others_would_stay():
 
 
 def test_the_rows_are_left_as_they_were():
-    given = select_rows(head(1))[0].numpy()
+    given = select_rows(made := head(1), made.shape[1] - 4)[0].numpy()
     before = given.copy()
     select(given, Thresholds(conf=0.01, agnostic=False))
     assert np.array_equal(given, before)
+
+
+# Of the other tasks
+
+
+def turned(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Boxes [N, 5] cx cy w h angle in clusters."""
+    near = rng.integers(0, 8, count)
+    centres = rng.uniform(0, 640, (8, 2))[near] + rng.normal(0, 10, (count, 2))
+    sides = rng.uniform(8, 200, (8, 2))[near] * np.exp(rng.normal(0, 0.15, (count, 2)))
+    angles = rng.uniform(-np.pi / 4, 3 * np.pi / 4, (8, 1))[near] + rng.normal(0, 0.1, (count, 1))
+    return np.concatenate([centres, sides, angles], 1).astype(np.float32)
+
+
+def test_overlap_of_turned_boxes_is_that_of_ultralytics():
+    boxes = turned(np.random.default_rng(0), 200)
+    boxes[:3, 2:4] = 0
+    ours = results.probiou(boxes[:120], boxes)
+    np.testing.assert_allclose(ours, batch_probiou(boxes[:120], boxes).numpy(), atol=1e-3)
+    assert ours.dtype == np.float32
+    assert np.count_nonzero(ours > 0.7) > 200
+
+
+@pytest.mark.parametrize("iou", [0.7, 0.45, 0.1])
+def test_turned_boxes_that_stay_are_those_of_ultralytics(iou):
+    for seed in range(6):
+        boxes = turned(np.random.default_rng(seed), 200)
+        scores = torch.linspace(0.9, 0.1, len(boxes))
+        expected = TorchNMS.fast_nms(torch.from_numpy(boxes), scores, iou, iou_func=batch_probiou).tolist()
+        assert results.rotated_nms(boxes, iou, 300).tolist() == expected
+        assert results.rotated_nms(boxes, iou, 5).tolist() == expected[:5]
+        assert len(expected) < len(boxes)
+
+
+def test_no_turned_boxes_are_none():
+    assert results.rotated_nms(np.zeros((0, 5), np.float32), 0.7, 300).tolist() == []
+
+
+def test_corners_are_those_of_ultralytics_in_their_order():
+    boxes = turned(np.random.default_rng(3), 50)
+    np.testing.assert_allclose(results.corners(boxes), xywhr2xyxyxyxy(boxes), atol=1e-3)
+
+
+@pytest.mark.parametrize("classes", [None, (0, 2)])
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_detections_of_obb_are_those_of_ultralytics(classes, agnostic):
+    rng = np.random.default_rng(11)
+    boxes, scores = turned(rng, 300), rng.beta(0.4, 3, (300, 3)).astype(np.float32)
+    raw = torch.from_numpy(np.concatenate([boxes[:, :4], scores, boxes[:, 4:]], 1).T[None])
+    thresholds = Thresholds(0.1, 0.45, 300, classes, agnostic)
+    found = results.select((select_rows(raw, 3, centred=True)[0].numpy(),), thresholds, of_task("obb"))
+    (expected,) = non_max_suppression(raw.clone(), 0.1, 0.45, classes, agnostic, nc=3, rotated=True)
+    assert 5 < len(expected) < np.count_nonzero(scores.max(1) > 0.1)
+    assert np.array_equal(found.boxes, expected[:, [0, 1, 2, 3, 6]].numpy())
+    assert np.array_equal(found.scores, expected[:, 4].numpy())
+    assert found.classes.tolist() == expected[:, 5].tolist()
+
+
+def of_task(task: str, **facts: object) -> ModelInfo:
+    return dataclasses.replace(MODEL, task=task, **facts)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_keypoints_are_the_extras_of_the_rows_that_stay(dims):
+    given = np.concatenate(
+        [rows((0, 0, 9, 9, 0.9, 0), (0, 0, 9, 9, 0.8, 0), (30, 0, 39, 9, 0.7, 1)), np.zeros((3, 2 * dims))], 1
+    )
+    given[:, 6:] = np.arange(3 * 2 * dims).reshape(3, -1)
+    found = results.select((given.astype(np.float32),), Thresholds(), of_task("pose", kpt_shape=(2, dims)))
+    assert found.keypoints.shape == (2, 2, dims)
+    assert found.keypoints[1].ravel().tolist() == given[2, 6:].tolist()
+
+
+def test_rows_of_an_end_to_end_model_are_left_by_nms():
+    twice = rows((0, 0, 9, 9, 0.9, 0), (0, 0, 9, 9, 0.8, 0), (0, 0, 9, 9, 0.1, 0))
+    given = of_task("detect", end_to_end=True)
+    assert results.select((twice,), Thresholds(), given).scores.tolist() == pytest.approx([0.9, 0.8])
+    assert len(results.select((twice,), Thresholds(max_det=1), given)) == 1
+
+
+def test_classes_are_the_five_likeliest_whatever_the_thresholds():
+    probs = np.array([0.05, 0.4, 0.02, 0.3, 0.2, 0.03], np.float32)
+    found = results.select((probs,), Thresholds(conf=0.9, max_det=1, classes=(2,)), of_task("classify"))
+    assert (found.classes.tolist(), found.boxes.shape) == ([1, 3, 4, 0, 5], (5, 0))
+    assert len(results.select((probs[:2],), Thresholds(), of_task("classify"))) == 2
+
+
+def test_an_object_of_which_no_pixel_is_seen_is_not_found():
+    """As Ultralytics has it."""
+    protos = np.ones((2, 16, 16), np.float32)
+    given = np.concatenate([rows((4, 4, 20, 20, 0.9, 0), (30, 30, 50, 50, 0.8, 1)), [[-1, -1], [1, 1]]], 1).astype(
+        np.float32
+    )
+    found = results.select((given, protos), Thresholds(), of_task("segment"))
+    assert found.classes.tolist() == [1]
+    (mask,) = found.masks
+    assert (mask.left, mask.top, mask.pixels.shape) == (30, 30, (20, 20))
+    assert mask.pixels.all()
+
+
+@pytest.mark.parametrize("task", ["segment", "pose", "obb"])
+def test_nothing_found_is_nothing_of_every_kind(task):
+    extras = {"segment": 2, "pose": 6, "obb": 1}[task]
+    outputs = (np.zeros((7, 6 + extras), np.float32), np.zeros((2, 8, 8), np.float32))[: 2 if task == "segment" else 1]
+    found = results.select(outputs, Thresholds(), of_task(task, kpt_shape=(2, 3) if task == "pose" else None))
+    assert (len(found), len(found.boxes)) == (0, 0)
+    assert found.masks == ([] if task == "segment" else None)
+    assert found.keypoints is None or found.keypoints.shape == (0, 2, 3)

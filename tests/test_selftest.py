@@ -48,7 +48,9 @@ class Crooked:
         straight = engine.infer
         bend = lambda lane, frames: self.lane in (None, lane) and len(frames) > 1  # noqa: E731
         engine.infer = lambda lane, frames: (
-            self.rows(straight(lane, frames)) if bend(lane, frames) else straight(lane, frames)
+            [(rows,) for rows in self.rows(fakes.rows_of(straight(lane, frames)))]
+            if bend(lane, frames)
+            else straight(lane, frames)
         )
         return engine
 

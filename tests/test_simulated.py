@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from conftest import Live
+from fakes import MODEL, rows_of
 
 from app import __main__, backends
 from app.api.service import Service
@@ -109,15 +110,15 @@ def test_each_lane_tells_its_own_time(clock):
 
 def test_rows_are_the_same_whatever_the_images_the_lane_and_the_batch(clock):
     engine = SimulatedEngine(0, 0, 64, 2)
-    rows = engine.infer(0, [FRAME])
+    rows = rows_of(engine.infer(0, [FRAME]))
     assert (rows.shape, rows.dtype) == ((1, K, 6), np.float32)
-    others = engine.infer(1, [np.full_like(FRAME, 200)] * 3, alone=True)
+    others = rows_of(engine.infer(1, [np.full_like(FRAME, 200)] * 3, alone=True))
     assert others.shape == (3, K, 6)
     assert all(np.array_equal(each, rows[0]) for each in others)
 
 
 def test_rows_are_five_boxes_inside_the_frame_that_nms_keeps():
-    found = select(SimulatedEngine(0, 0, 640, 1).infer(0, [FRAME])[0], Thresholds())
+    found = select(SimulatedEngine(0, 0, 640, 1).infer(0, [FRAME])[0], Thresholds(), MODEL)
     assert len(found) == 5
     assert found.boxes.min() >= 0
     assert found.boxes.max() <= 640
@@ -152,7 +153,7 @@ def test_what_the_source_gives_is_loaded_with_its_times(clock):
     engine = backends.get("simulated").load(source.run(lambda _: None).folder, 3, 2)
     rows = engine.infer(2, [FRAME] * 4)
     assert engine.device_seconds(2) == pytest.approx(0.013)
-    assert rows[0, 0, 2] == pytest.approx(0.3 * 320)
+    assert rows[0][0][0, 2] == pytest.approx(0.3 * 320)
 
 
 def test_a_source_leaves_nothing_behind():

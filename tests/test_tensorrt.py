@@ -14,12 +14,14 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import cv2
+import fakes
 import numpy as np
 import onnx
 import pytest
 import scenes
 from cuda.bindings import runtime
 from cuda_standin import Cuda
+from fakes import rows_of
 from tensorrt_standin import NO_IMPLEMENTATION, VERSIONS, TensorRT
 
 from app import backends, builder, datasets, export, footprint, graph, images, precision, quantize, results, selftest
@@ -296,8 +298,8 @@ def test_onnx_weights_become_an_engine_of_one_shape(rig, order, tmp_path, frames
     built = builder.build(dataclasses.replace(order, weights=str(plain)), lambda _: None)
     assert built.manifest.model.shapes == ((SIDE, SIDE),)
     assert built.manifest.gate.figures.rows_agreement > 0.98
-    rows = rig.engine(built.folder).infer(0, frames[:2])
-    expected = onnxruntime.OnnxruntimeEngine(serving[0], 1).infer(0, frames[:2])
+    rows = rows_of(rig.engine(built.folder).infer(0, frames[:2]))
+    expected = rows_of(onnxruntime.OnnxruntimeEngine(serving[0], 1).infer(0, frames[:2]))
     np.testing.assert_allclose(rows[:, 0], expected[:, 0], atol=0.5)
 
 
@@ -342,7 +344,7 @@ def test_more_images_than_the_largest_batch_go_in_several(rig, built, frames):
 
 def test_rows_are_not_overwritten_by_the_next_batch(rig, built, frames):
     engine = rig.engine(built)
-    first = engine.infer(0, frames[:1])
+    ((first,),) = engine.infer(0, frames[:1])
     before = first.copy()
     engine.infer(0, frames[1:2])
     np.testing.assert_array_equal(first, before)
@@ -545,7 +547,7 @@ def reference() -> pytorch.PytorchEngine:
 
 
 def by_pytorch(frame: np.ndarray) -> np.ndarray:
-    return reference().infer(0, [frame])[0]
+    return reference().infer(0, [frame])[0][0]
 
 
 def of_shape(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -588,7 +590,7 @@ def test_every_shape_has_a_plan_of_its_own_with_the_rows_of_pytorch(rig, folder_
         for shape in SHAPES:
             frames = [of_shape(shape, seed + i) for i in range(BATCH)]
             for count in (1, 2, 3):
-                for rows, frame in zip(engine.infer(0, frames[:count]), frames, strict=False):
+                for (rows,), frame in zip(engine.infer(0, frames[:count]), frames, strict=False):
                     expected = by_pytorch(frame)
                     sure = np.count_nonzero(expected[:, 4] > 0.1)  # further down the order is noise
                     np.testing.assert_allclose(rows[:sure], expected[:sure], atol=1e-2)
@@ -660,13 +662,15 @@ def test_selftest_finds_shapes_lanes_and_graphs_at_peace(rig, folder_of, several
     assert [of_shape[0].shape[:2] for of_shape in frames] == list(SHAPES)
     engine = rig.engine(folder, lanes=2)
     alone = [[engine.infer(0, [frame])[0] for frame in of_shape] for of_shape in frames]
-    assert selftest._mixing(engine, frames, alone, BATCH) == selftest._lanes(engine, frames, alone) == "ok"
+    model = several[1]
+    assert selftest._mixing(engine, model, frames, alone, BATCH) == "ok"
+    assert selftest._lanes(engine, model, frames, alone) == "ok"
     engine.close()
-    assert selftest._graphs(folder, frames) == "ok"
+    assert selftest._graphs(folder, model, frames) == "ok"
     alone[1][2] = alone[1][3]
     engine = rig.engine(folder, lanes=2)
-    assert "gives" in selftest._mixing(engine, frames, alone, BATCH)
-    assert "gives" in selftest._lanes(engine, frames, alone)
+    assert "gives" in selftest._mixing(engine, model, frames, alone, BATCH)
+    assert "gives" in selftest._lanes(engine, model, frames, alone)
     engine.close()
 
 
@@ -694,8 +698,8 @@ def test_shapes_are_built_judged_and_served_with_the_boxes_of_pytorch(rig, wide)
         placement, frame = prepare(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
         seen.add(placement.frame)
         assert np.array_equal(frame, LetterBox(placement.frame, auto=False)(image=image))
-        found = results.select(deployed.engine.infer(1, [frame])[0], Thresholds())
-        expected = results.select(by_pytorch(frame), Thresholds())
+        found = results.select(deployed.engine.infer(1, [frame])[0], Thresholds(), fakes.MODEL)
+        expected = results.select((by_pytorch(frame),), Thresholds(), fakes.MODEL)
         assert found.classes.tolist() == expected.classes.tolist()
         boxes = [images.to_image(each.boxes, placement) for each in (found, expected)]
         np.testing.assert_allclose(*boxes, atol=0.1)
@@ -857,8 +861,8 @@ def test_engine_by_ultralytics_gives_the_rows_of_the_weights(rig, exported, orde
     assert built.manifest.gate.figures is None
     assert built.manifest.fingerprint.precision == ("fp16" if kind.get("half") else "fp32")
     engine = rig.engine(built.folder)
-    rows = engine.infer(0, frames)
-    expected = onnxruntime.OnnxruntimeEngine(serving[0], 1).infer(0, frames)
+    rows = rows_of(engine.infer(0, frames))
+    expected = rows_of(onnxruntime.OnnxruntimeEngine(serving[0], 1).infer(0, frames))
     tolerance = 0.2 if kind.get("half") else 1e-2
     np.testing.assert_allclose(rows[:, :5], expected[:, :5], atol=tolerance)
     assert (expected[:, 0, 4] > 0.5).all()
@@ -917,7 +921,7 @@ def test_engine_by_ultralytics_that_is_not_square_is_served_as_it_is(rig, export
     assert (built.manifest.model.imgsz, built.manifest.model.shapes) == (160, ((96, 160),))
     frame = scenes.scene(1, 160, 96).image
     rows = deploy(Builder(dataclasses.replace(order, weights=str(path), shapes=shapes)), lambda _: None, **DEFAULTS)
-    np.testing.assert_allclose(rows.engine.infer(0, [frame])[0, :5], by_pytorch(frame)[:5], atol=1e-2)
+    np.testing.assert_allclose(rows.engine.infer(0, [frame])[0][0][:5], by_pytorch(frame)[:5], atol=1e-2)
     with pytest.raises(EngineFailed, match="no plan for frames of 160x160, only for 96x160"):
         rows.engine.infer(0, [np.zeros((160, 160, 3), np.uint8)])
 
@@ -927,3 +931,29 @@ def test_engine_file_without_a_header_is_refused(rig, order, tmp_path):
     path.write_bytes(b"\xff\xff\xff\x7fplan")
     with pytest.raises(WeightsError, match="is not an engine by Ultralytics"):
         builder.build(dataclasses.replace(order, weights=str(path)), lambda _: None)
+
+
+# Two outputs: segment
+
+
+def test_every_output_of_every_image_comes_back_in_batches_of_any_size(rig, recipe, graft, tmp_path, frames):
+    segment = graft("segment")
+    (folder := tmp_path / "segment").mkdir()
+    plain = export.to_plain_onnx(segment.plain, SIDE, folder, static=True)
+    model = graph.to_serving_graph(plain, "segment", SIDE, folder / "graph.onnx")
+    made = recipe(graphs=[folder / "graph.onnx"], model=model, precision="fp32")
+    rig.backend.build(made)
+    engine = rig.engine(made.folder, lanes=2)
+    reference = onnxruntime.OnnxruntimeEngine(folder / "graph.onnx", 1)
+    assert engine.captured
+    for count in (1, 2, 3, 5):
+        found = engine.infer(count % 2, frames[:count])
+        assert [[output.shape for output in outputs] for outputs in found] == [[(525, 38), (32, 40, 40)]] * count
+        for (rows, protos), (expected, prototypes) in zip(found, reference.infer(0, frames[:count]), strict=True):
+            sure = np.count_nonzero(expected[:, 4] > 0.05)  # further down the order is noise
+            np.testing.assert_allclose(rows[:sure], expected[:sure], atol=1e-2)
+            np.testing.assert_allclose(protos, prototypes, atol=1e-3)
+    kept = [output.copy() for output in found[0]]
+    engine.infer(1, frames[3:4])
+    assert all(np.array_equal(*pair) for pair in zip(kept, found[0], strict=True))
+    engine.close()

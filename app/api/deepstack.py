@@ -16,7 +16,7 @@ from app import __version__
 from app.api import source
 from app.api.body import Form, read_form
 from app.api.docs import ERRORS
-from app.api.door import arrival, door, predict, respond, spoken
+from app.api.door import arrival, door, predict, require_boxes, respond, spoken
 from app.api.errors import explain_validation
 from app.api.exchange import Exchange
 from app.api.keys import described, require_key
@@ -24,7 +24,7 @@ from app.api.service import Service
 from app.errors import EmptyBody, NotFound, YolopardError
 from app.model import ModelInfo
 from app.predictor import Prediction
-from app.results import Thresholds
+from app.results import Thresholds, upright
 
 PROTOCOL = "deepstack"
 MOST = 20  # boxes
@@ -111,7 +111,7 @@ def _vision(service: Service) -> APIRouter:
             raise EmptyBody("there is no image: send it as the form's part 'image'")
         image = source.from_base64(fields.image.encode()) if form.file is None else form.file
         predictions = await predict(service, request, [image], Thresholds(fields.min_confidence, IOU, MOST))
-        return respond(
+        return await respond(
             service,
             predictions,
             lambda: _to_json(service, predictions[0], started) | {"requestId": Exchange.of(request.scope).request_id},
@@ -136,6 +136,7 @@ def _parse(form: Form) -> DetectionForm:
 
 
 def _require_model(name: str, model: ModelInfo) -> None:
+    require_boxes(model)
     if name not in (model.name, GENERAL):
         raise NotFound(f"there is no model {name!r} here; there is {model.name}")
 
@@ -150,7 +151,7 @@ def _to_json(service: Service, prediction: Prediction, started: float) -> dict[s
             **{side: round(value) for side, value in zip(("x_min", "y_min", "x_max", "y_max"), box, strict=True)},
         }
         for class_id, score, box in zip(
-            found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
+            found.classes.tolist(), found.scores.tolist(), upright(found.boxes).tolist(), strict=True
         )
     ]
     labels = ", ".join(each["label"] for each in predictions)

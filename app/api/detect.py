@@ -1,4 +1,4 @@
-"""POST /v1/detect: images in, boxes out, in the JSON of Ultralytics' hosted API."""
+"""POST /v1/predict: images in, what is on them out, in the JSON of Ultralytics' hosted API. /v1/detect is the same."""
 
 import time
 from functools import lru_cache
@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import QueryParams
 
-from app.api.answer import server_timing, to_json
+from app.api.answer import Wording, server_timing, to_json
 from app.api.body import read_images
 from app.api.docs import ERRORS
 from app.api.door import arrival, compare, door, encoding, respond
@@ -22,22 +22,35 @@ from app.model import ModelInfo
 from app.predictor import Prediction, Predictor
 from app.results import Thresholds
 
-_EXAMPLE = {
-    "images": [
-        {
-            "shape": [480, 640],
-            "results": [
+_FOUND = {"name": "red circle", "class": 0, "confidence": 0.94213}
+_BOX = {"box": {"x1": 101.52, "y1": 52.25, "x2": 180.03, "y2": 131.87}}
+_RESULTS: dict[str, dict[str, Any]] = {
+    "detect": _FOUND | _BOX,
+    "segment": _FOUND | _BOX | {"segments": {"x": [102.0, 141.0, 179.0, 140.0], "y": [92.0, 53.0, 91.0, 131.0]}},
+    "segment, masks=rle": _FOUND | _BOX | {"mask": {"size": [480, 640], "counts": "hT_14f>4L4M2N2"}},
+    "pose": _FOUND | _BOX | {"keypoints": {"x": [121.4, 160.2], "y": [80.1, 81.3], "visible": [0.98, 0.91]}},
+    "classify": _FOUND,
+    "obb": _FOUND | {"box": {"x1": 180, "y1": 91, "x2": 140, "y2": 52, "x3": 101, "y3": 92, "x4": 141, "y4": 131}},
+}
+_EXAMPLES = {
+    task: {
+        "value": {
+            "images": [
                 {
-                    "name": "red circle",
-                    "class": 0,
-                    "confidence": 0.94213,
-                    "box": {"x1": 101.52, "y1": 52.25, "x2": 180.03, "y2": 131.87},
+                    "shape": [480, 640],
+                    "results": [result],
+                    "speed": {"preprocess": 2.1, "inference": 38.4, "postprocess": 0.3},
                 }
             ],
-            "speed": {"preprocess": 2.1, "inference": 38.4, "postprocess": 0.3},
+            "metadata": {
+                "imageCount": 1,
+                "functionTimeCall": 0.043,
+                "model": f"yolov8n-{task.partition(',')[0]}",
+                "version": {"yolopard": "0.1.0"},
+            },
         }
-    ],
-    "metadata": {"imageCount": 1, "functionTimeCall": 0.043, "model": "yolov8n-demo", "version": {"yolopard": "0.1.0"}},
+    }
+    for task, result in _RESULTS.items()
 }
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
 _FILES = {
@@ -55,8 +68,8 @@ _OPENAPI = {
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Boxes, or a picture",
-        "content": {"application/json": {"example": _EXAMPLE}, "image/jpeg": _IMAGE},
+        "description": "What was found, or a picture",
+        "content": {"application/json": {"examples": _EXAMPLES}, "image/jpeg": _IMAGE},
     }
 }
 
@@ -81,8 +94,11 @@ class Wanted(BaseModel):
 
 
 class DetectQuery(Wanted):
-    """The query of /v1/detect."""
+    """The query of /v1/predict."""
 
+    masks: Literal["polygon", "rle"] = Field(
+        "polygon", description="of segment models: outlines, or rle = COCO's compressed run lengths"
+    )
     engine: str | None = Field(None, description="which engine is asked, where COMPARE has a second one run")
     compare: bool = Field(False, description="every engine is asked, and their differences are told")
     format: Literal["json", "image"] = Field("json", description="image = a JPEG, or PNG after Accept, with the boxes")
@@ -132,8 +148,15 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["detect"], route_class=door(service, "v1", given=given))
 
     @router.post(
+        "/v1/predict",
+        summary="What is on the images in the body",
+        responses=_RESPONSES | ERRORS,
+        openapi_extra=_OPENAPI,
+        dependencies=described(service.settings.api_keys),
+    )
+    @router.post(
         "/v1/detect",
-        summary="Boxes of the images in the body",
+        summary="The same as /v1/predict",
         responses=_RESPONSES | ERRORS,
         openapi_extra=_OPENAPI,
         dependencies=described(service.settings.api_keys),
@@ -151,7 +174,8 @@ def routes(service: Service) -> APIRouter:
         compared = await compare(service, request, files, thresholds, engines, shadowed=shadowed)
         predictions = [answers[0] for answers in compared]
         if query.format == "json":
-            return respond(service, predictions, lambda: to_json(service, compared, started))
+            wording = Wording(rle=query.masks == "rle")
+            return await respond(service, predictions, lambda: to_json(service, compared, started, wording))
         with encoding(service, engines[0]):
             response = await _picture(predictor, files[0], predictions[0], request.headers.get("accept", ""))
         response.headers["Server-Timing"] = server_timing(predictions)

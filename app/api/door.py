@@ -20,7 +20,8 @@ from app.api.errors import Shape, native
 from app.api.exchange import Exchange
 from app.api.keys import require_key
 from app.api.service import Service
-from app.errors import BadParameter, DeadlineExceeded, YolopardError
+from app.errors import BadParameter, DeadlineExceeded, Unsupported, YolopardError
+from app.model import ModelInfo
 from app.predictor import Prediction
 from app.results import Thresholds
 
@@ -145,6 +146,12 @@ async def _all(
             task.cancel()
 
 
+def require_boxes(model: ModelInfo) -> None:
+    """For protocols that tell boxes and nothing else. Raises Unsupported."""
+    if model.task == "classify":
+        raise Unsupported(f"{model.name} is a classify model, which finds no boxes: ask POST /v1/predict")
+
+
 @contextmanager
 def encoding(service: Service, engine: str) -> Iterator[None]:
     """Counted as the stage "encode"."""
@@ -154,8 +161,13 @@ def encoding(service: Service, engine: str) -> Iterator[None]:
     service.metrics.stage_seconds.labels(service.predictor.model.name, engine, "encode").observe(seconds)
 
 
-def respond(service: Service, predictions: list[Prediction], content: Callable[[], Any]) -> Response:
-    """The JSON that `content` makes of the predictions."""
+async def respond(service: Service, predictions: list[Prediction], content: Callable[[], Any]) -> Response:
+    """The JSON that `content` makes of the predictions; of masks on a thread, as their outlines take long."""
+
+    def write() -> bytes:
+        return orjson.dumps(content())
+
+    predictor = service.predictor
     with encoding(service, predictions[0].engine):
-        body = orjson.dumps(content())
+        body = await predictor.finish(write) if predictor.model.task == "segment" else write()
     return Response(body, headers={"Server-Timing": server_timing(predictions)}, media_type="application/json")

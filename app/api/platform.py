@@ -11,17 +11,17 @@ from fastapi.responses import Response
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from app.api import source
-from app.api.answer import to_json
+from app.api.answer import Wording, to_json
 from app.api.body import Form, read_form
 from app.api.docs import ERRORS
-from app.api.door import arrival, door, predict, respond
+from app.api.door import arrival, door, predict, require_boxes, respond
 from app.api.errors import explain_validation
 from app.api.keys import described
 from app.api.service import Service
 from app.errors import EmptyBody, NotFound, YolopardError
 from app.model import ModelInfo
 from app.predictor import Prediction
-from app.results import Thresholds
+from app.results import Thresholds, upright
 
 PROTOCOL = "platform"
 _OLD = {"image", "url", "size", "confidence"}
@@ -82,13 +82,18 @@ def routes(service: Service) -> APIRouter:
         started = time.perf_counter()
         form, fields, image = await arrival(request, _read(request))
         _require_model(model or fields.model.rstrip("/").rpartition("/")[2], service.predictor.model)
+        old = hub and bool(_OLD & {*form.fields, form.file_name})
+        if old:
+            require_boxes(service.predictor.model)
         predictions = await predict(service, request, [image], Thresholds(fields.conf, fields.iou))
-        if hub and _OLD & {*form.fields, form.file_name}:
-            return respond(service, predictions, lambda: _old_json(predictions[0], service.predictor.model))
-        return respond(
+        if old:
+            return await respond(service, predictions, lambda: _old_json(predictions[0], service.predictor.model))
+        return await respond(
             service,
             predictions,
-            lambda: to_json(service, [predictions], started, decimals=fields.decimals, normalize=fields.normalize),
+            lambda: to_json(
+                service, [predictions], started, Wording(decimals=fields.decimals, normalize=fields.normalize)
+            ),
         )
 
     async def _read(request: Request) -> tuple[Form, PredictForm, bytes]:
@@ -134,7 +139,7 @@ def _require_model(name: str, model: ModelInfo) -> None:
 
 def _old_json(prediction: Prediction, model: ModelInfo) -> dict[str, Any]:
     found, (height, width) = prediction.detections, prediction.shape
-    shares = (found.boxes / (width, height, width, height)).tolist()
+    shares = (upright(found.boxes) / (width, height, width, height)).tolist()
     return {
         "success": True,
         "message": "Inference complete.",

@@ -15,7 +15,7 @@ from app.api import source
 from app.api.body import Form, read_body, read_form
 from app.api.detect import class_id
 from app.api.docs import ERRORS
-from app.api.door import arrival, door, predict, respond, spoken
+from app.api.door import arrival, door, predict, require_boxes, respond, spoken
 from app.api.errors import explain_validation
 from app.api.exchange import Exchange
 from app.api.keys import described, require_key
@@ -24,7 +24,7 @@ from app.errors import EmptyBody, MalformedBody, NotFound, TooManyFiles, Yolopar
 from app.images import KINDS, sniff
 from app.model import ModelInfo
 from app.predictor import Prediction
-from app.results import Thresholds
+from app.results import Thresholds, upright
 
 PROTOCOL = "roboflow"
 ALIASES = {  # what inference_sdk makes of "yolov8n-640" and the like before it asks
@@ -157,7 +157,7 @@ def _inference(service: Service) -> APIRouter:
         if asked.visualize_predictions:
             for answer, data, prediction in zip(answers, files, predictions, strict=True):
                 answer["visualization"] = base64.b64encode(await predictor.draw(data, prediction, "jpeg")).decode()
-        return respond(service, predictions, lambda: answers if isinstance(asked.image, list) else answers[0])
+        return await respond(service, predictions, lambda: answers if isinstance(asked.image, list) else answers[0])
 
     async def _load(image: Image) -> bytes:
         if image.type == "base64":
@@ -176,7 +176,7 @@ def _inference(service: Service) -> APIRouter:
         predictions = await predict(service, request, [data], thresholds)
         if asked.format == "image":
             return Response(await predictor.draw(data, predictions[0], "jpeg"), media_type="image/jpeg")
-        return respond(service, predictions, lambda: _to_json(request, predictions[0], predictor.model, started))
+        return await respond(service, predictions, lambda: _to_json(request, predictions[0], predictor.model, started))
 
     async def _read(request: Request, url: str) -> bytes:
         """Base64 whatever the Content-Type says, or a form's file, or the image itself."""
@@ -210,6 +210,7 @@ def _parse_query(request: Request) -> Snippet:
 
 
 def _require_model(name: str, model: ModelInfo) -> None:
+    require_boxes(model)
     if name not in model_ids(model):
         raise NotFound(f"there is no model {name!r} here; there is {' or '.join(model_ids(model))}")
 
@@ -233,7 +234,7 @@ def _to_json(request: Request, prediction: Prediction, model: ModelInfo, started
                 "detection_id": str(uuid.uuid4()),
             }
             for label, score, (x1, y1, x2, y2) in zip(
-                found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
+                found.classes.tolist(), found.scores.tolist(), upright(found.boxes).tolist(), strict=True
             )
         ],
     }

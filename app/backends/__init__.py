@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from app.errors import BackendUnavailable
 from app.images import Pixels
 from app.model import ModelInfo, Shape
+from app.results import Outputs
 
 PREFERRED = ("tensorrt", "openvino", "onnxruntime", "pytorch")  # for BACKEND=auto; the first that is available
 
@@ -19,8 +17,8 @@ PREFERRED = ("tensorrt", "openvino", "onnxruntime", "pytorch")  # for BACKEND=au
 class Engine(Protocol):
     """A loaded engine. `infer` is called from `lanes` threads at a time, each with its own lane number."""
 
-    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> NDArray[np.float32]:
-        """N frames, uint8 [H, W, 3] RGB of one shape -> rows, float32 [n, K, 6] (app/graph.py).
+    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
+        """N frames, uint8 [H, W, 3] RGB of one shape -> the outputs of each, in the graph's order (app/graph.py).
 
         `alone` tells that no other batch runs or waits: all cores may work on this one.
         """

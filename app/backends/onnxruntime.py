@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from app import machine, results
 from app.backends import Recipe
 from app.images import Pixels
+from app.model import ModelInfo
+from app.results import K, Outputs
 
 PRECISIONS = ("fp32", "fp16", "int8")
 LANES = 1
@@ -67,8 +68,8 @@ class OnnxruntimeEngine:
     def __init__(self, path: Path, threads: int) -> None:
         self._session = session(path, threads)
 
-    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> NDArray[np.float32]:
-        return np.asarray(self._session.run(["rows"], {"images": np.stack(frames)})[0])
+    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
+        return list(zip(*self._session.run(None, {"images": np.stack(frames)}), strict=True))
 
     def device_seconds(self, lane: int) -> float | None:
         return None
@@ -80,19 +81,21 @@ class OnnxruntimeEngine:
 class PlainExport:
     """A plain Ultralytics export run as it is: the reference for .onnx weights. The rows are picked in numpy."""
 
-    def __init__(self, path: Path, rows: int, threads: int) -> None:
+    def __init__(self, path: Path, model: ModelInfo, threads: int) -> None:
         self._session = session(path, threads)
-        self._rows = rows
+        self._model = model
 
-    def infer(self, frames: Sequence[Pixels]) -> NDArray[np.float32]:
+    def infer(self, frames: Sequence[Pixels]) -> list[Outputs]:
         """As Engine.infer; the images go one by one, repeated where the export has a fixed batch."""
-        return np.stack([self._one(frame) for frame in frames])
+        return [self._one(frame) for frame in frames]
 
-    def _one(self, frame: Pixels) -> NDArray[np.float32]:
-        source = self._session.get_inputs()[0]
+    def _one(self, frame: Pixels) -> Outputs:
+        source, model = self._session.get_inputs()[0], self._model
         batch = source.shape[0] if isinstance(source.shape[0], int) else 1
         kind = np.float16 if source.type == "tensor(float16)" else np.float32
         pixels = np.repeat((frame.transpose(2, 0, 1)[None] / 255).astype(kind), batch, axis=0)
-        head = np.asarray(self._session.run(None, {source.name: pixels})[0], np.float32)[0]
-        rows: NDArray[np.float32] = results.from_head(head[None], self._rows)[0]
-        return rows
+        found = self._session.run(None, {source.name: pixels})
+        first, *others = (np.asarray(output, np.float32)[0] for output in found)
+        if model.task != "classify" and not model.end_to_end:
+            first = results.from_head(first[None], K, len(model.names), centred=model.task == "obb")[0]
+        return first, *others

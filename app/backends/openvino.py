@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import openvino
-from numpy.typing import NDArray
 
 from app import machine
 from app.backends import Recipe
 from app.backends.shapes import Shapes
 from app.images import Pixels
 from app.model import spell, unspell
+from app.results import Outputs
 
 PRECISIONS = ("fp32", "int8")
 LANES = None
@@ -66,7 +66,7 @@ class OpenvinoEngine:
         quantized = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
         self._shapes = Shapes(self._compile, listed) if quantized else None
 
-    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> NDArray[np.float32]:
+    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
         compiled = self._any
         if self._shapes and len(frames) == 1:
             compiled = self._shapes.get(frames[0].shape) or compiled
@@ -108,7 +108,8 @@ class Compiled:
         self._of_lane = requests(lanes)
         self._alone = requests(1)[0] if lanes > 1 else self._of_lane[0]
 
-    def infer(self, lane: int, frames: Sequence[Pixels], alone: bool) -> NDArray[np.float32]:
+    def infer(self, lane: int, frames: Sequence[Pixels], alone: bool) -> list[Outputs]:
         request = self._alone if alone else self._of_lane[lane]
         batch = frames[0][None] if len(frames) == 1 else np.stack(frames)
-        return np.array(request.infer({"images": batch}, share_inputs=True, share_outputs=True)["rows"])
+        found = request.infer({"images": batch}, share_inputs=True, share_outputs=True)
+        return list(zip(*(np.array(output) for output in found.values()), strict=True))  # the next batch writes there

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from app import machine
 from app.backends import Recipe
 from app.errors import WeightsError
 from app.export import load_module
 from app.images import Pixels
-from app.results import K
+from app.results import K, Outputs
 
 PRECISIONS = ("fp32", "fp16") if torch.cuda.is_available() else ("fp32",)
 LANES = 1
@@ -66,14 +65,27 @@ class PytorchEngine:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype = torch.float16 if half else torch.float32
         self._module = module.to(self._device, self._dtype)
+        head = list(module.model)[-1]  # type: ignore[arg-type]
+        self._head, self._classes = type(head).__name__, len(module.names)  # type: ignore[arg-type]
+        self._end_to_end = bool(getattr(head, "end2end", False))
 
-    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> NDArray[np.float32]:
-        return np.concatenate([self._infer(frames[i : i + MOST]) for i in range(0, len(frames), MOST)])
+    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
+        return [outputs for i in range(0, len(frames), MOST) for outputs in self._infer(frames[i : i + MOST])]
 
-    def _infer(self, frames: Sequence[Pixels]) -> NDArray[np.float32]:
+    def _infer(self, frames: Sequence[Pixels]) -> list[Outputs]:
         with torch.inference_mode():
             pixels = torch.from_numpy(np.stack(frames)).to(self._device).permute(0, 3, 1, 2).to(self._dtype) / 255
-            return select_rows(self._module(pixels)[0].float()).cpu().numpy()
+            found = self._serving(self._module(pixels)[0])
+            return list(zip(*(output.float().cpu().numpy() for output in found), strict=True))
+
+    def _serving(self, found: Any) -> tuple[torch.Tensor, ...]:
+        """The head's own output -> those of the serving graph."""
+        if self._head == "Classify":
+            return (found,)
+        first, *protos = found if isinstance(found, tuple) else (found,)
+        if not self._end_to_end:
+            first = select_rows(first.float(), self._classes, centred=self._head.startswith("OBB"))
+        return first, *protos
 
     def device_seconds(self, lane: int) -> float | None:
         return None
@@ -82,11 +94,13 @@ class PytorchEngine:
         del self._module
 
 
-def select_rows(head: torch.Tensor) -> torch.Tensor:
-    """Raw head float32 [B, 4 + nc, A], cx cy w h and class scores -> rows [B, K, 6]."""
-    best, label = head[:, 4:].max(1)
+def select_rows(head: torch.Tensor, classes: int, *, centred: bool = False) -> torch.Tensor:
+    """Raw head float32 [B, 4 + nc + E, A], cx cy w h, class scores and extras -> rows [B, K, 6 + E]; boxes stay as they
+    are if `centred`.
+    """
+    best, label = head[:, 4 : 4 + classes].max(1)
     score, anchor = best.topk(min(K, best.shape[1]), dim=1)
-    box = head[:, :4].transpose(1, 2).gather(1, anchor.unsqueeze(-1).expand(-1, -1, 4))
-    centre, half = box[..., :2], box[..., 2:] / 2
-    columns = (score.unsqueeze(-1), label.gather(1, anchor).unsqueeze(-1).float())
-    return torch.cat((centre - half, centre + half, *columns), -1)
+    picked = head.transpose(1, 2).gather(1, anchor.unsqueeze(-1).expand(-1, -1, head.shape[1]))
+    centre, half, extras = picked[..., :2], picked[..., 2:4] / 2, picked[..., 4 + classes :]
+    box = (picked[..., :4],) if centred else (centre - half, centre + half)
+    return torch.cat((*box, score.unsqueeze(-1), label.gather(1, anchor).unsqueeze(-1).float(), extras), -1)

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.backends import Recipe
 from app.errors import BuildFailed
 from app.images import Pixels
 from app.model import ModelInfo, Shape, spell
 from app.progress import Progress, Report
-from app.results import K
+from app.results import K, Outputs
 from app.store import Built, Fingerprint, Manifest, Verdict
 
 NAME = "simulated"
@@ -103,13 +102,13 @@ class SimulatedEngine:
         self._free_at = 0.0
         self._device = threading.Lock()
 
-    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> NDArray[np.float32]:
+    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
         seconds = self._seconds[lane] = self._a + self._b * len(frames)
         with self._device:
             self._free_at = ends = max(self._free_at, time.perf_counter()) + seconds
         if (wait := ends - time.perf_counter()) > 0:
             time.sleep(wait)
-        return np.broadcast_to(self._rows, (len(frames), *self._rows.shape))
+        return [(self._rows,)] * len(frames)
 
     def device_seconds(self, lane: int) -> float | None:
         return self._seconds[lane]

@@ -1,8 +1,8 @@
 """A TensorRT engine at work: one or more plans, each for one shape of frame, and lanes with a stream, buffers, and an
 execution context for each shape and size of batch.
 
-Serves plans of our own (uint8 frames in, rows out) and those of `yolo export format=engine` (NCHW in 0..1 in, raw head
-out).
+Serves plans of our own (uint8 frames in, a serving graph's outputs out) and, of detect, those of `yolo export
+format=engine` (NCHW in 0..1 in, raw head out).
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from app.backends.cuda import DeviceMemory, Event, Graph, PinnedMemory, Stream
 from app.errors import EngineFailed, SettingsError, WeightsError
 from app.images import Pixels
 from app.model import ModelInfo, Shape, spell
+from app.results import Outputs
 
 log = logging.getLogger("yolopard.tensorrt")
 
@@ -49,7 +50,9 @@ def describe(path: Path, name: str, imgsz: int | None, shapes: tuple[Shape, ...]
         raise WeightsError(f"{path} is not an engine by Ultralytics: its header lacks {', '.join(sorted(missing))}")
     assert header is not None
     if header["task"] != "detect":
-        raise WeightsError(f"{path} is a {header['task']} engine; this version serves detect models only")
+        raise WeightsError(
+            f"{path} is a {header['task']} engine; of Ultralytics' own only those of detect are served: give the .pt"
+        )
     height, width = map(int, header["imgsz"])
     own, side = (height, width), max(height, width)
     if shapes not in (None, (own,)) or imgsz not in (None, side):
@@ -91,7 +94,7 @@ class Layout:
     """What goes into an engine and what comes out of it."""
 
     source: Tensor
-    target: Tensor
+    targets: tuple[Tensor, ...]
     least: int  # images in the smallest batch
     most: int  # and in the largest
 
@@ -104,8 +107,8 @@ class Layout:
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if name not in inputs]
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise EngineFailed(f"the engine has the tensors {names}; a detect engine has one input and one output")
+        if len(inputs) != 1:
+            raise EngineFailed(f"the engine has the tensors {names}; one input is expected")
         batch, *sides = tuple(engine.get_tensor_shape(inputs[0]))
         frame = tuple(size if size > 0 else own for size, own in zip(sides, (3, *shape), strict=True))
         least = most = batch
@@ -114,14 +117,19 @@ class Layout:
         allowed(context.set_input_shape(inputs[0], (most, *frame)), f"frames {frame}")
         if missing := context.infer_shapes():
             raise EngineFailed(f"the engine leaves the shape of {missing} open")
-        rows = tuple(context.get_tensor_shape(outputs[0]))[1:]
-        if min(rows, default=-1) < 0:
-            raise EngineFailed(f"the shape of {outputs[0]} depends on the image; export with nms=False")
-        kinds = [_DTYPES.get(int(engine.get_tensor_dtype(name))) for name in (inputs[0], outputs[0])]
-        if None in kinds:
-            raise EngineFailed("the engine's tensors are neither uint8, FP32 nor FP16")
-        source, target = Tensor(inputs[0], kinds[0], frame), Tensor(outputs[0], kinds[1], rows)  # type: ignore[arg-type]
-        return cls(source, target, least, most)
+        shapes = {name: tuple(context.get_tensor_shape(name))[1:] for name in outputs} | {inputs[0]: frame}
+        tensors = []
+        for name in (inputs[0], *outputs):
+            kind = _DTYPES.get(int(engine.get_tensor_dtype(name)))
+            if min(shapes[name], default=-1) < 0:
+                raise EngineFailed(f"the shape of {name} depends on the image; export with nms=False")
+            if kind is None:
+                raise EngineFailed("the engine's tensors are neither uint8, FP32 nor FP16")
+            tensors.append(Tensor(name, kind, shapes[name]))  # type: ignore[arg-type]
+        source, *targets = tensors
+        if source.dtype is not np.uint8 and len(targets) > 1:
+            raise EngineFailed(f"the engine has the tensors {names}; a detect engine has one input and one output")
+        return cls(source, tuple(targets), least, most)
 
     @property
     def shape(self) -> Shape:
@@ -143,11 +151,12 @@ class Layout:
         for frame, place in zip(frames, target, strict=False):
             np.multiply(frame.transpose(2, 0, 1), np.float32(1 / 255), out=place, casting="unsafe")
 
-    def read(self, found: NDArray[Any]) -> NDArray[np.float32]:
-        """Rows [n, K, 6] from the host's side of the output, copied: the next batch writes over it."""
-        if found.shape[2] == 6:  # our rows; or x1 y1 x2 y2, score, class of an end-to-end head, or of NMS
-            return found.astype(np.float32)
-        return results.from_head(found.astype(np.float32), results.K)
+    def read(self, found: Sequence[NDArray[Any]]) -> list[Outputs]:
+        """The outputs of each image from the host's side of them, copied: the next batch writes over it."""
+        copies = [output.astype(np.float32) for output in found]
+        if self.source.dtype is not np.uint8 and copies[0].shape[2] != 6:  # 6: an end-to-end head, or NMS
+            copies = [results.from_head(copies[0], results.K, copies[0].shape[1] - 4, centred=False)]
+        return list(zip(*copies, strict=True))
 
 
 class TensorrtEngine:
@@ -173,7 +182,7 @@ class TensorrtEngine:
         """Whether every size of batch runs as a CUDA graph."""
         return all(lane.captured for lane in self._lanes)
 
-    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> NDArray[np.float32]:
+    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
         return self._lanes[lane].infer(frames)
 
     def device_seconds(self, lane: int) -> float | None:
@@ -191,7 +200,7 @@ class _Plan:
     layout: Layout
     contexts: dict[int, "_Context"]  # by size of batch
     frames: NDArray[Any]  # [most, *source.shape], the lane's memory
-    rows: NDArray[Any]  # [most, *target.shape], the lane's memory
+    outputs: list[NDArray[Any]]  # each [most, *target.shape], the lane's memory
 
     def context(self, count: int) -> "_Context":
         """That of the smallest size which so many images fit."""
@@ -221,20 +230,27 @@ class Lane:
                 Layout.of(engine, first.context, shape) for (engine, shape), first in zip(engines, firsts, strict=True)
             ]
             pixels = max(layout.most * layout.source.size for layout in layouts)
-            rows = max(layout.most * layout.target.size for layout in layouts)
-            self._on_host, self._rows_on_host = (own(PinnedMemory(size)) for size in (pixels, rows))
-            self._on_device, self._rows_on_device = (own(DeviceMemory(size)) for size in (pixels, rows))
+            outputs = [
+                max(layout.most * target.size for layout, target in zip(layouts, targets, strict=True))
+                for targets in zip(*(layout.targets for layout in layouts), strict=True)
+            ]
+            self._on_host, self._on_device = own(PinnedMemory(pixels)), own(DeviceMemory(pixels))
+            self._found_on_host = [own(PinnedMemory(size)) for size in outputs]
+            self._found_on_device = [own(DeviceMemory(size)) for size in outputs]
             for (engine, _), first, layout in zip(engines, firsts, layouts, strict=True):
                 contexts: dict[int, _Context] = {}
                 for size in reversed(layout.batches):
                     context = _Context(engine, memory, self._stream) if contexts else first
-                    context.prepare(layout, size, self._on_device, self._rows_on_device)
+                    context.prepare(layout, size, self._on_device, self._found_on_device)
                     if graphs:
                         context.capture(own)
                     contexts[size] = context
                 frames_there = _view(self._on_host, layout.source, layout.most)
-                rows_there = _view(self._rows_on_host, layout.target, layout.most)
-                self._plans[layout.shape] = _Plan(layout, contexts, frames_there, rows_there)
+                found_there = [
+                    _view(memory, target, layout.most)
+                    for memory, target in zip(self._found_on_host, layout.targets, strict=True)
+                ]
+                self._plans[layout.shape] = _Plan(layout, contexts, frames_there, found_there)
             self._opened = opening.pop_all()
 
     @property
@@ -242,28 +258,29 @@ class Lane:
         """Whether every size of batch of every shape runs as a CUDA graph."""
         return all(context.graph for plan in self._plans.values() for context in plan.contexts.values())
 
-    def infer(self, frames: Sequence[Pixels]) -> NDArray[np.float32]:
-        """Blocks until the rows are there. Raises EngineFailed for frames of a shape that was not built."""
+    def infer(self, frames: Sequence[Pixels]) -> list[Outputs]:
+        """Blocks until the outputs are there. Raises EngineFailed for frames of a shape that was not built."""
         height, width = frames[0].shape[:2]
         plan = self._plans.get((height, width))
         if plan is None:
             raise EngineFailed(f"there is no plan for frames of {height}x{width}, only for {spell(*self._plans)}")
         most = plan.layout.most
-        parts = [self._infer(plan, frames[i : i + most]) for i in range(0, len(frames), most)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        parts = (self._infer(plan, frames[i : i + most]) for i in range(0, len(frames), most))
+        return [outputs for part in parts for outputs in part]
 
-    def _infer(self, plan: _Plan, frames: Sequence[Pixels]) -> NDArray[np.float32]:
+    def _infer(self, plan: _Plan, frames: Sequence[Pixels]) -> list[Outputs]:
         count, layout = len(frames), plan.layout
         layout.write(frames, plan.frames)
         self._stream.to_device(self._on_device, self._on_host, count * layout.source.size)
         self._begun.record(self._stream)
         plan.context(count).run()
         self._ended.record(self._stream)
-        self._stream.to_host(self._rows_on_host, self._rows_on_device, count * layout.target.size)
+        for there, here, target in zip(self._found_on_device, self._found_on_host, layout.targets, strict=True):
+            self._stream.to_host(here, there, count * target.size)
         self._copied.record(self._stream)
         self._copied.synchronize()
         self.device_seconds = self._ended.seconds_since(self._begun)
-        return layout.read(plan.rows[:count])
+        return layout.read([output[:count] for output in plan.outputs])
 
     def close(self) -> None:
         self._stream.synchronize()
@@ -289,12 +306,12 @@ class _Context:
         allowed(self.context.set_optimization_profile_async(0, stream.handle), "a context of the profile")
         stream.synchronize()
 
-    def prepare(self, layout: Layout, size: int, source: DeviceMemory, target: DeviceMemory) -> None:
+    def prepare(self, layout: Layout, size: int, source: DeviceMemory, targets: Sequence[DeviceMemory]) -> None:
         """Fix shape and addresses, and run once, as capturing wants it."""
         allowed(self.context.set_input_shape(layout.source.name, (size, *layout.source.shape)), f"a batch of {size}")
         if missing := self.context.infer_shapes():
             raise EngineFailed(f"the engine leaves the shape of {missing} open")
-        for tensor, memory in ((layout.source, source), (layout.target, target)):
+        for tensor, memory in zip((layout.source, *layout.targets), (source, *targets), strict=True):
             allowed(self.context.set_tensor_address(tensor.name, memory.address), f"the address of {tensor.name}")
         allowed(self._enqueue(), f"to run a batch of {size}")
         self._stream.synchronize()

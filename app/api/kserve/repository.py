@@ -44,8 +44,12 @@ class Repository:
         self._statistics = {kind.suffix: Statistics() for kind in _KINDS}
 
     def find(self, name: str, version: str = "") -> Model:
-        """Raises NotFound for another name or version, and NotReady before there is a model at all."""
+        """Raises NotFound for another name or version, NotReady before there is a model at all, and Unsupported for one
+        of another task than detect.
+        """
         info, most = self._service.predictor.model, self._service.settings.max_files
+        if info.task != "detect":
+            raise Unsupported(f"{info.name} is a {info.task} model, and only those of detect are asked over KServe")
         for kind in _KINDS:
             if name == info.name + kind.suffix and version in ("", VERSION):
                 return kind(info, most)
@@ -122,7 +126,7 @@ class Repository:
 
     def index(self) -> list[dict[str, str]]:
         """Empty while it is not known yet what will be served."""
-        if not self._service.built:
+        if not self._service.built or self._service.built.manifest.model.task != "detect":
             return []
         own = self._service.built.manifest.model.name
         state = {"state": "READY"} if self._service.ready else {"state": "UNAVAILABLE", "reason": "not ready"}

@@ -1,0 +1,119 @@
+"""Masks, their outlines and their run lengths, against Ultralytics' own in torch and COCO's own."""
+
+import numpy as np
+import pytest
+import torch
+from ultralytics.utils import ops
+
+from app import images
+from app.masks import Mask, cut, polygon, run_lengths
+
+FRAME = (96, 160)
+PLACEMENT = images.place(333, 517, 160, 32, None)  # in a frame of 128x160
+
+
+def prototypes(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Prototypes [32, h, w], coefficients [count, 32] and boxes [count, 4], some of them partly or all outside."""
+    rng = np.random.default_rng(seed)
+    protos = rng.normal(size=(32, FRAME[0] // 4, FRAME[1] // 4)).astype(np.float32)
+    corner = rng.uniform(-20, 150, (count, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0, 90, (count, 2))], 1).astype(np.float32)
+    return protos, rng.normal(size=(count, 32)).astype(np.float32), boxes
+
+
+def whole(mask: Mask, frame: tuple[int, int]) -> np.ndarray:
+    canvas = np.zeros(frame, np.uint8)
+    height, width = mask.pixels.shape
+    canvas[mask.top : mask.top + height, mask.left : mask.left + width] = mask.pixels
+    return canvas
+
+
+def spots(seed: int, frame: tuple[int, int], share: float) -> np.ndarray:
+    """Blots in several parts, with holes, at the frame's sides too."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((frame[0] // 8, frame[1] // 8)) < share
+    return np.kron(coarse, np.ones((8, 8))).astype(np.uint8) ^ (rng.random(frame) < 0.01)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_masks_are_those_of_ultralytics_pixel_for_pixel(seed):
+    protos, coefficients, boxes = prototypes(seed, 40)
+    found = cut(protos, coefficients, boxes)
+    expected = ops.process_mask(*map(torch.from_numpy, (protos, coefficients, boxes)), FRAME, upsample=True).numpy()
+    assert np.count_nonzero(expected) > 5_000
+    assert [mask.pixels.any() for mask in found] == expected.any((1, 2)).tolist()
+    for mask, its in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(whole(mask, FRAME), its)
+
+
+def test_a_box_without_a_pixel_has_an_empty_mask():
+    protos, coefficients, _ = prototypes(0, 3)
+    boxes = np.array([[200, 10, 300, 50], [10, 10, 10, 50], [40.2, 3, 40.9, 9]], np.float32)
+    assert [mask.pixels.size for mask in cut(protos, coefficients, boxes)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.6])
+@pytest.mark.parametrize("seed", range(5))
+def test_outlines_are_those_of_ultralytics_point_for_point(seed, share):
+    """Of one part and of many, which are joined."""
+    pixels = spots(seed, PLACEMENT.frame, share)
+    (expected,) = ops.masks2segments(pixels[None])
+    expected = ops.scale_coords(PLACEMENT.frame, expected, PLACEMENT.image)
+    rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+    part = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    for mask in (Mask(pixels, 0, 0), Mask(part, int(columns[0]), int(rows[0]))):
+        found = polygon(mask, PLACEMENT)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def decoded(counts: str, height: int, width: int) -> np.ndarray:
+    """COCO's rleFrString and rleDecode, in plain words."""
+    runs, run, shift = [], 0, 0
+    for value in (ord(letter) - 48 for letter in counts):
+        run |= (value & 31) << shift
+        shift += 5
+        if not value & 32:  # the last group of this run
+            run -= (1 << shift) * (value >> 4 & 1)
+            runs.append(run + (runs[-2] if len(runs) > 2 else 0))
+            run, shift = 0, 0
+    assert sum(runs) == height * width
+    return np.repeat(np.arange(len(runs)) % 2, runs).reshape(width, height).T.astype(np.uint8)
+
+
+def same_size(pixels: np.ndarray) -> images.Placement:
+    return images.Placement(pixels.shape, pixels.shape, pixels.shape, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "seed", "counts"),  # by pycocotools 2.0
+    [
+        ((7, 9), 0, "2131130LM0011OO01011NO002000N00023"),
+        ((1, 5), 3, "022O"),
+        ((33, 1), 4, "31100060K02001O"),
+        ((300, 400), None, "PVe3"),
+    ],
+)
+def test_run_lengths_are_spelled_as_coco_spells_them(shape, seed, counts):
+    pixels = np.zeros(shape, np.uint8)
+    if seed is not None:
+        pixels = (np.random.default_rng(seed).random(shape) < 0.4).astype(np.uint8)
+    assert run_lengths(Mask(pixels, 0, 0), same_size(pixels)) == counts
+    np.testing.assert_array_equal(decoded(counts, *shape), pixels)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_run_lengths_read_back_are_the_mask_of_the_image(seed):
+    """As `scale_masks` of Ultralytics resizes it, from one half on."""
+    pixels = spots(seed, PLACEMENT.frame, 0.3)
+    found = decoded(run_lengths(Mask(pixels, 0, 0), PLACEMENT), *PLACEMENT.image)
+    resized = ops.scale_masks(torch.from_numpy(pixels)[None, None], PLACEMENT.image)[0, 0].numpy()
+    undecided = np.abs(resized - 0.5) < 1e-3
+    assert np.count_nonzero(undecided) < found.size / 100
+    np.testing.assert_array_equal(found[~undecided], resized[~undecided] > 0.5)
+
+
+def test_an_empty_mask_is_one_run_of_nothing():
+    assert run_lengths(Mask(np.zeros((0, 0), np.uint8), 0, 0), PLACEMENT) == run_lengths(
+        Mask(np.zeros((5, 5), np.uint8), 3, 4), PLACEMENT
+    )

@@ -1,0 +1,172 @@
+"""/v1/predict gives what Ultralytics' `Results.summary()` gives, task by task: its own preparation, forward pass in
+PyTorch FP32, NMS and results.
+"""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import fakes
+import numpy as np
+import pytest
+import scenes
+import torch
+from conftest import Graft, Live, serve_engine
+from PIL import Image
+from test_masks import decoded
+from ultralytics.data.augment import LetterBox
+from ultralytics.engine.results import Results
+from ultralytics.models.yolo.obb.predict import OBBPredictor
+from ultralytics.models.yolo.pose.predict import PosePredictor
+from ultralytics.models.yolo.segment.predict import SegmentationPredictor
+from ultralytics.utils import ops
+
+from app import export, graph
+from app.backends import onnxruntime
+from app.datasets import DEMO
+
+PREDICTORS = {"segment": SegmentationPredictor, "pose": PosePredictor, "obb": OBBPredictor}
+WEIGHTS = [  # task, whether it is the trained demo model or a graft (tests/grafts.py)
+    ("segment", False),
+    *((task, trained) for task in ("pose", "obb", "classify") for trained in (False, True)),
+]
+SIZES = [(320, 320), (333, 517), (640, 480), (200, 900)]
+CONF = 0.1
+
+
+@pytest.fixture(scope="module")
+def pictures(served) -> list[np.ndarray]:
+    if served.trained and served.task == "classify":
+        return [scenes.crop(800_000 + i)[0] for i in range(12)]
+    task = served.task if served.trained else "detect"
+    return [scenes.scene(800_000 + i, *SIZES[i % len(SIZES)], task=task).image for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def files(pictures) -> list[bytes]:
+    return [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in pictures]
+
+
+@pytest.fixture(scope="module", params=WEIGHTS, ids=lambda of: f"{of[0]}, {'trained' if of[1] else 'graft'}")
+def served(request, graft, tmp_path_factory):
+    """The weights, served by ONNX Runtime."""
+    task, trained = request.param
+    made = of_demo(task, tmp_path_factory.mktemp(task)) if trained else graft(task)
+    with serve_engine(onnxruntime.OnnxruntimeEngine(made.graph, 2), fakes.built(model=made.model)) as live:
+        yield SimpleNamespace(task=task, trained=trained, live=live, **vars(made))
+
+
+def of_demo(task: str, folder: Path) -> Graft:
+    """The trained demo model of the task."""
+    weights = DEMO / f"yolov8-demo-{task}.pt"
+    plain = export.to_plain_onnx(weights, None, folder)
+    return Graft(weights, plain, folder / "g.onnx", graph.to_serving_graph(plain, task, None, folder / "g.onnx"))
+
+
+@pytest.fixture(scope="module")
+def theirs(served, pictures) -> list[Results]:
+    """Picture by picture."""
+    torch.set_num_threads(2)
+    module = export.load_module(served.weights)
+    look = classified if served.task == "classify" else detected
+    return [look(served, module, image) for image in pictures]
+
+
+@pytest.fixture(scope="module")
+def expected(theirs) -> list[list[dict]]:
+    return [results.summary() for results in theirs]
+
+
+def forward(module, frame: np.ndarray):
+    pixels = torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1))).float()[None] / 255
+    with torch.inference_mode():
+        return pixels, module(pixels)
+
+
+def detected(served, module, image: np.ndarray) -> Results:
+    predictor = PREDICTORS[served.task](overrides={"conf": CONF, "verbose": False})
+    kpt_shape = getattr(module, "kpt_shape", None)
+    predictor.model = SimpleNamespace(names=module.names, kpt_shape=kpt_shape, end2end=False)
+    predictor.batch = [""], None, None
+    letterbox = LetterBox((served.model.imgsz,) * 2, auto=True, stride=32)
+    pixels, found = forward(module, letterbox(image=image))
+    return predictor.postprocess(found, pixels, [image[..., ::-1]])[0]
+
+
+def classified(served, module, image: np.ndarray) -> Results:
+    """Resized and cropped as torchvision's Resize and CenterCrop do it with a PIL image."""
+    (height, width), side = image.shape[:2], served.model.imgsz
+    size = (int(side * width / height), side) if height <= width else (side, int(side * height / width))
+    resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    left, top = (round((each - side) / 2) for each in size)
+    _, (probs, _) = forward(module, np.asarray(resized.crop((left, top, left + side, top + side))))
+    return Results(image, "", module.names, probs=probs[0])
+
+
+def assert_equal(found: list[dict], expected: list[dict]) -> None:
+    """Field by field, in the same order; numbers within 0.01 px or 0.001 of score."""
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert list(ours) == list(theirs)
+        assert (ours["name"], ours["class"]) == (theirs["name"], theirs["class"])
+        assert abs(ours["confidence"] - theirs["confidence"]) < 1e-3
+        for part in ("box", "segments", "keypoints"):
+            assert list(ours.get(part, ())) == list(theirs.get(part, ()))
+            for name, values in theirs.get(part, {}).items():
+                np.testing.assert_allclose(ours[part][name], values, atol=0.01)
+
+
+def post(live: Live, query: str, *files: bytes, path: str = "/v1/predict"):
+    response = live.client.post(f"{path}?conf={CONF}&{query}", files=[("file", file) for file in files])
+    assert response.status_code == 200, response.text
+    return response
+
+
+def test_there_is_something_to_compare(served, expected):
+    assert sum(map(len, expected)) >= 12
+    if served.task == "segment":
+        assert max(len(found["segments"]["x"]) for each in expected for found in each) > 50
+
+
+def test_results_are_those_of_ultralytics_alone_and_with_others(served, files, expected):
+    for file, summary in zip(files, expected, strict=True):
+        assert_equal(post(served.live, "", file).json()["images"][0]["results"], summary)
+    together = post(served.live, "", *files).json()["images"]
+    for image, summary in zip(together, expected, strict=True):
+        assert_equal(image["results"], summary)
+
+
+def test_shapes_are_those_of_the_pictures(served, files, pictures):
+    found = post(served.live, "", *files).json()["images"]
+    assert [image["shape"] for image in found] == [list(image.shape[:2]) for image in pictures]
+
+
+def test_detect_answers_the_same(served, files):
+    ours, theirs = (post(served.live, "", files[0], path=path).json() for path in ("/v1/predict", "/v1/detect"))
+    assert ours["images"][0]["results"] == theirs["images"][0]["results"]
+
+
+def test_a_picture_has_drawn_on_it_what_was_found(served, files, pictures):
+    answer = served.live.client.post(f"/v1/predict?format=image&conf={CONF}", content=files[0])
+    drawn = np.asarray(Image.open(io.BytesIO(answer.content)))
+    assert drawn.shape == pictures[0].shape
+    assert np.count_nonzero(np.abs(drawn.astype(int) - pictures[0]).max(2) > 50) > 200
+
+
+def test_run_lengths_are_the_masks_of_segment_and_change_nothing_else(served, files, theirs, expected):
+    for file, results, summary in zip(files[:6], theirs, expected, strict=False):
+        found = post(served.live, "masks=rle", file).json()["images"][0]["results"]
+        coded = [each.pop("mask") for each in found if served.task == "segment"]
+        assert_equal(found, [{name: each[name] for name in each if name != "segments"} for each in summary])
+        for mask, pixels in zip(coded, results.masks.data if coded else (), strict=True):
+            resized = ops.scale_masks(pixels[None, None], results.orig_shape)[0, 0].numpy()
+            undecided = np.abs(resized - 0.5) < 1e-3
+            assert mask["size"] == list(results.orig_shape)
+            given = decoded(mask["counts"], *results.orig_shape)
+            np.testing.assert_array_equal(given[~undecided], resized[~undecided] > 0.5)
+
+
+def test_masks_of_another_kind_are_refused(served, files):
+    answer = served.live.client.post("/v1/predict?masks=png", content=files[0])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_parameter")
