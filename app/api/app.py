@@ -1,7 +1,7 @@
 """create_app: the routes, the errors and the lifespan, put together."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,7 +19,7 @@ from app.api.exchange import Exchange, ExchangeMiddleware
 from app.api.kserve import http as kserve
 from app.api.kserve.repository import Repository
 from app.api.service import Service
-from app.errors import Overloaded, ServiceError, SettingsError, YolopardError
+from app.errors import Overloaded, ServiceError, YolopardError
 
 _CLIENT_GONE = 499  # nginx's; nobody reads it, the metrics count it
 
@@ -53,21 +53,13 @@ def create_app(service: Service) -> ASGIApp:
     return ExchangeMiddleware(_Shortcut(app, routes, service), service)
 
 
-@asynccontextmanager
-async def _grpc(service: Service, models: Repository) -> AsyncIterator[None]:
+def _grpc(service: Service, models: Repository) -> AbstractAsyncContextManager[None]:
     """The second door, where GRPC_PORT opens one."""
-    port = service.settings.grpc_port
-    if port is None:
-        yield
-        return
-    try:
-        from app.api.kserve import grpc  # noqa: PLC0415
-    except ImportError as error:
-        service.fail(SettingsError(f"GRPC_PORT={port} needs {error.name}: pip install 'yolopard[grpc]'"))
-        yield
-        return
-    async with grpc.serving(service, models, port):
-        yield
+    if service.settings.grpc_port is None:
+        return nullcontext()
+    from app.api.kserve import grpc  # noqa: PLC0415  # without the package only this door is missing
+
+    return grpc.serving(service, models, service.settings.grpc_port)
 
 
 class _Shortcut:
