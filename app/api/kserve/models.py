@@ -60,7 +60,6 @@ class Model:
 
 class TensorModel(Model):
     suffix = ""
-    max_batch = 1
     defaults: ClassVar[dict[str, Any]] = {"conf": _LEAST_CONF}
     outputs = (Slot("output0", "FP32", (-1, -1, 6)),)
 
