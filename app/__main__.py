@@ -82,7 +82,10 @@ def serve(settings: Settings) -> int:
     )
     config.app = create_app(service)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
-    server.run(sockets=[_listen(settings)])
+    listener = _listen(settings.host, settings.port, "PORT")
+    if settings.grpc_port:
+        _require_grpc(settings.host, settings.grpc_port)
+    server.run(sockets=[listener])
     return _fail(service.failure) if service.failure else 0
 
 
@@ -121,16 +124,24 @@ class LingeringServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(host: str, port: int, setting: str) -> socket.socket:
     """Before anything is built, so that a port in use is told at once."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
-        raise SettingsError(
-            f"{settings.host}:{settings.port} cannot be listened on ({reason}): choose another PORT or HOST"
-        ) from error
+        advice = f"choose another {setting} or HOST"
+        raise SettingsError(f"{host}:{port} cannot be listened on ({reason}): {advice}") from error
+
+
+def _require_grpc(host: str, port: int) -> None:
+    """Told at once too; gRPC opens the port itself."""
+    try:
+        import tritonclient.grpc  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(f"GRPC_PORT={port} needs {error.name}: pip install 'yolopard[grpc]'") from error
+    _listen(host, port, "GRPC_PORT").close()
 
 
 def open_source(settings: Settings, backend: str) -> EngineSource:

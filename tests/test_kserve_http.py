@@ -6,7 +6,9 @@ import base64
 import gzip
 import json
 import logging
+import socket
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import fakes
 import httpx
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+from test_api_detect import wait_for
 from tritonclient.utils import InferenceServerException
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 96, 96), np.uint8)
@@ -361,6 +364,7 @@ def test_other_refusals_reach_the_client_with_their_reason(client, sample):
     )  # fmt: skip
     assert refusal(client.infer, "pets_image", encoded(b"%PDF-1.7"))[0] == "400"  # 415 elsewhere
     assert refusal(client.infer, "pets_image", encoded(sample[:5000]))[0] == "400"  # 422 elsewhere
+    assert "image 2 of 2: not an image" in refusal(client.infer, "pets_image", encoded(sample, b"no image"))[1]
     assert "base64" in refusal(client.infer, "pets_image", encoded(b"?", binary=False))[1]
     assert "cut short" in refusal(client.infer, "pets_image", cut_short())[1]
     assert "a request has 1 to 64" in refusal(client.infer, "pets_image", encoded(*[b"x"] * 65))[1]
@@ -383,14 +387,32 @@ def test_a_timeout_is_a_deadline(live, client, device):
 def test_a_full_house_is_503_with_retry_after(serve, device):
     live = serve(max_pending=1)
     device.gate.clear()
-    with triton.InferenceServerClient(live.url.removeprefix("http://")) as client:
-        waiting = client.async_infer("pets", images())
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(post, live, asked())
         assert device.busy.acquire(timeout=10)
         refused = post(live, asked())
-        assert (refused.status_code, refused.json().keys()) == (503, {"error"})
-        assert int(refused.headers["Retry-After"]) >= 1
         device.gate.set()
-        assert waiting.get_result().as_numpy("output0").shape == (1, 300, 6)
+        assert waiting.result().status_code == 200
+    assert (refused.status_code, refused.json().keys()) == (503, {"error"})
+    assert int(refused.headers["Retry-After"]) >= 1
+
+
+def test_a_client_that_hangs_up_leaves_the_queue_and_is_counted(live, device):
+    device.gate.clear()
+    batcher = live.service.predictor._batchers["fake"]
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(post, live, asked())
+        assert device.busy.acquire(timeout=10)
+        with socket.create_connection(("127.0.0.1", live.port)) as gone:
+            head = b"POST /v2/models/pets/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+            gone.sendall(head % len(asked()) + asked())
+            wait_for(lambda: batcher.depth() == 1)
+        wait_for(lambda: batcher.depth() == 0)
+        device.gate.set()
+        assert first.result().status_code == 200
+    wait_for(lambda: live.value("rejected_total", reason="client_gone") == 1)
+    assert len(device.batches) == 1
+    assert live.value("requests_total", protocol="kserve", code="499") == 1
 
 
 def test_a_failing_engine_and_a_defect_are_500_of_one_text(live, device, monkeypatch, caplog):

@@ -175,14 +175,23 @@ def test_a_host_that_lets_others_in_wants_keys_before_anything_is_built(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_port_that_is_taken_is_named(engine):
+@pytest.mark.parametrize("setting", ["PORT", "GRPC_PORT"])
+def test_port_that_is_taken_is_named(tmp_path, setting):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        ended = yolopard("serve", "--engines-dir", str(engine), "--port", str(taken.getsockname()[1]))
+        ports = {"YOLOPARD_PORT": str(free_port()), f"YOLOPARD_{setting}": str(taken.getsockname()[1])}
+        ended = yolopard("serve", "--engines-dir", str(tmp_path), **ports)
     assert ended.returncode == 1
-    assert re.search(r"yolopard: 127\.0\.0\.1:\d+ .*PORT", ended.stderr)
-    assert "Traceback" not in ended.stderr
+    assert re.fullmatch(rf"yolopard: 127\.0\.0\.1:\d+ .* choose another {setting} or HOST\n", ended.stderr)
+
+
+def test_grpc_without_its_package_is_one_line_that_names_it(tmp_path):
+    (tmp_path / "tritonclient.py").touch()  # hides the real one
+    ports = {"YOLOPARD_PORT": str(free_port()), "YOLOPARD_GRPC_PORT": str(free_port())}
+    ended = yolopard("serve", PYTHONPATH=str(tmp_path), **ports)
+    assert ended.returncode == 1
+    assert re.fullmatch(r"yolopard: GRPC_PORT=\d+ needs .*: pip install 'yolopard\[grpc\]'\n", ended.stderr)
 
 
 def test_make_hands_every_setting_over_by_its_name():

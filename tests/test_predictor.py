@@ -74,6 +74,16 @@ def soon() -> float:
     return asyncio.get_running_loop().time() + 10
 
 
+async def test_a_ready_frame_is_inferred_as_it_is_and_boxes_are_its_pixels(make, device):
+    predictor, frame = make(), np.full((96, 64, 3), 7, np.uint8)
+    found = await predictor.predict_frame(lambda: frame, Thresholds(), soon())
+    assert found.shape == (96, 64)
+    assert found.detections.boxes.tolist() == [[10, 20, 30, 40], [50, 50, 64, 80]]  # clipped
+    np.testing.assert_array_equal(device.frames[0], frame)
+    with pytest.raises(DeadlineExceeded):
+        await predictor.predict_frame(lambda: frame, Thresholds(), soon() - 20)
+
+
 @pytest.mark.parametrize(
     ("static", "rect", "frame"),
     [(False, True, (48 + 16, 64)), (False, False, (64, 64)), (True, True, (64, 64))],

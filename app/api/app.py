@@ -1,7 +1,7 @@
 """create_app: the routes, the errors and the lifespan, put together."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 
 from fastapi import APIRouter, FastAPI, Request
@@ -22,7 +22,7 @@ from app.api.exchange import Exchange, ExchangeMiddleware
 from app.api.kserve import http as kserve
 from app.api.kserve.repository import Repository
 from app.api.service import Service
-from app.errors import Overloaded, ServiceError, SettingsError, Unauthorized, YolopardError
+from app.errors import Overloaded, ServiceError, Unauthorized, YolopardError
 
 _CLIENT_GONE = 499  # nginx's; nobody reads it, the metrics count it
 
@@ -67,21 +67,13 @@ def create_app(service: Service) -> ASGIApp:
     return ExchangeMiddleware(inner, service)
 
 
-@asynccontextmanager
-async def _grpc(service: Service, models: Repository) -> AsyncIterator[None]:
+def _grpc(service: Service, models: Repository) -> AbstractAsyncContextManager[None]:
     """The second door, where GRPC_PORT opens one."""
-    port = service.settings.grpc_port
-    if port is None or "kserve" not in service.settings.protocols:
-        yield
-        return
-    try:
-        from app.api.kserve import grpc  # noqa: PLC0415
-    except ImportError as error:
-        service.fail(SettingsError(f"GRPC_PORT={port} needs {error.name}: pip install 'yolopard[grpc]'"))
-        yield
-        return
-    async with grpc.serving(service, models, port):
-        yield
+    if service.settings.grpc_port is None or "kserve" not in service.settings.protocols:
+        return nullcontext()
+    from app.api.kserve import grpc  # noqa: PLC0415  # without the package only this door is missing
+
+    return grpc.serving(service, models, service.settings.grpc_port)
 
 
 class _Shortcut:

@@ -117,10 +117,10 @@ class Service:
                 self.deployed.append(await self._deploy_second(self.settings.compare))
             self._open_doors()
         except SetupError as error:
-            self.fail(error)
+            self._fail(error)
         except Exception as error:
             log.exception("the start failed")
-            self.fail(SetupError(f"the start failed: {type(error).__name__}: {error}"))
+            self._fail(SetupError(f"the start failed: {type(error).__name__}: {error}"))
 
     async def _deploy_or_fall_back(self) -> Deployed:
         settings = self.settings
@@ -176,8 +176,7 @@ class Service:
         self._progress = progress
         log.info("%s", progress)
 
-    def fail(self, error: SetupError) -> None:
-        """What was to be started cannot be had: ask the server to end."""
+    def _fail(self, error: SetupError) -> None:
         if not self._stopping:
             self.failure = error
             self._on_failure()

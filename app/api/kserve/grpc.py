@@ -17,7 +17,7 @@ from app.api.kserve.models import Model
 from app.api.kserve.repository import VERSION, Inference, Repository
 from app.api.kserve.tensors import BYTES, Tensor, from_elements, from_raw, from_values
 from app.api.service import Service
-from app.errors import BadParameter, NotReady, ServiceError, SettingsError, YolopardError
+from app.errors import BadParameter, NotReady, ServiceError, YolopardError
 
 crash_log = logging.getLogger("yolopard.crash")
 
@@ -36,7 +36,7 @@ _CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
 
 @asynccontextmanager
 async def serving(service: Service, models: Repository, port: int) -> AsyncIterator[None]:
-    """Open meanwhile; at the end what has come in is still answered. A port that is taken ends the start."""
+    """Open meanwhile; at the end what has come in is still answered. Raises RuntimeError for a port that is taken."""
     settings = service.settings
     most = max(settings.max_tensor_bytes, settings.max_body_bytes)
     limits = [("grpc.max_receive_message_length", most), ("grpc.max_send_message_length", -1)]
@@ -44,12 +44,7 @@ async def serving(service: Service, models: Repository, port: int) -> AsyncItera
     server = grpc.aio.server(options=[*limits, ("grpc.so_reuseport", 0)])
     server.add_registered_method_handlers(_SERVICE, calls.handlers())
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    try:
-        server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError:
-        service.fail(SettingsError(f"{host}:{port} cannot be listened on: choose another GRPC_PORT or HOST"))
-        yield
-        return
+    server.add_insecure_port(f"{host}:{port}")
     await server.start()
     try:
         yield

@@ -60,7 +60,6 @@ class Model:
 
 class TensorModel(Model):
     suffix = ""
-    max_batch = 1
     defaults: ClassVar[dict[str, Any]] = {"conf": _LEAST_CONF}
     outputs = (Slot("output0", "FP32", (-1, -1, 6)),)
 
@@ -160,5 +159,6 @@ def to_frame(planes: NDArray[Any]) -> Pixels:
     """
     if planes.dtype != np.uint8:
         rows = planes.astype(np.float32, copy=False).reshape(-1, planes.shape[-1])
-        planes = cv2.addWeighted(rows, 255, rows, 0, 0, dtype=cv2.CV_8U).reshape(planes.shape)  # it rounds, saturates
+        rows = np.clip(rows, 0, 1)  # what is far out of range would come back at the other end
+        planes = cv2.addWeighted(rows, 255, rows, 0, 0, dtype=cv2.CV_8U).reshape(planes.shape)  # it rounds
     return np.asarray(cv2.merge(list(planes)), np.uint8)

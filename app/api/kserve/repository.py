@@ -15,7 +15,7 @@ from app.api.kserve.models import ImageModel, Model, Slot, TensorModel, export_m
 from app.api.kserve.statistics import Statistics
 from app.api.kserve.tensors import BYTES, Tensor
 from app.api.service import Service
-from app.errors import BadParameter, NotFound, NotReady, Unsupported
+from app.errors import BadParameter, NotFound, NotReady, Unsupported, YolopardError
 from app.model import ModelInfo
 from app.predictor import Prediction
 from app.results import Thresholds
@@ -203,10 +203,15 @@ def _deadline(timeout_us: Any) -> float:
 
 
 async def _all(works: Sequence[Coroutine[Any, Any, Prediction]]) -> list[Prediction]:
-    """At the same time. The first failure ends the others."""
+    """At the same time. The first failure ends the others, and says which image it was of several."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         return await asyncio.gather(*tasks)
+    except YolopardError as error:
+        if len(tasks) == 1:
+            raise
+        failed = next(i for i, task in enumerate(tasks, 1) if task.done() and task.exception() is error)
+        raise type(error)(f"image {failed} of {len(tasks)}: {error}") from error
     finally:
         for task in tasks:
             task.cancel()
