@@ -219,3 +219,7 @@ def test_a_model_that_is_not_ready_is_told_with_retry_after(serve):
     assert refused(answer) == (503, "not_ready")
     assert answer.headers["retry-after"] == "1"
     source.go.set()
+
+
+def test_a_form_without_a_file_is_refused_as_empty(house):
+    assert refused(house.client.post("/pets/1", files={"labels": (None, "on")})) == (400, "empty_body")

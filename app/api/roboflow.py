@@ -12,7 +12,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, Field, ValidationE
 
 from app import __version__
 from app.api import source
-from app.api.body import Form, read_body, read_form
+from app.api.body import read_body, read_form
 from app.api.detect import class_id
 from app.api.docs import ERRORS
 from app.api.door import arrival, door, predict, respond, spoken
@@ -182,10 +182,11 @@ def _inference(service: Service) -> APIRouter:
         """Base64 whatever the Content-Type says, or a form's file, or the image itself."""
         if url:
             return await source.load(url, settings)
-        form = Form(None, {})
         if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             form = await read_form(request, settings.max_body_bytes)
-        body = form.file or form.fields.get("file", "").encode() or await read_body(request, settings.max_body_bytes)
+            body = form.file or form.fields.get("file", "").encode()
+        else:
+            body = await read_body(request, settings.max_body_bytes)
         if not body:
             raise EmptyBody("the body is empty: send an image, or one in base64")
         return body if sniff(body) in KINDS else source.from_base64(body)
