@@ -1,6 +1,6 @@
 """python tests/fuzz COUNT [URL [SEED]]: malformed requests to every protocol, and what came back; 1 if anything failed.
 
-Without a URL a server with a simulated engine is started; its model is named so that the requests find it.
+Without a URL a server with a simulated engine is started.
 """
 
 import sys
