@@ -47,6 +47,7 @@ def configure(level: str, style: str) -> None:
             "root": {"level": "WARNING", "handlers": ["stderr"]},
             "loggers": {
                 "yolopard": {"level": level.upper()},
+                "python_multipart": {"level": "ERROR"},  # what ails a form is the client's news
                 "uvicorn": {"level": "WARNING", "handlers": [], "propagate": True},
             },
         }

@@ -208,8 +208,8 @@ def serve_demo(folder: Path, **settings: object) -> Live:
     """The demo model on OpenVINO, served for real from an engines folder."""
     ready = threading.Event()
     order = Order(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", folder)
-    given = Settings(engines_dir=order.engines, backend="openvino", **settings)
-    service = Service(given, lambda _: BuildProcess(order), on_ready=lambda _: ready.set(), on_failure=ready.set)
+    settings = Settings(engines_dir=order.engines, backend="openvino")
+    service = Service(settings, lambda _: BuildProcess(order), on_ready=lambda _: ready.set(), on_failure=ready.set)
     live = Live(service)
     assert ready.wait(60)
     return live

@@ -124,9 +124,15 @@ def test_each_bad_request_gets_its_error_in_roboflow_s_shape_and_harms_nobody(se
     assert classes(infer(live)) == ["dog", "cat"]
 
 
+@pytest.mark.parametrize("path", ["/infer/object_detection", "/model/add"])
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
-def test_a_body_that_is_not_the_json_wanted_is_refused(house, body):
-    assert refused(house.client.post("/infer/object_detection", content=body))[0] in (400, 422)
+def test_a_body_that_is_not_the_json_wanted_is_refused(house, path, body):
+    assert refused(house.client.post(path, content=body))[0] in (400, 422)
+
+
+@pytest.mark.parametrize("path", ["/infer/object_detection", "/model/add", "/pets/1"])
+def test_a_body_over_the_limit_is_refused(serve, path):
+    assert refused(serve(max_body_bytes=100).client.post(path, content=b"[" * 101)) == (413, "body_too_large")
 
 
 class Bomb:
@@ -219,3 +225,7 @@ def test_a_model_that_is_not_ready_is_told_with_retry_after(serve):
     assert refused(answer) == (503, "not_ready")
     assert answer.headers["retry-after"] == "1"
     source.go.set()
+
+
+def test_a_form_without_a_file_is_refused_as_empty(house):
+    assert refused(house.client.post("/pets/1", files={"labels": (None, "on")})) == (400, "empty_body")

@@ -1,28 +1,17 @@
-"""Clients that people have, against the demo model on a server with keys: what the README's table says."""
+"""Clients that people have, against the demo model: what the README's table says."""
 
 import pytest
-from clients import KEY, deepstack, hub, roboflow, same
-from conftest import serve_demo
+from clients import deepstack, hub, roboflow, same
 
-SENDS_NO_KEY = deepstack.codeproject
-FAMILIES = (hub, deepstack, roboflow)
-CHECKS = [check for family in FAMILIES for check in family.CHECKS]
+CHECKS = [check for family in (hub, deepstack, roboflow) for check in family.CHECKS]
 
 
-@pytest.fixture(scope="module")
-def url(build):
-    live = serve_demo(build().folder.parent, api_keys=(KEY,))
-    yield live.url
-    live.stop()
-
-
-@pytest.mark.parametrize(
-    ("client", "version", "call", "run"), CHECKS, ids=lambda part: part if isinstance(part, str) else ""
-)
-def test_a_client_of_the_table_finds_what_the_native_api_finds(url, demo, client, version, call, run):
-    if (client, version) in {check[:2] for check in roboflow.CHECKS} and not roboflow.PYTHON.exists():
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check[0]} {check[2]}")
+def test_a_client_of_the_table_finds_what_the_native_api_finds(demo, check):
+    if check in roboflow.CHECKS and not roboflow.PYTHON.exists():
         pytest.skip("`make clients` has not been run")
-    assert run(demo.url if run is SENDS_NO_KEY else url)
+    *_, run = check
+    assert run(demo.url)
 
 
 def test_a_check_fails_where_boxes_differ_or_are_missing():

@@ -168,12 +168,36 @@ def test_page_fits_a_phone_in_light_and_dark(page, scheme):
     assert (ground == "rgb(247, 245, 241)") == (scheme == "light")
 
 
-def test_docs_try_out_a_detection_without_the_internet(page):
+def test_docs_try_out_a_detection_without_the_internet(page, demo):
+    described = demo.client.get("/openapi.json").json()["paths"]
     page.goto("/docs")
-    expect(page.locator(".opblock")).to_have_count(5)
+    expect(page.locator(".opblock")).to_have_count(sum(map(len, described.values())))
     operation = page.locator("#operations-detect-detect_v1_detect_post")
     operation.locator(".opblock-summary-control").click()
     operation.locator("select[aria-label='Request content type']").select_option("image/*")
     operation.locator("input[type=file]").set_input_files(SAMPLE)
     operation.locator("button.execute").click()
     expect(operation.locator(".live-responses-table")).to_contain_text("yellow star")
+
+
+def test_server_with_keys_asks_for_one_and_the_page_keeps_it(browser, serve):
+    key = "key-of-the-tests-0"
+    context = browser.new_context(base_url=serve(api_keys=(key,)).url)
+    page = context.new_page()
+    asked = []
+    page.on("dialog", lambda dialog: asked.append(dialog.message) or dialog.accept(key))
+    choose(page)
+    expect(boxes(page)).to_have_count(2)
+    page.reload()
+    expect(page.locator("#model")).to_contain_text("pets")
+    assert asked == ["This server wants an API key"]
+    context.close()
+
+
+def test_page_says_what_to_do_when_no_key_is_given(browser, serve):
+    context = browser.new_context(base_url=serve(api_keys=("key-of-the-tests-0",)).url)
+    page = context.new_page()
+    page.on("dialog", lambda dialog: dialog.dismiss())
+    page.goto("/")
+    expect(page.locator("#start small")).to_have_text("reload the page to give an API key")
+    context.close()

@@ -3,7 +3,7 @@
 import base64
 import time
 import uuid
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from fastapi import APIRouter, Request
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, Field, ValidationE
 
 from app import __version__
 from app.api import source
-from app.api.body import Form, read_body, read_form
+from app.api.body import read_body, read_form
 from app.api.detect import class_id
 from app.api.docs import ERRORS
 from app.api.door import arrival, door, predict, require_boxes, respond, spoken
@@ -25,6 +25,8 @@ from app.images import KINDS, sniff
 from app.model import ModelInfo
 from app.predictor import Prediction
 from app.results import Thresholds, upright
+
+M = TypeVar("M", bound=BaseModel)
 
 PROTOCOL = "roboflow"
 ALIASES = {  # what inference_sdk makes of "yolov8n-640" and the like before it asks
@@ -79,9 +81,23 @@ class Snippet(Wanted):
     format: Literal["json", "image"] = "json"
 
 
-class Key(BaseModel):
+class Addition(BaseModel):
+    """The body of /model/add."""
+
     api_key: str = ""
     model_id: str = ""
+
+
+_INFERENCE = {
+    "model_id": "yolov8n-demo",
+    "image": {"type": "base64", "value": "/9j/4AAQ..."},
+    "confidence": 0.4,
+    "iou_threshold": 0.3,
+}
+
+
+def _json(example: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {"application/json": {"example": example}}}}
 
 
 def shape(error: YolopardError, request_id: str) -> tuple[int, dict[str, Any]]:
@@ -122,8 +138,11 @@ def _registry(service: Service) -> APIRouter:
         require_key(settings.api_keys, request.headers, api_key)
         return models()
 
-    @router.post("/model/add", summary="The same: the model is there already")
-    async def add(request: Request, wanted: Key) -> dict[str, Any]:
+    @router.post(
+        "/model/add", summary="The same: the model is there already", openapi_extra=_json({"model_id": "yolov8n-demo"})
+    )
+    async def add(request: Request) -> dict[str, Any]:
+        wanted = _parse_json(await read_body(request, settings.max_body_bytes), Addition)
         require_key(settings.api_keys, request.headers, wanted.api_key)
         _require_model(wanted.model_id, service.predictor.model)
         return models()
@@ -140,10 +159,12 @@ def _inference(service: Service) -> APIRouter:
         dependencies=described(settings.api_keys),
     )
 
-    @router.post("/infer/object_detection", summary="Boxes of an image or of a list of them")
+    @router.post(
+        "/infer/object_detection", summary="Boxes of an image or of a list of them", openapi_extra=_json(_INFERENCE)
+    )
     async def infer(request: Request) -> Response:
         started = time.perf_counter()
-        asked = _parse_json(await arrival(request, read_body(request, settings.max_body_bytes)))
+        asked = _parse_json(await arrival(request, read_body(request, settings.max_body_bytes)), Inference)
         require_key(settings.api_keys, request.headers, asked.api_key)
         predictor = service.predictor
         _require_model(asked.model_id, predictor.model)
@@ -182,10 +203,11 @@ def _inference(service: Service) -> APIRouter:
         """Base64 whatever the Content-Type says, or a form's file, or the image itself."""
         if url:
             return await source.load(url, settings)
-        form = Form(None, {})
         if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             form = await read_form(request, settings.max_body_bytes)
-        body = form.file or form.fields.get("file", "").encode() or await read_body(request, settings.max_body_bytes)
+            body = form.file or form.fields.get("file", "").encode()
+        else:
+            body = await read_body(request, settings.max_body_bytes)
         if not body:
             raise EmptyBody("the body is empty: send an image, or one in base64")
         return body if sniff(body) in KINDS else source.from_base64(body)
@@ -193,9 +215,9 @@ def _inference(service: Service) -> APIRouter:
     return router
 
 
-def _parse_json(body: bytes) -> Inference:
+def _parse_json(body: bytes, wanted: type[M]) -> M:
     try:
-        return Inference.model_validate(orjson.loads(body))
+        return wanted.model_validate(orjson.loads(body))
     except orjson.JSONDecodeError as error:
         raise MalformedBody(f"the body is no JSON: {error}") from error
     except ValidationError as error:

@@ -36,7 +36,7 @@ def deepstack_custom(url: str) -> str:
 
 
 def codeproject(url: str) -> str:
-    """It sends no key: a server with API_KEYS refuses it."""
+    """It sends no key, so a server with API_KEYS refuses it."""
     found = CodeProjectAIObject(**_address(url)).detect(SAMPLE.read_bytes())
     return same(_boxes(found), native(url, **THRESHOLDS), PX)
 
