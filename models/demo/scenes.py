@@ -1,10 +1,12 @@
-"""Generated detection scenes with exact ground truth: what the demo model was trained and is scored on.
+"""Generated scenes with exact ground truth: what the demo models were trained and are scored on.
 
-A scene is a cluttered, photo-like background with shapes pasted on it. Ten classes, each one shape in one colour;
-other shapes, and the same shapes in other colours, are distractors without a label. A box is the bounding box of the
-pixels that stay visible; an object of which less than 40 % stays visible has no label.
+A scene is a cluttered, photo-like background with shapes pasted on it. A class is one shape in one colour; other
+shapes, and the same shapes in other colours, are distractors without a label. A box is the bounding box of the
+pixels that stay visible; an object of which less than 40 % stays visible has no label. Every task has objects of its
+own kind, and every scene has all labels: boxes, masks, oriented boxes and keypoints.
 
     python models/demo/scenes.py 500 out/ --seed 1     # images/*.jpg and labels/*.txt in YOLO format
+    python models/demo/scenes.py 500 out/ --task obb
 """
 
 import argparse
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 CLASSES: dict[str, tuple[str, float]] = {  # name: (shape, hue in degrees)
@@ -28,13 +31,55 @@ CLASSES: dict[str, tuple[str, float]] = {  # name: (shape, hue in degrees)
     "lime ring": ("ring", 90),
 }
 NAMES = list(CLASSES)
-SHAPES = sorted({shape for shape, _ in CLASSES.values()})
-MIN_PX, MAX_PX = 12.0, 400.0  # side of an object before it is turned, log-uniform
 MIN_VISIBLE = 0.4
 _SUBPIXEL = 4  # fractional bits of cv2's drawing coordinates
 
 Image = NDArray[np.uint8]
+Points = NDArray[np.float64]  # [N, 2] x y
 Rng = np.random.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the objects in the scenes of a task are like."""
+
+    classes: dict[str, tuple[str, float]]  # name: (shape, hue in degrees)
+    density: float = 10  # objects on 640x640 px, on average
+    sides: tuple[float, float] = (12.0, 400.0)  # of an object before it is turned, px, log-uniform
+    squeeze: tuple[float, float] = (0.8, 1.0)  # height over width
+    turn: float = 25.0  # degrees at most, either way
+    inside: float = 0.5  # least share of an object that lies in the picture
+    keypoints: tuple[int, ...] = ()  # which corners of the shape are labelled
+    flip: tuple[int, ...] = ()  # where each keypoint goes in a mirror
+
+
+KINDS = {
+    "detect": Kind(CLASSES),
+    "segment": Kind(CLASSES, density=45, sides=(20, 110)),
+    "pose": Kind(
+        {"red arrow": ("arrow", 0), "blue arrow": ("arrow", 225)},
+        density=45,
+        sides=(30, 110),
+        turn=180,
+        inside=0.7,
+        keypoints=(0, 6, 1, 4, 3),  # tip, left and right barb, left and right end
+        flip=(0, 2, 1, 4, 3),
+    ),
+    "obb": Kind(
+        {
+            "red bar": ("square", 0),
+            "blue ellipse": ("circle", 225),
+            "green wedge": ("triangle", 125),
+            "yellow arrow": ("arrow", 55),
+        },
+        density=45,
+        sides=(30, 110),
+        squeeze=(0.3, 0.55),
+        turn=180,
+        inside=1.0,
+    ),
+    "classify": Kind(dict(sorted(CLASSES.items())), sides=(20, 110)),  # Ultralytics numbers folders by name
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,49 +89,108 @@ class Scene:
     image: Image  # uint8 [H, W, 3], RGB
     boxes: NDArray[np.float32]  # [N, 4] x1 y1 x2 y2 in pixels
     classes: NDArray[np.int64]  # [N]
+    masks: Image  # uint8 [H, W]: 1 + index of the object seen at a pixel, 0 = none
+    corners: NDArray[np.float32]  # [N, 4, 2] x y in pixels: the oriented box of the whole object
+    keypoints: NDArray[np.float32]  # [N, K, 3] x y in pixels; 2 = seen, 1 = hidden, 0 = outside of the picture
 
 
-def scene(seed: int, width: int = 640, height: int = 640) -> Scene:
-    """The scene of this seed; the same seed and size give the same pixels and boxes."""
+@dataclass(frozen=True, slots=True)
+class _Patch:
+    """A turned, squeezed shape on a square of its own."""
+
+    cover: NDArray[np.float32]  # [S, S] anti-aliased coverage 0..1
+    outline: Points  # its corners
+    frame: Points  # the four corners of the box along its own axes
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """An object in the picture."""
+
+    label: int
+    pixels: int  # of the whole object
+    outline: Points
+    frame: Points
+
+
+def scene(seed: int, width: int = 640, height: int = 640, task: str = "detect") -> Scene:
+    """The scene of this seed; the same seed, size and task give the same pixels and labels."""
+    kind = KINDS[task]
     rng = np.random.default_rng([seed, width, height])
     canvas = _background(rng, width, height)
     area = width * height / 640**2
     for _ in range(rng.poisson(5 * area)):
-        _paste_distractor(rng, canvas)
+        _paste_distractor(rng, canvas, kind)
     owner = np.zeros((height, width), np.uint8)  # 1 + index of the object seen at a pixel, 0 = none
-    classes: list[int] = []
-    drawn: list[int] = []  # pixels of the whole object
-    for _ in range(max(1, rng.poisson(10 * area))):
-        label = int(rng.integers(len(NAMES)))
-        shape, hue = CLASSES[NAMES[label]]
-        pixels = _paste(rng, canvas, owner, len(classes) + 1, shape, _class_colour(rng, hue))
-        if pixels:
-            classes.append(label)
-            drawn.append(pixels)
+    drawn: list[_Drawn] = []
+    for _ in range(max(1, rng.poisson(kind.density * area))):
+        if thing := _paste(rng, canvas, owner, len(drawn) + 1, kind):
+            drawn.append(thing)
     for _ in range(rng.poisson(2 * area)):
-        _paste_occluder(rng, canvas, owner)
+        _paste_occluder(rng, canvas, owner, kind)
     boxes, kept = _visible_boxes(owner, drawn)
-    labels = np.array([classes[i] for i in kept], np.int64)
-    return Scene(_develop(rng, canvas), np.array(boxes, np.float32).reshape(-1, 4), labels)
+    renumber = np.zeros(1 + len(drawn), np.uint8)
+    renumber[[i + 1 for i in kept]] = np.arange(1, 1 + len(kept))
+    count = len(kept)
+    return Scene(
+        _develop(rng, canvas),
+        np.array(boxes, np.float32).reshape(count, 4),
+        np.array([drawn[i].label for i in kept], np.int64),
+        renumber[owner],
+        np.array([drawn[i].frame for i in kept], np.float32).reshape(count, 4, 2),
+        np.array([_keypoints(drawn[i], kind, owner == i + 1) for i in kept], np.float32).reshape(
+            count, len(kind.keypoints), 3
+        ),
+    )
 
 
-def _visible_boxes(owner: Image, drawn: list[int]) -> tuple[list[tuple[int, int, int, int]], list[int]]:
+def crop(seed: int, side: int = 96) -> tuple[Image, int]:
+    """One object in the middle of a square picture, and its class: what the classify model sees."""
+    kind = KINDS["classify"]
+    rng = np.random.default_rng([seed, side])
+    canvas = _background(rng, side, side)
+    for _ in range(rng.poisson(1)):
+        _paste_distractor(rng, canvas, kind)
+    label, shape, colour = _pick(rng, kind)
+    cover = _coverage(rng, kind, shape, side * rng.uniform(0.4, 0.8)).cover
+    x, y = (side - len(cover)) // 2 + rng.integers(-side // 10, side // 10 + 1, 2)
+    _blend(rng, canvas, int(x), int(y), cover, colour)
+    return _develop(rng, canvas), label
+
+
+def _visible_boxes(owner: Image, drawn: list[_Drawn]) -> tuple[list[tuple[int, int, int, int]], list[int]]:
     boxes, kept = [], []
-    for i, pixels in enumerate(drawn):
+    for i, thing in enumerate(drawn):
         mask = (owner == i + 1).view(np.uint8)
         x, y, w, h = cv2.boundingRect(mask)
-        if min(w, h) >= 6 and cv2.countNonZero(mask) >= MIN_VISIBLE * pixels:
+        if min(w, h) >= 6 and cv2.countNonZero(mask) >= MIN_VISIBLE * thing.pixels:
             boxes.append((x, y, x + w, y + h))
             kept.append(i)
     return boxes, kept
 
 
-def _outline(shape: str, rng: Rng) -> NDArray[np.float64]:
-    """[N, 2] corners of the shape in the unit circle's square (-1..1)."""
-    if shape == "square":
-        return np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], float) * 0.9
-    if shape == "triangle":
-        return np.array([[0, -1], [0.95, 0.8], [-0.95, 0.8]], float)
+def _keypoints(thing: _Drawn, kind: Kind, seen: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """[K, 3] x y and 2, 1 or 0; of what lies outside of the picture all is 0, as in COCO."""
+    height, width = seen.shape
+    rows = np.zeros((len(kind.keypoints), 3), np.float32)
+    for row, (x, y) in zip(rows, thing.outline[list(kind.keypoints)], strict=True):
+        if 0 <= x < width and 0 <= y < height:
+            near = seen[max(int(y) - 1, 0) : int(y) + 2, max(int(x) - 1, 0) : int(x) + 2]
+            row[:] = x, y, 1 + near.any()
+    return rows
+
+
+_POLYGONS = {
+    "square": np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], float) * 0.9,
+    "triangle": np.array([[0, -1], [0.95, 0.8], [-0.95, 0.8]], float),
+    "arrow": np.array([[1, 0], [0.1, 0.9], [0.1, 0.4], [-1, 0.4], [-1, -0.4], [0.1, -0.4], [0.1, -0.9]], float),
+}
+
+
+def _outline(shape: str, rng: Rng) -> Points:
+    """Corners of the shape in the unit circle's square (-1..1)."""
+    if shape in _POLYGONS:
+        return _POLYGONS[shape]
     if shape == "cross":
         t = 0.34
         quarter = np.array([[-t, -1], [t, -1], [t, -t]], float)
@@ -108,9 +212,13 @@ def _rotation(degrees: float) -> NDArray[np.float64]:
     return np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
 
 
-def _coverage(rng: Rng, shape: str, side: float) -> NDArray[np.float32]:
-    """Anti-aliased coverage 0..1 of a turned, slightly squeezed shape on a patch of its own."""
-    points = _outline(shape, rng) * [1, rng.uniform(0.8, 1)] @ _rotation(rng.uniform(-25, 25)) * (side / 2)
+def _coverage(rng: Rng, kind: Kind, shape: str, side: float) -> _Patch:
+    """The shape as an object of this kind is turned and squeezed, and where its corners came to lie."""
+    outline = _outline(shape, rng)
+    squeeze, turn = [1, rng.uniform(*kind.squeeze)], _rotation(rng.uniform(-kind.turn, kind.turn))
+    points = outline * squeeze @ turn * (side / 2)
+    (left, top), (right, bottom) = outline.min(0), outline.max(0)
+    frame = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
     size = int(np.ceil(side * 1.25)) + 4
     mask = np.zeros((size, size), np.uint8)
     fixed = np.round((points + size / 2) * (1 << _SUBPIXEL)).astype(np.int32)
@@ -118,7 +226,8 @@ def _coverage(rng: Rng, shape: str, side: float) -> NDArray[np.float32]:
     if shape == "ring":
         hole = np.round((points * 0.52 + size / 2) * (1 << _SUBPIXEL)).astype(np.int32)
         cv2.fillPoly(mask, [hole], 0, cv2.LINE_AA, _SUBPIXEL)
-    return mask.astype(np.float32) / 255
+    middle = size / 2 + 0.5  # cv2 counts from the middle of the first pixel, labels from its edge
+    return _Patch(mask.astype(np.float32) / 255, points + middle, frame * squeeze @ turn * (side / 2) + middle)
 
 
 def _colour(hue: float, saturation: float, value: float) -> NDArray[np.float32]:
@@ -134,35 +243,45 @@ def _any_colour(rng: Rng) -> NDArray[np.float32]:
     return _colour(rng.uniform(0, 360), rng.uniform(0, 0.6), rng.uniform(0.1, 1))
 
 
-def _side(rng: Rng) -> float:
-    return float(np.exp(rng.uniform(np.log(MIN_PX), np.log(MAX_PX))))
+def _side(rng: Rng, kind: Kind) -> float:
+    return float(np.exp(rng.uniform(*np.log(kind.sides))))
 
 
-def _paste(rng: Rng, canvas: Image, owner: Image, mark: int, shape: str, colour: NDArray[np.float32]) -> int:
-    """Draw one labelled object where it hides little of the others; 0 = no such place, else its pixels."""
-    cover = _coverage(rng, shape, _side(rng))
-    solid = cover > 0.5
+def _pick(rng: Rng, kind: Kind) -> tuple[int, str, NDArray[np.float32]]:
+    """A class: its id, shape and colour."""
+    label = int(rng.integers(len(kind.classes)))
+    shape, hue = list(kind.classes.values())[label]
+    return label, shape, _class_colour(rng, hue)
+
+
+def _paste(rng: Rng, canvas: Image, owner: Image, mark: int, kind: Kind) -> _Drawn | None:
+    """Draw one labelled object where it hides little of the others; None = no such place."""
+    label, shape, colour = _pick(rng, kind)
+    patch = _coverage(rng, kind, shape, _side(rng, kind))
+    solid = patch.cover > 0.5
     for _ in range(8):
-        x, y = _corner(rng, canvas, cover)
+        x, y = _corner(rng, canvas, patch.cover)
         target, source = _clip(owner, x, y, solid)
         below, inside = owner[target], solid[source]
-        if inside.sum() >= 0.5 * solid.sum() and np.count_nonzero(below[inside]) <= 0.25 * inside.sum():
-            _blend(rng, canvas, x, y, cover, colour)
+        if inside.sum() >= kind.inside * solid.sum() and np.count_nonzero(below[inside]) <= 0.25 * inside.sum():
+            _blend(rng, canvas, x, y, patch.cover, colour)
             below[inside] = mark
-            return int(solid.sum())
-    return 0
+            at = np.array([x, y])
+            return _Drawn(label, int(solid.sum()), patch.outline + at, patch.frame + at)
+    return None
 
 
-def _paste_distractor(rng: Rng, canvas: Image) -> None:
+def _paste_distractor(rng: Rng, canvas: Image, kind: Kind) -> None:
     """Something without a label: a blob, or a class's shape in a pale colour of no class."""
-    shape = "blob" if rng.random() < 0.7 else str(rng.choice(SHAPES))
-    cover = _coverage(rng, shape, _side(rng))
+    shapes = sorted({shape for shape, _ in kind.classes.values()})
+    shape = "blob" if rng.random() < 0.7 else str(rng.choice(shapes))
+    cover = _coverage(rng, kind, shape, _side(rng, kind)).cover
     _blend(rng, canvas, *_corner(rng, canvas, cover), cover, _any_colour(rng))
 
 
-def _paste_occluder(rng: Rng, canvas: Image, owner: Image) -> None:
+def _paste_occluder(rng: Rng, canvas: Image, owner: Image, kind: Kind) -> None:
     """A pale blob in front of whatever is there."""
-    cover = _coverage(rng, "blob", float(rng.uniform(15, 120)))
+    cover = _coverage(rng, kind, "blob", float(rng.uniform(15, 120))).cover
     x, y = _corner(rng, canvas, cover)
     _blend(rng, canvas, x, y, cover, _any_colour(rng))
     target, source = _clip(owner, x, y, cover)
@@ -259,18 +378,57 @@ def _develop(rng: Rng, canvas: Image) -> Image:
     return cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
 
 
-def write_dataset(folder: Path, count: int, seed: int, width: int = 640, height: int = 640) -> None:
-    """images/NNNNN.jpg and labels/NNNNN.txt (class cx cy w h, relative), as Ultralytics reads them."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    (folder / "labels").mkdir(exist_ok=True)
+def write_dataset(
+    folder: Path, count: int, seed: int, width: int = 640, height: int = 640, task: str = "detect"
+) -> None:
+    """A labelled data set as Ultralytics reads it.
+
+    images/NNNNN.jpg, labels/NNNNN.txt with a line an object, relative, and data.yaml; for classify NAME/NNNNN.jpg,
+    square.
+    """
+    if task == "classify":
+        for i in range(count):
+            image, label = crop(seed + i, width)
+            _write_jpeg(folder / list(KINDS[task].classes)[label] / f"{i:05}.jpg", image)
+        return
+    kind = KINDS[task]
+    about = {"train": "images", "val": "images", "names": list(kind.classes)}
+    if kind.keypoints:
+        about |= {"kpt_shape": [len(kind.keypoints), 3], "flip_idx": list(kind.flip)}
+    (folder / "labels").mkdir(parents=True, exist_ok=True)
+    (folder / "data.yaml").write_text(yaml.safe_dump(about, sort_keys=False))
     for i in range(count):
-        item = scene(seed + i, width, height)
-        cv2.imwrite(str(folder / f"images/{i:05}.jpg"), item.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-        centre = (item.boxes[:, :2] + item.boxes[:, 2:]) / 2 / [width, height]
-        sides = (item.boxes[:, 2:] - item.boxes[:, :2]) / [width, height]
-        rows = np.concatenate([item.classes[:, None], centre, sides], 1)
-        text = "".join(f"{int(r[0])} {r[1]:.6f} {r[2]:.6f} {r[3]:.6f} {r[4]:.6f}\n" for r in rows)
+        item = scene(seed + i, width, height, task)
+        _write_jpeg(folder / f"images/{i:05}.jpg", item.image)
+        rows = zip(item.classes, _label_rows(item, task), strict=True)
+        text = "".join(f"{label} {' '.join(f'{value:.6f}' for value in row)}\n" for label, row in rows)
         (folder / f"labels/{i:05}.txt").write_text(text)
+
+
+def _write_jpeg(path: Path, image: Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+
+
+def _label_rows(item: Scene, task: str) -> list[NDArray[np.float64]]:
+    """What a label file says of each object after its class, relative."""
+    height, width = item.masks.shape
+    if task == "segment":
+        return [(_polygon(item.masks == i + 1) / [width, height]).ravel() for i in range(len(item.classes))]
+    if task == "obb":  # Ultralytics refuses corners outside of the picture
+        return list((item.corners / [width, height]).clip(0, 1).reshape(-1, 8))
+    centre = (item.boxes[:, :2] + item.boxes[:, 2:]) / 2 / [width, height]
+    sides = (item.boxes[:, 2:] - item.boxes[:, :2]) / [width, height]
+    keypoints = (item.keypoints / [width, height, 1]).reshape(len(centre), 3 * item.keypoints.shape[1])
+    return list(np.concatenate([centre, sides, keypoints], 1))
+
+
+def _polygon(mask: NDArray[np.bool_]) -> Points:
+    """One polygon around all parts and holes of a mask: a line leads to each from the first corner, and back."""
+    contours = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)[0]
+    start = contours[0][:1]
+    path = np.concatenate([part for each in contours for part in (each, each[:1], start)])
+    return path[:, 0] + 0.5
 
 
 if __name__ == "__main__":
@@ -280,5 +438,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--width", type=int, default=640)
     parser.add_argument("--height", type=int, default=640)
+    parser.add_argument("--task", choices=KINDS, default="detect")
     args = parser.parse_args()
-    write_dataset(args.folder, args.count, args.seed, args.width, args.height)
+    write_dataset(args.folder, args.count, args.seed, args.width, args.height, args.task)

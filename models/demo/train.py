@@ -1,11 +1,11 @@
-"""Train the demo model from scratch: a full-width YOLOv8n on generated scenes, on a CPU.
+"""Train a demo model from scratch on generated scenes, on a CPU.
 
-Most batches are 320 px scenes and every fifth one is 640 px, at the same pixel scale, so that the model works at 640
-for little more than the cost of 320. Scenes come from a pool in memory of which each batch renews a little: the set is
-endless.
+For detect a full-width YOLOv8n: most batches are 320 px scenes and every fifth one is 640 px, at the same pixel scale,
+so that the model works at 640 for little more than the cost of 320. For the other tasks half that width, on pictures of
+one small size. Scenes come from a pool in memory of which each batch renews a little: the set is endless.
 Stopping is safe: it goes on from `--state` when started again.
 
-    python models/demo/train.py [--steps 4000] [--threads 2]
+    python models/demo/train.py [--task detect] [--steps 4000] [--threads 2]
 """
 
 import argparse
@@ -13,6 +13,7 @@ import copy
 import datetime as dt
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,64 +21,133 @@ import numpy as np
 import scenes
 import torch
 import ultralytics
+from numpy.typing import NDArray
 from ultralytics.cfg import get_cfg
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn import tasks
+from ultralytics.utils.ops import xyxyxyxy2xywhr
 from ultralytics.utils.torch_utils import ModelEMA
 
 HERE = Path(__file__).parent
 SEED = 8
-BATCHES = {320: 32, 640: 8}  # image side: images a batch
-POOL = {320: 5000, 640: 800}  # image side: scenes kept in memory
 LARGE_EVERY = 5
 WARMUP_STEPS = 200
 PEAK_LR, LAST_LR = 2e-3, 1e-5
 BF16 = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001  # twice as fast where the CPU has it
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a task's model is made."""
+
+    model: type[torch.nn.Module]
+    config: str
+    width: float  # of its layers; n has 0.25
+    steps: int
+    batches: dict[int, int]  # image side: images a batch
+    pool: dict[int, int]  # image side: pictures kept in memory
+    weights: str
+
+
+RECIPES = {
+    "detect": Recipe(
+        tasks.DetectionModel, "yolov8n.yaml", 0.25, 4000, {320: 32, 640: 8}, {320: 5000, 640: 800}, "yolov8n-demo.pt"
+    ),
+    "segment": Recipe(
+        tasks.SegmentationModel, "yolov8n-seg.yaml", 0.125, 2000, {160: 16}, {160: 4000}, "yolov8-demo-segment.pt"
+    ),
+    "pose": Recipe(tasks.PoseModel, "yolov8n-pose.yaml", 0.125, 2000, {160: 16}, {160: 4000}, "yolov8-demo-pose.pt"),
+    "obb": Recipe(tasks.OBBModel, "yolov8n-obb.yaml", 0.125, 2000, {160: 16}, {160: 4000}, "yolov8-demo-obb.pt"),
+    "classify": Recipe(
+        tasks.ClassificationModel, "yolov8n-cls.yaml", 0.125, 600, {96: 32}, {96: 3000}, "yolov8-demo-classify.pt"
+    ),
+}
+
+Picture = scenes.Scene | tuple[scenes.Image, int]
+
+
+def picture(task: str, seed: int, side: int) -> Picture:
+    return scenes.crop(seed, side) if task == "classify" else scenes.scene(seed, side, side, task)
+
+
 @dataclass
 class Pool:
-    """Scenes of one size; `draw` gives a batch and replaces its first scenes with new ones."""
+    """Pictures of one size; `draw` gives a batch and replaces its first ones with new ones."""
 
+    task: str
     side: int
     next_seed: int
-    items: list[scenes.Scene]
+    items: list[Picture]
 
     @classmethod
-    def generate(cls, side: int, first_seed: int) -> "Pool":
-        count = POOL[side]
+    def generate(cls, task: str, side: int, first_seed: int) -> "Pool":
+        count = RECIPES[task].pool[side]
         with torch.multiprocessing.Pool(torch.get_num_threads()) as workers:
-            seeds = [(seed, side, side) for seed in range(first_seed, first_seed + count)]
-            return cls(side, first_seed + count, workers.starmap(scenes.scene, seeds, chunksize=50))
+            seeds = [(task, seed, side) for seed in range(first_seed, first_seed + count)]
+            return cls(task, side, first_seed + count, workers.starmap(picture, seeds, chunksize=50))
 
-    def draw(self, rng: np.random.Generator) -> list[scenes.Scene]:
-        size = BATCHES[self.side]
+    def draw(self, rng: np.random.Generator) -> list[Picture]:
+        size = RECIPES[self.task].batches[self.side]
         picks = rng.choice(len(self.items), size, replace=False)
         for pick in picks[: max(1, size // 16)]:
-            self.items[pick] = scenes.scene(self.next_seed, self.side, self.side)
+            self.items[pick] = picture(self.task, self.next_seed, self.side)
             self.next_seed += 1
         return [self.items[pick] for pick in picks]
 
 
-def to_batch(items: list[scenes.Scene], rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    """Ultralytics' batch: img float32 [B,3,H,W] 0..1, and per box batch_idx, cls, bboxes (cx cy w h, relative)."""
-    images, index, classes, boxes = [], [], [], []
-    for i, item in enumerate(items):
-        flip = rng.random() < 0.5
-        side = item.image.shape[0]
-        corners = item.boxes / side
-        if flip:
-            corners = np.stack([1 - corners[:, 2], corners[:, 1], 1 - corners[:, 0], corners[:, 3]], 1)
-        images.append(item.image[:, ::-1] if flip else item.image)
-        index.append(np.full(len(corners), i, np.float32))
-        classes.append(item.classes.astype(np.float32))
-        boxes.append(np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1))
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+def to_batch(items: list[Picture], task: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """Ultralytics' batch: img float32 [B,3,H,W] 0..1 and the labels that the task's loss reads."""
+    if task != "classify":
+        return to_labelled(items, task, rng)
+    images, labels = zip(*items, strict=True)
+    return {"img": to_images(images), "cls": torch.tensor(labels)}
+
+
+def to_labelled(items: list[scenes.Scene], task: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """img, masks uint8 [B,H/4,W/4] of 1 + index; and per object batch_idx, cls, keypoints [K,3] and
+
+    bboxes: cx cy w h, relative, for obb with the angle in radians.
+    """
+    kind = scenes.KINDS[task]
+    items = [mirrored(item, kind.flip) if rng.random() < 0.5 else item for item in items]
+    side = items[0].masks.shape[0]
+    boxes = [turned_boxes(item, side) if task == "obb" else upright_boxes(item, side) for item in items]
     return {
-        "img": pixels.float().div_(255).contiguous(memory_format=torch.channels_last),
-        "batch_idx": torch.from_numpy(np.concatenate(index)),
-        "cls": torch.from_numpy(np.concatenate(classes)[:, None]),
+        "img": to_images([item.image for item in items]),
+        "masks": torch.from_numpy(np.stack([item.masks[2::4, 2::4] for item in items])),
+        "batch_idx": torch.from_numpy(np.repeat(np.arange(len(items)), [len(each) for each in boxes])).float(),
+        "cls": torch.from_numpy(np.concatenate([item.classes for item in items])[:, None]).float(),
         "bboxes": torch.from_numpy(np.concatenate(boxes).astype(np.float32)),
+        "keypoints": torch.from_numpy(np.concatenate([item.keypoints / [side, side, 1] for item in items])).float(),
     }
+
+
+def to_images(images: Sequence[scenes.Image]) -> torch.Tensor:
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
+
+
+def mirrored(item: scenes.Scene, flip: tuple[int, ...]) -> scenes.Scene:
+    """The scene with left and right exchanged, also those of the keypoints."""
+    width = item.masks.shape[1]
+    boxes = np.stack([width - item.boxes[:, 2], item.boxes[:, 1], width - item.boxes[:, 0], item.boxes[:, 3]], 1)
+    across, offset = np.array([-1, 1], np.float32), np.array([width, 0], np.float32)
+    keypoints = item.keypoints[:, list(flip)]
+    keypoints[..., :2] = keypoints[..., :2] * across + offset
+    return scenes.Scene(
+        item.image[:, ::-1], boxes, item.classes, item.masks[:, ::-1], item.corners * across + offset, keypoints
+    )
+
+
+def upright_boxes(item: scenes.Scene, side: int) -> NDArray[np.float32]:
+    """[N, 4] cx cy w h, relative."""
+    return np.concatenate([item.boxes[:, :2] + item.boxes[:, 2:], 2 * (item.boxes[:, 2:] - item.boxes[:, :2])], 1) / (
+        2 * side
+    )
+
+
+def turned_boxes(item: scenes.Scene, side: int) -> NDArray[np.float32]:
+    """[N, 5] cx cy w h, relative, and the angle in radians."""
+    return xyxyxyxy2xywhr(item.corners.reshape(-1, 8)).reshape(-1, 5) / [side, side, side, side, 1]
 
 
 def to_float(preds: object) -> object:
@@ -95,9 +165,12 @@ def learning_rate(step: int, steps: int) -> float:
     return LAST_LR + (PEAK_LR - LAST_LR) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def new_model() -> DetectionModel:
-    model = DetectionModel("yolov8n.yaml", nc=len(scenes.NAMES), verbose=False)
-    model.names = dict(enumerate(scenes.NAMES))
+def new_model(task: str) -> torch.nn.Module:
+    kind, recipe = scenes.KINDS[task], RECIPES[task]
+    config = tasks.yaml_model_load(recipe.config) | {"kpt_shape": [len(kind.keypoints), 3]}
+    config["scales"]["n"] = [0.33, recipe.width, 1024]
+    model = recipe.model(config, nc=len(kind.classes), verbose=False)
+    model.names = dict(enumerate(kind.classes))
     model.args = get_cfg()
     return model.to(memory_format=torch.channels_last)
 
@@ -108,14 +181,16 @@ def new_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW([{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}])
 
 
-def save_weights(ema: ModelEMA, path: Path, step: int) -> None:
+def save_weights(ema: ModelEMA, path: Path, task: str, step: int) -> None:
     """An ordinary Ultralytics checkpoint, in half precision as theirs are."""
+    recipe = RECIPES[task]
+    args = {"task": task, "imgsz": max(recipe.batches), "model": recipe.config}
     model = copy.deepcopy(ema.ema).to(memory_format=torch.contiguous_format).half().eval()
-    model.criterion, model.args = None, {"task": "detect", "imgsz": 640, "model": "yolov8n.yaml"}
+    model.criterion, model.args = None, args
     checkpoint = {
         "epoch": -1,
         "model": model,
-        "train_args": {"task": "detect", "imgsz": 640, "model": "yolov8n.yaml", "steps": step, "seed": SEED},
+        "train_args": args | {"steps": step, "seed": SEED},
         "date": dt.datetime.now(dt.UTC).isoformat(),
         "version": ultralytics.__version__,
         "license": "AGPL-3.0",
@@ -125,9 +200,9 @@ def save_weights(ema: ModelEMA, path: Path, step: int) -> None:
     partial.replace(path)
 
 
-def train(steps: int, weights: Path, state_path: Path) -> None:
+def train(task: str, steps: int, weights: Path, state_path: Path) -> None:
     torch.manual_seed(SEED)
-    model, step = new_model(), 0
+    model, step = new_model(task), 0
     optimizer, ema = new_optimizer(model), ModelEMA(model, decay=0.999, tau=300)
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
@@ -137,12 +212,13 @@ def train(steps: int, weights: Path, state_path: Path) -> None:
         ema.updates = step
         optimizer.load_state_dict(state["optimizer"])
     rng = np.random.default_rng([SEED, step])
-    pools = {side: Pool.generate(side, 1_000_000 * (1 + i) + 20 * step) for i, side in enumerate(POOL)}
+    sides = list(RECIPES[task].batches)
+    pools = [Pool.generate(task, side, 1_000_000 * (1 + i) + 20 * step) for i, side in enumerate(sides)]
     print(f"pools ready, bf16={BF16}, from step {step}", flush=True)
     model.train()
     started, losses = time.monotonic(), []
     while step < steps:
-        batch = to_batch(pools[640 if step % LARGE_EVERY == 0 else 320].draw(rng), rng)
+        batch = to_batch(pools[-1 if step % LARGE_EVERY == 0 else 0].draw(rng), task, rng)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps)
         with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
@@ -161,7 +237,7 @@ def train(steps: int, weights: Path, state_path: Path) -> None:
             losses.clear()
             print(f"{step}/{steps} {means} {seconds / 50:.2f} s a step", flush=True)
         if step % 200 == 0 or step == steps:
-            save_weights(ema, weights, step)
+            save_weights(ema, weights, task, step)
             state = {
                 "step": step,
                 "model": model.state_dict(),
@@ -174,10 +250,17 @@ def train(steps: int, weights: Path, state_path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--task", choices=RECIPES, default="detect")
+    parser.add_argument("--steps", type=int, help="those of the recipe, if not given")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--weights", type=Path, default=HERE / "yolov8n-demo.pt")
-    parser.add_argument("--state", type=Path, default=HERE / "train-state.pt")
+    parser.add_argument("--weights", type=Path, help="models/demo/yolov8*-demo*.pt, if not given")
+    parser.add_argument("--state", type=Path, help="models/demo/train-state.TASK.pt, if not given")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train(args.steps, args.weights, args.state)
+    recipe = RECIPES[args.task]
+    train(
+        args.task,
+        args.steps or recipe.steps,
+        args.weights or HERE / recipe.weights,
+        args.state or HERE / f"train-state.{args.task}.pt",
+    )
