@@ -53,10 +53,10 @@ RECIPES = {
         tasks.DetectionModel, "yolov8n.yaml", 0.25, 4000, {320: 32, 640: 8}, {320: 5000, 640: 800}, "yolov8n-demo.pt"
     ),
     "segment": Recipe(
-        tasks.SegmentationModel, "yolov8n-seg.yaml", 0.125, 2000, {160: 16}, {160: 4000}, "yolov8-demo-segment.pt"
+        tasks.SegmentationModel, "yolov8n-seg.yaml", 0.125, 1000, {160: 16}, {160: 2000}, "yolov8-demo-segment.pt"
     ),
-    "pose": Recipe(tasks.PoseModel, "yolov8n-pose.yaml", 0.125, 2000, {160: 16}, {160: 4000}, "yolov8-demo-pose.pt"),
-    "obb": Recipe(tasks.OBBModel, "yolov8n-obb.yaml", 0.125, 2000, {160: 16}, {160: 4000}, "yolov8-demo-obb.pt"),
+    "pose": Recipe(tasks.PoseModel, "yolov8n-pose.yaml", 0.125, 1000, {160: 16}, {160: 2000}, "yolov8-demo-pose.pt"),
+    "obb": Recipe(tasks.OBBModel, "yolov8n-obb.yaml", 0.125, 1000, {160: 16}, {160: 2000}, "yolov8-demo-obb.pt"),
     "classify": Recipe(
         tasks.ClassificationModel, "yolov8n-cls.yaml", 0.125, 600, {96: 32}, {96: 3000}, "yolov8-demo-classify.pt"
     ),
@@ -236,7 +236,7 @@ def train(task: str, steps: int, weights: Path, state_path: Path) -> None:
             means = " ".join(f"{name} {value:.3f}" for name, value in zip(parts, np.mean(losses, 0), strict=True))
             losses.clear()
             print(f"{step}/{steps} {means} {seconds / 50:.2f} s a step", flush=True)
-        if step % 200 == 0 or step == steps:
+        if step % 100 == 0 or step == steps:
             save_weights(ema, weights, task, step)
             state = {
                 "step": step,
