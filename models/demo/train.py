@@ -58,7 +58,7 @@ RECIPES = {
     "pose": Recipe(tasks.PoseModel, "yolov8n-pose.yaml", 0.125, 1000, {160: 16}, {160: 2000}, "yolov8-demo-pose.pt"),
     "obb": Recipe(tasks.OBBModel, "yolov8n-obb.yaml", 0.125, 1000, {160: 16}, {160: 2000}, "yolov8-demo-obb.pt"),
     "classify": Recipe(
-        tasks.ClassificationModel, "yolov8n-cls.yaml", 0.125, 600, {96: 32}, {96: 3000}, "yolov8-demo-classify.pt"
+        tasks.ClassificationModel, "yolov8n-cls.yaml", 0.125, 400, {96: 32}, {96: 1500}, "yolov8-demo-classify.pt"
     ),
 }
 
