@@ -22,7 +22,7 @@ def test_the_checkpoint_is_small_and_says_what_it_is_under_weights_only_semantic
     model = YOLO(weights)
     assert model.task == task
     assert list(model.names.values()) == list(kind.classes)
-    assert model.overrides["imgsz"] == max(recipe.batches)
+    assert model.overrides["imgsz"] == max(recipe.sides)
     if task == "pose":
         assert list(model.model.model[-1].kpt_shape) == [5, 3]
 
@@ -30,7 +30,7 @@ def test_the_checkpoint_is_small_and_says_what_it_is_under_weights_only_semantic
 @pytest.mark.parametrize("task", TASKS)
 def test_a_trained_model_finds_the_objects_of_unseen_scenes_and_an_untrained_one_does_not(task):
     precision = evaluate.average_precision(evaluate.load(task), task, UNSEEN)[1]
-    assert precision[:, 0].mean() > 0.9
+    assert precision[:, 0].mean() > 0.85
     torch.manual_seed(0)
     untrained = train.new_model(task).eval()
     assert evaluate.average_precision(untrained, task, UNSEEN)[1].mean() < 0.01

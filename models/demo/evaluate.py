@@ -31,7 +31,7 @@ def load(task: str, weights: Path | None = None) -> torch.nn.Module:
 @torch.inference_mode()
 def average_precision(model: torch.nn.Module, task: str, seeds: range) -> tuple[np.ndarray, np.ndarray]:
     """Class ids [C] and average precision [C, 10], at the ten thresholds of COCO."""
-    side = max(RECIPES[task].batches)
+    side = max(RECIPES[task].sides)
     hits, scores, found, wanted = [], [], [], []
     for first in seeds[::BATCH]:
         items = [scenes.scene(seed, side, side, task) for seed in range(first, min(first + BATCH, seeds.stop))]
@@ -82,7 +82,7 @@ def match(overlaps: torch.Tensor, rows: torch.Tensor, item: scenes.Scene) -> np.
 @torch.inference_mode()
 def accuracy(model: torch.nn.Module, seeds: range) -> np.ndarray:
     """[C]: the share of each class's pictures whose best class is the right one."""
-    images, labels = zip(*(picture("classify", seed, max(RECIPES["classify"].batches)) for seed in seeds), strict=True)
+    images, labels = zip(*(picture("classify", seed, max(RECIPES["classify"].sides)) for seed in seeds), strict=True)
     best = np.concatenate([model(to_images(images[i : i + BATCH]))[0].argmax(1) for i in range(0, len(images), BATCH)])
     return np.array([(best == i)[np.array(labels) == i].mean() for i in range(len(scenes.KINDS["classify"].classes))])
 

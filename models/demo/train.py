@@ -43,22 +43,21 @@ class Recipe:
     config: str
     width: float  # of its layers; n has 0.25
     steps: int
-    batches: dict[int, int]  # image side: images a batch
-    pool: dict[int, int]  # image side: pictures kept in memory
+    sides: dict[int, tuple[int, int]]  # image side: images a batch, pictures kept in memory
     weights: str
 
 
 RECIPES = {
     "detect": Recipe(
-        tasks.DetectionModel, "yolov8n.yaml", 0.25, 4000, {320: 32, 640: 8}, {320: 5000, 640: 800}, "yolov8n-demo.pt"
+        tasks.DetectionModel, "yolov8n.yaml", 0.25, 4000, {320: (32, 5000), 640: (8, 800)}, "yolov8n-demo.pt"
     ),
     "segment": Recipe(
-        tasks.SegmentationModel, "yolov8n-seg.yaml", 0.125, 1000, {160: 16}, {160: 2000}, "yolov8-demo-segment.pt"
+        tasks.SegmentationModel, "yolov8n-seg.yaml", 0.125, 600, {160: (16, 2000)}, "yolov8-demo-segment.pt"
     ),
-    "pose": Recipe(tasks.PoseModel, "yolov8n-pose.yaml", 0.125, 1000, {160: 16}, {160: 2000}, "yolov8-demo-pose.pt"),
-    "obb": Recipe(tasks.OBBModel, "yolov8n-obb.yaml", 0.125, 1000, {160: 16}, {160: 2000}, "yolov8-demo-obb.pt"),
+    "pose": Recipe(tasks.PoseModel, "yolov8n-pose.yaml", 0.125, 1000, {160: (16, 2000)}, "yolov8-demo-pose.pt"),
+    "obb": Recipe(tasks.OBBModel, "yolov8n-obb.yaml", 0.125, 600, {160: (16, 2000)}, "yolov8-demo-obb.pt"),
     "classify": Recipe(
-        tasks.ClassificationModel, "yolov8n-cls.yaml", 0.125, 400, {96: 32}, {96: 1500}, "yolov8-demo-classify.pt"
+        tasks.ClassificationModel, "yolov8n-cls.yaml", 0.125, 400, {96: (32, 1500)}, "yolov8-demo-classify.pt"
     ),
 }
 
@@ -80,13 +79,13 @@ class Pool:
 
     @classmethod
     def generate(cls, task: str, side: int, first_seed: int) -> "Pool":
-        count = RECIPES[task].pool[side]
-        with torch.multiprocessing.Pool(torch.get_num_threads()) as workers:
+        _, count = RECIPES[task].sides[side]
+        with torch.multiprocessing.Pool() as workers:
             seeds = [(task, seed, side) for seed in range(first_seed, first_seed + count)]
             return cls(task, side, first_seed + count, workers.starmap(picture, seeds, chunksize=50))
 
     def draw(self, rng: np.random.Generator) -> list[Picture]:
-        size = RECIPES[self.task].batches[self.side]
+        size, _ = RECIPES[self.task].sides[self.side]
         picks = rng.choice(len(self.items), size, replace=False)
         for pick in picks[: max(1, size // 16)]:
             self.items[pick] = picture(self.task, self.next_seed, self.side)
@@ -184,7 +183,7 @@ def new_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
 def save_weights(ema: ModelEMA, path: Path, task: str, step: int) -> None:
     """An ordinary Ultralytics checkpoint, in half precision as theirs are."""
     recipe = RECIPES[task]
-    args = {"task": task, "imgsz": max(recipe.batches), "model": recipe.config}
+    args = {"task": task, "imgsz": max(recipe.sides), "model": recipe.config}
     model = copy.deepcopy(ema.ema).to(memory_format=torch.contiguous_format).half().eval()
     model.criterion, model.args = None, args
     checkpoint = {
@@ -212,8 +211,7 @@ def train(task: str, steps: int, weights: Path, state_path: Path) -> None:
         ema.updates = step
         optimizer.load_state_dict(state["optimizer"])
     rng = np.random.default_rng([SEED, step])
-    sides = list(RECIPES[task].batches)
-    pools = [Pool.generate(task, side, 1_000_000 * (1 + i) + 20 * step) for i, side in enumerate(sides)]
+    pools = [Pool.generate(task, side, 1_000_000 * (1 + i) + 20 * step) for i, side in enumerate(RECIPES[task].sides)]
     print(f"pools ready, bf16={BF16}, from step {step}", flush=True)
     model.train()
     started, losses = time.monotonic(), []
