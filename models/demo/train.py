@@ -30,7 +30,7 @@ from ultralytics.utils.torch_utils import ModelEMA
 HERE = Path(__file__).parent
 SEED = 8
 LARGE_EVERY = 5
-WARMUP_STEPS = 200
+WARMUP_STEPS = 100
 PEAK_LR, LAST_LR = 2e-3, 1e-5
 BF16 = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001  # twice as fast where the CPU has it
 
@@ -52,7 +52,7 @@ RECIPES = {
         tasks.DetectionModel, "yolov8n.yaml", 0.25, 4000, {320: (32, 5000), 640: (8, 800)}, "yolov8n-demo.pt"
     ),
     "segment": Recipe(
-        tasks.SegmentationModel, "yolov8n-seg.yaml", 0.125, 600, {160: (16, 2000)}, "yolov8-demo-segment.pt"
+        tasks.SegmentationModel, "yolov8n-seg.yaml", 0.125, 500, {160: (16, 1000)}, "yolov8-demo-segment.pt"
     ),
     "pose": Recipe(tasks.PoseModel, "yolov8n-pose.yaml", 0.125, 1000, {160: (16, 2000)}, "yolov8-demo-pose.pt"),
     "obb": Recipe(tasks.OBBModel, "yolov8n-obb.yaml", 0.125, 600, {160: (16, 2000)}, "yolov8-demo-obb.pt"),
