@@ -442,8 +442,8 @@ def test_digest_does_not_change_with_anything_else(whole, tmp_path, monkeypatch)
 def seeds(monkeypatch, dataset: datasets.Dataset) -> set[int]:
     """Which scenes it would make."""
     made: list[int] = []
-    empty = scenes.Scene(np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-    monkeypatch.setattr(datasets.runpy, "run_path", lambda _: {"scene": lambda seed: (made.append(seed), empty)[1]})
+    any_scene = scenes.scene(0, 32, 32)
+    monkeypatch.setattr(datasets.runpy, "run_path", lambda _: {"scene": lambda seed: (made.append(seed), any_scene)[1]})
     assert len(list(dataset)) == len(made)
     return set(made)
 
