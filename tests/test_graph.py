@@ -264,7 +264,7 @@ def test_end_to_end_export_is_served_as_it_selects_its_rows(tmp_path, of_26):
     assert rows.shape == (2, 300, 6)
     np.testing.assert_allclose(rows[..., 4], plain[..., 4], atol=1e-4)
     fewer = run(tmp_path / "graph.onnx", np.zeros((1, 32, SIDE, 3), np.uint8))
-    assert fewer.shape == (1, 105, 6)  # all its anchors
+    assert fewer.shape == (1, 300, 6)  # of 105 anchors, each with several classes
 
 
 def test_of_weights_with_two_heads_the_one_with_nms_is_served_as_ultralytics_predicts_with_it(tmp_path, of_26):
