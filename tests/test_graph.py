@@ -192,3 +192,85 @@ def test_damaged_weights_are_refused_in_one_line_that_names_them(tmp_path, name,
 def tmp_path_of(path: Path) -> Path:
     (folder := path / "scratch").mkdir()
     return folder
+
+
+# Other tasks, and heads of other YOLOs
+
+
+@pytest.mark.parametrize(
+    ("task", "shapes"),
+    [
+        ("segment", [(1, 315, 38), (1, 32, 24, 40)]),
+        ("pose", [(1, 315, 21)]),
+        ("obb", [(1, 315, 7)]),
+        ("classify", [(1, 10)]),
+    ],
+)
+def test_graphs_of_other_tasks_have_their_contracted_outputs(graft, task, shapes):
+    made = graft(task)
+    model = onnx.load(made.graph)
+    onnx.checker.check_model(model, full_check=True)
+    names = {"segment": ["rows", "protos"], "classify": ["probs"]}.get(task, ["rows"])
+    assert [output.name for output in model.graph.output] == names
+    assert {output.type.tensor_type.elem_type for output in model.graph.output} == {onnx.TensorProto.FLOAT}
+    assert [node.op_type for node in model.graph.node if "images" in node.input] == ["Cast"]
+    frame = np.zeros((320, 320, 3) if task == "classify" else (96, 160, 3), np.uint8)
+    (outputs,) = onnxruntime.OnnxruntimeEngine(made.graph, 2).infer(0, [frame])
+    assert [(1, *output.shape) for output in outputs] == shapes
+    assert made.model.kpt_shape == ((5, 3) if task == "pose" else None)
+    assert made.model.shapes == (((320, 320),) if task == "classify" else None)
+
+
+@pytest.mark.parametrize("task", ["segment", "pose", "obb", "classify"])
+def test_outputs_of_other_tasks_are_those_of_pytorch_and_of_the_plain_export(graft, task):
+    made = graft(task)
+    frames = [scenes.scene(seed, 320, 320 if task == "classify" else 224).image for seed in range(3)]
+    ours = onnxruntime.OnnxruntimeEngine(made.graph, 2).infer(0, frames)
+    for theirs in (
+        pytorch.open_weights(made.weights, 2).infer(0, frames),
+        onnxruntime.PlainExport(made.plain, made.model, 2).infer(frames),
+    ):
+        for (first, *protos), (expected, *prototypes) in zip(ours, theirs, strict=True):
+            if task == "classify":
+                np.testing.assert_allclose(first, expected, atol=1e-4)
+                continue
+            sure = first[first[:, 4] > 0.01]
+            assert len(sure) > 3
+            assert np.abs(sure[:, None] - expected[None]).max(2).min(1).max() < 0.01
+            assert all(np.abs(one - other).max() < 1e-3 for one, other in zip(protos, prototypes, strict=True))
+
+
+def test_classes_of_rectangles_are_refused(tmp_path, graft):
+    with pytest.raises(WeightsError, match="classifies squares; SHAPES=96x160 is not one: use IMGSZ"):
+        graph.to_serving_graph(graft("classify").plain, "x", None, tmp_path / "graph.onnx", ((96, 160),))
+
+
+@pytest.fixture(scope="module")
+def of_26(tmp_path_factory) -> Path:
+    """Weights with two heads, one of them end to end; they are random."""
+    from ultralytics import YOLO
+
+    path = tmp_path_factory.mktemp("26") / "yolo26n.pt"
+    YOLO("yolo26n.yaml").save(path)
+    return path
+
+
+def test_end_to_end_export_is_served_as_it_selects_its_rows(tmp_path, of_26):
+    path = exported(tmp_path, of_26, nms=False, dynamic=True)
+    model = graph.to_serving_graph(path, "26", SIDE, tmp_path / "graph.onnx")
+    assert (model.task, model.end_to_end) == ("detect", True)
+    noise = np.random.default_rng(0).integers(0, 255, (2, SIDE, SIDE, 3), np.uint8)
+    rows, plain = run(tmp_path / "graph.onnx", noise), rows_of(onnxruntime.PlainExport(path, model, 2).infer(noise))
+    assert rows.shape == (2, 300, 6)
+    np.testing.assert_allclose(rows[..., 4], plain[..., 4], atol=1e-4)
+    fewer = run(tmp_path / "graph.onnx", np.zeros((1, 32, SIDE, 3), np.uint8))
+    assert fewer.shape == (1, 300, 6)  # of 105 anchors, each with several classes
+
+
+def test_of_weights_with_two_heads_the_one_with_nms_is_served_as_ultralytics_predicts_with_it(tmp_path, of_26):
+    model = graph.to_serving_graph(export.to_plain_onnx(of_26, SIDE, tmp_path), "26", None, tmp_path / "graph.onnx")
+    assert not model.end_to_end
+    noise = np.random.default_rng(0).integers(0, 255, (1, SIDE, SIDE, 3), np.uint8)
+    rows, expected = run(tmp_path / "graph.onnx", noise), rows_of(pytorch.open_weights(of_26, 2).infer(0, noise))
+    assert rows.shape == (1, 525, 6)
+    np.testing.assert_allclose(rows[..., 4], expected[..., 4], atol=1e-4)
