@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -151,6 +152,11 @@ class Settings(BaseModel):
         if not re.fullmatch(r"\d+(\.\d+)?,\d+(\.\d+)?", value):
             raise ValueError("give two numbers of milliseconds, a batch's and an image's, such as 5,6.9")
         return value
+
+    @field_serializer("shapes")
+    def _spelled(self, shapes: tuple[Shape, ...] | None) -> str | None:
+        """As it was given, for a server that the bench starts."""
+        return spell(*shapes) if shapes else None
 
     @field_validator("shapes", mode="before")
     @classmethod

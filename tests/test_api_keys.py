@@ -1,6 +1,7 @@
 """Who may ask, and that nobody else learns anything: keys in every protocol's own way, PROTOCOLS, CORS."""
 
 import logging
+import re
 from base64 import b64encode
 
 import orjson
@@ -9,10 +10,15 @@ from fastapi.routing import APIRoute
 from test_api_detect import error, jpeg, names, post
 
 from app.api import deepstack, detect, platform, roboflow, system
+from app.api.kserve import http as kserve
+from app.api.kserve.repository import Repository
 from app.log import JsonLines
 
 KEY, OTHER = "key-of-the-tests-0", "key-of-the-tests-1"
-OPEN = {"/", "/healthz", "/readyz", "/v1/status/ping", "/v1/server/status/ping", "/info"}
+OPEN = {
+    *("/", "/healthz", "/readyz", "/v1/status/ping", "/v1/server/status/ping", "/info"),
+    *("/v2/health/live", "/v2/health/ready"),
+}
 ROUTERS = {"v1": detect, "platform": platform, "deepstack": deepstack, "roboflow": roboflow}
 
 
@@ -23,9 +29,11 @@ def live(serve):
 
 def every_route(service, *modules) -> list[tuple[str, str]]:
     """Methods and paths, the path's parameters filled in."""
-    routes = [route for module in modules for route in module.routes(service).routes if isinstance(route, APIRoute)]
+    routers = [*(module.routes(service) for module in modules), kserve.routes(service, Repository(service))]
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    filled = {"{version:int}": "1", "{version}": "1", "{rest:path}": "x"}
     return [
-        (method, route.path.replace("{version:int}", "1").replace("{model}", "pets").replace("{project}", "pets"))
+        (method, re.sub(r"{.*?}", lambda found: filled.get(found[0], "pets"), route.path))
         for route in routes
         for method in route.methods
     ]

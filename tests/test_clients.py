@@ -1,7 +1,8 @@
 """Clients that people have, against the demo model: what the README's table says."""
 
 import pytest
-from clients import deepstack, hub, roboflow, same
+from clients import deepstack, hub, kserve, roboflow, same
+from conftest import serve_demo
 
 CHECKS = [check for family in (hub, deepstack, roboflow) for check in family.CHECKS]
 
@@ -12,6 +13,18 @@ def test_a_client_of_the_table_finds_what_the_native_api_finds(demo, check):
         pytest.skip("`make clients` has not been run")
     *_, run = check
     assert run(demo.url)
+
+
+@pytest.fixture(scope="module")
+def with_grpc(build):
+    live = serve_demo(build().folder.parent, grpc_port=kserve.GRPC_PORT)
+    yield live.url
+    live.stop()
+
+
+@pytest.mark.parametrize("check", kserve.CHECKS, ids=lambda check: f"{check[0]} {check[2]}")
+def test_triton_s_clients_and_ultralytics_find_it_too(with_grpc, check):
+    assert check[3](with_grpc)
 
 
 def test_a_check_fails_where_boxes_differ_or_are_missing():

@@ -58,6 +58,21 @@ def refusal(call, *arguments, **options) -> tuple[str, str]:
     return caught.value.status(), caught.value.message()
 
 
+def test_with_keys_only_health_is_told_to_who_shows_none(serve):
+    key = "key-of-the-tests-0"
+    live = serve(grpc_port=free_port(), api_keys=(key,))
+    with triton.InferenceServerClient(f"127.0.0.1:{live.service.settings.grpc_port}") as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        for headers in (None, {"x-api-key": f"{key}x"}, {"authorization": key}):
+            for call in (client.get_server_metadata, client.get_model_repository_index):
+                assert refusal(call, headers=headers)[0] == "StatusCode.UNAUTHENTICATED"
+            assert refusal(client.infer, "pets", images(), headers=headers)[0] == "StatusCode.UNAUTHENTICATED"
+        for headers in ({"x-api-key": key}, {"authorization": f"Bearer {key}"}):
+            assert client.get_server_metadata(headers=headers).name == "yolopard"
+            assert client.infer("pets", images(), headers=headers).as_numpy("output0")[0, :2, 5].tolist() == [1, 0]
+
+
 def test_every_fact_is_the_one_that_http_tells(live, client):
     assert client.is_server_live()
     assert client.is_server_ready()

@@ -316,3 +316,9 @@ def test_a_wrong_command_line_is_refused(line, capsys):
 def test_help_tells_every_setting(command):
     text = commands()[command].format_help()
     assert all(f"--{field.replace('_', '-')}" in text for field in FIELDS)
+
+
+def test_shapes_are_dumped_as_they_are_given():
+    """The bench gives its server the settings as text; a tuple was none that SHAPES takes."""
+    given = Settings(shapes="640x384,640x640")
+    assert Settings.read(given.model_dump(exclude_unset=True), {}) == given

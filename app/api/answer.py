@@ -63,7 +63,7 @@ def _found_json(prediction: Prediction, model: ModelInfo, wording: Wording) -> d
     ]
     if found.boxes.shape[1]:
         points = corners(found.boxes) if found.boxes.shape[1] == 5 else found.boxes.reshape(-1, 2, 2)
-        for result, box in zip(results, (points / unit).reshape(len(points), -1).tolist(), strict=True):
+        for result, box in zip(results, (points / unit).reshape(-1, 2 * points.shape[1]).tolist(), strict=True):
             result["box"] = {side: round(value, wording.decimals) for side, value in zip(_CORNERS, box, strict=False)}
     if found.masks is not None:
         for result, mask in zip(results, found.masks, strict=True):
