@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import rows_of
 
 from app import backends, builder, datasets
 from app.backends import onnxruntime
@@ -152,7 +153,7 @@ class Crooked:
         engine = onnxruntime.load(folder, lanes, threads)
         straight = engine.infer
         engine.infer = lambda lane, frames: [
-            (self.rows(rows),) for (rows,) in straight(lane, self.frames(np.stack(frames)))
+            (rows,) for rows in self.rows(rows_of(straight(lane, self.frames(np.stack(frames)))))
         ]
         return engine
 
