@@ -40,7 +40,7 @@ def main() -> None:
     print("| image | exact ms | fast ms | agreement | box px mean | box px at most | mAP50-95 exact | fast |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for times in (2, 4, 8):
-        gate, spent = parity.Gate("fp32"), {False: list[float](), True: list[float]()}
+        gate, spent = parity.Gate("fp32", model), {False: list[float](), True: list[float]()}
         for seed in range(FIRST, FIRST + SCENES):
             item = scene(seed, 640, 480)
             image = cv2.resize(item.image, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)

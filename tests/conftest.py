@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fakes
-import grafts
 import httpx
 import pytest
 import uvicorn
@@ -50,9 +49,9 @@ def build(engines: Path) -> Callable[..., Built]:
     return run
 
 
-@dataclass
-class Graft:
-    """Weights of a task (tests/grafts.py), their plain export for any shape and the serving graph of that."""
+@dataclass(frozen=True)
+class OfTask:
+    """The demo model of a task, its plain export for any shape and the serving graph of that."""
 
     weights: Path
     plain: Path
@@ -61,19 +60,16 @@ class Graft:
 
 
 @pytest.fixture(scope="session")
-def graft(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Graft]:
-    """Of a task, made when it is asked for first; frames are up to 320 px."""
+def of_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OfTask]:
+    """Made when it is asked for first."""
 
     @functools.cache
-    def make(task: str) -> Graft:
+    def make(task: str) -> OfTask:
         from app import export, graph
 
-        folder = tmp_path_factory.mktemp(task)
-        weights = grafts.graft(task, folder)
-        plain = export.to_plain_onnx(weights, 320, folder)
-        return Graft(
-            weights, plain, folder / "graph.onnx", graph.to_serving_graph(plain, task, 320, folder / "graph.onnx")
-        )
+        folder, weights = tmp_path_factory.mktemp(task), DEMO / f"yolov8-demo-{task}.pt"
+        plain, serving = export.to_plain_onnx(weights, None, folder), folder / "graph.onnx"
+        return OfTask(weights, plain, serving, graph.to_serving_graph(plain, task, None, serving))
 
     return make
 

@@ -206,25 +206,26 @@ def tmp_path_of(path: Path) -> Path:
         ("classify", [(1, 10)]),
     ],
 )
-def test_graphs_of_other_tasks_have_their_contracted_outputs(graft, task, shapes):
-    made = graft(task)
+def test_graphs_of_other_tasks_have_their_contracted_outputs(of_task, task, shapes):
+    made = of_task(task)
     model = onnx.load(made.graph)
     onnx.checker.check_model(model, full_check=True)
     names = {"segment": ["rows", "protos"], "classify": ["probs"]}.get(task, ["rows"])
     assert [output.name for output in model.graph.output] == names
     assert {output.type.tensor_type.elem_type for output in model.graph.output} == {onnx.TensorProto.FLOAT}
     assert [node.op_type for node in model.graph.node if "images" in node.input] == ["Cast"]
-    frame = np.zeros((320, 320, 3) if task == "classify" else (96, 160, 3), np.uint8)
+    frame = np.zeros((96, 96, 3) if task == "classify" else (96, 160, 3), np.uint8)
     (outputs,) = onnxruntime.OnnxruntimeEngine(made.graph, 2).infer(0, [frame])
     assert [(1, *output.shape) for output in outputs] == shapes
     assert made.model.kpt_shape == ((5, 3) if task == "pose" else None)
-    assert made.model.shapes == (((320, 320),) if task == "classify" else None)
+    assert made.model.shapes == (((96, 96),) if task == "classify" else None)
 
 
 @pytest.mark.parametrize("task", ["segment", "pose", "obb", "classify"])
-def test_outputs_of_other_tasks_are_those_of_pytorch_and_of_the_plain_export(graft, task):
-    made = graft(task)
-    frames = [scenes.scene(seed, 320, 320 if task == "classify" else 224).image for seed in range(3)]
+def test_outputs_of_other_tasks_are_those_of_pytorch_and_of_the_plain_export(of_task, task):
+    made = of_task(task)
+    size, kind = ((96, 96), "detect") if task == "classify" else ((320, 224), task)
+    frames = [scenes.scene(seed, *size, task=kind).image for seed in range(3)]
     ours = onnxruntime.OnnxruntimeEngine(made.graph, 2).infer(0, frames)
     for theirs in (
         pytorch.open_weights(made.weights, 2).infer(0, frames),
@@ -240,9 +241,9 @@ def test_outputs_of_other_tasks_are_those_of_pytorch_and_of_the_plain_export(gra
             assert all(np.abs(one - other).max() < 1e-3 for one, other in zip(protos, prototypes, strict=True))
 
 
-def test_classes_of_rectangles_are_refused(tmp_path, graft):
+def test_classes_of_rectangles_are_refused(tmp_path, of_task):
     with pytest.raises(WeightsError, match="classifies squares; SHAPES=96x160 is not one: use IMGSZ"):
-        graph.to_serving_graph(graft("classify").plain, "x", None, tmp_path / "graph.onnx", ((96, 160),))
+        graph.to_serving_graph(of_task("classify").plain, "x", None, tmp_path / "graph.onnx", ((96, 160),))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ PyTorch FP32, NMS and results.
 """
 
 import io
-from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import scenes
 import torch
-from conftest import Graft, Live, serve_engine
+from conftest import Live, serve_engine
 from PIL import Image
 from test_masks import decoded
 from ultralytics.data.augment import LetterBox
@@ -22,25 +21,19 @@ from ultralytics.models.yolo.pose.predict import PosePredictor
 from ultralytics.models.yolo.segment.predict import SegmentationPredictor
 from ultralytics.utils import ops
 
-from app import export, graph
+from app import export
 from app.backends import onnxruntime
-from app.datasets import DEMO
 
 PREDICTORS = {"segment": SegmentationPredictor, "pose": PosePredictor, "obb": OBBPredictor}
-WEIGHTS = [  # task, whether it is the trained demo model or a graft (tests/grafts.py)
-    ("segment", False),
-    *((task, trained) for task in ("pose", "obb", "classify") for trained in (False, True)),
-]
 SIZES = [(320, 320), (333, 517), (640, 480), (200, 900)]
 CONF = 0.1
 
 
 @pytest.fixture(scope="module")
 def pictures(served) -> list[np.ndarray]:
-    if served.trained and served.task == "classify":
+    if served.task == "classify":
         return [scenes.crop(800_000 + i)[0] for i in range(12)]
-    task = served.task if served.trained else "detect"
-    return [scenes.scene(800_000 + i, *SIZES[i % len(SIZES)], task=task).image for i in range(12)]
+    return [scenes.scene(800_000 + i, *SIZES[i % len(SIZES)], task=served.task).image for i in range(12)]
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +41,12 @@ def files(pictures) -> list[bytes]:
     return [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in pictures]
 
 
-@pytest.fixture(scope="module", params=WEIGHTS, ids=lambda of: f"{of[0]}, {'trained' if of[1] else 'graft'}")
-def served(request, graft, tmp_path_factory):
-    """The weights, served by ONNX Runtime."""
-    task, trained = request.param
-    made = of_demo(task, tmp_path_factory.mktemp(task)) if trained else graft(task)
+@pytest.fixture(scope="module", params=["segment", "pose", "obb", "classify"])
+def served(request, of_task):
+    """The demo model of a task, served by ONNX Runtime."""
+    made = of_task(request.param)
     with serve_engine(onnxruntime.OnnxruntimeEngine(made.graph, 2), fakes.built(model=made.model)) as live:
-        yield SimpleNamespace(task=task, trained=trained, live=live, **vars(made))
-
-
-def of_demo(task: str, folder: Path) -> Graft:
-    """The trained demo model of the task."""
-    weights = DEMO / f"yolov8-demo-{task}.pt"
-    plain = export.to_plain_onnx(weights, None, folder)
-    return Graft(weights, plain, folder / "g.onnx", graph.to_serving_graph(plain, task, None, folder / "g.onnx"))
+        yield SimpleNamespace(task=request.param, live=live, **vars(made))
 
 
 @pytest.fixture(scope="module")

@@ -936,8 +936,8 @@ def test_engine_file_without_a_header_is_refused(rig, order, tmp_path):
 # Two outputs: segment
 
 
-def test_every_output_of_every_image_comes_back_in_batches_of_any_size(rig, recipe, graft, tmp_path, frames):
-    segment = graft("segment")
+def test_every_output_of_every_image_comes_back_in_batches_of_any_size(rig, recipe, of_task, tmp_path, frames):
+    segment = of_task("segment")
     (folder := tmp_path / "segment").mkdir()
     plain = export.to_plain_onnx(segment.plain, SIDE, folder, static=True)
     model = graph.to_serving_graph(plain, "segment", SIDE, folder / "graph.onnx")
