@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from app.api.multipart import FileParts
+from app.api.multipart import Parts
 from app.bench.load import LOST, Target, closed_loop, multipart, open_loop
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nServer-Timing: decode;dur=1.5, batch;desc="4"\r\n\r\nok'
@@ -186,7 +186,7 @@ async def test_no_server_is_told_at_once():
 
 def test_multipart_is_what_the_server_reads():
     body, kind = multipart([b"first", b"\r\n--second"])
-    parts = FileParts(kind, 2)
+    parts = Parts(kind, 2, fields=False)
     parts.feed(body)
-    assert parts.files() == [b"first", b"\r\n--second"]
+    assert [bytes(part.data) for part in parts.parts()] == [b"first", b"\r\n--second"]
     assert multipart([b"x"])[1] == kind, "requests of several bodies share one Content-Type"
