@@ -13,7 +13,7 @@ import numpy as np
 from app.backends import Engine
 from app.images import Pixels
 
-LONGEST_S = 3.0  # sizes whose batch is expected to take longer are not tried
+LONGEST_S = 1.0  # sizes whose batch is expected to take longer, with every lane busy, are not tried
 HANDLING_S = 0.0002  # what a batch takes the service itself
 PAYS = 1.05  # times the images per second that a larger batch has to give
 
@@ -57,8 +57,11 @@ class Capacity:
         return self.sizes[i] / (self.device_s[i] + HANDLING_S)
 
 
-def measure(engine: Engine, lanes: int, frame: Pixels, largest: int) -> Capacity:
-    """Try sizes 1, 2, 4, ... and `largest`, until two in a row did not pay; each is run once before it counts."""
+def measure(engine: Engine, lanes: int, frame: Pixels, largest: int, patience: int = 2) -> Capacity:
+    """Try sizes 1, 2, 4, ... and `largest`, until `patience` in a row did not pay.
+
+    Each is run once before it counts.
+    """
     sizes, device_s, handover_s = list[int](), list[float](), list[float]()
     size = 1
     while True:
@@ -68,7 +71,7 @@ def measure(engine: Engine, lanes: int, frame: Pixels, largest: int) -> Capacity
         handover_s.append(handover)
         found = Capacity(sizes, device_s, handover_s)
         in_vain = len(sizes) - 1 - sizes.index(found.batch)
-        if size == largest or in_vain == 2 or 2 * device_s[-1] * lanes > LONGEST_S:
+        if size == largest or in_vain == patience or 2 * device_s[-1] * lanes > LONGEST_S:
             return found
         size = min(size * 2, largest)
 

@@ -18,6 +18,11 @@ from app.store import Built
 
 log = logging.getLogger("yolopard.deployment")
 
+PATIENCE = {
+    True: 2,
+    False: 1,
+}  # sizes of batch tried in vain: a GPU may gain from the next, cores that are all busy do not
+
 
 class EngineSource(Protocol):
     """Where the engine comes from: app/build_process.py, or a test."""
@@ -103,14 +108,14 @@ def _open(built: Built, lanes: int | None, threads: int | None) -> Deployed:
         reason = str(error).strip().partition("\n")[0]
         raise EngineStale(f"{built.folder} does not load: {type(error).__name__}: {reason}") from error
     try:
-        found = _warm_up(engine, lanes, built.manifest.model, built.manifest.fingerprint.batch)
+        found = _warm_up(engine, lanes, backend.ONE_DEVICE, built.manifest.model, built.manifest.fingerprint.batch)
     except Exception as error:
         engine.close()
         raise EngineFailed(f"{built.folder} fails in its first batches: {type(error).__name__}: {error}") from error
     return Deployed(built, engine, lanes, backend.ONE_DEVICE, found)
 
 
-def _warm_up(engine: Engine, lanes: int, model: ModelInfo, largest: int) -> Capacity:
+def _warm_up(engine: Engine, lanes: int, one_device: bool, model: ModelInfo, largest: int) -> Capacity:
     """Frames of every shape, by themselves and in every lane; the capacity is that of the largest shape."""
     shapes = sorted(model.shapes or [(model.imgsz, model.imgsz)], key=math.prod)
     frames = [np.zeros((*shape, 3), np.uint8) for shape in shapes]
@@ -119,4 +124,4 @@ def _warm_up(engine: Engine, lanes: int, model: ModelInfo, largest: int) -> Capa
     for frame in frames[:-1]:
         for lane in range(lanes):
             engine.infer(lane, [frame])
-    return capacity.measure(engine, lanes, frames[-1], largest)
+    return capacity.measure(engine, lanes, frames[-1], largest, PATIENCE[one_device])

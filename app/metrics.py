@@ -16,7 +16,7 @@ _SECONDS = (
 )
 _BATCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
-REFUSALS = ("overloaded", "deadline_exceeded", "inference_failed", "stopping", "client_gone")
+REFUSALS = ("overloaded", "deadline_exceeded", "inference_failed", "stopping", "unsupported", "client_gone")
 STAGES = ("decode", "queue", "infer", "postprocess", "encode")
 
 

@@ -204,8 +204,8 @@ def serve_demo(folder: Path, **settings: object) -> Live:
     """The demo model on OpenVINO, served for real from an engines folder."""
     ready = threading.Event()
     order = Order(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", folder)
-    settings = Settings(engines_dir=order.engines, backend="openvino")
-    service = Service(settings, lambda _: BuildProcess(order), on_ready=lambda _: ready.set(), on_failure=ready.set)
+    given = Settings(engines_dir=order.engines, backend="openvino", **settings)
+    service = Service(given, lambda _: BuildProcess(order), on_ready=lambda _: ready.set(), on_failure=ready.set)
     live = Live(service)
     assert ready.wait(60)
     return live
@@ -222,7 +222,7 @@ def demo(build: Callable[..., Built]) -> Iterator[Live]:
 @pytest.fixture
 def batching_demo(build: Callable[..., Built], monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
     """The demo model, in batches of up to 8 whether they pay or not."""
-    monkeypatch.setattr(capacity, "measure", lambda engine, lanes, frame, largest: fakes.capacity(largest))
+    monkeypatch.setattr(capacity, "measure", lambda engine, lanes, frame, largest, patience: fakes.capacity(largest))
     live = serve_demo(build().folder.parent)
     yield live
     live.stop()

@@ -45,14 +45,14 @@ def test_images_are_refused_with_retry_after_until_ready(serve):
     assert live.value("rejected_total", reason="not_ready") == 1
 
 
-def test_ready_after_warm_up_of_one_frame_and_of_the_full_batch(serve, device, monkeypatch):
+def test_ready_after_warm_up_of_one_frame_and_of_batches(serve, device, monkeypatch):
     monkeypatch.setattr(capacity, "measure", measure)  # the real one
     live = serve(wait=False)
-    for _ in range(4):  # one alone, then batches of 1, 2, 4
+    for _ in range(4):  # one alone, then batches of 1, 2 and maybe more
         assert device.busy.acquire(timeout=10)
     while not live.service.ready:
         pass
-    assert {shape[0] for shape in device.shapes} == {1, 2, 4}
+    assert {1, 2} <= {shape[0] for shape in device.shapes} <= {1, 2, 4}
     assert device.alone[0]
     assert not any(device.alone[1:])
     assert live.client.get("/readyz").json() == {"phase": "ready", "model": "pets"}
@@ -114,9 +114,11 @@ def test_openapi_describes_the_body_the_answer_and_every_parameter(serve):
     operation = serve().client.get("/openapi.json").json()["paths"]["/v1/detect"]["post"]
     assert {"multipart/form-data", "image/*"} <= operation["requestBody"]["content"].keys()
     assert {parameter["name"] for parameter in operation["parameters"]} == {
-        "conf", "iou", "max_det", "classes", "agnostic", "engine", "compare", "format",
+        "conf", "iou", "max_det", "classes", "agnostic", "masks", "engine", "compare", "format",
     }  # fmt: skip
-    assert operation["responses"]["200"]["content"]["application/json"]["example"]["images"]
+    examples = operation["responses"]["200"]["content"]["application/json"]["examples"]
+    assert {"detect", "segment", "pose", "classify", "obb"} <= examples.keys()
+    assert all(example["value"]["images"] for example in examples.values())
 
 
 def loud(caplog) -> list[str]:

@@ -110,14 +110,14 @@ def test_warm_up_begins_with_one_frame_that_has_the_engine_to_itself(backend, de
 
 
 def test_warm_up_touches_every_lane_with_every_doubling_of_the_batch(backend, device, source, clock):
-    clock(0.25)
+    clock(0.1)
     run(source(batch=6), lanes=3)
     assert set(device.taken) == {(lane, size) for lane in range(3) for size in (1, 2, 4, 6)}
     assert {shape[1:] for shape in device.shapes} == {(64, 64, 3)}
 
 
 def test_warm_up_touches_every_shape_in_every_lane_and_measures_the_largest(backend, device, source, clock):
-    clock(0.25)
+    clock(0.1)
     run(source(batch=6, imgsz=96, shapes=((96, 96), (64, 96), (96, 32))), lanes=3)
     assert {shape[1:3] for shape, alone in zip(device.shapes, device.alone, strict=True) if alone} == {
         (96, 96),

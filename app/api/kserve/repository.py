@@ -49,7 +49,9 @@ class Repository:
         """
         info, most = self._service.predictor.model, self._service.settings.max_files
         if info.task != "detect":
-            raise Unsupported(f"{info.name} does {info.task}, and over KServe only detect is asked: see POST /v1/predict")
+            raise Unsupported(
+                f"{info.name} does {info.task}, and over KServe only detect is asked: see POST /v1/predict"
+            )
         for kind in _KINDS:
             if name == info.name + kind.suffix and version in ("", VERSION):
                 return kind(info, most)
