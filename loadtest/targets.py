@@ -95,6 +95,12 @@ def all_but_the_engine(options: argparse.Namespace) -> Iterator[Line]:
     yield Line(1, f"the same against decode and letterbox alone ({median(ceiling):.0f}/s)", share, 0.80)
 
 
+def told(asked: str, alone: Alone) -> str:
+    """The precision in a line's text."""
+    got = alone.precision()
+    return asked.upper() if got == asked else f"{asked.upper()} (refused by the gate here: {got.upper()})"
+
+
 def described(peer: compare.Server) -> str:
     """With its rate."""
     name, rate = peer.kind.name, median(peer.rates())
@@ -120,6 +126,7 @@ def with_the_engine(options: argparse.Namespace) -> Iterator[Line]:
             decode.append(fp32_alone.decode(options.seconds))
 
         fp32, int8, *peers = compared(kinds, 8, options, parts)
+        names = {"fp32": told("fp32", fp32_alone), "int8": told("int8", int8_alone)}
     for peer in peers:
         of_fp32, of_int8 = (2.7, 4.8) if peer.kind.name.endswith("pt") else (1.3, None)
         yield Line(
@@ -128,7 +135,7 @@ def with_the_engine(options: argparse.Namespace) -> Iterator[Line]:
         if of_int8:
             yield Line(
                 2,
-                f"served INT8 against {described(peer)}",
+                f"served {names['int8']} against {described(peer)}",
                 compare.ratio(peer, int8),
                 promised(peer, of_int8),
                 unit=" x",
@@ -137,11 +144,11 @@ def with_the_engine(options: argparse.Namespace) -> Iterator[Line]:
         rounds = list(zip(server.rates(), engines[name], decode, strict=True))
         share = median(rate / engine for rate, engine, _ in rounds)
         text = (
-            f"served {name.upper()} ({median(server.rates()):.1f}/s) over engine alone ({median(engines[name]):.1f}/s)"
+            f"served {names[name]} ({median(server.rates()):.1f}/s) over engine alone ({median(engines[name]):.1f}/s)"
         )
         yield Line(2, text, share, 0.90)
         share = median(rate * (1 / engine + 1 / images) for rate, engine, images in rounds)
-        yield Line(2, f"served {name.upper()} over engine and decoding on the same cores", share, 0.97)
+        yield Line(2, f"served {names[name]} over engine and decoding on the same cores", share, 0.97)
 
 
 def one_client(options: argparse.Namespace) -> Iterator[Line]:
@@ -150,6 +157,7 @@ def one_client(options: argparse.Namespace) -> Iterator[Line]:
         own = settings(backend="openvino", precision=precision)
         added, gains = [], []
         with started(own) as server, Alone(open_source, own, [JPEG]) as alone:
+            name = told(precision, alone)
             ask(server, 3, 1)
             for _ in range(options.rounds):
                 latency = alone.latency(options.seconds)
@@ -159,10 +167,8 @@ def one_client(options: argparse.Namespace) -> Iterator[Line]:
                 tell(
                     f"3: {precision}: {latency * 1000:.1f} ms alone, {added[-1]:+.2f} ms served, {gains[-1]:.2f} x by 8"
                 )
-        yield Line(
-            3, f"one client, {precision.upper()}: p50 over decode and engine alone", median(added), 1.5, True, " ms"
-        )
-        yield Line(3, f"8 clients, {precision.upper()}: images/s over one client's", median(gains), 1.0, unit=" x")
+        yield Line(3, f"one client, {name}: p50 over decode and engine alone", median(added), 1.5, True, " ms")
+        yield Line(3, f"8 clients, {name}: images/s over one client's", median(gains), 1.0, unit=" x")
 
 
 def simulated_gpus(options: argparse.Namespace) -> Iterator[Line]:

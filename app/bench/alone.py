@@ -34,6 +34,10 @@ class Alone:
         self._pool.submit(_close)
         self._pool.shutdown()
 
+    def precision(self) -> str:
+        """The one that is served, which need not be the one that was asked for."""
+        return self._pool.submit(_precision).result()
+
     def engine(self, seconds: float) -> float:
         """Images per second of the engine, given frames: all lanes busy, at the size of batch that is served."""
         return self._pool.submit(_engine, self._settings, self._files, seconds).result()
@@ -61,6 +65,11 @@ def _load(open_source: Open, settings: Settings) -> None:
 def _close() -> None:
     assert _deployed is not None
     _deployed.engine.close()
+
+
+def _precision() -> str:
+    assert _deployed is not None
+    return _deployed.built.manifest.fingerprint.precision
 
 
 def _shares_cores() -> bool:
