@@ -30,7 +30,7 @@ from app.settings import Settings
 from app.store import Built
 
 LINGER_S = 0.25
-SWITCH_S = 0.0005  # for which a thread keeps the interpreter from others: decode threads need it ten times an image
+SWITCH_S = 0.0005  # for which a thread may keep the interpreter from the others; decode threads want it often
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,8 +13,7 @@ T = TypeVar("T")
 class Threads:
     """So many threads that share one queue. Belongs to the event loop in which it is made.
 
-    asyncio's `run_in_executor` goes by two futures, with locks and callbacks of their own, and costs the loop three
-    times as much (loadtest/RESULTS.md).
+    asyncio's `run_in_executor` goes by two futures for each call, with locks and callbacks of their own.
     """
 
     def __init__(self, count: int, name: str, begin: Callable[[], None] = lambda: None) -> None:

@@ -147,20 +147,14 @@ def routes(service: Service) -> APIRouter:
 
     router = APIRouter(tags=["detect"], route_class=door(service, "v1", given=given))
 
-    @router.post(
-        "/v1/predict",
-        summary="What is on the images in the body",
-        responses=_RESPONSES | ERRORS,
-        openapi_extra=_OPENAPI,
-        dependencies=described(service.settings.api_keys),
-    )
-    @router.post(
-        "/v1/detect",
-        summary="The same as /v1/predict",
-        responses=_RESPONSES | ERRORS,
-        openapi_extra=_OPENAPI,
-        dependencies=described(service.settings.api_keys),
-    )
+    facts: dict[str, Any] = {
+        "responses": _RESPONSES | ERRORS,
+        "openapi_extra": _OPENAPI,
+        "dependencies": described(service.settings.api_keys),
+    }
+
+    @router.post("/v1/predict", summary="What is on the images in the body", **facts)
+    @router.post("/v1/detect", summary="The same as /v1/predict", **facts)
     async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
         started = time.perf_counter()
         predictor, settings = service.predictor, service.settings
