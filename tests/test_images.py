@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import resource
 import struct
 import subprocess
@@ -127,6 +128,15 @@ def test_every_kind_of_file_gives_its_picture(name):
     assert sniff(data) == name.split()[0]
     assert (pixels.shape, pixels.dtype) == (PIXELS.shape, np.uint8)
     assert np.abs(pixels.astype(int) - rgb(picture)).mean() <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}], ids=str)
+def test_a_jpeg_is_to_the_bit_what_opencv_makes_of_it(mode, options):
+    for quality, subsampling in itertools.product((10, 75, 100), ("4:4:4", "4:2:2", "4:2:0")):
+        data = save(PHOTO.convert(mode), "JPEG", quality=quality, subsampling=subsampling, **options)
+        expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        np.testing.assert_array_equal(decode(data, MAX_PIXELS), expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
