@@ -39,6 +39,7 @@ from app.settings import Settings  # noqa: E402
 median = statistics.median
 JPEG = compare.photo().read_bytes()
 YARDSTICK_MS = "4,6.93"  # yolov8m at 1280 on an A10G: 64 images in 447.5 ms, 143 a second
+TURNS, TURN_S = 8, 0.5  # of item 3, a round: a machine that changes its pace by a third has to be asked in short turns
 SMALL_MS = "2,3.2083"  # 16 images in 53.3 ms, 300 a second
 
 
@@ -160,13 +161,14 @@ def one_client(options: argparse.Namespace) -> Iterator[Line]:
             name = told(precision, alone)
             ask(server, 3, 1)
             for _ in range(options.rounds):
-                latency = alone.latency(options.seconds)
-                run = ask(server, options.seconds, 1, 0.5)
-                added.append((run.percentile(50) - latency) * 1000)
-                gains.append(ask(server, options.seconds, 8).images_per_second / run.images_per_second)
-                tell(
-                    f"3: {precision}: {latency * 1000:.1f} ms alone, {added[-1]:+.2f} ms served, {gains[-1]:.2f} x by 8"
-                )
+                for _ in range(TURNS):
+                    latency = alone.latency(TURN_S)
+                    run = ask(server, TURN_S, 1, 0.2)
+                    added.append((run.percentile(50) - latency) * 1000)
+                one = ask(server, options.seconds, 1).images_per_second
+                gains.append(ask(server, options.seconds, 8).images_per_second / one)
+                last = median(added[-TURNS:])
+                tell(f"3: {precision}: {latency * 1000:.1f} ms alone, {last:+.2f} ms served, {gains[-1]:.2f} x by 8")
         yield Line(3, f"one client, {name}: p50 over decode and engine alone", median(added), 1.5, True, " ms")
         yield Line(3, f"8 clients, {name}: images/s over one client's", median(gains), 1.0, unit=" x")
 
