@@ -4,6 +4,9 @@ Every convolution of features (app/precision.py) runs in INT8: int8 weights with
 as they are, and inputs with one scale each and the zero point 0 (TensorRT knows no other). A tensor is quantized where
 its values are made, in front of Concat, Split, MaxPool and Resize, which only move them; what a Concat joins shares one
 scale. So these run in INT8 as well and engines need no rounding between two convolutions. What decodes stays FP32.
+
+CPUs without VNNI (AVX2, early AVX-512) add the products of two neighbouring input channels in 16 bits, which saturate:
+255 * (127 + 127) is twice what fits. Weights are scaled so that no two of them do, and any CPU computes the same.
 """
 
 from collections.abc import Iterable
@@ -100,6 +103,14 @@ def _peaks(model: onnx.ModelProto, names: list[str], frames: Iterable[Pixels]) -
     return np.asarray(np.mean(peaks, axis=0), np.float32)
 
 
+def _peaks_of_pairs(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[O] of weights [O, I, H, W]: the most that one of them, or two neighbouring input channels together, reach."""
+    odd = weights[:, 1::2]
+    even = weights[:, ::2][:, : odd.shape[1]]
+    alone, together = (np.abs(each).max(axis=(1, 2, 3), initial=0) for each in (weights, even + odd))
+    return np.asarray(np.maximum(alone, together), np.float32)
+
+
 def _scale(peak: float | NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(np.maximum(np.asarray(peak) / _STEPS, _LEAST), np.float32)
 
@@ -118,7 +129,7 @@ def _behind(node: NodeProto, inserted: dict[str, list[NodeProto]]) -> list[NodeP
 def _quantize_weights(tensor: TensorProto, new: list[TensorProto]) -> NodeProto:
     """Adds the weights as int8 to `new`; the node that reads them."""
     values = numpy_helper.to_array(tensor)
-    scale = _scale(np.abs(values).max(axis=tuple(range(1, values.ndim))))
+    scale = _scale(_peaks_of_pairs(values))
     steps = np.round(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8)
     name = tensor.name
     for array, suffix in ((steps, "int8"), (scale, "scale"), (np.zeros(len(scale), np.int8), "zero")):

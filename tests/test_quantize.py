@@ -102,7 +102,19 @@ def test_scales_are_what_tensorrt_takes(model):
     assert len(weights) == 63
     for name, value in weights.items():
         assert values[f"{name.removesuffix('/int8')}/scale"].shape == (len(value),)
-        assert np.abs(value).max() == 127
+        assert value.min() >= -127
+
+
+def test_no_two_products_that_a_cpu_without_vnni_adds_exceed_16_bits(model):
+    """Of neighbouring input channels, with inputs of 255. And no channel is scaled down for nothing."""
+    for value in initializers(model).values():
+        if value.dtype == np.int8 and value.ndim == 4:
+            each = value.astype(int)
+            sums = each[:, :-1:2] + each[:, 1::2]
+            assert np.iinfo(np.int16).min <= 255 * sums.min(initial=0)
+            assert 255 * sums.max(initial=0) <= np.iinfo(np.int16).max
+            greatest = np.maximum(np.abs(each).max((1, 2, 3)), np.abs(sums).max((1, 2, 3), initial=0))
+            assert greatest.min() >= 126
 
 
 def test_tensors_that_a_concat_joins_share_one_scale(model):
@@ -140,7 +152,7 @@ def test_float_part_in_fp16_finds_the_same(quantized, frames, tmp_path):
     onnx.checker.check_model(model, full_check=True)
     weights = initializers(model)
     assert {value.dtype for name, value in weights.items() if "scale" in name} == {np.dtype(np.float16)}
-    assert_same_boxes(run(tmp_path / "half.onnx", frames), run(quantized, frames), px=4, score=0.3)
+    assert_same_boxes(run(tmp_path / "half.onnx", frames), run(quantized, frames), px=6, score=0.3)
 
 
 def test_openvino_by_convert_model_finds_what_the_float_graph_finds(single, quantized, frames):
@@ -150,8 +162,7 @@ def test_openvino_by_convert_model_finds_what_the_float_graph_finds(single, quan
     read = openvino.Core().compile_model(openvino.Core().read_model(quantized), "CPU", options)
     rows, wrong = (each({"images": np.stack(frames)})["rows"] for each in (compiled, read))
     expected = run(single, frames)
-    # Where the processor has no VNNI, 16 bit sums saturate, and 30 of 32 boxes are the same; with VNNI all are.
-    assert share_of_same_boxes(rows, expected, px=4) > 0.9
+    assert share_of_same_boxes(rows, expected, px=4) == 1
     assert share_of_same_boxes(wrong, expected, px=4) < 0.5
 
 
