@@ -27,8 +27,12 @@ from app.store import Built
 
 
 @pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("engines")
+def engines(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """One folder for all workers of a run: what one has built, the others find."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "engines"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +81,11 @@ def of_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OfTask]
 @pytest.fixture(scope="session")
 def sample() -> bytes:
     return (DEMO / "samples" / "scene-1.jpg").read_bytes()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 class Live:

@@ -2,7 +2,7 @@
 
 import pytest
 from clients import deepstack, hub, kserve, roboflow, same
-from conftest import serve_demo
+from conftest import free_port, serve_demo
 
 CHECKS = [check for family in (hub, deepstack, roboflow) for check in family.CHECKS]
 
@@ -17,9 +17,11 @@ def test_a_client_of_the_table_finds_what_the_native_api_finds(demo, check):
 
 @pytest.fixture(scope="module")
 def with_grpc(build):
-    live = serve_demo(build().folder.parent, grpc_port=kserve.GRPC_PORT)
-    yield live.url
-    live.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kserve, "GRPC_PORT", free_port())
+        live = serve_demo(build().folder.parent, grpc_port=kserve.GRPC_PORT)
+        yield live.url
+        live.stop()
 
 
 @pytest.mark.parametrize("check", kserve.CHECKS, ids=lambda check: f"{check[0]} {check[2]}")

@@ -2,7 +2,6 @@
 
 import ast
 import queue
-import socket
 import threading
 
 import fakes
@@ -10,17 +9,13 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from conftest import free_port
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 FRAME = np.random.default_rng(0).integers(0, 256, (1, 3, 96, 96), np.uint8)
 ROWS = fakes.ROWS[:2]  # a dog of 0.9 and a cat of 0.6
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @pytest.fixture

@@ -79,6 +79,23 @@ def few_scenes(monkeypatch):
     monkeypatch.setattr(datasets, "SCENES", 4)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def export_once(tmp_path_factory) -> Iterator[None]:
+    """The same weights at the same size are exported once for all tests: what these are about comes later."""
+    export_now = export.to_plain_onnx
+
+    @functools.cache
+    def exported(weights: Path, size: object, *, static: bool) -> Path:
+        return export_now(weights, size, tmp_path_factory.mktemp("export"), static=static)
+
+    def copied(weights: Path, size: object, folder: Path, *, static: bool = False) -> Path:
+        return shutil.copy(exported(weights, size, static=static), folder / "plain.onnx")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "to_plain_onnx", copied)
+        yield
+
+
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory) -> tuple[Path, graph.ModelInfo]:
     """The demo model's FP32 serving graph for one shape of frame."""
