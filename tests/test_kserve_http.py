@@ -362,6 +362,8 @@ def test_other_refusals_reach_the_client_with_their_reason(client, sample):
     assert refusal(client.infer, "pets", images(), outputs=[triton.InferRequestedOutput("output1")]) == (
         "400", "unexpected inference output 'output1' for model 'pets'",
     )  # fmt: skip
+    twice = [triton.InferRequestedOutput("output0")] * 2
+    assert "each may be asked for once" in refusal(client.infer, "pets", images(), outputs=twice)[1]
     assert refusal(client.infer, "pets_image", encoded(b"%PDF-1.7"))[0] == "400"  # 415 elsewhere
     assert refusal(client.infer, "pets_image", encoded(sample[:5000]))[0] == "400"  # 422 elsewhere
     assert "image 2 of 2: not an image" in refusal(client.infer, "pets_image", encoded(sample, b"no image"))[1]

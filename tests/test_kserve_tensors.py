@@ -39,6 +39,15 @@ def test_elements_are_the_same_from_bytes_and_from_json():
     assert from_values("x", "BYTES", (3, 1), [[text] for text in texts]).elements == elements
 
 
+@pytest.mark.parametrize("data", [VALUES, np.array([[b"a", b""], [b"bcd", b"{}"]])])
+def test_outputs_are_read_back_from_their_bytes_and_from_their_json(data):
+    tensor = Tensor.of("x", data)
+    again = from_raw("x", tensor.datatype, tensor.shape, tensor.raw)
+    np.testing.assert_array_equal(again.data, tensor.data)
+    texts = [text.encode() if isinstance(text, str) else text for text in tensor.values]
+    np.testing.assert_array_equal(texts, data.ravel())
+
+
 @pytest.mark.parametrize("raw", [b"\x03", b"\x03\0\0\0ab", b"\xff\xff\xff\xffab", b"\0\0\0\0", b"\0" * 12])
 def test_elements_that_do_not_fit_their_bytes_or_their_number_are_refused(raw):
     with pytest.raises(BadParameter, match="x: "):

@@ -32,6 +32,9 @@ class Tensor:
 
     @classmethod
     def of(cls, name: str, data: NDArray[Any]) -> "Tensor":
+        """Numbers, or elements from an array of bytes."""
+        if data.dtype.kind == "S":
+            return cls(name, BYTES, data.shape, data.ravel().tolist())
         datatype = next(known for known, dtype in DTYPES.items() if dtype == data.dtype)
         return cls(name, datatype, data.shape, data)
 
@@ -48,6 +51,21 @@ class Tensor:
         if not isinstance(self.data, list):
             raise BadParameter(f"{self.name}: {self.datatype} where {BYTES} are wanted")
         return self.data
+
+    @property
+    def raw(self) -> bytes:
+        """As `from_raw` reads it."""
+        if isinstance(self.data, list):
+            return b"".join(len(element).to_bytes(4, "little") + element for element in self.data)
+        return self.data.tobytes()
+
+    @property
+    def values(self) -> list[Any]:
+        """In JSON, flat; elements are texts."""
+        if isinstance(self.data, list):
+            return [element.decode() for element in self.data]
+        values: list[Any] = self.data.ravel().tolist()
+        return values
 
 
 def from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: bytes | memoryview) -> Tensor:
