@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[0] = str(ROOT / "tests")
 sys.path.append(str(ROOT))
 
-with atheris.instrument_imports(include=["app", "python_multipart"]):
+with atheris.instrument_imports(include=["app", "python_multipart", "PIL"]):
     from app import images
     from app.api.kserve import grpc, http
     from app.api.kserve.models import ImageModel, TensorModel
