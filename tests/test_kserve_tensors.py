@@ -64,6 +64,17 @@ def test_elements_in_json_that_are_no_base64_are_refused(values):
         from_values("x", "BYTES", (1,), values)
 
 
+@pytest.mark.parametrize("shape", [(0, 2**62), (2**63 - 1, 0), (0, 3, 2**32, 2**32), (1,) * 9, (0, -1)])
+def test_a_shape_that_no_tensor_has_is_refused_even_without_a_value(shape):
+    for make in (lambda: from_raw("x", "FP32", shape, b""), lambda: from_values("x", "FP32", shape, [])):
+        with pytest.raises(BadParameter, match="is not that of a tensor"):
+            make()
+
+
+def test_numbers_in_json_that_are_too_large_are_infinite():
+    assert from_values("x", "FP16", (2,), [2**70, -1e308]).numbers.tolist() == [np.inf, -np.inf]
+
+
 @pytest.mark.parametrize("values", [[1, "a"], [None], {}, "a", [300], [-1], deep(200)])
 def test_numbers_in_json_that_are_none_are_refused(values):
     with pytest.raises(BadParameter, match="not a list of UINT8"):

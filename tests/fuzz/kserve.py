@@ -38,7 +38,10 @@ TOO_MANY = 400_000  # bytes
 DEEP = [b"[" * 3000, b'{"inputs":' + b"[" * 500 + b"]" * 500 + b"}"]
 DATATYPES = ["FP32", "FP16", "UINT8", "INT32", "BYTES", "FP64", "BOOL", "", "fp32", "\0"]
 SIZES = [-(2**63), -1, 0, 1, 3, 31, 32, 64, 2**31, 2**62, 2**63 - 1]
-SHAPES = st.lists(st.sampled_from(SIZES), max_size=6)
+SHAPES = st.one_of(
+    st.lists(st.sampled_from(SIZES), max_size=6),
+    st.sampled_from([[0, 2**62], [0, 3, 2**31, 2**31], [2**32, 2**32], [1] * 9, [1, 3, 32], [0, 3, 32, 32]]),
+)
 ODD = st.one_of(JSON, st.sampled_from([2**70, -(2**70), 1e308, [[]] * 3, [[[[]]]]]))
 PARAMETERS = st.dictionaries(
     st.sampled_from(
@@ -90,6 +93,7 @@ def tensors(draw: Draw, name: str) -> tuple[str, str, list[int], bytes]:
         given = [name, datatype, shape, raw]
     if (wrong := draw(st.integers(0, 9))) < 4:
         given[wrong] = draw((WORDS, st.sampled_from(DATATYPES), SHAPES, broken(given[3]))[wrong])
+        given[3] = b"" if 0 in given[2] else given[3]
     return tuple(given)
 
 

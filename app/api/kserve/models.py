@@ -110,6 +110,8 @@ class ImageModel(Model[Prediction]):
         async def predict(data: bytes) -> Prediction:
             return (await predictor.predict(data, thresholds, deadline, predictor.engines[:1], shadowed=True))[0]
 
+        if given.shape[0] != len(given.elements):
+            raise BadParameter(f"image: shape {list(given.shape)} is not [images]")
         return [predict(data) for data in given.elements]
 
     def tensors(self, found: Sequence[Prediction], thresholds: Thresholds, names: Sequence[str]) -> list[Tensor]:

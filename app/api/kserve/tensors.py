@@ -13,6 +13,7 @@ from app.errors import BadParameter
 
 BYTES = "BYTES"
 MOST_SIDES = 8
+MOST_VALUES = 2**40  # that NumPy can count the bytes of; also beside a side of 0
 DTYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP16": np.dtype("<f2"),
@@ -94,7 +95,8 @@ def from_values(name: str, datatype: str, shape: tuple[int, ...], values: Any) -
         return from_elements(name, shape, [_decode(name, text) for text in texts])
     dtype = _dtype(name, datatype)
     try:
-        data = np.array(values, dtype)
+        with np.errstate(over="ignore"):  # what FP16 cannot hold is infinite
+            data = np.array(values, dtype)
     except (ValueError, TypeError, OverflowError) as error:
         raise BadParameter(f"{name}: data is not a list of {datatype}: {error}") from error
     if data.size != count:
@@ -110,7 +112,7 @@ def from_elements(name: str, shape: tuple[int, ...], elements: list[bytes]) -> T
 
 
 def _count(name: str, shape: tuple[int, ...]) -> int:
-    if len(shape) > MOST_SIDES or min(shape, default=0) < 0:
+    if len(shape) > MOST_SIDES or min(shape, default=0) < 0 or math.prod(side or 1 for side in shape) > MOST_VALUES:
         raise BadParameter(f"{name}: shape {list(shape)} is not that of a tensor")
     return math.prod(shape)
 
