@@ -129,7 +129,7 @@ def _part(name: str, prediction: Prediction) -> NDArray[Any]:
         case "corners":
             return corners(found.boxes)
         case "masks":
-            return np.array([_coco(mask, prediction) for mask in found.masks or ()], np.bytes_)
+            return np.array([_coco(mask, prediction) for mask in found.masks or ()], object)
     part: NDArray[Any] = getattr(found, name)
     return part
 
@@ -142,8 +142,8 @@ def _coco(mask: masks.Mask, prediction: Prediction) -> bytes:
 def _together(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """[N, ...], each side as long as the longest; behind what is shorter are zeros, or empty bytes."""
     sides = np.max([part.shape for part in parts], axis=0).astype(int)
-    dtype = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)  # bytes have one for each length
-    array = np.zeros((len(parts), *sides), dtype)
+    nothing = b"" if parts[0].dtype.kind == "O" else 0
+    array = np.full((len(parts), *sides), nothing, parts[0].dtype)
     for i, part in enumerate(parts):
         place: tuple[int | slice, ...] = (i, *map(slice, part.shape))
         array[place] = part

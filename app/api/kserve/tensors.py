@@ -33,8 +33,8 @@ class Tensor:
 
     @classmethod
     def of(cls, name: str, data: NDArray[Any]) -> "Tensor":
-        """Numbers, or elements from an array of bytes."""
-        if data.dtype.kind == "S":
+        """Numbers, or elements from an array of objects, which are bytes."""
+        if data.dtype.kind == "O":
             return cls(name, BYTES, data.shape, data.ravel().tolist())
         datatype = next(known for known, dtype in DTYPES.items() if dtype == data.dtype)
         return cls(name, datatype, data.shape, data)
