@@ -3,6 +3,7 @@
 Prints what came back, and ends with 1 if anything failed. The extra `fuzz` brings what it needs.
 """
 
+import socket
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,13 +16,12 @@ import fuzz  # noqa: E402
 from app.bench.server import started  # noqa: E402
 from app.settings import Settings  # noqa: E402
 
-GRPC_PORT = 18010
-
 
 def main(count: int, number: int = 0) -> int:
-    settings = Settings(backend="simulated", imgsz=64, grpc_port=GRPC_PORT, **fuzz.kserve.LIMITS)
-    with started(settings) as server:
-        outcome = fuzz.run(fuzz.Server(server.url, f"127.0.0.1:{GRPC_PORT}", server.pid), count, number)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with started(Settings(backend="simulated", imgsz=64, grpc_port=port, **fuzz.kserve.LIMITS)) as server:
+        outcome = fuzz.run(fuzz.Server(server.url, f"127.0.0.1:{port}", server.pid), count, number)
         log = Path(f"/proc/{server.pid}/fd/2").read_text()
     defects = log.count("Traceback")
     protocols = Counter[str]()
@@ -32,7 +32,8 @@ def main(count: int, number: int = 0) -> int:
         answers = sorted((status, n) for (each, status), n in outcome.statuses.items() if each == protocol)
         print(f"| {protocol} | {requests} | {', '.join(f'{status}: {n}' for status, n in answers)} |")
     before, after = outcome.vitals
-    print(f"\n{protocols.total()} requests from seed {number}: {len(outcome.failures)} failures, {defects} in the log;")
+    failures = len(outcome.failures)
+    print(f"\n{protocols.total()} requests from seed {number}: {failures} failures, {defects} defects in the log")
     for name in ("resident_mb", "threads", "files"):
         print(f"{name}: {getattr(before, name):.0f} after a tenth, {getattr(after, name):.0f} at the end")
     print("\n".join(failure[:1000] for failure in outcome.failures[:20]))
