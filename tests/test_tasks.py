@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scenes
 import torch
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from clients import tasks
 from conftest import Live, serve_engine
@@ -181,8 +182,24 @@ def test_outputs_of_both_kserve_models_have_the_shapes_and_types_that_are_told(s
                 assert found["datatype"] == each["datatype"]
                 assert len(found["shape"]) == len(each["shape"])
                 assert all(wanted in (-1, size) for wanted, size in zip(each["shape"], found["shape"], strict=True))
-            parameters = client.get_model_config(model)["parameters"]
-            assert {each["name"] for each in told} < parameters.keys()
+            assert {each["name"] for each in told} < client.get_model_config(model)["parameters"].keys()
+            (statistics,) = client.get_inference_statistics(model)["model_stats"]
+            assert (statistics["name"], statistics["inference_count"] >= 2) == (model, True)
+
+
+def test_grpc_tells_of_both_kserve_models_what_http_tells(served):
+    port, address = tasks.GRPC_PORTS[served.task], served.live.url.removeprefix("http://")
+    with (
+        triton_grpc.InferenceServerClient(f"127.0.0.1:{port}") as asked,
+        triton.InferenceServerClient(address) as other,
+    ):
+        for model in (served.model.name, f"{served.model.name}_image"):
+            told, wanted = asked.get_model_metadata(model, as_json=True), other.get_model_metadata(model)
+            shapes = {each["name"]: [str(side) for side in each["shape"]] for each in wanted["outputs"]}
+            assert {each["name"]: each["shape"] for each in told["outputs"]} == shapes
+            config = asked.get_model_config(model, as_json=True)["config"]
+            assert config["parameters"] == other.get_model_config(model)["parameters"]
+            assert asked.get_inference_statistics(model, as_json=True)["model_stats"][0]["name"] == model
 
 
 def test_an_image_without_results_has_empty_outputs(served):
