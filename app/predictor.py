@@ -62,6 +62,16 @@ class Prediction:
         return self.placement.image
 
 
+@dataclass(frozen=True, slots=True)
+class FramePrediction:
+    """What one frame holds: the engine's outputs, in frame px, with only those rows that are left after NMS."""
+
+    outputs: Outputs
+    timings: Timings
+    batch_size: int
+    engine: str
+
+
 class Predictor:
     """The door, the CPU pool and the way of an image through them. Belongs to one event loop."""
 
@@ -139,10 +149,18 @@ class Predictor:
         `deadline` is a loop time; if `shadowed`, the second engine may look at the frame afterwards. Raises a
         RequestError for the image and a ServiceError for the engine.
         """
-        return await self._predict(partial(self._preparation, data), thresholds, deadline, engines, shadowed)
 
-    async def predict_frame(self, make: Callable[[], Pixels], thresholds: Thresholds, deadline: float) -> Prediction:
-        """As `predict`, by the engine that serves, for an image that the client has letterboxed: boxes are frame px.
+        def finish(outputs: Outputs, placement: Placement) -> Detections:
+            return _detections(outputs, placement, thresholds, self.model)
+
+        prepare = partial(self._preparation, data)
+        placement, found = await self._predict(prepare, finish, thresholds, deadline, engines, shadowed)
+        return [Prediction(placement, *each) for each in found]
+
+    async def predict_frame(
+        self, make: Callable[[], Pixels], thresholds: Thresholds, deadline: float
+    ) -> FramePrediction:
+        """As `predict`, by the engine that serves, for an image that the client has letterboxed.
 
         `make` gives the frame, uint8 [H, W, 3] of sides that the model takes; it is called where others are decoded.
         """
@@ -151,35 +169,41 @@ class Predictor:
             frame = make()
             return images.whole(frame), frame
 
-        return (await self._predict(prepare, thresholds, deadline, self.engines[:1], shadowed=True))[0]
+        def finish(outputs: Outputs, _: Placement) -> Outputs:
+            return results.keep(outputs, thresholds, self.model)
+
+        _, found = await self._predict(prepare, finish, thresholds, deadline, self.engines[:1], shadowed=True)
+        return FramePrediction(*found[0])
 
     async def _predict(
         self,
         prepare: Callable[[], tuple[Placement, Pixels]],
+        finish: Callable[[Outputs, Placement], T],
         thresholds: Thresholds,
         deadline: float,
         engines: Sequence[str],
         shadowed: bool,
-    ) -> list[Prediction]:
+    ) -> tuple[Placement, list[tuple[T, Timings, int, str]]]:
+        """Where the image lies in its frame, and of each engine what it found, how long it took, in which batch."""
         self._images += 1
         try:
             async with asyncio.timeout_at(deadline):
                 (placement, frame), decode_s = await _on(self._decoders, lambda: self._timed(prepare))
                 answers = await self._ask(engines, frame, deadline)
-                found = [await self._finish(answer, placement, thresholds) for answer in answers]
+                found = [await self._finish(answer, placement, thresholds, finish) for answer in answers]
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was answered") from None
         finally:
             self._images -= 1
         if shadowed and random.random() < self._shadow_share:  # noqa: S311
             self._begin_shadow(frame, answers[0])
-        predictions = []
-        for engine, answer, (detections, postprocess_s) in zip(engines, answers, found, strict=True):
+        seen = []
+        for engine, answer, (what, postprocess_s) in zip(engines, answers, found, strict=True):
             timings = Timings(decode_s, answer.queue_s, answer.infer_s, postprocess_s)
             for stage in Timings.__slots__:
                 self._metrics.stage_seconds.labels(self.model.name, engine, stage).observe(getattr(timings, stage))
-            predictions.append(Prediction(placement, detections, timings, answer.batch_size, engine))
-        return predictions
+            seen.append((what, timings, answer.batch_size, engine))
+        return placement, seen
 
     async def _ask(self, engines: Sequence[str], frame: Pixels, deadline: float) -> list[Answer]:
         """At the same time. The first failure ends it, and the frame leaves the queues of the others."""
@@ -239,9 +263,11 @@ class Predictor:
         for pool in (self._decoders, self._finishers):
             pool.close()
 
-    async def _finish(self, answer: Answer, placement: Placement, thresholds: Thresholds) -> tuple[Detections, float]:
-        """The detections and the seconds it took. Few candidates take less time than handing them to another thread."""
-        work = partial(_detections, answer.outputs, placement, thresholds, self.model)
+    async def _finish(
+        self, answer: Answer, placement: Placement, thresholds: Thresholds, finish: Callable[[Outputs, Placement], T]
+    ) -> tuple[T, float]:
+        """What came out and the seconds it took. Few candidates take less time than handing them to another thread."""
+        work = partial(finish, answer.outputs, placement)
         if _takes_long(answer.outputs, thresholds, self.model):
             return await _on(self._finishers, work)
         started = time.perf_counter()

@@ -59,21 +59,29 @@ def candidates(rows: Rows, conf: float) -> int:
     return bisect_left(rows[:, 4], -conf, key=lambda score: -math.inf if math.isnan(score) else -score)
 
 
-def select(outputs: Outputs, thresholds: Thresholds, model: ModelInfo) -> Detections:
-    """The detections of one frame, in frame px; of classify the likeliest classes."""
+def keep(outputs: Outputs, thresholds: Thresholds, model: ModelInfo) -> Outputs:
+    """The outputs with only those rows that thresholds and NMS leave, best first; of classify just as they are."""
     if model.task == "classify":
-        return _likeliest(outputs[0])
-    rows = outputs[0]
+        return outputs
+    rows, *others = outputs
     rows = rows[: candidates(rows, thresholds.conf)]
     if thresholds.classes is not None:
         rows = rows[np.isin(rows[:, 5], thresholds.classes)]
     rows = rows[np.isfinite(rows).all(1)]
     rows = rows[: thresholds.max_det] if model.end_to_end else rows[_apart(rows, thresholds, model)]
+    return (rows, *others)
+
+
+def select(outputs: Outputs, thresholds: Thresholds, model: ModelInfo) -> Detections:
+    """The detections of one frame, in frame px; of classify the likeliest classes."""
+    rows, *others = keep(outputs, thresholds, model)
+    if model.task == "classify":
+        return _likeliest(rows)
     boxes, found = rows[:, :4], None
     if model.task == "obb":
         boxes = rows[:, [0, 1, 2, 3, 6]]
     elif model.task == "segment":
-        every = masks.cut(outputs[1], rows[:, 6:], boxes)
+        every = masks.cut(others[0], rows[:, 6:], boxes)
         kept = [i for i, mask in enumerate(every) if mask.pixels.any()]
         rows, boxes, found = rows[kept], boxes[kept], [every[i] for i in kept]
     keypoints = rows[:, 6:].reshape(-1, *model.kpt_shape) if model.kpt_shape else None

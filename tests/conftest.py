@@ -193,14 +193,17 @@ def house() -> Iterator[Live]:
 
 
 @contextmanager
-def serve_engine(engine: Engine, built: Built) -> Iterator[Live]:
+def serve_engine(engine: Engine, built: Built, **settings: object) -> Iterator[Live]:
     """An engine at hand, served in batches of up to 4 with no backend behind it."""
     ready = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(capacity, "measure", lambda *_: fakes.capacity(4))
         patch.setattr(backends, "get", lambda _: fakes.Backend(engine))
         service = Service(
-            Settings(batch=4), lambda _: fakes.Source(built), on_ready=lambda _: ready.set(), on_failure=ready.set
+            Settings(batch=4, **settings),
+            lambda _: fakes.Source(built),
+            on_ready=lambda _: ready.set(),
+            on_failure=ready.set,
         )
         live = Live(service)
         assert ready.wait(20)

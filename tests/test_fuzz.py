@@ -2,33 +2,48 @@
 
 import base64
 import contextlib
+import math
+import os
 
+import fakes
 import fuzz
+import numpy as np
 import pytest
+from fuzz import kserve, parts, web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.datastructures import Headers
+from test_kserve_grpc import free_port
 
 from app import images
+from app.api.kserve import grpc as kserve_grpc
+from app.api.kserve.http import parse
+from app.api.kserve.models import ImageModel, TensorModel
 from app.api.multipart import Parts
 from app.api.source import from_base64
-from app.errors import RequestError
+from app.errors import RequestError, Unsupported
 
 few = settings(
     max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
-def test_malformed_requests_to_every_protocol_get_no_5xx_and_the_next_right_one_is_answered(house):
-    outcome = fuzz.run(house.url, 400)
-    assert outcome.failures == []
-    assert {path for path, _ in outcome.statuses} == {path.format(model="pets") for path in fuzz.PATHS}
-    assert {200, 400, 405, 415, 422} <= {status for _, status in outcome.statuses}
-    assert house.client.post("/v1/detect", content=fuzz.IMAGES[0]).status_code == 200
-    assert house.service.predictor.pending == 0
+def sound(live) -> fuzz.Server:
+    return fuzz.Server(live.url, f"127.0.0.1:{live.service.settings.grpc_port}", os.getpid())
+
+
+def test_malformed_requests_to_every_protocol_get_no_5xx_and_the_next_right_one_is_answered(serve):
+    live = serve(grpc_port=free_port(), **kserve.LIMITS)
+    outcome = fuzz.run(sound(live), 900, senders=("web", "kserve", "grpc"))
+    assert [failure for failure in outcome.failures if "growth" not in failure] == []  # it is the tests' own process
+    assert {protocol for protocol, _ in outcome.statuses} == {*web.PATHS.values(), "kserve", "grpc"}
+    assert {"200", "400", "405", "415", "422", "OK", "INVALID_ARGUMENT"} <= {status for _, status in outcome.statuses}
+    assert live.client.post("/v1/detect", content=parts.IMAGES[0]).status_code == 200
+    assert live.service.predictor.pending == 0
 
 
 @few
-@given(fuzz.pictures())
+@given(parts.pictures())
 def test_any_bytes_are_an_image_or_a_request_error(data):
     with contextlib.suppress(RequestError):
         pixels = images.decode(data, 1_000_000)
@@ -36,7 +51,7 @@ def test_any_bytes_are_an_image_or_a_request_error(data):
 
 
 @few
-@given(fuzz.forms(), st.integers(1, 50))
+@given(web.forms(), st.integers(1, 50))
 def test_a_form_is_the_same_in_whatever_chunks_it_comes(form, size):
     body, kind = form
 
@@ -67,12 +82,45 @@ def test_any_other_text_is_refused_in_words_if_at_all(text):
         from_base64(text)
 
 
+@few
+@given(kserve.bodies("images") | kserve.bodies("image"), st.sampled_from([TensorModel, ImageModel]))
+def test_any_body_is_a_question_of_kserve_or_refused(made, kind):
+    body, told = made
+    headers = Headers(raw=[(name.lower().encode(), value.encode("latin-1")) for name, value in told.items()])
+    with contextlib.suppress(RequestError, Unsupported):
+        question = parse(body, headers, kind(fakes.MODEL, 4), max_bytes=300_000, max_header=300_000)
+        assert question.inference.inputs is not None
+
+
+@few
+@given(kserve.inferences("pets"))
+def test_any_message_is_an_inference_or_refused(message):
+    with contextlib.suppress(RequestError):
+        for tensor in kserve_grpc._inference(message).inputs:
+            assert math.prod(tensor.shape) == np.size(tensor.data)
+
+
 def test_a_5xx_would_be_told(serve, device):
-    live = serve()
+    live = serve(grpc_port=free_port())
     device.failure = RuntimeError("broken")
-    assert fuzz.run(live.url, 60).failures
+    for sender, status in (("web", "500"), ("kserve", "500"), ("grpc", "INTERNAL")):
+        failures = fuzz.run(sound(live), 100, senders=(sender,)).failures
+        assert any(f": {status}: " in failure for failure in failures), failures
 
 
-@pytest.mark.parametrize("kind", range(len(fuzz.IMAGES)))
+def test_growth_would_be_told():
+    outcome, before = fuzz.Outcome(), fuzz.Vitals(100, 10, 20)
+    for after, failures in (
+        (fuzz.Vitals(110, 11, 21), 0),
+        (fuzz.Vitals(130, 10, 20), 1),
+        (fuzz.Vitals(100, 20, 20), 2),
+        (fuzz.Vitals(100, 10, 30), 3),
+    ):
+        outcome.vitals = [before, after]
+        outcome.judge_growth()
+        assert len(outcome.failures) == failures
+
+
+@pytest.mark.parametrize("kind", range(len(parts.IMAGES)))
 def test_the_images_that_are_broken_are_sound_at_first(kind):
-    assert images.decode(fuzz.IMAGES[kind], 1000).shape == (16, 24, 3)
+    assert images.decode(parts.IMAGES[kind], 1000).shape == (16, 24, 3)

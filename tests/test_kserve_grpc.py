@@ -186,6 +186,28 @@ def test_a_wrong_message_is_an_invalid_argument_and_named(url, device, changes, 
     assert device.batches == []
 
 
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelConfig", "RepositoryModelUnload"])
+def test_a_message_that_cannot_be_read_is_an_invalid_argument_and_no_defect(live, url, method, caplog):
+    with grpc.insecure_channel(url) as channel:
+        call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}", request_serializer=bytes)
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"\n")
+    told = (grpc.StatusCode.INVALID_ARGUMENT, f"the message is no {method}Request")
+    assert (caught.value.code(), caught.value.details()) == told
+    assert caplog.text == ""
+
+
+def test_a_message_that_cannot_be_read_ends_only_its_own_request_of_a_stream(live, url):
+    right = messages.ModelInferRequest(model_name="pets", id="2").SerializeToString()
+    with grpc.insecure_channel(url) as channel:
+        call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer", request_serializer=bytes)
+        answers = map(messages.ModelStreamInferResponse.FromString, call(iter([b"\n", right])))
+        told = [(answer.error_message, answer.infer_response.id) for answer in answers]
+    assert told[0] == ("the message is no ModelInferRequest", "")
+    assert told[1][1] == "2"
+    assert live.value("requests_total", model="pets", engine="fake", protocol="kserve", code="400") == 1
+
+
 def test_a_deadline_is_kept_and_the_image_never_reaches_the_engine(live, client, device):
     device.gate.clear()
     first = client.async_infer("pets", images(), callback=lambda result, error: None)

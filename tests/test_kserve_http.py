@@ -285,7 +285,9 @@ WRONG_INPUTS = [
     ({"shape": [1, 3, 16, 64]}, "a side is a multiple of 32 px, at most 128"),
     ({"shape": [0, 3, 32, 32], "data": []}, "images: 0 images"),
     ({"shape": [1] * 70, "data": [0]}, "is not that of a tensor"),
-    ({"shape": [2**62, 2**62, 3, 32]}, "values, and there are 3072"),
+    ({"shape": [2**62, 2**62, 3, 32]}, "is not that of a tensor"),
+    ({"shape": [0, 2**62], "data": []}, "is not that of a tensor"),
+    ({"shape": [0, 2**63], "data": []}, "is not that of a tensor"),
     ({"data": [0] * 3071}, "is 3072 values, and there are 3071"),
     ({"data": [256] + [0] * 3071}, "data is not a list of UINT8"),
     ({"data": "zero"}, "data is not a list of UINT8"),
@@ -304,6 +306,14 @@ def test_a_wrong_input_is_400_and_named(live, device):
         assert (response.status_code, response.json().keys()) == (400, {"error"})
         assert words in response.json()["error"], changes
     assert device.batches == []
+
+
+@pytest.mark.parametrize("shape", [[2, 0], [3, 2**20, 0], [0, 5], []])
+def test_elements_that_no_image_counts_are_400(live, shape):
+    body = json.dumps({"inputs": [{"name": "image", "shape": shape, "datatype": "BYTES", "data": []}]})
+    response = post(live, body.encode(), model="pets_image")
+    assert response.status_code == 400
+    assert "image: " in response.json()["error"]
 
 
 def test_a_parameter_for_shared_memory_or_classification_is_not_offered(live):
@@ -362,6 +372,8 @@ def test_other_refusals_reach_the_client_with_their_reason(client, sample):
     assert refusal(client.infer, "pets", images(), outputs=[triton.InferRequestedOutput("output1")]) == (
         "400", "unexpected inference output 'output1' for model 'pets'",
     )  # fmt: skip
+    twice = [triton.InferRequestedOutput("output0")] * 2
+    assert "each may be asked for once" in refusal(client.infer, "pets", images(), outputs=twice)[1]
     assert refusal(client.infer, "pets_image", encoded(b"%PDF-1.7"))[0] == "400"  # 415 elsewhere
     assert refusal(client.infer, "pets_image", encoded(sample[:5000]))[0] == "400"  # 422 elsewhere
     assert "image 2 of 2: not an image" in refusal(client.infer, "pets_image", encoded(sample, b"no image"))[1]

@@ -1,15 +1,20 @@
 """The two models, and the demo model asked by Ultralytics' own client."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 from test_exactness import CONF, by_ultralytics
+from test_masks import decoded
 from ultralytics import YOLO
 
-from app import export
-from app.api.kserve.models import TensorModel, to_frame
+from app import export, images
+from app.api.kserve.models import ImageModel, TensorModel, to_frame
 from app.datasets import DEMO
+from app.masks import Mask
 from app.model import ModelInfo
+from app.predictor import FramePrediction, Prediction, Timings
 from app.results import Detections, Thresholds
 from app.settings import DEMO_WEIGHTS
 
@@ -25,14 +30,46 @@ def test_every_level_of_every_channel_comes_back_exactly(dtype):
     np.testing.assert_array_equal(to_frame(levels), frame)
 
 
+def info(task: str = "detect", **facts) -> ModelInfo:
+    return ModelInfo("pets", task, {0: "cat", 1: "dog"}, stride=32, imgsz=64, shapes=None, **facts)
+
+
+def frame(*outputs: np.ndarray) -> FramePrediction:
+    return FramePrediction(outputs, Timings(0, 0, 0, 0), 1, "fake")
+
+
 def test_rows_have_the_place_that_max_det_says():
-    model = TensorModel(ModelInfo("pets", "detect", {0: "cat"}, stride=32, imgsz=64, shapes=None), most_images=4)
-    found = Detections(np.ones((1, 4), np.float32), np.array([0.5], np.float32), np.array([2]))
-    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-    (output,) = model.tensors([found, nothing], Thresholds(max_det=3))
+    row, nothing = np.array([[1, 1, 1, 1, 0.5, 2]], np.float32), np.zeros((0, 6), np.float32)
+    (output,) = TensorModel(info(), 4).tensors([frame(row), frame(nothing)], Thresholds(max_det=3), ["output0"])
     assert output.shape == (2, 3, 6)
     assert output.numbers[0, 0].tolist() == [1, 1, 1, 1, 0.5, 2]
     assert np.count_nonzero(output.numbers) == 6
+
+
+def test_prototypes_are_an_output_of_their_own_and_only_what_is_asked_for_is_made():
+    protos = np.arange(32, dtype=np.float32).reshape(2, 4, 4)
+    found = [frame(np.zeros((0, 8), np.float32), protos)] * 2
+    (output,) = TensorModel(info("segment"), 4).tensors(found, Thresholds(), ["output1"])
+    assert (output.name, output.shape) == ("output1", (2, 2, 4, 4))
+    np.testing.assert_array_equal(output.numbers[1], protos)
+
+
+def test_images_have_as_many_places_as_the_fullest_has_found():
+    placement = images.whole(np.zeros((8, 6, 3), np.uint8))
+    masks = [Mask(np.ones((size, 1), np.uint8), 0, 0) for size in (8, 3)]
+
+    def found(count: int) -> Prediction:
+        many = Detections(np.ones((2, 4), np.float32), np.full(2, 0.5), np.array([1, 1]), masks=masks).first(count)
+        return Prediction(placement, many, Timings(0, 0, 0, 0), 1, "fake")
+
+    model = ImageModel(info("segment"), 4)
+    counts, boxes, coded = model.tensors([found(1), found(2)], Thresholds(), ["num_detections", "boxes", "masks"])
+    assert counts.numbers.tolist() == [1, 2]
+    assert boxes.numbers[:, :, 0].tolist() == [[1, 0], [1, 1]]
+    assert (coded.datatype, coded.shape, coded.elements[1]) == ("BYTES", (2, 2), b"")
+    told = [json.loads(each) for each in (coded.elements[0], *coded.elements[2:])]
+    assert [each["size"] for each in told] == [[8, 6]] * 3
+    assert [decoded(each["counts"], 8, 6).sum() for each in told] == [8, 8, 3]
 
 
 @pytest.fixture(scope="module")

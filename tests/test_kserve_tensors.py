@@ -39,6 +39,15 @@ def test_elements_are_the_same_from_bytes_and_from_json():
     assert from_values("x", "BYTES", (3, 1), [[text] for text in texts]).elements == elements
 
 
+@pytest.mark.parametrize("data", [VALUES, np.array([[b"a", b""], [b"bcd", b"{}"]], object)])
+def test_outputs_are_read_back_from_their_bytes_and_from_their_json(data):
+    tensor = Tensor.of("x", data)
+    again = from_raw("x", tensor.datatype, tensor.shape, tensor.raw)
+    np.testing.assert_array_equal(again.data, tensor.data)
+    texts = [text.encode() if isinstance(text, str) else text for text in tensor.values]
+    np.testing.assert_array_equal(texts, data.ravel())
+
+
 @pytest.mark.parametrize("raw", [b"\x03", b"\x03\0\0\0ab", b"\xff\xff\xff\xffab", b"\0\0\0\0", b"\0" * 12])
 def test_elements_that_do_not_fit_their_bytes_or_their_number_are_refused(raw):
     with pytest.raises(BadParameter, match="x: "):
@@ -53,6 +62,17 @@ def deep(levels: int) -> list:
 def test_elements_in_json_that_are_no_base64_are_refused(values):
     with pytest.raises(BadParameter, match="base64"):
         from_values("x", "BYTES", (1,), values)
+
+
+@pytest.mark.parametrize("shape", [(0, 2**62), (2**63 - 1, 0), (0, 3, 2**32, 2**32), (1,) * 9, (0, -1)])
+def test_a_shape_that_no_tensor_has_is_refused_even_without_a_value(shape):
+    for make in (lambda: from_raw("x", "FP32", shape, b""), lambda: from_values("x", "FP32", shape, [])):
+        with pytest.raises(BadParameter, match="is not that of a tensor"):
+            make()
+
+
+def test_numbers_in_json_that_are_too_large_are_infinite():
+    assert from_values("x", "FP16", (2,), [2**70, -1e308]).numbers.tolist() == [np.inf, -np.inf]
 
 
 @pytest.mark.parametrize("values", [[1, "a"], [None], {}, "a", [300], [-1], deep(200)])

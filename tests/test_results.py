@@ -349,3 +349,13 @@ def test_nothing_found_is_nothing_of_every_kind(task):
     assert (len(found), len(found.boxes)) == (0, 0)
     assert found.masks == ([] if task == "segment" else None)
     assert found.keypoints is None or found.keypoints.shape == (0, 2, 3)
+
+
+def test_what_is_kept_are_the_rows_after_nms_and_everything_else_as_it_was():
+    twice, protos = np.zeros((3, 8), np.float32), np.ones((2, 4, 4), np.float32)
+    twice[:, :4], twice[:, 4] = (2, 2, 10, 10), (0.9, 0.8, 0.1)
+    rows, same = results.keep((twice, protos), Thresholds(), of_task("segment"))
+    np.testing.assert_array_equal(rows, twice[:1])
+    assert same is protos
+    probs = np.array([0.1, 0.9], np.float32)
+    assert results.keep((probs,), Thresholds(conf=1, max_det=1), of_task("classify")) == (probs,)

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import scenes
 import torch
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton
+from clients import tasks
 from conftest import Live, serve_engine
 from PIL import Image
 from test_masks import decoded
@@ -45,7 +48,8 @@ def files(pictures) -> list[bytes]:
 def served(request, of_task):
     """The demo model of a task, served by ONNX Runtime."""
     made = of_task(request.param)
-    with serve_engine(onnxruntime.OnnxruntimeEngine(made.graph, 2), fakes.built(model=made.model)) as live:
+    engine, port = onnxruntime.OnnxruntimeEngine(made.graph, 2), tasks.GRPC_PORTS[request.param]
+    with serve_engine(engine, fakes.built(model=made.model), grpc_port=port) as live:
         yield SimpleNamespace(task=request.param, live=live, **vars(made))
 
 
@@ -155,3 +159,54 @@ def test_run_lengths_are_the_masks_of_segment_and_change_nothing_else(served, fi
 def test_masks_of_another_kind_are_refused(served, files):
     answer = served.live.client.post("/v1/predict?masks=png", content=files[0])
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_parameter")
+
+
+@pytest.mark.parametrize("i", range(6), ids=["http", "aio", "grpc", "http url", "grpc url", "val by url"])
+def test_a_client_of_the_table_finds_the_same(served, i):
+    *_, run = tasks.CHECKS[served.task][i]
+    assert run(served.live.url)
+
+
+def test_outputs_of_both_kserve_models_have_the_shapes_and_types_that_are_told(served, files):
+    with triton.InferenceServerClient(served.live.url.removeprefix("http://")) as client:
+        name, side = served.model.name, served.model.imgsz
+        frames = triton.InferInput("images", [2, 3, side, side], "UINT8")
+        frames.set_data_from_numpy(np.zeros((2, 3, side, side), np.uint8))
+        encoded = triton.InferInput("image", [2], "BYTES")
+        encoded.set_data_from_numpy(np.array(files[:2], np.object_))
+        for model, given in ((name, frames), (f"{name}_image", encoded)):
+            answer, told = client.infer(model, [given]), client.get_model_metadata(model)["outputs"]
+            assert [output["name"] for output in answer.get_response()["outputs"]] == [each["name"] for each in told]
+            for each in told:
+                found = answer.get_output(each["name"])
+                assert found["datatype"] == each["datatype"]
+                assert len(found["shape"]) == len(each["shape"])
+                assert all(wanted in (-1, size) for wanted, size in zip(each["shape"], found["shape"], strict=True))
+            assert {each["name"] for each in told} < client.get_model_config(model)["parameters"].keys()
+            (statistics,) = client.get_inference_statistics(model)["model_stats"]
+            assert (statistics["name"], statistics["inference_count"] >= 2) == (model, True)
+
+
+def test_grpc_tells_of_both_kserve_models_what_http_tells(served):
+    port, address = tasks.GRPC_PORTS[served.task], served.live.url.removeprefix("http://")
+    with (
+        triton_grpc.InferenceServerClient(f"127.0.0.1:{port}") as asked,
+        triton.InferenceServerClient(address) as other,
+    ):
+        for model in (served.model.name, f"{served.model.name}_image"):
+            told, wanted = asked.get_model_metadata(model, as_json=True), other.get_model_metadata(model)
+            shapes = {each["name"]: [str(side) for side in each["shape"]] for each in wanted["outputs"]}
+            assert {each["name"]: each["shape"] for each in told["outputs"]} == shapes
+            config = asked.get_model_config(model, as_json=True)["config"]
+            assert config["parameters"] == other.get_model_config(model)["parameters"]
+            assert asked.get_inference_statistics(model, as_json=True)["model_stats"][0]["name"] == model
+
+
+def test_an_image_without_results_has_empty_outputs(served):
+    with triton.InferenceServerClient(served.live.url.removeprefix("http://")) as client:
+        encoded = triton.InferInput("image", [1], "BYTES")
+        encoded.set_data_from_numpy(np.array([cv2.imencode(".png", np.zeros((64, 64, 3)))[1].tobytes()], np.object_))
+        answer = client.infer(f"{served.model.name}_image", [encoded], parameters={"conf": 1.0})
+        found = 5 if served.task == "classify" else 0  # the five likeliest there always are
+        for output in answer.get_response()["outputs"]:
+            assert answer.as_numpy(output["name"]).shape[1:2] in ((), (found,))

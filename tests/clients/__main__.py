@@ -1,7 +1,11 @@
-"""python tests/clients [URL]: run every check and print the table; ends with 1 if any fails."""
+"""python tests/clients [URL]: run every check and print the table; ends with 1 if any fails.
+
+With a URL only those of detect; without one a server is started for each task.
+"""
 
 import importlib
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from app.bench.server import started
@@ -9,28 +13,42 @@ from app.settings import Settings
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-GRPC_PORT = 18001  # as tests/clients/kserve.py has it
+sys.path[:1] = [str(HERE.parent), str(ROOT / "models/demo")]  # not this folder, whose files have names of packages
+
+from clients import Check, kserve, tasks  # noqa: E402
+
 FAMILIES = ("hub", "deepstack", "roboflow", "kserve")
 
 
-def main(url: str) -> int:
-    sys.path[:1] = [str(HERE.parent), str(ROOT / "models/demo")]  # not this folder, whose files have names of packages
-    failed = 0
+def main(urls: list[str]) -> int:
     print("| client | version | call | result |\n|---|---|---|---|")
-    for family in FAMILIES:
-        for client, version, call, run in importlib.import_module(f"clients.{family}").CHECKS:
-            try:
-                result = run(url)
-            except Exception as error:
-                failed += 1
-                result = f"**failed**: {type(error).__name__}: {error}"
-            print(f"| {client} | {version} | {call} | {result.replace('|', '/')} |", flush=True)
+    if urls:
+        return int(tell(urls[0], of_detect()) > 0)
+    with started(Settings(grpc_port=kserve.GRPC_PORT)) as server:
+        failed = tell(server.url, of_detect())
+    for task in tasks.TASKS:
+        with started(Settings(weights=str(tasks.weights(task)), grpc_port=tasks.GRPC_PORTS[task])) as server:
+            failed += tell(server.url, tasks.CHECKS[task])
     return int(failed > 0)
 
 
+def of_detect() -> Iterator[Check]:
+    for family in FAMILIES:
+        yield from importlib.import_module(f"clients.{family}").CHECKS
+
+
+def tell(url: str, checks: Iterable[Check]) -> int:
+    """Print a row for each. How many have failed."""
+    failed = 0
+    for client, version, call, run in checks:
+        try:
+            result = run(url)
+        except Exception as error:
+            failed += 1
+            result = f"**failed**: {type(error).__name__}: {error}"
+        print(f"| {client} | {version} | {call} | {result.replace('|', '/')} |", flush=True)
+    return failed
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        sys.exit(main(sys.argv[1]))
-    with started(Settings(grpc_port=GRPC_PORT)) as server:
-        status = main(server.url)
-    sys.exit(status)
+    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,9 @@ import types
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -132,24 +134,27 @@ def validate(url: str) -> str:
 
 @contextmanager
 def own_nms() -> Iterator[None]:
-    """Ultralytics' own NMS in the place of torchvision's, which does not import beside every torch."""
-    stand_in = types.ModuleType("torchvision")
-    stand_in.ops = types.SimpleNamespace(nms=TorchNMS.nms)
-    with mock.patch.dict(sys.modules, {"torchvision": stand_in}):
+    """torchvision with Ultralytics' own NMS and nothing else compiled: that does not import beside every torch."""
+    folders = find_spec("torchvision").submodule_search_locations
+    stand_in, datasets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
+    stand_in.__path__, datasets.__path__ = folders, [f"{folder}/datasets" for folder in folders]
+    with mock.patch.dict(sys.modules, {"torchvision": stand_in, "torchvision.datasets": datasets}):
+        stand_in.ops = types.SimpleNamespace(nms=TorchNMS.nms)
+        stand_in.datasets = import_module("torchvision.datasets.folder")
         yield
 
 
-_TRITON, _ULTRALYTICS = f"tritonclient {version('tritonclient')}", f"ultralytics {version('ultralytics')}"
+TRITON, ULTRALYTICS = f"tritonclient {version('tritonclient')}", f"ultralytics {version('ultralytics')}"
 _GZIP = {"request_compression_algorithm": "gzip", "response_compression_algorithm": "deflate"}
 CHECKS: list[Check] = [
-    ("Triton, HTTP", _TRITON, "health, metadata, config, index, statistics, load", facts(HTTP)),
-    ("Triton, HTTP", _TRITON, "infer of an image", infer(HTTP)),
-    ("Triton, HTTP", _TRITON, "infer, compressed both ways", infer(HTTP, **_GZIP)),
-    ("Triton, HTTP, asyncio", _TRITON, "infer of an image", infer_async),
-    ("Triton, gRPC", _TRITON, "health, metadata, config, index, statistics, load", facts(GRPC)),
-    ("Triton, gRPC", _TRITON, "infer of an image", infer(GRPC)),
+    ("Triton, HTTP", TRITON, "health, metadata, config, index, statistics, load", facts(HTTP)),
+    ("Triton, HTTP", TRITON, "infer of an image", infer(HTTP)),
+    ("Triton, HTTP", TRITON, "infer, compressed both ways", infer(HTTP, **_GZIP)),
+    ("Triton, HTTP, asyncio", TRITON, "infer of an image", infer_async),
+    ("Triton, gRPC", TRITON, "health, metadata, config, index, statistics, load", facts(GRPC)),
+    ("Triton, gRPC", TRITON, "infer of an image", infer(GRPC)),
     ("curl", "", "an image to /v2/models/{model}_image/infer", curl),
-    ("Ultralytics by URL", _ULTRALYTICS, 'YOLO("http://...").predict', predict(HTTP)),
-    ("Ultralytics by URL", _ULTRALYTICS, 'YOLO("grpc://...").predict', predict(GRPC)),
-    ("Ultralytics by URL", _ULTRALYTICS, 'YOLO("http://...").val', validate),
+    ("Ultralytics by URL", ULTRALYTICS, 'YOLO("http://...").predict', predict(HTTP)),
+    ("Ultralytics by URL", ULTRALYTICS, 'YOLO("grpc://...").predict', predict(GRPC)),
+    ("Ultralytics by URL", ULTRALYTICS, 'YOLO("http://...").val', validate),
 ]

@@ -1,226 +1,176 @@
-"""Malformed requests to every protocol: strategies that make them, and the run that counts what comes back.
+"""Malformed requests to every protocol, and the run that counts what comes back: `python tests/fuzz COUNT`.
 
 Half right is what finds defects: a request is a right one of its protocol in which one thing or more is broken.
 """
 
-import base64
-import io
+import contextlib
 import json
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
+import grpc
 import httpx
+import requests
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from app.images import KINDS
+from fuzz import kserve, web
 
-Draw = Callable[[st.SearchStrategy[Any]], Any]
-
-
-def image(kind: str) -> bytes:
-    """A small one."""
-    file = io.BytesIO()
-    Image.effect_noise((24, 16), 80).convert("RGB").save(file, kind)
-    return file.getvalue()
-
-
-IMAGES = [image(kind) for kind in KINDS]
-HEADS = [
-    b"\xff\xd8\xff",
-    b"\x89PNG\r\n\x1a\n",
-    b"BM",
-    b"GIF89a",
-    b"II*\x00",
-    b"%PDF",
-    b"{",
-    b"<svg",
-    b"RIFF\0\0\0\0WEBP",
-]
-WORDS = st.one_of(
-    st.sampled_from(["", "0", "0.5", "1", "-1", "1e400", "nan", "inf", "0,5", "true", "\0", "ü", "9" * 400]),
-    st.text(max_size=20),
-)
-NAMES = st.one_of(
-    st.sampled_from(
-        ["conf", "iou", "max_det", "classes", "format", "engine", "compare", "file", "image", "source", "url"]
-    ),
-    st.sampled_from(["min_confidence", "api_key", "model", "decimals", "normalize", "confidence", "overlap", "size"]),
-    st.text(max_size=10),
-)
-JSON = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), WORDS),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(NAMES, inner, max_size=3)),
-    max_leaves=8,
-)
-PATHS = [
-    "/v1/detect",
-    "/predict",
-    "/",
-    "/api/models/{model}/predict",
-    "/v1/predict/{model}",
-    "/v1/vision/detection",
-    "/v1/vision/custom/{model}",
-    "/infer/object_detection",
-    "/{model}/1",
-]
+MEANT = {  # statuses of the server's fault that these protocols give on purpose
+    "kserve": {"501", "504"},  # what only Triton has; a `timeout` of microseconds
+    "grpc": {"UNIMPLEMENTED", "DEADLINE_EXCEEDED"},
+    "openapi": {"501"},
+}
+FAULTS = {"UNKNOWN", "INTERNAL", "UNIMPLEMENTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "DATA_LOSS"}  # of gRPC
+GROWTH = 1.25  # most of memory, from a tenth of the run to its end
+KEPT = 4  # threads and files that may be more then: connections come and go
 
 
-@st.composite
-def broken(draw: Draw, whole: bytes) -> bytes:
-    """Cut, with other bytes in it, doubled, or as it was."""
-    data = bytearray(whole)
-    for _ in range(draw(st.integers(0, 3))):
-        at = draw(st.integers(0, max(len(data) - 1, 0)))
-        how = draw(st.sampled_from(["cut", "other", "more", "twice"]))
-        if how == "cut":
-            del data[at:]
-        elif how == "other":
-            data[at : at + 4] = draw(st.binary(max_size=8))
-        elif how == "more":
-            data += draw(st.binary(max_size=16))
-        else:
-            data += data[:at]
-    return bytes(data)
+@dataclass(frozen=True)
+class Server:
+    url: str
+    grpc: str
+    pid: int
+
+    @property
+    def model(self) -> str:
+        return httpx.get(f"{self.url}/v1/models").json()["models"][0]["name"]
 
 
-@st.composite
-def pictures(draw: Draw) -> bytes:
-    if draw(st.booleans()):
-        return draw(broken(draw(st.sampled_from(IMAGES))))
-    return draw(st.sampled_from([b"", *HEADS])) + draw(st.binary(max_size=64))
+@dataclass(frozen=True)
+class Vitals:
+    """Of a process, as Linux tells them."""
 
+    resident_mb: float
+    threads: int
+    files: int
 
-@st.composite
-def forms(draw: Draw) -> tuple[bytes, str]:
-    """A multipart body and its Content-Type."""
-    parts = []
-    for _ in range(draw(st.integers(0, 3))):
-        name = draw(NAMES).replace('"', "%22").replace("\r", "").replace("\n", "")
-        file = f'; filename="{draw(st.sampled_from(["a.jpg", "", "../a"]))}"' if draw(st.booleans()) else ""
-        content = draw(pictures()) if file else draw(WORDS).encode("utf-8", "surrogatepass")
-        parts.append(
-            f'--b\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode("utf-8", "ignore") + content
-        )
-    body = b"\r\n".join([*parts, b"--b--\r\n"])
-    kind = draw(
-        st.sampled_from(
-            ["multipart/form-data; boundary=b"] * 5
-            + ["multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=c"]
-        )
-    )
-    return draw(broken(body)), kind
-
-
-@st.composite
-def inferences(draw: Draw, model: str) -> bytes:
-    """Roboflow's JSON."""
-    picture = {"type": "base64", "value": base64.b64encode(draw(pictures())).decode()}
-    told = {"model_id": model, "image": draw(st.sampled_from([picture, [picture], [picture] * 2])), "confidence": 0.4}
-    return draw(
-        broken(json.dumps(told | draw(st.dictionaries(NAMES, JSON, max_size=3))).encode("utf-8", "surrogatepass"))
-    )
-
-
-@st.composite
-def requests(draw: Draw, model: str) -> list[httpx.Request]:
-    """One for every path, all the same but for that."""
-    method = draw(st.sampled_from(["POST"] * 12 + ["GET", "PUT", "DELETE", "OPTIONS"]))
-    headers = draw(st.sampled_from([{}] * 7 + [{"X-Deadline-Ms": "0"}, {"X-Deadline-Ms": "x"}]))
-    how = draw(st.sampled_from(["json", "form", "form", "image", "fields"]))
-    if how == "json":
-        body, kind = draw(inferences(model)), "application/json"
-    elif how == "form":
-        body, kind = draw(forms())
-    elif how == "image":
-        body, kind = draw(pictures()), draw(st.sampled_from(["image/jpeg", "application/octet-stream", "text/plain"]))
-    else:
-        body, kind = draw(broken(draw(queries()))), "application/x-www-form-urlencoded"
-    query = draw(queries()) if draw(st.booleans()) else b""
-    return [
-        httpx.Request(
-            method,
-            httpx.URL("http://server", path=path.format(model=model), query=query),
-            headers=headers | {"Content-Type": kind},
-            content=body,
-        )
-        for path in PATHS
-    ]
-
-
-@st.composite
-def queries(draw: Draw) -> bytes:
-    fields = draw(st.dictionaries(NAMES, WORDS, max_size=3))
-    clean = {each.encode("utf-8", "ignore"): value.encode("utf-8", "ignore") for each, value in fields.items()}
-    return urlencode(clean).encode()
+    @classmethod
+    def of(cls, pid: int) -> "Vitals":
+        status = Path(f"/proc/{pid}/status").read_text()
+        kilobytes, threads = (int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("VmRSS", "Threads"))
+        return cls(kilobytes / 1000, threads, len(list(Path(f"/proc/{pid}/fd").iterdir())))
 
 
 @dataclass
 class Outcome:
-    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)  # by path
+    """A failure is a fault that is not meant, an answer that cannot be read, none at all, or growth."""
+
+    statuses: Counter[tuple[str, str]] = field(default_factory=Counter)  # by protocol
     failures: list[str] = field(default_factory=list)
-    grown_bytes: int = 0  # from a tenth of the run to its end
+    vitals: list[Vitals] = field(default_factory=list)  # after a tenth of the run, and at its end
 
-    def add(self, request: httpx.Request, answer: httpx.Response | Exception) -> None:
-        if isinstance(answer, Exception):
-            self.failures.append(f"{request.method} {request.url}: {answer!r}: {request.content!r}")
-            return
-        self.statuses[request.url.path, answer.status_code] += 1
-        if answer.status_code >= 500 or not _is_readable(answer):
-            self.failures.append(f"{request.method} {request.url}: {answer.status_code}: {request.content!r}")
+    def add(self, protocol: str, status: str, sent: Any, *, readable: bool = True) -> None:
+        self.statuses[protocol, status] += 1
+        fault = status in FAULTS or (status.isdecimal() and int(status) >= 500)
+        if (fault and status not in MEANT.get(protocol, ())) or not readable:
+            self.failures.append(f"{protocol}: {status}: {sent!r}")
+
+    def add_answer(self, protocol: str, client: httpx.Client, request: httpx.Request) -> None:
+        """Of the request, once it is sent."""
+        target = client.base_url.copy_with(raw_path=request.url.raw_path)
+        sent = (request.method, str(request.url), dict(request.headers), request.content)
+        try:
+            answer = client.request(request.method, target, headers=request.headers, content=request.content)
+        except httpx.HTTPError as error:
+            self.failures.append(f"{protocol}: {error!r}: {sent!r}")
+        else:
+            readable = is_readable(answer.status_code, answer.headers.get("content-type", ""), answer.content)
+            self.add(protocol, str(answer.status_code), sent, readable=readable)
+
+    def judge_growth(self) -> None:
+        before, after = self.vitals
+        if (
+            after.resident_mb > before.resident_mb * GROWTH
+            or max(after.threads - before.threads, after.files - before.files) > KEPT
+        ):
+            self.failures.append(f"growth: from {before} to {after}")
 
 
-def resident(client: httpx.Client) -> int:
-    """Of the server."""
-    (line,) = [
-        line for line in client.get("/metrics").text.splitlines() if line.startswith("process_resident_memory_bytes ")
-    ]
-    return int(float(line.split()[1]))
+def is_readable(status: int, kind: str, content: bytes) -> bool:
+    """JSON; or, where all went well, bytes, a page or nothing."""
+    if not kind.startswith("application/json"):
+        return status < 400
+    with contextlib.suppress(ValueError):
+        json.loads(content)
+        return True
+    return False
 
 
-def run(url: str, count: int, number: int = 0) -> Outcome:
-    """`count` requests made from the seed `number`. A failure is a 5xx, an answer that is no JSON, or none."""
+Sender = tuple[st.SearchStrategy[Any], Callable[[Any], None]]
+
+
+def of_web(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
+    def send(alike: dict[str, httpx.Request]) -> None:
+        for path, request in alike.items():
+            outcome.add_answer(web.PATHS[path], client, request)
+
+    return web.requests(server.model), send
+
+
+def of_kserve(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
+    return kserve.requests(server.model), lambda request: outcome.add_answer("kserve", client, request)
+
+
+def of_grpc(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
+    channel = grpc.insecure_channel(server.grpc)
+
+    def send(call: tuple[str, list[bytes]]) -> None:
+        for status in kserve.ask(channel, *call):
+            outcome.add("grpc", status, call)
+
+    return kserve.calls(server.model), send
+
+
+def of_openapi(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
+    """What schemathesis makes of the description, /v2 and all."""
+    import schemathesis
+
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    kinds = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
+    session = requests.Session()
+
+    def send(case: Any) -> None:
+        answer = case.call(base_url=server.url, session=session)
+        (kind,) = answer.headers.get("content-type", [""])
+        readable = is_readable(answer.status_code, kind, answer.content)
+        outcome.add("openapi", str(answer.status_code), case.as_curl_command(), readable=readable)
+
+    return st.one_of(*(schema.as_strategy(kind) for kind in kinds)), send
+
+
+SENDERS = {"web": (of_web, len(web.PATHS)), "kserve": (of_kserve, 1), "grpc": (of_grpc, 1), "openapi": (of_openapi, 1)}
+
+
+def run(server: Server, count: int, number: int = 0, senders: Sequence[str] = tuple(SENDERS)) -> Outcome:
+    """`count` requests made from the seed `number`, as many of each sender's."""
     outcome = Outcome()
-    with httpx.Client(base_url=url, timeout=30) as client:
-        model = client.get("/v1/models").json()["models"][0]["name"]
-        _send(client, model, outcome, count // 10, number)
-        before = resident(client)
-        _send(client, model, outcome, count - count // 10, number + 1)
-        outcome.grown_bytes = resident(client) - before
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        for part, share in enumerate((0.1, 0.9)):
+            for name in senders:
+                make, at_once = SENDERS[name]
+                strategy, send = make(server, client, outcome)
+                _draw(strategy, send, int(count * share / len(senders) / at_once), number + part)
+            outcome.vitals.append(Vitals.of(server.pid))
+    outcome.judge_growth()
     return outcome
 
 
-def _send(client: httpx.Client, model: str, outcome: Outcome, count: int, number: int) -> None:
+def _draw(strategy: st.SearchStrategy[Any], send: Callable[[Any], None], count: int, number: int) -> None:
     @seed(number)
     @settings(
-        max_examples=max(count // len(PATHS), 1),
+        max_examples=max(count, 1),
         database=None,
         deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(requests(model))
-    def send(alike: list[httpx.Request]) -> None:
-        for request in alike:
-            outcome.add(request, _answer(client, request))
+    @given(strategy)
+    def test(made: Any) -> None:
+        send(made)
 
-    send()
-
-
-def _answer(client: httpx.Client, request: httpx.Request) -> httpx.Response | Exception:
-    target = client.base_url.copy_with(raw_path=request.url.raw_path)
-    try:
-        return client.request(request.method, target, headers=request.headers, content=request.content)
-    except httpx.HTTPError as error:
-        return error
-
-
-def _is_readable(answer: httpx.Response) -> bool:
-    """A picture, JSON, or the page at the root."""
-    if answer.headers["content-type"].startswith(("image/", "text/html")):
-        return answer.status_code == 200
-    return bool(json.loads(answer.content))
+    test()

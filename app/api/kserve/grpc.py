@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as messages
 
 from app.api.keys import require_key
@@ -17,7 +18,7 @@ from app.api.kserve.models import Model
 from app.api.kserve.repository import VERSION, Inference, Repository
 from app.api.kserve.tensors import BYTES, Tensor, from_elements, from_raw, from_values
 from app.api.service import Service
-from app.errors import BadParameter, NotReady, ServiceError, YolopardError
+from app.errors import BadParameter, MalformedBody, NotReady, ServiceError, YolopardError
 
 crash_log = logging.getLogger("yolopard.crash")
 
@@ -90,27 +91,34 @@ class _Calls:
             return {"ready": False}
         return {"ready": True}
 
-    async def _infer_one(self, request: Any, context: Any) -> Any:
+    async def _infer_one(self, data: bytes, context: Any) -> Any:
         try:
-            return await self._infer(request, context)
+            with self._counted():
+                return await self._infer(_read(messages.ModelInferRequest, data), context)
         except YolopardError as error:
             await _abort(context, error)
 
-    async def _infer_stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def _infer_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         """One after the other, as they came; an error ends only its own request."""
-        async for request in _until(self.closing, requests):
+        async for data in _until(self.closing, requests):
+            request_id = ""
             try:
-                yield messages.ModelStreamInferResponse(infer_response=await self._infer(request, context))
+                with self._counted():
+                    request = _read(messages.ModelInferRequest, data)
+                    request_id = request.id
+                    response = await self._infer(request, context)
             except YolopardError as error:
-                nothing = messages.ModelInferResponse(id=request.id)
+                nothing = messages.ModelInferResponse(id=request_id)
                 yield messages.ModelStreamInferResponse(error_message=str(error), infer_response=nothing)
+            else:
+                yield messages.ModelStreamInferResponse(infer_response=response)
 
     async def _infer(self, request: Any, context: Any) -> Any:
         service, models = self._service, self._models
         remaining_s = context.time_remaining()
         deadline_s = min(service.settings.deadline_ms / 1000, math.inf if remaining_s is None else remaining_s)
         deadline = asyncio.get_running_loop().time() + deadline_s
-        with self._counted(), _keyed(service.settings.api_keys, context), service.predictor.admitted(deadline_s):
+        with _keyed(service.settings.api_keys, context), service.predictor.admitted(deadline_s):
             model = models.find(request.model_name, request.model_version)
             outputs = await models.infer(model, _inference(request), deadline)
             return _response(model, request.id, outputs)
@@ -158,12 +166,16 @@ async def _until(closing: asyncio.Event, requests: AsyncIterator[Any]) -> AsyncI
 
 
 def _handler(kind: Callable[..., grpc.RpcMethodHandler], name: str, call: Callable[..., Any]) -> grpc.RpcMethodHandler:
-    request, response = getattr(messages, f"{name}Request", None), getattr(messages, f"{name}Response")
-    return kind(
-        call,
-        request_deserializer=(request or messages.ModelInferRequest).FromString,
-        response_serializer=response.SerializeToString,
-    )
+    """Requests reach `call` as bytes: what gRPC itself cannot read would be a defect of the server, by its status."""
+    return kind(call, response_serializer=getattr(messages, f"{name}Response").SerializeToString)
+
+
+def _read(kind: Any, data: bytes) -> Any:
+    """Raises MalformedBody."""
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise MalformedBody(f"the message is no {kind.DESCRIPTOR.name}") from error
 
 
 @contextmanager
@@ -174,12 +186,12 @@ def _keyed(keys: Sequence[str], context: Any) -> Iterator[None]:
 
 
 def _fact(name: str, fact: Callable[[Any], dict[str, Any] | None], keys: Sequence[str]) -> Callable[[Any, Any], Any]:
-    response = getattr(messages, f"{name}Response")
+    asked, told = (getattr(messages, f"{name}{side}") for side in ("Request", "Response"))
 
-    async def call(request: Any, context: Any) -> Any:
+    async def call(data: bytes, context: Any) -> Any:
         try:
             with _keyed(keys, context):
-                return ParseDict(fact(request) or {}, response())
+                return ParseDict(fact(_read(asked, data)) or {}, told())
         except YolopardError as error:
             await _abort(context, error)
 
@@ -217,9 +229,9 @@ def _value(parameter: Any) -> Any:
     return getattr(parameter, parameter.WhichOneof("parameter_choice") or "bool_param")
 
 
-def _response(model: Model, request_id: str, outputs: list[Tensor]) -> Any:
+def _response(model: Model[Any], request_id: str, outputs: list[Tensor]) -> Any:
     described = [{"name": output.name, "datatype": output.datatype, "shape": output.shape} for output in outputs]
-    raw = [output.numbers.tobytes() for output in outputs]
+    raw = [output.raw for output in outputs]
     return messages.ModelInferResponse(
         model_name=model.name, model_version=VERSION, id=request_id, outputs=described, raw_output_contents=raw
     )

@@ -64,7 +64,7 @@ class Question:
     binary_unless_said: bool = True
 
 
-def parse(body: bytes, headers: Headers, model: Model, *, max_bytes: int, max_header: int) -> Question:
+def parse(body: bytes, headers: Headers, model: Model[Any], *, max_bytes: int, max_header: int) -> Question:
     """The request in a body; of one without a JSON header, which the image model takes, the body is the one image.
 
     `max_bytes` are those of the body when it is inflated. Raises a RequestError.
@@ -97,16 +97,16 @@ def parse(body: bytes, headers: Headers, model: Model, *, max_bytes: int, max_he
     return Question(Inference(inputs, outputs, header.parameters, header.id), binary, binary_unless_said)
 
 
-def encode(model: Model, question: Question, outputs: Sequence[Tensor]) -> tuple[bytes, int | None]:
+def encode(model: Model[Any], question: Question, outputs: Sequence[Tensor]) -> tuple[bytes, int | None]:
     """The body of the answer, and the length of its JSON if bytes follow."""
     described, raw = [], []
     for output in outputs:
         said: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
         if question.binary.get(output.name, question.binary_unless_said):
-            raw.append(output.numbers.tobytes())
+            raw.append(output.raw)
             said["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
-            said["data"] = output.numbers.ravel().tolist()
+            said["data"] = output.values
         described.append(said)
     answer = {"model_name": model.name, "model_version": VERSION, "outputs": described}
     header = orjson.dumps(({"id": question.inference.id} if question.inference.id else {}) | answer)
@@ -130,7 +130,7 @@ def _inflate(body: bytes, encoding: str, max_bytes: int) -> bytes:
     return inflated
 
 
-def _only_element(body: bytes, model: Model) -> Tensor:
+def _only_element(body: bytes, model: Model[Any]) -> Tensor:
     if model.input.datatype != BYTES:
         raise BadParameter(f"a body without a JSON header is one image, and model {model.name!r} takes tensors")
     return Tensor(model.input.name, BYTES, (1,), [body])
@@ -232,7 +232,7 @@ def routes(service: Service, models: Repository) -> APIRouter:
         models.require_ready(model, version)
         return {"ready": True}
 
-    @images.post("/v2/models/{model}/infer", summary="Boxes of tensors or images", openapi_extra=_OPENAPI)
+    @images.post("/v2/models/{model}/infer", summary="What is on frames or images", openapi_extra=_OPENAPI)
     @images.post("/v2/models/{model}/versions/{version}/infer", include_in_schema=False)
     async def infer(request: Request, model: str, version: str = "") -> Response:
         asked, exchange = models.find(model, version), Exchange.of(request.scope)

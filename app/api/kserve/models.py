@@ -1,40 +1,37 @@
 """What can be asked: the model by tensors, which Ultralytics' and Triton's clients send, and the model by images.
 
-Both are the one engine behind the one door. `NAME` takes frames that the client has letterboxed and gives rows after
-NMS in their px; `NAME_image` takes encoded images and gives boxes in px of each.
+Both are the one engine behind the one door. `NAME` takes frames that the client has letterboxed, or cropped for
+classify, and gives what the engine gives, of the rows those that NMS leaves, in their px. `NAME_image` takes encoded
+images and gives what is on them, in px of each.
 """
 
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import cv2
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
-from app.api.kserve.tensors import BYTES, Tensor
+from app import masks
+from app.api.kserve import slots
+from app.api.kserve.slots import Slot
+from app.api.kserve.tensors import Tensor
 from app.errors import BadParameter
 from app.images import Pixels
 from app.model import ModelInfo, spell
-from app.predictor import Prediction, Predictor
-from app.results import Detections, Thresholds
+from app.predictor import FramePrediction, Prediction, Predictor
+from app.results import Thresholds, corners
+
+P = TypeVar("P", Prediction, FramePrediction)
 
 _PIXELS = ("FP32", "FP16", "UINT8")  # the last one 0..255; only the first can be announced
 _LARGEST = 2  # times the model's own size, each side of a frame; the memory of a frame grows with its area
 _LEAST_CONF = 0.001  # `yolo val` wants boxes from here on
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """An input or output, with -1 for what is open. The first side is that of the batch."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
-class Model:
+class Model(Generic[P]):
     """One of the two. Of one moment: made anew for each request."""
 
     suffix: ClassVar[str]
@@ -49,29 +46,27 @@ class Model:
 
     def works(
         self, given: Tensor, predictor: Predictor, thresholds: Thresholds, deadline: float
-    ) -> list[Coroutine[Any, Any, Prediction]]:
+    ) -> list[Coroutine[Any, Any, P]]:
         """One for each image. Raises BadParameter."""
         raise NotImplementedError
 
-    def tensors(self, found: Sequence[Detections], thresholds: Thresholds) -> list[Tensor]:
-        """The outputs."""
+    def tensors(self, found: Sequence[P], thresholds: Thresholds, names: Sequence[str]) -> list[Tensor]:
+        """The outputs of these names."""
         raise NotImplementedError
 
 
-class TensorModel(Model):
+class TensorModel(Model[FramePrediction]):
     suffix = ""
     defaults: ClassVar[dict[str, Any]] = {"conf": _LEAST_CONF}
-    outputs = (Slot("output0", "FP32", (-1, -1, 6)),)
 
     def __init__(self, info: ModelInfo, most_images: int) -> None:
         super().__init__(info, most_images)
         self.max_batch = most_images
-        height, width = info.shapes[0] if info.shapes and len(info.shapes) == 1 else (-1, -1)
-        self.input = Slot("images", "FP32", (-1, 3, height, width))
+        self.input, self.outputs = slots.frames(info), slots.of_frames(info)
 
     def works(
         self, given: Tensor, predictor: Predictor, thresholds: Thresholds, deadline: float
-    ) -> list[Coroutine[Any, Any, Prediction]]:
+    ) -> list[Coroutine[Any, Any, FramePrediction]]:
         planes = given.numbers
         if given.datatype not in _PIXELS:
             raise BadParameter(f"images: {given.datatype} where one of {', '.join(_PIXELS)} is wanted")
@@ -87,23 +82,27 @@ class TensorModel(Model):
         if min(height, width) < stride or max(height, width) > most or height % stride or width % stride:
             raise BadParameter(f"images: {height}x{width} px; a side is a multiple of {stride} px, at most {most}")
 
-    def tensors(self, found: Sequence[Detections], thresholds: Thresholds) -> list[Tensor]:
-        rows = np.zeros((len(found), thresholds.max_det, 6), np.float32)
-        for image, each in zip(rows, found, strict=True):
-            image[: len(each)] = np.column_stack((each.boxes, each.scores, each.classes))
-        return [Tensor.of("output0", rows)]
+    def tensors(self, found: Sequence[FramePrediction], thresholds: Thresholds, names: Sequence[str]) -> list[Tensor]:
+        places = [slot.name for slot in self.outputs]
+        return [self._tensor(name, [each.outputs[places.index(name)] for each in found], thresholds) for name in names]
+
+    def _tensor(self, name: str, parts: list[NDArray[np.float32]], thresholds: Thresholds) -> Tensor:
+        if name != "output0" or self.info.task == "classify":
+            return Tensor.of(name, np.stack(parts))
+        rows = np.zeros((len(parts), thresholds.max_det, parts[0].shape[1]), np.float32)
+        for image, part in zip(rows, parts, strict=True):
+            image[: len(part)] = part
+        return Tensor.of(name, rows)
 
 
-class ImageModel(Model):
+class ImageModel(Model[Prediction]):
     suffix = "_image"
     max_batch = 0
-    input = Slot("image", BYTES, (-1,))
-    outputs = (
-        Slot("num_detections", "INT32", (-1,)),
-        Slot("boxes", "FP32", (-1, -1, 4)),
-        Slot("scores", "FP32", (-1, -1)),
-        Slot("classes", "INT32", (-1, -1)),
-    )
+    input = slots.IMAGE
+
+    def __init__(self, info: ModelInfo, most_images: int) -> None:
+        super().__init__(info, most_images)
+        self.outputs = slots.of_images(info)
 
     def works(
         self, given: Tensor, predictor: Predictor, thresholds: Thresholds, deadline: float
@@ -111,30 +110,51 @@ class ImageModel(Model):
         async def predict(data: bytes) -> Prediction:
             return (await predictor.predict(data, thresholds, deadline, predictor.engines[:1], shadowed=True))[0]
 
+        if given.shape[0] != len(given.elements):
+            raise BadParameter(f"image: shape {list(given.shape)} is not [images]")
         return [predict(data) for data in given.elements]
 
-    def tensors(self, found: Sequence[Detections], thresholds: Thresholds) -> list[Tensor]:
-        counts = np.array([len(each) for each in found], np.int32)
+    def tensors(self, found: Sequence[Prediction], thresholds: Thresholds, names: Sequence[str]) -> list[Tensor]:
+        return [Tensor.of(name, _together([_part(name, each) for each in found])) for name in names]
 
-        def padded(values: Callable[[Detections], NDArray[Any]], dtype: type, *sides: int) -> NDArray[Any]:
-            array = np.zeros((len(found), counts.max(), *sides), dtype)
-            for image, each in zip(array, found, strict=True):
-                image[: len(each)] = values(each)
-            return array
 
-        return [
-            Tensor.of("num_detections", counts),
-            Tensor.of("boxes", padded(lambda each: each.boxes, np.float32, 4)),
-            Tensor.of("scores", padded(lambda each: each.scores, np.float32)),
-            Tensor.of("classes", padded(lambda each: each.classes, np.int32)),
-        ]
+def _part(name: str, prediction: Prediction) -> NDArray[Any]:
+    """One image's part of an output of the model by images."""
+    found = prediction.detections
+    match name:
+        case "num_detections":
+            return np.array(len(found), np.int32)
+        case "classes":
+            return found.classes.astype(np.int32)
+        case "corners":
+            return corners(found.boxes)
+        case "masks":
+            return np.array([_coco(mask, prediction) for mask in found.masks or ()], object)
+    part: NDArray[Any] = getattr(found, name)
+    return part
+
+
+def _coco(mask: masks.Mask, prediction: Prediction) -> bytes:
+    counts = masks.run_lengths(mask, prediction.placement)
+    return orjson.dumps({"size": prediction.placement.image, "counts": counts})
+
+
+def _together(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """[N, ...], each side as long as the longest; behind what is shorter are zeros, or empty bytes."""
+    sides = np.max([part.shape for part in parts], axis=0).astype(int)
+    nothing = b"" if parts[0].dtype.kind == "O" else 0
+    array = np.full((len(parts), *sides), nothing, parts[0].dtype)
+    for i, part in enumerate(parts):
+        place: tuple[int | slice, ...] = (i, *map(slice, part.shape))
+        array[place] = part
+    return array
 
 
 def export_metadata(info: ModelInfo) -> dict[str, Any]:
     """What Ultralytics writes into an export, of which its client reads the str().
 
     Where the engine takes any shape, its client sends rectangles, and as many as it likes; otherwise one image at a
-    time, of the largest shape. The output is announced as an end-to-end model's: x1 y1 x2 y2 score class, after NMS.
+    time, of the largest shape. Rows are announced as an end-to-end model's, which come after NMS.
     """
     dynamic = info.shapes is None
     height, width = max(info.shapes or [(info.imgsz, info.imgsz)], key=lambda shape: shape[0] * shape[1])
@@ -148,7 +168,7 @@ def export_metadata(info: ModelInfo) -> dict[str, Any]:
         "args": {"batch": 1, "dynamic": dynamic, "nms": False},
         "channels": 3,
         "end2end": True,
-    }
+    } | ({"kpt_shape": info.kpt_shape} if info.kpt_shape else {})
 
 
 def to_frame(planes: NDArray[Any]) -> Pixels:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,13 +12,13 @@ from pydantic import ValidationError
 from app import __version__
 from app.api.detect import Wanted
 from app.api.errors import explain_validation
-from app.api.kserve.models import ImageModel, Model, Slot, TensorModel, export_metadata
+from app.api.kserve.models import ImageModel, Model, P, TensorModel, export_metadata
+from app.api.kserve.slots import Slot
 from app.api.kserve.statistics import Statistics
 from app.api.kserve.tensors import BYTES, Tensor
 from app.api.service import Service
 from app.errors import BadParameter, NotFound, NotReady, Unsupported, YolopardError
 from app.model import ModelInfo
-from app.predictor import Prediction
 from app.results import Thresholds
 
 VERSION = "1"  # of every model; there is no other
@@ -43,15 +44,9 @@ class Repository:
         self._service = service
         self._statistics = {kind.suffix: Statistics() for kind in _KINDS}
 
-    def find(self, name: str, version: str = "") -> Model:
-        """Raises NotFound for another name or version, NotReady before there is a model at all, and Unsupported for one
-        of another task than detect.
-        """
+    def find(self, name: str, version: str = "") -> Model[Any]:
+        """Raises NotFound for another name or version, and NotReady before there is a model at all."""
         info, most = self._service.predictor.model, self._service.settings.max_files
-        if info.task != "detect":
-            raise Unsupported(
-                f"{info.name} does {info.task}, and over KServe only detect is asked: see POST /v1/predict"
-            )
         for kind in _KINDS:
             if name == info.name + kind.suffix and version in ("", VERSION):
                 return kind(info, most)
@@ -108,7 +103,8 @@ class Repository:
                 "preferred_batch_size": [deployed.capacity.batch],
                 "max_queue_delay_microseconds": round(self._service.settings.max_wait_ms * 1000),
             },
-            "parameters": {"metadata": {"string_value": str(export_metadata(model.info))}},
+            "parameters": {"metadata": {"string_value": str(export_metadata(model.info))}}
+            | {slot.name: {"string_value": slot.layout} for slot in (model.input, *model.outputs)},
         }
 
     @property
@@ -128,7 +124,7 @@ class Repository:
 
     def index(self) -> list[dict[str, str]]:
         """Empty while it is not known yet what will be served."""
-        if not self._service.built or self._service.built.manifest.model.task != "detect":
+        if not self._service.built:
             return []
         own = self._service.built.manifest.model.name
         state = {"state": "READY"} if self._service.ready else {"state": "UNAVAILABLE", "reason": "not ready"}
@@ -145,7 +141,7 @@ class Repository:
         self.find(name)
         raise Unsupported("models are not unloaded while the server runs: stop it")
 
-    async def infer(self, model: Model, asked: Inference, deadline: float) -> list[Tensor]:
+    async def infer(self, model: Model[Any], asked: Inference, deadline: float) -> list[Tensor]:
         """The outputs asked for, in the order of the question. `deadline` is a loop time.
 
         Raises BadParameter, and what the predictor raises.
@@ -159,22 +155,23 @@ class Repository:
         statistics.succeed(time.perf_counter() - started, predictions)
         return outputs
 
-    async def _infer(self, model: Model, asked: Inference, deadline: float) -> tuple[list[Prediction], list[Tensor]]:
+    async def _infer(self, model: Model[P], asked: Inference, deadline: float) -> tuple[list[P], list[Tensor]]:
         parameters = dict(asked.parameters or {})
         parameters.pop("priority", None)  # everybody has the same
         deadline = min(deadline, _deadline(parameters.pop("timeout", None)))
         thresholds = _thresholds(model.defaults | parameters, model.info)
-        given = _only_input(model, asked.inputs)
-        if unknown := [name for name in asked.outputs if name not in {slot.name for slot in model.outputs}]:
+        given, there = _only_input(model, asked.inputs), [slot.name for slot in model.outputs]
+        if unknown := [name for name in asked.outputs if name not in there]:
             raise BadParameter(f"unexpected inference output {unknown[0]!r} for model {model.name!r}")
-        works = model.works(given, self._service.predictor, thresholds, deadline)
-        predictions = await _all(works)
-        outputs = model.tensors([prediction.detections for prediction in predictions], thresholds)
-        by_name = {output.name: output for output in outputs}
-        return predictions, [by_name[name] for name in asked.outputs or by_name]
+        if len(set(asked.outputs)) < len(asked.outputs):
+            raise BadParameter(f"outputs: {', '.join(asked.outputs[:9])}: each may be asked for once")
+        predictor = self._service.predictor
+        found = await _all(model.works(given, predictor, thresholds, deadline))
+        write = partial(model.tensors, found, thresholds, asked.outputs or there)
+        return found, await predictor.finish(write) if model.info.task == "segment" else write()  # masks take long
 
 
-def _only_input(model: Model, inputs: Sequence[Tensor]) -> Tensor:
+def _only_input(model: Model[Any], inputs: Sequence[Tensor]) -> Tensor:
     """Raises BadParameter."""
     wanted = model.input
     if [tensor.name for tensor in inputs] != [wanted.name]:
@@ -204,7 +201,7 @@ def _deadline(timeout_us: Any) -> float:
     return asyncio.get_running_loop().time() + timeout_us / 1e6
 
 
-async def _all(works: Sequence[Coroutine[Any, Any, Prediction]]) -> list[Prediction]:
+async def _all(works: Sequence[Coroutine[Any, Any, P]]) -> list[P]:
     """At the same time. The first failure ends the others, and says which image it was of several."""
     tasks = [asyncio.create_task(work) for work in works]
     try:

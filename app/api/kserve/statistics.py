@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from app.predictor import Prediction
+from app.predictor import FramePrediction, Prediction
 
 
 class Statistics:
@@ -24,7 +24,7 @@ class Statistics:
         self._failures += 1
         self._failure_s += seconds
 
-    def succeed(self, seconds: float, images: Sequence[Prediction]) -> None:
+    def succeed(self, seconds: float, images: Sequence[Prediction | FramePrediction]) -> None:
         """A request took so long and was answered."""
         self._successes += 1
         self._success_s += seconds
@@ -69,7 +69,7 @@ class Statistics:
         }
 
 
-def _stages(image: Prediction) -> dict[str, float]:
+def _stages(image: Prediction | FramePrediction) -> dict[str, float]:
     timings = image.timings
     return {
         "queue": timings.queue,

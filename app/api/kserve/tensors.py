@@ -13,6 +13,7 @@ from app.errors import BadParameter
 
 BYTES = "BYTES"
 MOST_SIDES = 8
+MOST_VALUES = 2**40  # that NumPy can count the bytes of; also beside a side of 0
 DTYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP16": np.dtype("<f2"),
@@ -32,6 +33,9 @@ class Tensor:
 
     @classmethod
     def of(cls, name: str, data: NDArray[Any]) -> "Tensor":
+        """Numbers, or elements from an array of objects, which are bytes."""
+        if data.dtype.kind == "O":
+            return cls(name, BYTES, data.shape, data.ravel().tolist())
         datatype = next(known for known, dtype in DTYPES.items() if dtype == data.dtype)
         return cls(name, datatype, data.shape, data)
 
@@ -48,6 +52,21 @@ class Tensor:
         if not isinstance(self.data, list):
             raise BadParameter(f"{self.name}: {self.datatype} where {BYTES} are wanted")
         return self.data
+
+    @property
+    def raw(self) -> bytes:
+        """As `from_raw` reads it."""
+        if isinstance(self.data, list):
+            return b"".join(len(element).to_bytes(4, "little") + element for element in self.data)
+        return self.data.tobytes()
+
+    @property
+    def values(self) -> list[Any]:
+        """In JSON, flat; elements are texts."""
+        if isinstance(self.data, list):
+            return [element.decode() for element in self.data]
+        values: list[Any] = self.data.ravel().tolist()
+        return values
 
 
 def from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: bytes | memoryview) -> Tensor:
@@ -76,7 +95,8 @@ def from_values(name: str, datatype: str, shape: tuple[int, ...], values: Any) -
         return from_elements(name, shape, [_decode(name, text) for text in texts])
     dtype = _dtype(name, datatype)
     try:
-        data = np.array(values, dtype)
+        with np.errstate(over="ignore"):  # what FP16 cannot hold is infinite
+            data = np.array(values, dtype)
     except (ValueError, TypeError, OverflowError) as error:
         raise BadParameter(f"{name}: data is not a list of {datatype}: {error}") from error
     if data.size != count:
@@ -92,7 +112,7 @@ def from_elements(name: str, shape: tuple[int, ...], elements: list[bytes]) -> T
 
 
 def _count(name: str, shape: tuple[int, ...]) -> int:
-    if len(shape) > MOST_SIDES or min(shape, default=0) < 0:
+    if len(shape) > MOST_SIDES or min(shape, default=0) < 0 or math.prod(side or 1 for side in shape) > MOST_VALUES:
         raise BadParameter(f"{name}: shape {list(shape)} is not that of a tensor")
     return math.prod(shape)
 

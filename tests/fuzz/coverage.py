@@ -1,0 +1,98 @@
+"""python tests/fuzz/coverage.py multipart|kserve|message|image SECONDS: a parser, led by atheris to where nothing was.
+
+It ends at the first input that raises anything but what refuses it. The extra `fuzz` brings atheris.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+
+ROOT = Path(__file__).parents[2]
+sys.path[0] = str(ROOT / "tests")
+sys.path.append(str(ROOT))
+
+with atheris.instrument_imports(include=["app", "python_multipart", "PIL"]):
+    from app import images
+    from app.api.kserve import grpc, http
+    from app.api.kserve.models import ImageModel, TensorModel
+    from app.api.multipart import Parts
+    from app.errors import RequestError, Unsupported
+    from app.model import ModelInfo
+
+from starlette.datastructures import Headers  # noqa: E402
+from tritonclient.grpc import service_pb2 as messages  # noqa: E402
+
+from fuzz.parts import IMAGES  # noqa: E402
+
+INFO = ModelInfo("pets", "detect", {0: "cat"}, stride=32, imgsz=64, shapes=None)
+MODELS = [TensorModel(INFO, 4), ImageModel(INFO, 4)]
+MOST = 100_000  # bytes and pixels
+
+
+def multipart(data: bytes) -> None:
+    parts = Parts("multipart/form-data; boundary=b", 2, fields=True)
+    half = len(data) // 2
+    for chunk in (data[:half], data[half:]):
+        parts.feed(chunk)
+    parts.parts()
+
+
+def kserve(data: bytes) -> None:
+    """The first byte picks the model, the second what is told of the rest."""
+    told = [{}, {"inference-header-content-length": "0"}, {"content-encoding": "gzip"}, {"content-encoding": "deflate"}]
+    told += [{"inference-header-content-length": str(size)} for size in range(60, 252)]
+    picked, said, body = data[:1] or b"\0", data[1:2] or b"\0", data[2:]
+    headers = Headers(told[said[0] % len(told)])
+    http.parse(body, headers, MODELS[picked[0] % 2], max_bytes=MOST, max_header=MOST)
+
+
+def message(data: bytes) -> None:
+    grpc._inference(grpc._read(messages.ModelInferRequest, data))
+
+
+def image(data: bytes) -> None:
+    assert images.decode(data, MOST).ndim == 3
+
+
+_JSON = b'{"inputs":[{"name":"images","shape":[1,3,2,1],"datatype":"UINT8","data":[0,1,2,3,4,5]}]}'
+_BINARY = b'{"inputs":[{"name":"image","shape":[1],"datatype":"BYTES","parameters":{"binary_data_size":6}}]}'
+_INPUT = {"name": "image", "datatype": "BYTES", "shape": [1]}
+TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {  # and what it begins from
+    "multipart": (
+        multipart,
+        [b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nx\r\n--b--\r\n'],
+    ),
+    "kserve": (kserve, [b"\0\0" + _JSON, b"\1" + bytes([len(_BINARY) - 56]) + _BINARY + b"\2\0\0\0ab"]),
+    "message": (
+        message,
+        [
+            messages.ModelInferRequest(inputs=[_INPUT], raw_input_contents=[b"\1\0\0\0a"]).SerializeToString(),
+            messages.ModelInferRequest(inputs=[_INPUT | {"contents": {"bytes_contents": [b"a"]}}]).SerializeToString(),
+        ],
+    ),
+    "image": (image, IMAGES),
+}
+
+
+def main(name: str, seconds: str) -> None:
+    target, begins = TARGETS[name]
+
+    def test(data: bytes) -> None:
+        try:
+            target(data)
+        except (RequestError, Unsupported):
+            return
+
+    corpus = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    for i, data in enumerate(begins):
+        (corpus / str(i)).write_bytes(data)
+    options = [f"-max_total_time={seconds}", "-max_len=4096", "-timeout=10", f"-artifact_prefix={corpus}/failed-"]
+    atheris.Setup([sys.argv[0], str(corpus), *options], test)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,224 @@
+"""Malformed requests to /v2 and to gRPC: right ones in which one thing or more is broken."""
+
+import base64
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import grpc
+import httpx
+import numpy as np
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2 as messages
+
+from fuzz.parts import IMAGES, JSON, WORDS, Draw, broken, pictures
+
+SERVICE = "/inference.GRPCInferenceService/"
+CALLS = {  # gRPC: method, request
+    "ServerLive": messages.ServerLiveRequest,
+    "ServerReady": messages.ServerReadyRequest,
+    "ServerMetadata": messages.ServerMetadataRequest,
+    "ModelReady": messages.ModelReadyRequest,
+    "ModelMetadata": messages.ModelMetadataRequest,
+    "ModelConfig": messages.ModelConfigRequest,
+    "ModelStatistics": messages.ModelStatisticsRequest,
+    "RepositoryIndex": messages.RepositoryIndexRequest,
+    "RepositoryModelLoad": messages.RepositoryModelLoadRequest,
+    "RepositoryModelUnload": messages.RepositoryModelUnloadRequest,
+    "SystemSharedMemoryStatus": messages.SystemSharedMemoryStatusRequest,
+    "ModelInfer": messages.ModelInferRequest,
+    "ModelStreamInfer": messages.ModelInferRequest,
+}
+LIMITS = {"max_tensor_bytes": 300_000, "max_body_bytes": 300_000}  # of the server
+TOO_MANY = 400_000  # bytes
+DEEP = [b"[" * 3000, b'{"inputs":' + b"[" * 500 + b"]" * 500 + b"}"]
+DATATYPES = ["FP32", "FP16", "UINT8", "INT32", "BYTES", "FP64", "BOOL", "", "fp32", "\0"]
+SIZES = [-(2**63), -1, 0, 1, 3, 31, 32, 64, 2**31, 2**62, 2**63 - 1]
+SHAPES = st.one_of(
+    st.lists(st.sampled_from(SIZES), max_size=6),
+    st.sampled_from([[0, 2**62], [0, 3, 2**31, 2**31], [2**32, 2**32], [1] * 9, [1, 3, 32], [0, 3, 32, 32]]),
+)
+ODD = st.one_of(JSON, st.sampled_from([2**70, -(2**70), 1e308, [[]] * 3, [[[[]]]]]))
+PARAMETERS = st.dictionaries(
+    st.sampled_from(
+        [
+            "conf",
+            "iou",
+            "max_det",
+            "classes",
+            "agnostic",
+            "timeout",
+            "priority",
+            "binary_data_output",
+            "sequence_id",
+            "x",
+        ]
+    ),
+    ODD,
+    max_size=2,
+)
+FACTS = [
+    "",
+    "/health/live",
+    "/health/ready",
+    "/models/stats",
+    "/models/{model}",
+    "/models/{model}/config",
+    "/models/{model}/ready",
+    "/models/{model}/stats",
+    "/models/{model}_image/versions/1/config",
+    "/repository/index",
+    "/repository/models/{model}/load",
+    "/repository/models/{model}/unload",
+    "/logging",
+    "/systemsharedmemory/region/x/register",
+]
+
+
+@st.composite
+def tensors(draw: Draw, name: str) -> tuple[str, str, list[int], bytes]:
+    """Name, datatype, shape and bytes of an input that is right, but for one of these now and then."""
+    if name == "image":
+        elements = draw(st.lists(st.one_of(st.sampled_from(IMAGES), pictures()), min_size=1, max_size=2))
+        raw = b"".join(len(each).to_bytes(4, "little") + each for each in elements)
+        given = [name, "BYTES", [len(elements)], raw]
+    else:
+        datatype, itemsize = draw(st.sampled_from([("FP32", 4), ("FP16", 2), ("UINT8", 1)]))
+        shape = [draw(st.integers(1, 2)), 3, 32, draw(st.sampled_from([32, 64]))]
+        raw = np.random.default_rng(draw(st.integers(0, 9))).bytes(int(np.prod(shape)) * itemsize)
+        given = [name, datatype, shape, raw]
+    if (wrong := draw(st.integers(0, 9))) < 4:
+        given[wrong] = draw((WORDS, st.sampled_from(DATATYPES), SHAPES, broken(given[3]))[wrong])
+        given[3] = b"" if 0 in given[2] else given[3]
+    return tuple(given)
+
+
+def _or(draw: Draw, right: Any, wrong: st.SearchStrategy[Any]) -> Any:
+    """What is right, or one time in eight something else."""
+    return draw(wrong) if draw(st.integers(0, 7)) == 0 else right
+
+
+@st.composite
+def headers(draw: Draw, name: str) -> tuple[bytes, bytes]:
+    """The JSON of an inference, and the bytes behind it."""
+    inputs, behind = [], b""
+    for _ in range(_or(draw, 1, st.integers(0, 2))):
+        given, datatype, shape, raw = draw(tensors(name))
+        told: dict[str, Any] = {"name": given, "datatype": datatype, "shape": shape}
+        if draw(st.integers(0, 3)) == 0:
+            values = (
+                [base64.b64encode(raw[4:]).decode()] if datatype == "BYTES" else list(raw[: max(math.prod(shape), 0)])
+            )
+            told["data"] = _or(draw, values, ODD)
+        else:
+            size = _or(draw, len(raw), st.sampled_from([0, -1, 2**63, "1", len(raw) + 1]))
+            told["parameters"] = _or(draw, {}, st.dictionaries(WORDS, ODD, max_size=1)) | {"binary_data_size": size}
+            behind += raw
+        if draw(st.integers(0, 9)) == 0:
+            told[draw(st.sampled_from([*told]))] = draw(ODD)
+        inputs.append(told)
+    outputs = st.lists(st.sampled_from(["output0", "boxes", "num_detections", "x"]), max_size=2)
+    header: Any = {"inputs": inputs, "parameters": _or(draw, {}, PARAMETERS)}
+    header["outputs"] = [{"name": output} for output in _or(draw, [], outputs)]
+    if draw(st.integers(0, 9)) == 0:
+        header[draw(st.sampled_from([*header, "id"]))] = draw(ODD)
+    text = json.dumps(header).encode("utf-8", "surrogatepass")
+    return _or(draw, text, st.one_of(broken(text), st.sampled_from(DEEP))), behind
+
+
+@st.composite
+def bodies(draw: Draw, name: str) -> tuple[bytes, dict[str, str]]:
+    """A body of an inference, and the headers that tell of it."""
+    text, behind = draw(headers(name))
+    body = text + behind + _or(draw, b"", st.sampled_from([b"", b"more", bytes(TOO_MANY)]))
+    length = _or(draw, str(len(text)), st.sampled_from(["0", "-1", "x", "9" * 40, str(len(text) - 1), "\xb2"]))
+    told = {"Inference-Header-Content-Length": length}
+    if encoding := _or(draw, "", st.sampled_from(["gzip", "deflate", "br"])):
+        told["Content-Encoding"] = encoding
+        packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(body)
+        body = _or(draw, packed, st.one_of(broken(packed), st.just(body)))
+    return body, told
+
+
+@st.composite
+def requests(draw: Draw, model: str) -> httpx.Request:
+    """One to /v2."""
+    if draw(st.integers(0, 5)) == 0:
+        path = draw(st.sampled_from(FACTS)).format(model=_or(draw, model, st.sampled_from(["x", "%00", "stats"])))
+        method = "POST" if "/repository/" in path else "GET"
+        body, told = json.dumps(draw(ODD)).encode("utf-8", "ignore"), dict[str, str]()
+    else:
+        asked, name = draw(st.sampled_from([(model, "images"), (f"{model}_image", "image")]))
+        version = _or(draw, "", st.sampled_from(["/versions/1", "/versions/x"]))
+        method, path = "POST", f"/models/{_or(draw, asked, WORDS)}{version}/infer"
+        body, told = draw(bodies(name))
+    method = _or(draw, method, st.sampled_from(["GET", "PUT", "OPTIONS", "POST"]))
+    told |= _or(draw, {}, st.sampled_from([{"X-Deadline-Ms": "x"}, {"Accept-Encoding": "gzip"}]))
+    encoded = [(name, value.encode("latin-1")) for name, value in told.items()]
+    url = httpx.URL("http://server").copy_with(raw_path=quote(f"/v2{path}", errors="replace").encode())
+    return httpx.Request(method, url, headers=encoded, content=body)
+
+
+@st.composite
+def calls(draw: Draw, model: str) -> tuple[str, list[bytes]]:
+    """A method of gRPC and its messages: one, or those of a stream."""
+    method = draw(st.sampled_from([*CALLS] + ["ModelInfer"] * 20 + ["ModelStreamInfer"] * 2))
+    every = []
+    for _ in range(draw(st.integers(0, 3)) if method == "ModelStreamInfer" else 1):
+        message = (
+            draw(inferences(model)) if CALLS[method] is messages.ModelInferRequest else _named(CALLS[method], model)
+        )
+        data = message.SerializeToString()
+        every.append(_or(draw, data, broken(data)))
+    return method, every
+
+
+def _named(kind: Any, model: str) -> Any:
+    fields = {"name", "model_name"}.intersection(kind.DESCRIPTOR.fields_by_name)
+    return kind(**dict.fromkeys(fields, model))
+
+
+@st.composite
+def inferences(draw: Draw, model: str) -> Any:
+    """A message with an input or two, whose values may be typed or be those of another one."""
+    asked, name = draw(st.sampled_from([(model, "images"), (f"{model}_image", "image")]))
+    message = messages.ModelInferRequest(model_name=_or(draw, asked, st.sampled_from(["x", ""])), id="\u00fc")
+    for _ in range(_or(draw, 1, st.integers(0, 2))):
+        given, datatype, shape, raw = draw(tensors(name))
+        told = message.inputs.add(name=given.encode("utf-8", "ignore").decode(), datatype=datatype, shape=shape)
+        if draw(st.integers(0, 3)) == 0:
+            right = {"BYTES": "bytes_contents", "UINT8": "uint_contents"}.get(datatype, "fp32_contents")
+            contents = _or(draw, right, st.sampled_from(["int_contents", "bytes_contents", "fp64_contents"]))
+            getattr(told.contents, contents).extend([raw] if contents == "bytes_contents" else list(raw))
+        else:
+            message.raw_input_contents.append(raw)
+    for parameter in _or(draw, {}, PARAMETERS):
+        kind = draw(st.sampled_from(["string_param", "bool_param", "double_param", "int64_param", "uint64_param"]))
+        value = {"string_param": "0.5", "bool_param": True, "double_param": float("nan")}.get(kind, 7)
+        setattr(message.parameters[parameter], kind, value)
+    for output in _or(draw, [], st.lists(st.sampled_from(["output0", "boxes", "x"]), max_size=2)):
+        message.outputs.add(name=output)
+    message.raw_input_contents.extend(_or(draw, [], st.sampled_from([[], [b""], [bytes(TOO_MANY)]])))
+    return message
+
+
+def ask(channel: grpc.Channel, method: str, sent: list[bytes]) -> list[str]:
+    """The status of the call; of a stream also one for each answer."""
+    identity = {"request_serializer": bytes, "response_deserializer": bytes}
+    try:
+        if method != "ModelStreamInfer":
+            channel.unary_unary(SERVICE + method, **identity)(sent[0], timeout=30)
+            return ["OK"]
+        return [*_answers(channel.stream_stream(SERVICE + method, **identity)(iter(sent), timeout=30))]
+    except grpc.RpcError as error:
+        return [error.code().name]
+
+
+def _answers(stream: Any) -> Iterator[str]:
+    for data in stream:
+        answer = messages.ModelStreamInferResponse.FromString(data)
+        yield "error in a stream" if answer.error_message else "OK"
