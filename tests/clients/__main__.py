@@ -4,6 +4,7 @@ With a URL only those of detect; without one a server is started for each task.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from app.settings import Settings
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+os.environ["YOLO_VERBOSE"] = "false"  # Ultralytics would write between the rows
 sys.path[:1] = [str(HERE.parent), str(ROOT / "models/demo")]  # not this folder, whose files have names of packages
 
 from clients import Check, kserve, tasks  # noqa: E402
