@@ -198,6 +198,9 @@ def _table(built: Built) -> str:
     if figures.map50_95 is not None:
         lines["mAP50"] = f"{figures.map50:.4f}, PyTorch {figures.reference_map50:.4f}"
         lines["mAP50-95"] = f"{figures.map50_95:.4f}, PyTorch {figures.reference_map50_95:.4f}"
+    if figures.top1 is not None:
+        lines["top-1"] = f"{figures.top1:.4f}, PyTorch {figures.reference_top1:.4f}"
+        lines["top-5"] = f"{figures.top5:.4f}, PyTorch {figures.reference_top5:.4f}"
     return "\n".join(f"  {name:16} {text}" for name, text in lines.items())
 
 

@@ -275,19 +275,20 @@ def _calibration_digest(order: Order, weights: Path) -> str:
 
 def _calibration(order: Order, weights: Path, model: ModelInfo) -> Dataset:
     if order.calibration:
-        return datasets.folder(order.calibration, model.names, "CALIBRATION_DIR", CALIBRATION_IMAGES, boxes=False)
-    return datasets.calibration_scenes(CALIBRATION_IMAGES)
+        return datasets.folder(order.calibration, model, "CALIBRATION_DIR", CALIBRATION_IMAGES, labelled=False)
+    return datasets.calibration_scenes(model, CALIBRATION_IMAGES)
 
 
 def _is_demo(weights: Path) -> bool:
-    demo = datasets.DEMO / "yolov8n-demo.pt"
-    return demo.is_file() and store.sha256(demo) == store.sha256(weights)
+    digest = store.sha256(weights)
+    return any(store.sha256(demo) == digest for demo in datasets.DEMO.glob("*.pt"))
 
 
 def _revision(backend_file: str) -> str:
     """Of the code that makes graph and engine, and that judges: its own digest, which nobody can forget to raise."""
     here = Path(__file__).parent
-    own = (here / name for name in ("export.py", "graph.py", "precision.py", "quantize.py", "parity.py", "judge.py"))
+    rooms = ("export", "graph", "precision", "quantize", "accuracy", "parity", "judge")
+    own = (here / f"{name}.py" for name in rooms)
     return "-".join(store.sha256(path)[:8] for path in (*own, Path(backend_file)))
 
 
@@ -303,8 +304,8 @@ def _judge(order: Order, backend: Backend, engine: Path, weights: Path, model: M
 
 def _gate_images(order: Order, weights: Path, model: ModelInfo) -> Dataset:
     if order.gate:
-        return datasets.folder(order.gate, model.names, "GATE_DIR", boxes=model.task == "detect")
-    return datasets.gate_scenes() if _is_demo(weights) else datasets.samples()
+        return datasets.folder(order.gate, model, "GATE_DIR")
+    return datasets.gate_scenes(model) if _is_demo(weights) else datasets.samples()
 
 
 def _circumstances(started: float) -> dict[str, object]:

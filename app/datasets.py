@@ -1,33 +1,37 @@
-"""The images that engines are judged and quantized on: a folder's, the demo model's own scenes, or the samples.
+"""The images that engines are judged and quantized on: a folder's, the demo models' own scenes, or the samples.
 
-Labels are read as Ultralytics reads them (data.yaml, images/ and labels/, class cx cy w h or polygons, relative) or as
-COCO writes them (a JSON with images, annotations and categories).
+Labels are read as Ultralytics has them (data.yaml, images/ and labels/; of classify a folder for each class) or as COCO
+writes them.
 """
 
 import hashlib
 import importlib.util
-import json
 import os
 import runpy
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
-from app import images
+from app import coco, images, labels
 from app.errors import RequestError, SettingsError
-from app.images import Boxes, Pixels
+from app.images import Pixels
+from app.labels import Labels, Thing
+from app.model import ModelInfo
 
 MOST = 500  # images of a folder; of more, as many at even distances
-SCENES = 48  # of the demo's generator, for the gate
+SCENES = {
+    "detect": 48,
+    "segment": 240,
+    "pose": 240,
+    "obb": 240,
+    "classify": 480,
+}  # of the demo's generator, for the gate
+SIDES = {"detect": 640, "segment": 160, "pose": 160, "obb": 160, "classify": 96}  # px, as the demo models were trained
 DEMO = Path(__file__).parents[1] / "models" / "demo"
-
-Rows = list[list[float]]
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"))
 _GATE_SEED, _CALIBRATION_SEED = 500_000, 600_000  # evaluation has the seeds from 0, training those from a million
@@ -38,8 +42,10 @@ class Picture:
     """One image and, if it is labelled, what is on it."""
 
     pixels: Pixels
-    boxes: Boxes | None = None  # px
-    classes: NDArray[np.int64] | None = None
+    labels: Labels | None = None
+
+
+Label = Callable[[Path, tuple[int, int]], Labels | None]  # an image's file, height and width -> its labels
 
 
 class Dataset(Protocol):
@@ -52,37 +58,47 @@ class Dataset(Protocol):
 
 
 class Scenes:
-    """Generated scenes, for the demo model."""
+    """Generated scenes, for the demo model of a task, square."""
 
-    def __init__(self, name: str, first: int, count: int) -> None:
-        self.name = f"{count} {name} scenes"
+    def __init__(self, task: str, first: int, count: int) -> None:
+        self.name = f"{count} demo scenes"
         self.labelled = True
-        self._seeds = range(first, first + count)
+        self._task, self._side, self._seeds = task, SIDES[task], range(first, first + count)
 
     def __iter__(self) -> Iterator[Picture]:
-        make = runpy.run_path(str(DEMO / "scenes.py"))["scene"]
+        make = runpy.run_path(str(DEMO / "scenes.py"))
         for seed in self._seeds:
-            scene = make(seed)
-            yield Picture(scene.image, scene.boxes, scene.classes)
+            if self._task == "classify":
+                pixels, label = make["crop"](seed, self._side)
+                yield Picture(pixels, Labels(np.array([label]), np.zeros((1, 0), np.float32)))
+            else:
+                scene = make["scene"](seed, self._side, self._side, self._task)
+                yield Picture(scene.image, _of_scene(scene, self._task))
+
+
+def _of_scene(scene: Any, task: str) -> Labels:
+    match task:
+        case "segment":
+            masks = [labels.whole((scene.masks == 1 + i).astype(np.uint8)) for i in range(len(scene.classes))]
+            return Labels(scene.classes, scene.boxes, masks=masks)
+        case "pose":
+            return Labels(scene.classes, scene.boxes, scene.keypoints)
+        case "obb":
+            return Labels(scene.classes, labels.turned(scene.corners))
+    return Labels(scene.classes, scene.boxes)
 
 
 class Files:
-    """Image files, and what labels them: rows of class x1 y1 x2 y2, in px or relative; None = they have no labels."""
+    """Image files, and what tells the labels of one of a height and width; None = they have none."""
 
-    def __init__(self, name: str, paths: list[Path], labels: dict[Path, Rows] | None, *, px: bool) -> None:
-        self.name, self.labelled = name, labels is not None
-        self._paths, self._labels, self._px = paths, labels, px
+    def __init__(self, name: str, paths: list[Path], label: Label | None = None) -> None:
+        self.name, self.labelled = name, label is not None
+        self._paths, self._label = paths, label
 
     def __iter__(self) -> Iterator[Picture]:
         for path in self._paths:
             pixels = _read(path)
-            if self._labels is None:
-                yield Picture(pixels)
-                continue
-            height, width = pixels.shape[:2]
-            rows = np.array(self._labels.get(path, []), float).reshape(-1, 5)
-            boxes = rows[:, 1:] * (1 if self._px else [width, height] * 2)
-            yield Picture(pixels, boxes.astype(np.float32), rows[:, 0].astype(np.int64))
+            yield Picture(pixels, self._label(path, pixels.shape[:2]) if self._label else None)
 
 
 def samples() -> Files:
@@ -90,38 +106,50 @@ def samples() -> Files:
     paths = sorted((DEMO / "samples").glob("*.jpg"))
     if spec := importlib.util.find_spec("ultralytics"):
         paths += sorted(Path(str(spec.origin)).parent.glob("assets/*.jpg"))
-    return Files(f"{len(paths)} sample images", paths, None, px=False)
+    return Files(f"{len(paths)} sample images", paths)
 
 
-def gate_scenes() -> Scenes:
-    """What the demo model is judged on."""
-    return Scenes("demo", _GATE_SEED, SCENES)
+def gate_scenes(model: ModelInfo) -> Scenes:
+    """What the demo model of this task is judged on."""
+    return Scenes(model.task, _GATE_SEED, SCENES[model.task])
 
 
-def calibration_scenes(count: int) -> Scenes:
-    """What the demo model is calibrated on."""
-    return Scenes("demo", _CALIBRATION_SEED, count)
+def calibration_scenes(model: ModelInfo, count: int) -> Scenes:
+    """What it is calibrated on."""
+    return Scenes(model.task, _CALIBRATION_SEED, count)
 
 
-def folder(path: Path, names: dict[int, str], setting: str, most: int | None = None, *, boxes: bool = True) -> Dataset:
-    """The images of a folder, with labels if these are `boxes` and there are any.
+def folder(path: Path, model: ModelInfo, setting: str, most: int | None = None, *, labelled: bool = True) -> Dataset:
+    """The images of a folder, with labels if they are to be `labelled` and there are any.
 
-    Raises SettingsError, which names the setting.
+    Raises SettingsError, which names the setting, and the file and line of a label that is none of the model's task.
     """
     found = _images(path, setting)
-    coco = _coco(path, found, names, setting) if boxes else {}
-    found = list(coco) or found
+    of_coco = coco.read(path, found, model, setting) if labelled and model.task != "classify" else {}
+    found = list(of_coco) or found
     picked = [found[i] for i in np.linspace(0, len(found) - 1, min(most or MOST, len(found))).astype(int)]
-    files = {image: file for image in picked if boxes and (file := _label_file(image)).is_file()}
-    ids = _class_ids(path, names, setting) if files and not coco else {}
-    labels = coco or {image: _yolo(file, ids) for image, file in files.items()}
-    return Files(f"{len(picked)} images of {path}", picked, labels or None, px=bool(coco))
+    things = of_coco
+    if labelled and not of_coco:
+        things = (
+            _by_folder(path, found, model, setting)
+            if model.task == "classify"
+            else _by_file(path, picked, model, setting)
+        )
+
+    def label(image: Path, size: tuple[int, int]) -> Labels | None:
+        return labels.at(things[image], model, size, px=bool(of_coco)) if image in things else None
+
+    return Files(f"{len(picked)} images of {path}", picked, label if things else None)
 
 
 def digest(path: Path, setting: str) -> str:
     """Changes when images come, go or change in size, and with every byte of what labels them."""
     found = _images(path, setting)
-    described = [*_yaml(path)[0], *_jsons(path), *(file for image in found if (file := _label_file(image)).is_file())]
+    described = [
+        *_yaml(path)[0],
+        *coco.files(path),
+        *(file for image in found if (file := _label_file(image)).is_file()),
+    ]
     state = hashlib.sha256()
     for file in (*found, *described):
         state.update(f"{os.path.relpath(file, path)} {file.stat().st_size}\n".encode())
@@ -131,10 +159,13 @@ def digest(path: Path, setting: str) -> str:
 
 
 def _images(path: Path, setting: str) -> list[Path]:
-    """All of them; of a data set in Ultralytics' layout those of `val`: folders, or text files that list images."""
+    """All of them; of a data set in Ultralytics' layout those of `val`: folders, or text files that list images; where
+    no data.yaml says what that is, those of the folder val, or else test.
+    """
     if not path.is_dir():
         raise SettingsError(f"{setting}={path}: no such folder")
-    val = _yaml(path)[1].get("val") or "."
+    split = next((name for name in ("val", "test") if (path / name).is_dir()), ".")
+    val = _yaml(path)[1].get("val") or split
     places = [_place(path, str(entry), setting) for entry in (val if isinstance(val, list) else [val])]
     found = sorted({image for place in places for image in _images_at(place)})
     if not found:
@@ -194,86 +225,45 @@ def _label_file(image: Path) -> Path:
     return (Path(f"{head}/labels/{tail}") if found else image).with_suffix(".txt")
 
 
-def _class_ids(path: Path, names: dict[int, str], setting: str) -> dict[int, int]:
-    """The label files' class ids -> the model's: by name where data.yaml has names, else they are the same."""
-    listed = _yaml(path)[1].get("names")
-    if not listed:
-        return {i: i for i in names}
-    by_name = {name: i for i, name in names.items()}
-    entries = listed.items() if isinstance(listed, dict) else enumerate(listed)
-    ids = {i: by_name[name] for i, name in entries if name in by_name}
+def _by_file(path: Path, picked: list[Path], model: ModelInfo, setting: str) -> dict[Path, list[Thing]]:
+    """Of each image the objects in its label file; none of any if no image has one."""
+    files = {image: file for image in picked if (file := _label_file(image)).is_file()}
+    if not files:
+        return {}
+    about = _yaml(path)[1]
+    if about.get("kpt_shape") and model.task != "pose":
+        raise SettingsError(
+            f"{setting}={path}: by data.yaml's kpt_shape it labels poses, and {model.name} is for {model.task}"
+        )
+    ids = _class_ids(about.get("names"), model)
     if not ids:
         raise SettingsError(f"{setting}={path}: data.yaml names none of the model's classes")
-    return ids
+    return {
+        image: labels.read(files[image], _text(files[image]), ids, model) if image in files else [] for image in picked
+    }
 
 
-def _yolo(path: Path, ids: dict[int, int]) -> Rows:
-    """A label file's rows, relative."""
-    rows: Rows = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        try:
-            if line.strip():
-                label, *values = map(float, line.split())
-                corners = _corners(values)
-                rows += [[ids[int(label)], *corners]] if label in ids else []
-        except ValueError as error:
-            raise SettingsError(f"{path}, line {number}: not 'class cx cy w h' nor a polygon, 0 to 1") from error
-    return rows
+def _class_ids(listed: Any, model: ModelInfo) -> dict[int, int]:
+    """The label files' class ids -> the model's: by name where data.yaml has names, else they are the same."""
+    if not listed:
+        return {i: i for i in model.names}
+    by_name = {name: i for i, name in model.names.items()}
+    entries = listed.items() if isinstance(listed, dict) else enumerate(listed)
+    return {i: by_name[name] for i, name in entries if name in by_name}
 
 
-def _corners(values: list[float]) -> tuple[float, float, float, float]:
-    """Raises ValueError for what is no box. Ultralytics, too, lets 1 % be outside of the image."""
-    if len(values) < 4 or len(values) % 2 or not all(-0.01 <= value <= 1.01 for value in values):
-        raise ValueError(values)
-    if len(values) == 4:
-        x, y, width, height = values
-        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
-    return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
-
-
-def _jsons(path: Path) -> list[Path]:
-    return [*sorted(path.glob("*.json")), *sorted(path.glob("annotations/*.json"))]
-
-
-def _coco(path: Path, found: list[Path], names: dict[int, str], setting: str) -> dict[Path, Rows]:
-    """The images that the first fitting COCO file lists, with their rows in px; none if there is no COCO file."""
-    unfit = None
-    for file in _jsons(path):
-        try:
-            content = json.loads(file.read_bytes())
-            if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
-                continue
-            if listed := _listed(found, {entry["file_name"]: entry["id"] for entry in content["images"]}):
-                rows = _coco_rows(content, names)
-                return {image: rows[i] for image, i in listed.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SettingsError(f"{setting}: {file} cannot be used: {type(error).__name__}: {error}") from error
-        unfit = file
-    if unfit:
-        raise SettingsError(f"{setting}={path}: {unfit} lists none of its images")
-    return {}
-
-
-def _listed(found: list[Path], files: dict[str, Any]) -> dict[Path, Any]:
-    """Image -> its id in a COCO file: by the longest tail of its path that is listed, or by its name alone."""
-    names = Counter(file.rpartition("/")[2] for file in files)
-    ids = {name: i for file, i in files.items() if names[name := file.rpartition("/")[2]] == 1} | files
-    tails = {image: ["/".join(image.parts[-count:]) for count in range(1, len(image.parts) + 1)] for image in found}
-    listed = {image: ids[tail] for image in found for tail in tails[image] if tail in ids}  # the longest comes last
-    if len(set(listed.values())) < len(listed):
-        raise ValueError("it does not tell images of the same name in several folders apart")
-    return listed
-
-
-def _coco_rows(content: dict[str, Any], names: dict[int, str]) -> dict[Any, Rows]:
-    """Image id -> its rows; crowds are left out."""
-    by_name = {name: i for i, name in names.items()}
-    ids = {entry["id"]: by_name[entry["name"]] for entry in content["categories"] if entry["name"] in by_name}
-    if not ids:
-        raise ValueError("its categories are none of the model's classes")
-    rows: dict[Any, Rows] = {entry["id"]: [] for entry in content["images"]}
-    for entry in content["annotations"]:
-        if entry["category_id"] in ids and not entry.get("iscrowd") and entry["image_id"] in rows:
-            x, y, width, height = map(float, entry["bbox"])
-            rows[entry["image_id"]].append([ids[entry["category_id"]], x, y, x + width, y + height])
-    return rows
+def _by_folder(path: Path, found: list[Path], model: ModelInfo, setting: str) -> dict[Path, list[Thing]]:
+    """Of each image the class that its folder is named after; else as Ultralytics numbers folders, in their order."""
+    folders = sorted({image.parent.name for image in found})
+    ids = {name: i for i, name in model.names.items()}
+    if not ids.keys() & folders:
+        if len(folders) == 1:
+            return {}
+        if len(folders) != len(ids):
+            raise SettingsError(
+                f"{setting}={path}: its folders are named after none of the model's classes, nor are there {len(ids)}. "
+                "Name them so, or put all images into one to be judged without labels"
+            )
+        ids = dict(zip(folders, sorted(model.names), strict=True))
+    nowhere = np.zeros((0, 2), np.float32)
+    return {image: [Thing(ids[name], nowhere)] for image in found if (name := image.parent.name) in ids}

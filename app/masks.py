@@ -49,6 +49,23 @@ def _cut(protos: NDArray[np.float32], coefficients: NDArray[np.float32], box: Se
     return Mask((inside > 0).astype(np.uint8), left, top)
 
 
+def iou(a: Mask, b: Mask) -> float:
+    """Intersection over union of two masks of one frame."""
+    left, top = max(a.left, b.left), max(a.top, b.top)
+    parts = [mask.pixels[top - mask.top :, left - mask.left :] for mask in (a, b)]
+    height, width = (min(part.shape[side] for part in parts) for side in (0, 1))
+    shared = np.count_nonzero(parts[0][:height, :width] & parts[1][:height, :width])
+    return shared / (np.count_nonzero(a.pixels) + np.count_nonzero(b.pixels) - shared)
+
+
+def to_frame(mask: Mask, placement: Placement) -> Mask:
+    """A mask of the whole image, in its px -> as it is in the frame."""
+    image = np.zeros(placement.image, np.uint8)
+    image[mask.top : mask.top + mask.pixels.shape[0], mask.left : mask.left + mask.pixels.shape[1]] = 255 * mask.pixels
+    resized = cv2.resize(image, placement.resized[::-1], interpolation=cv2.INTER_LINEAR)
+    return Mask((resized > 127).astype(np.uint8), placement.left, placement.top)
+
+
 def polygon(mask: Mask, placement: Placement) -> Points:
     """The outline in image px; the outlines of several parts are joined to one, holes are lost."""
     found, _ = cv2.findContours(mask.pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(mask.left, mask.top))

@@ -1,8 +1,8 @@
 """The accuracy gate: does an engine find what its reference, PyTorch in FP32, finds?
 
-Detections are compared (agreement, and mAP of the boxes where there are labels), and for fp32 and fp16 the rows before
-NMS too, since NMS hides small differences and makes large ones of near ties. Of classify an image's likeliest class
-stands for the box, and its probabilities for the rows.
+Detections are compared (agreement, and where there are labels the accuracy of both), and for fp32 and fp16 the rows
+before NMS too, since NMS hides small differences and makes large ones of near ties. Of classify an image's likeliest
+class stands for the box, and its probabilities for the rows.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app import results
+from app import masks, results
+from app.accuracy import Tally, TopTally
 from app.datasets import Picture
-from app.images import Boxes, Placement, to_image
-from app.masks import Mask
+from app.images import Placement
 from app.model import ModelInfo
 from app.results import Detections, Outputs, Rows, Thresholds
 
@@ -29,14 +29,13 @@ CLASS_CONF = 0.01  # below it all classes are about as unlikely, and which is th
 MAX_BOX_PX = 0.5
 MAX_SCORE = {"fp32": 0.005, "fp16": 0.01}
 MAX_SHIFT_PX = 0.5
-AP_IOUS = np.linspace(0.5, 0.95, 10)
 
 _ALL = Thresholds(conf=0.001)  # as `yolo val`
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an engine must reach. `int8` counts where there are no labels to measure mAP with."""
+    """What an engine must reach. `int8` counts where there are no labels; `map_loss` of classify is that of top-1."""
 
     fp32: float = 0.99
     fp16: float = 0.98
@@ -59,21 +58,31 @@ class Figures:
     score_mean: float
     rows: int  # compared before NMS
     rows_agreement: float  # share of them within MAX_BOX_PX and MAX_SCORE
-    map50: float | None = None  # with labels: of the engine
+    map50: float | None = None  # with labels: of the engine; by masks, keypoints or turned boxes where there are any
     map50_95: float | None = None
     reference_map50: float | None = None
     reference_map50_95: float | None = None
+    top1: float | None = None  # of classify, with labels: of the engine
+    top5: float | None = None
+    reference_top1: float | None = None
+    reference_top5: float | None = None
     mask_iou: float | None = None  # of segment: mean over the pairs
     keypoint_px: float | None = None  # of pose: greatest difference of a visible keypoint of a pair
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def lost(self) -> float | None:
+        """How much less accurate than its reference the engine is: mAP50-95, of classify top-1; None without labels."""
+        if self.top1 is not None:
+            return (self.reference_top1 or 0) - self.top1
+        return None if self.map50_95 is None else (self.reference_map50_95 or 0) - self.map50_95
+
     def shortcomings(self, precision: str, limits: Limits) -> list[str]:
         """Why an engine of these figures must not be served; none = it may."""
         least: float = getattr(limits, precision)
         lossy = precision == "int8"
-        lost = None if self.map50_95 is None else (self.reference_map50_95 or 0) - self.map50_95
+        lost, what = self.lost(), "mAP50-95" if self.top1 is None else "of top-1"
         share_counts = not (lossy and lost is not None)
         rules = {
             "there are no images to judge it on": not self.images,
@@ -88,7 +97,7 @@ class Figures:
                 not lossy and not self.rows_agreement >= least
             ),
             f"its boxes are off by {self.shift_px:.2f} px to one side": not self.shift_px <= MAX_SHIFT_PX,
-            f"it loses {lost or 0:.4f} mAP50-95, {limits.map_loss} are allowed": (
+            f"it loses {lost or 0:.4f} {what}, {limits.map_loss} are allowed": (
                 lost is not None and not lost <= limits.map_loss
             ),
         }
@@ -96,14 +105,14 @@ class Figures:
 
 
 def worst(figures: Sequence[Figures]) -> Figures:
-    """Field by field: if any falls short of the limits, so does it. mAP is that of the greatest loss."""
-    by_loss = max(figures, key=lambda each: (each.reference_map50_95 or 0) - (each.map50_95 or 0))
+    """Field by field: if any falls short of the limits, so does it. mAP and top-1 are those of the greatest loss."""
+    by_loss = max(figures, key=lambda each: each.lost() or 0)
 
     def of(name: str) -> Any:
         values = [getattr(each, name) for each in figures]
         if name in ("images", "boxes", "rows"):
             return sum(values)
-        if "map50" in name:
+        if "map50" in name or "top" in name:
             return getattr(by_loss, name)
         known = [value for value in values if value is not None]
         return (min if "agreement" in name or "iou" in name else max)(known, default=None)
@@ -122,7 +131,8 @@ class Gate:
         self._sides: list[NDArray[np.float32]] = [np.zeros((0, 4), np.float32)]
         self._scores: list[NDArray[np.float32]] = [np.zeros(0, np.float32)]
         self._mask_ious, self._keypoints_px = list[float](), list[float]()
-        self._truth = {"reference": _Truth(), "engine": _Truth()}
+        tally = TopTally if model.task == "classify" else Tally
+        self._of_reference, self._of_engine = tally(), tally()
 
     def add(self, picture: Picture, placement: Placement, reference: Outputs, engine: Outputs) -> None:
         """One image's outputs."""
@@ -142,18 +152,17 @@ class Gate:
             self._sides.append(found.boxes[ours, :4] - wanted.boxes[theirs, :4])
         self._scores.append(np.abs(found.scores[ours] - wanted.scores[theirs]))
         if wanted.masks is not None and found.masks is not None:
-            self._mask_ious += [mask_iou(wanted.masks[i], found.masks[j]) for i, j in matched]
+            self._mask_ious += [masks.iou(wanted.masks[i], found.masks[j]) for i, j in matched]
         if wanted.keypoints is not None and found.keypoints is not None:
             self._keypoints_px += [_keypoints_apart(wanted.keypoints[i], found.keypoints[j]) for i, j in matched]
-        if picture.boxes is not None and picture.classes is not None:
-            self._truth["reference"].add(wanted, placement, picture.boxes, picture.classes)
-            self._truth["engine"].add(found, placement, picture.boxes, picture.classes)
+        if picture.labels is not None:
+            self._of_reference.add(wanted, picture.labels, placement)
+            self._of_engine.add(found, picture.labels, placement)
 
     def figures(self) -> Figures:
         """Of all images so far."""
         sides, scores = np.concatenate(self._sides), np.concatenate(self._scores)
-        map50, map50_95 = self._truth["engine"].mean_precision()
-        reference_map50, reference_map50_95 = self._truth["reference"].mean_precision()
+        of_reference = {f"reference_{name}": value for name, value in self._of_reference.figures().items()}
         figures = Figures(
             images=self._images,
             boxes=self._boxes,
@@ -166,53 +175,15 @@ class Gate:
             score_mean=float(scores.mean()) if len(scores) else 0.0,
             rows=self._rows,
             rows_agreement=self._rows_alike / self._rows if self._rows else 0.0,
-            map50=map50,
-            map50_95=map50_95,
-            reference_map50=reference_map50,
-            reference_map50_95=reference_map50_95,
             mask_iou=float(np.mean(self._mask_ious)) if self._mask_ious else None,
             keypoint_px=max(self._keypoints_px, default=None),
+            **self._of_engine.figures(),
+            **of_reference,
         )
         rounded: dict[str, Any] = {
             name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(figures).items()
         }
         return Figures(**rounded)
-
-
-class _Truth:
-    """Hits and misses against labels, for mAP as Ultralytics computes it; of rows, so with one class an anchor."""
-
-    def __init__(self) -> None:
-        self._hits = [np.zeros((0, len(AP_IOUS)), bool)]
-        self._scores = [np.zeros(0, np.float32)]
-        self._classes, self._labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-
-    def add(self, found: Detections, placement: Placement, boxes: Boxes, classes: NDArray[np.int64]) -> None:
-        overlap = iou(boxes, to_image(found.boxes, placement))
-        overlap[classes[:, None] != found.classes[None]] = 0
-        self._hits.append(_hits(overlap))
-        self._scores.append(found.scores)
-        self._classes.append(found.classes)
-        self._labels.append(classes)
-
-    def mean_precision(self) -> tuple[float | None, float | None]:
-        """mAP50 and mAP50-95; None without labels."""
-        labels = np.concatenate(self._labels)
-        if not len(labels):
-            return None, None
-        from ultralytics.utils.metrics import ap_per_class
-
-        hits, scores, classes = (np.concatenate(part) for part in (self._hits, self._scores, self._classes))
-        precision: NDArray[np.float64] = ap_per_class(hits, scores, classes, labels)[5]
-        return float(precision[:, 0].mean()), float(precision.mean())
-
-
-def iou(a: Boxes, b: Boxes) -> NDArray[np.float32]:
-    """[len(a), len(b)] intersection over union."""
-    corner = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    shared = np.clip(corner, 0, None).prod(2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b)]
-    return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9), np.float32)
 
 
 def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -222,26 +193,17 @@ def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float
             return np.ones((len(a), len(b)), np.float32)
         case 5:
             return results.probiou(a, b)
-    return iou(a, b)
+    return results.iou(a, b)
 
 
 def _alike_within(wanted: Detections, offered: Detections, i: int, j: int) -> bool:
     """Whether what two boxes hold besides their class is the same."""
     if wanted.masks is not None and offered.masks is not None:
-        return mask_iou(wanted.masks[i], offered.masks[j]) >= IOU
+        return masks.iou(wanted.masks[i], offered.masks[j]) >= IOU
     if wanted.keypoints is not None and offered.keypoints is not None:
         allowed = KEYPOINT * float((wanted.boxes[i, 2:] - wanted.boxes[i, :2]).max())
         return _keypoints_apart(wanted.keypoints[i], offered.keypoints[j]) <= allowed
     return True
-
-
-def mask_iou(a: Mask, b: Mask) -> float:
-    """Intersection over union of two masks of one frame."""
-    left, top = max(a.left, b.left), max(a.top, b.top)
-    parts = [mask.pixels[top - mask.top :, left - mask.left :] for mask in (a, b)]
-    height, width = (min(part.shape[side] for part in parts) for side in (0, 1))
-    shared = np.count_nonzero(parts[0][:height, :width] & parts[1][:height, :width])
-    return shared / (np.count_nonzero(a.pixels) + np.count_nonzero(b.pixels) - shared)
 
 
 def _keypoints_apart(wanted: NDArray[np.float32], offered: NDArray[np.float32]) -> float:
@@ -276,22 +238,6 @@ def pairs(wanted: Detections, offered: Detections) -> NDArray[np.int64]:
     for side in (1, 0):
         matched = matched[np.sort(np.unique(matched[:, side], return_index=True)[1])]
     return np.asarray(matched, np.int64)
-
-
-def _hits(overlap: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Bool [D, 10] of overlaps [labels, D]: which detections, best score first, take a label that is still free.
-
-    As `ultralytics/engine/validator.py`, match_predictions.
-    """
-    hits = np.zeros((overlap.shape[1], len(AP_IOUS)), bool)
-    taken = np.zeros((overlap.shape[0], len(AP_IOUS)), bool)
-    each = np.arange(len(AP_IOUS))
-    for i in np.flatnonzero((overlap >= AP_IOUS[0]).any(0)):
-        free = np.where(taken, 0, overlap[:, i, None])
-        best = free.argmax(0)
-        hits[i] = free[best, each] >= AP_IOUS
-        taken[best, each] |= hits[i]
-    return hits
 
 
 def _alike(reference: Rows, engine: Rows, max_score: float) -> NDArray[np.bool_]:

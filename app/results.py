@@ -148,6 +148,14 @@ def rotated_nms(boxes: NDArray[np.float32], iou: float, max_det: int) -> NDArray
     return np.flatnonzero(stays)[:max_det]
 
 
+def iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[len(first), len(second)] intersection over union of boxes [N, 4] x1 y1 x2 y2."""
+    corner = np.minimum(first[:, None, 2:], second[None, :, 2:]) - np.maximum(first[:, None, :2], second[None, :, :2])
+    shared = np.clip(corner, 0, None).prod(2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second)]
+    return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9), np.float32)
+
+
 def probiou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
     """[len(first), len(second)] overlap, 0 to 1, of boxes [N, 5] cx cy w h angle, taken for Gaussians.
 

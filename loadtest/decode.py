@@ -22,6 +22,7 @@ from app import backends, machine, parity  # noqa: E402
 from app.builder import Order, build, find  # noqa: E402
 from app.datasets import DEMO, Picture  # noqa: E402
 from app.images import Preparation  # noqa: E402
+from app.labels import Labels  # noqa: E402
 from app.settings import DEMO_WEIGHTS, ENGINES_DIR  # noqa: E402
 
 SCENES, FIRST, QUALITY = 40, 700_000, 92
@@ -51,7 +52,7 @@ def main() -> None:
                 placement, frame = prepare(data)
                 spent[fast].append((time.thread_time() - started) * 1000)
                 rows[fast] = engine.infer(0, [frame])[0]
-            gate.add(Picture(image, item.boxes * times, item.classes), placement, rows[False], rows[True])
+            gate.add(Picture(image, Labels(item.classes, item.boxes * times)), placement, rows[False], rows[True])
         found = gate.figures()
         cells = [
             f"{640 * times}x{480 * times}",

@@ -25,7 +25,7 @@ SIDE = 160
 @pytest.fixture(autouse=True, scope="module")
 def few_scenes():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "SCENES", 8)
+        patch.setitem(datasets.SCENES, "detect", 8)
         yield
 
 

@@ -1,5 +1,6 @@
 """Folders of images and labels, as Ultralytics and COCO write them, and the demo's own scenes."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,11 +10,13 @@ import pytest
 import scenes
 from PIL import Image
 
-from app import datasets
+from app import datasets, masks
 from app.datasets import Picture
 from app.errors import SettingsError
+from app.labels import Labels
+from app.model import TASKS, ModelInfo
 
-NAMES = {0: "cat", 1: "dog", 2: "cow"}
+PETS = ModelInfo("pets", "detect", {0: "cat", 1: "dog", 2: "cow"}, stride=32, imgsz=64, shapes=None)
 WIDTH, HEIGHT = 40, 20
 BOX = "0.5 0.5 0.5 0.5"  # of an image of that size:
 PX = [10, 5, 30, 15]
@@ -51,15 +54,15 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
-def read(root: Path) -> list[Picture]:
-    return list(datasets.folder(root, NAMES, "GATE_DIR"))
+def read(root: Path, model: ModelInfo = PETS) -> list[Picture]:
+    return list(datasets.folder(root, model, "GATE_DIR"))
 
 
 def boxes(root: Path) -> list[list[list[float]]]:
     """Of every image, its class and box each."""
     return [
-        [[label, *box] for label, box in zip(seen.classes.tolist(), seen.boxes.tolist(), strict=True)]
-        for seen in read(root)
+        [[label, *box] for label, box in zip(labels.classes.tolist(), labels.boxes.tolist(), strict=True)]
+        for labels in (seen.labels for seen in read(root))
     ]
 
 
@@ -68,21 +71,21 @@ def boxes(root: Path) -> list[list[list[float]]]:
 
 def test_images_and_labels_are_read_in_the_order_of_the_names(root):
     yolo(root, {"b": f"1 {BOX}\n0 0.25 0.25 0.5 0.5\n", "a": f"2 {BOX}"})
-    dataset = datasets.folder(root, NAMES, "GATE_DIR")
+    dataset = datasets.folder(root, PETS, "GATE_DIR")
     assert (dataset.name, dataset.labelled) == (f"2 images of {root}", True)
     assert boxes(root) == [[[2, *PX]], [[1, *PX], [0, 0, 0, 20, 10]]]
     first = next(iter(dataset))
     assert (first.pixels.shape, first.pixels.dtype) == ((HEIGHT, WIDTH, 3), np.uint8)
-    assert (first.boxes.dtype, first.classes.dtype) == (np.float32, np.int64)
+    assert (first.labels.boxes.dtype, first.labels.classes.dtype) == (np.float32, np.int64)
 
 
 def test_what_the_demos_generator_writes_comes_back(root):
     scenes.write_dataset(root, 2, seed=3, width=160, height=96)
-    names = dict(enumerate(scenes.NAMES))
-    for i, seen in enumerate(datasets.folder(root, names, "GATE_DIR")):
+    model = dataclasses.replace(PETS, names=dict(enumerate(scenes.NAMES)))
+    for i, seen in enumerate(datasets.folder(root, model, "GATE_DIR")):
         scene = scenes.scene(3 + i, 160, 96)
-        assert seen.classes.tolist() == scene.classes.tolist()
-        np.testing.assert_allclose(seen.boxes, scene.boxes, atol=0.01)
+        assert seen.labels.classes.tolist() == scene.classes.tolist()
+        np.testing.assert_allclose(seen.labels.boxes, scene.boxes, atol=0.01)
 
 
 def test_a_polygon_is_labelled_by_the_box_around_it(root):
@@ -98,14 +101,14 @@ def test_crlf_blank_lines_and_a_byte_order_mark_do_no_harm(root):
 def test_an_image_without_a_label_file_or_with_an_empty_one_is_background(root):
     yolo(root, {"a": f"1 {BOX}", "b": None, "c": ""})
     assert boxes(root) == [[[1, *PX]], [], []]
-    assert read(root)[1].boxes.shape == (0, 4)
+    assert read(root)[1].labels.boxes.shape == (0, 4)
 
 
 def test_a_folder_without_any_label_file_is_unlabelled(root):
     yolo(root, {"a": None, "b": None})
-    dataset = datasets.folder(root, NAMES, "GATE_DIR")
+    dataset = datasets.folder(root, PETS, "GATE_DIR")
     assert (dataset.name, dataset.labelled) == (f"2 images of {root}", False)
-    assert [(seen.boxes, seen.classes) for seen in dataset] == [(None, None)] * 2
+    assert [seen.labels for seen in dataset] == [None] * 2
 
 
 def test_labels_may_lie_beside_their_images(root):
@@ -251,7 +254,7 @@ def test_coco_categories_are_the_models_by_name_and_crowds_and_unknown_ones_are_
     labels = [label(0), label(0, 3), label(0, 2), label(1, iscrowd=1), label(1, 3, iscrowd=0), label(9)]
     write(root / "labels.json", coco(["a.png", "b.png", "c.png"], labels))
     assert boxes(root) == [[[1, *PX], [0, *PX]], [[0, *PX]], []]
-    assert datasets.folder(root, NAMES, "GATE_DIR").labelled
+    assert datasets.folder(root, PETS, "GATE_DIR").labelled
 
 
 def test_images_that_the_coco_file_does_not_list_are_not_used(root):
@@ -259,7 +262,7 @@ def test_images_that_the_coco_file_does_not_list_are_not_used(root):
         draw(root / f"{name}.png")
     write(root / "labels.json", coco(["b.png"], [label(0)]))
     assert boxes(root) == [[[1, *PX]]]
-    assert datasets.folder(root, NAMES, "GATE_DIR").name == f"1 images of {root}"
+    assert datasets.folder(root, PETS, "GATE_DIR").name == f"1 images of {root}"
 
 
 def test_coco_files_for_other_images_or_of_another_kind_are_passed_over(root):
@@ -326,7 +329,7 @@ def test_labels_of_turned_images_are_those_of_the_upright_image(root, labels):
         write(root / "labels.json", coco(["a.jpg"], [label(0, bbox=[5, 10, 10, 20])]))
     (seen,) = read(root)
     assert seen.pixels.shape == (WIDTH, HEIGHT, 3)
-    assert seen.boxes.tolist() == [[5, 10, 15, 30]]
+    assert seen.labels.boxes.tolist() == [[5, 10, 15, 30]]
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 8, 13])
@@ -335,7 +338,7 @@ def test_of_more_images_than_most_those_at_even_distances_are_taken(root, monkey
     yolo(root, {f"{i:02}": f"1 {BOX}" for i in range(count)})
     for i in range(count):
         draw(root / "images" / f"{i:02}.png", width=WIDTH + i)
-    dataset = datasets.folder(root, NAMES, "GATE_DIR")
+    dataset = datasets.folder(root, PETS, "GATE_DIR")
     taken = [seen.pixels.shape[1] - WIDTH for seen in dataset]
     assert dataset.name == f"{min(count, 4)} images of {root}"
     assert taken == sorted(set(taken))
@@ -386,13 +389,72 @@ def test_label_file_that_is_no_text_is_named(root):
         read(root)
 
 
-@pytest.mark.parametrize("use", [lambda path: datasets.folder(path, NAMES, "CALIBRATION_DIR"), None])
+@pytest.mark.parametrize("use", [lambda path: datasets.folder(path, PETS, "CALIBRATION_DIR"), None])
 def test_folder_that_is_missing_or_empty_is_named_with_the_setting(root, use):
     use = use or (lambda path: datasets.digest(path, "CALIBRATION_DIR"))
     with pytest.raises(SettingsError, match=r"CALIBRATION_DIR=.*nowhere: no such folder"):
         use(root / "nowhere")
     with pytest.raises(SettingsError, match=r"CALIBRATION_DIR=.*pets: there are no images in "):
         use(root)
+
+
+# Classes of whole images
+
+CLASSIFY = dataclasses.replace(PETS, task="classify")
+
+
+def classes(root: Path, model: ModelInfo = CLASSIFY) -> list[int | None]:
+    return [None if seen.labels is None else int(seen.labels.classes[0]) for seen in read(root, model)]
+
+
+def test_an_images_class_is_the_name_of_its_folder(root):
+    for name in ("cow/a", "cat/b", "dog/c", "bird/d"):
+        draw(root / f"{name}.png")
+    assert classes(root) == [None, 0, 2, 1]  # in the order of the paths
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_training_images_are_not_used(root, split):
+    for name in ("train/cat/a", f"{split}/dog/b"):
+        draw(root / f"{name}.png")
+    assert classes(root) == [1]
+
+
+def test_folders_of_other_names_are_numbered_in_their_order_if_there_are_as_many(root):
+    for name in ("n03", "n01", "n02"):
+        draw(root / name / "a.png")
+    assert classes(root) == [0, 1, 2]
+
+
+def test_folders_that_are_neither_named_nor_as_many_as_the_classes_are_refused(root):
+    for name in ("one", "two"):
+        draw(root / name / "a.png")
+    with pytest.raises(
+        SettingsError, match=r"GATE_DIR=.*pets: its folders are named after none of the model's classes"
+    ):
+        read(root, CLASSIFY)
+
+
+def test_one_folder_of_images_has_no_classes(root):
+    draw(root / "images" / "a.png")
+    dataset = datasets.folder(root, CLASSIFY, "GATE_DIR")
+    assert (dataset.labelled, [seen.labels for seen in dataset]) == (False, [None])
+
+
+# Labels of other tasks
+
+
+@pytest.mark.parametrize("task", ["detect", "segment", "obb"])
+def test_data_set_of_poses_is_refused_for_other_tasks(root, task):
+    yolo(root, {"a": "0 .5 .5 .2 .2 .4 .4 .6 .6"}, "kpt_shape: [2, 2]")
+    with pytest.raises(SettingsError, match=rf"GATE_DIR=.*pets: by data\.yaml's kpt_shape .* pets is for {task}"):
+        read(root, dataclasses.replace(PETS, task=task))
+
+
+def test_labels_are_not_read_where_they_are_not_asked_for(root):
+    yolo(root, {"a": "of another kind"})
+    (picture,) = datasets.folder(root, PETS, "CALIBRATION_DIR", labelled=False)
+    assert picture.labels is None
 
 
 # The digest
@@ -439,36 +501,77 @@ def test_digest_does_not_change_with_anything_else(whole, tmp_path, monkeypatch)
 # The demo's own
 
 
+def of_task(task: str, imgsz: int = 160) -> ModelInfo:
+    kpt_shape = (5, 3) if task == "pose" else None
+    names = dict(enumerate(scenes.KINDS[task].classes))
+    return dataclasses.replace(PETS, task=task, names=names, imgsz=imgsz, kpt_shape=kpt_shape)
+
+
 def seeds(monkeypatch, dataset: datasets.Dataset) -> set[int]:
     """Which scenes it would make."""
     made: list[int] = []
-    any_scene = scenes.scene(0, 32, 32)
-    monkeypatch.setattr(datasets.runpy, "run_path", lambda _: {"scene": lambda seed: (made.append(seed), any_scene)[1]})
+    any_scene, any_crop = scenes.scene(0, 32, 32), scenes.crop(0)
+    generator = {
+        "scene": lambda seed, *_: (made.append(seed), any_scene)[1],
+        "crop": lambda seed, *_: (made.append(seed), any_crop)[1],
+    }
+    monkeypatch.setattr(datasets.runpy, "run_path", lambda _: generator)
     assert len(list(dataset)) == len(made)
     return set(made)
 
 
-def test_scenes_to_judge_to_calibrate_to_evaluate_and_to_train_are_others(monkeypatch):
-    gate = seeds(monkeypatch, datasets.gate_scenes())
-    calibration = seeds(monkeypatch, datasets.calibration_scenes(1000))
-    assert (len(gate), len(calibration)) == (datasets.SCENES, 1000)
+@pytest.mark.parametrize("task", TASKS)
+def test_scenes_to_judge_to_calibrate_to_evaluate_and_to_train_are_others(monkeypatch, task):
+    gate = seeds(monkeypatch, datasets.gate_scenes(of_task(task)))
+    calibration = seeds(monkeypatch, datasets.calibration_scenes(of_task(task), 1000))
+    assert (len(gate), len(calibration)) == (datasets.SCENES[task], 1000)
     assert not gate & calibration
     assert min(gate | calibration) >= 500  # models/demo/evaluate.py has those below
     assert max(gate | calibration) < 1_000_000  # models/demo/train.py those from there on
 
 
-@pytest.mark.parametrize("make", [datasets.gate_scenes, lambda: datasets.calibration_scenes(2)])
-def test_scenes_are_labelled_and_the_same_every_time(monkeypatch, make):
-    monkeypatch.setattr(datasets, "SCENES", 2)
-    dataset = make()
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("make", [datasets.gate_scenes, lambda model: datasets.calibration_scenes(model, 2)])
+def test_scenes_are_labelled_and_the_same_every_time(monkeypatch, make, task):
+    monkeypatch.setitem(datasets.SCENES, task, 2)
+    dataset = make(of_task(task))
     assert (dataset.name, dataset.labelled) == ("2 demo scenes", True)
-    first, again = list(dataset), list(make())
+    first, again = list(dataset), list(make(of_task(task)))
     assert len(first) == len(again) == 2
     for one, other in zip(first, again, strict=True):
-        assert len(one.boxes) == len(one.classes) > 0
-        assert one.pixels.shape == (640, 640, 3)
-        for name in ("pixels", "boxes", "classes"):
-            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        assert len(one.labels.boxes) == len(one.labels.classes) > 0
+        assert one.pixels.shape == (datasets.SIDES[task], datasets.SIDES[task], 3)
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+        assert_same(one.labels, other.labels, px=0)
+
+
+def assert_same(labels: Labels, expected: Labels, *, px: float) -> None:
+    assert labels.classes.tolist() == expected.classes.tolist()
+    np.testing.assert_allclose(labels.boxes, expected.boxes, atol=px)
+    assert (labels.keypoints is None, labels.masks is None) == (expected.keypoints is None, expected.masks is None)
+    if expected.keypoints is not None:
+        np.testing.assert_allclose(labels.keypoints, expected.keypoints, atol=px)
+    for mask, wanted in zip(labels.masks or [], expected.masks or [], strict=True):
+        assert masks.iou(mask, wanted) > 0.95  # fillPoly draws the lines to holes as well
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_the_generator_writes_for_a_task_is_what_the_scenes_say(root, task):
+    """Ultralytics' layout there and back: polygons, keypoints, corners, and folders by class."""
+    side = datasets.SIDES[task]
+    scenes.write_dataset(root, 12, 500_000, side, side, task)
+    model = of_task(task)
+    dataset = datasets.folder(root, model, "GATE_DIR")
+    assert dataset.labelled
+    found = list(dataset)
+    expected = list(datasets.Scenes(task, 500_000, 12))
+    if task == "classify":  # its files lie by class
+        assert sorted(int(seen.labels.classes[0]) for seen in found) == sorted(
+            int(seen.labels.classes[0]) for seen in expected
+        )
+        return
+    for seen, wanted in zip(found, expected, strict=True):
+        assert_same(seen.labels, wanted.labels, px=0.51 if task == "segment" else 0.01)  # from pixel to pixel
 
 
 def test_samples_are_the_demos_and_ultralytics_own_and_have_no_labels(monkeypatch):
@@ -476,13 +579,6 @@ def test_samples_are_the_demos_and_ultralytics_own_and_have_no_labels(monkeypatc
     found = list(dataset)
     assert (dataset.name, dataset.labelled) == ("7 sample images", False)
     assert len(found) == 7
-    assert all(seen.boxes is None for seen in found)
+    assert all(seen.labels is None for seen in found)
     monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda _: None)
     assert datasets.samples().name == "5 sample images"
-
-
-def test_labels_that_are_no_boxes_are_left_alone(root):
-    """Of pose, say: as many values as the keypoints have."""
-    yolo(root, {"a": "0 .5 .5 .2 .2 .4 .4 2 .6 .6 2"})
-    (picture,) = datasets.folder(root, NAMES, "GATE_DIR", boxes=False)
-    assert picture.boxes is None

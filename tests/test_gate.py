@@ -25,7 +25,7 @@ def pictures() -> list[tuple]:
     reference = pytorch.open_weights(DEMO_WEIGHTS, 2)
     placement = images.place(640, 640, SIDE, 32, None)
     found = []
-    for picture in datasets.Scenes("demo", 400_000, SCENES):
+    for picture in datasets.Scenes("detect", 400_000, SCENES):
         frame = images.letterbox(picture.pixels, placement)
         found.append((picture, placement, frame, reference.infer(0, [frame])[0]))
     return found

@@ -1,12 +1,14 @@
 """Masks, their outlines and their run lengths, against Ultralytics' own in torch and COCO's own."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from ultralytics.utils import ops
 
 from app import images
-from app.masks import Mask, cut, polygon, run_lengths
+from app.masks import Mask, cut, iou, polygon, run_lengths, to_frame
 
 FRAME = (96, 160)
 PLACEMENT = images.place(333, 517, 160, 32, None)  # in a frame of 128x160
@@ -117,3 +119,29 @@ def test_an_empty_mask_is_one_run_of_nothing():
     assert run_lengths(Mask(np.zeros((0, 0), np.uint8), 0, 0), PLACEMENT) == run_lengths(
         Mask(np.zeros((5, 5), np.uint8), 3, 4), PLACEMENT
     )
+
+
+def test_overlap_of_masks_is_that_of_their_pixels():
+    one, other = Mask(np.ones((10, 20), np.uint8), 5, 7), Mask(np.ones((10, 20), np.uint8), 15, 12)
+    assert iou(one, other) == pytest.approx(50 / 350)
+    assert iou(other, one) == pytest.approx(50 / 350)
+    assert iou(one, dataclasses.replace(other, left=60)) == 0
+    assert iou(one, one) == 1
+
+
+@pytest.mark.parametrize("size", [FRAME, (192, 320), (500, 333), (61, 95)])
+def test_a_mask_of_the_image_lies_in_the_frame_where_the_image_does(size):
+    """The letterbox of an image that is white where the mask is."""
+    pixels = spots(1, (size[0] // 8 * 8, size[1] // 8 * 8), 0.3)
+    image = np.zeros(size, np.uint8)
+    image[: len(pixels), : pixels.shape[1]] = pixels
+    placement = images.place(*size, 160, 32, None)
+    frame = images.letterbox(np.stack([255 * image] * 3, -1), placement)[..., 0]
+    inside = frame > 127
+    if placement.resized != placement.frame:
+        assert np.count_nonzero(frame == images.GREY) > 0  # which is less than that, so no part of the mask
+    np.testing.assert_array_equal(whole(to_frame(Mask(image, 0, 0), placement), placement.frame), inside)
+    part = Mask(image[40:56, 32:64], 32, 40)
+    full = np.zeros(size, np.uint8)
+    full[40:56, 32:64] = part.pixels
+    np.testing.assert_array_equal(to_frame(part, placement).pixels, to_frame(Mask(full, 0, 0), placement).pixels)

@@ -5,11 +5,10 @@ import dataclasses
 import fakes
 import numpy as np
 import pytest
-from ultralytics.utils import metrics
 
 from app import images, parity
 from app.datasets import Picture
-from app.masks import Mask
+from app.labels import Labels
 from app.model import ModelInfo
 from app.parity import CONF, TOP, Figures, Gate, Limits
 
@@ -35,7 +34,7 @@ def some_rows(seed: int = 0, *, seen: int = SEEN, best: float = 0.95) -> np.ndar
 def picture(rows: np.ndarray | None = None) -> Picture:
     """An image; `rows` become its labels."""
     pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
-    return Picture(pixels) if rows is None else Picture(pixels, rows[:, :4].copy(), rows[:, 5].astype(np.int64))
+    return Picture(pixels, None if rows is None else Labels(rows[:, 5].astype(np.int64), rows[:, :4].copy()))
 
 
 def judged(*pairs: tuple[np.ndarray, np.ndarray], precision: str = "fp32", labels: bool = False) -> Figures:
@@ -182,31 +181,6 @@ def test_with_labels_int8_is_judged_by_the_map_that_it_loses():
     assert figures.shortcomings("int8", dataclasses.replace(LIMITS, map_loss=1.0)) == []
 
 
-def test_mean_precision_is_that_of_ultralytics_validator():
-    """The same predictions through BaseValidator.match_predictions and ap_per_class."""
-    import torch
-    from ultralytics.engine.validator import BaseValidator
-
-    rng = np.random.default_rng(3)
-    reference = some_rows()
-    engine = some_rows()
-    engine[:, :4] += rng.normal(0, 3, (100, 4)).astype(np.float32)
-    engine[::7, 5] = rng.integers(0, 5, len(engine[::7]))
-    figures = judged((reference, engine), labels=True)
-
-    found = parity.results.select((engine,), parity._ALL, fakes.MODEL)
-    truth = picture(reference[:SEEN])
-    overlap = metrics.box_iou(torch.from_numpy(truth.boxes), torch.from_numpy(found.boxes))
-    validator = type("V", (), {"iouv": torch.linspace(0.5, 0.95, 10)})
-    hits = BaseValidator.match_predictions(
-        validator, torch.from_numpy(found.classes), torch.from_numpy(truth.classes), overlap
-    )
-    expected = metrics.ap_per_class(hits.numpy(), found.scores, found.classes, truth.classes)[5]
-    assert 0.1 < figures.map50_95 < 0.95
-    assert figures.map50_95 == pytest.approx(expected.mean(), abs=1e-6)
-    assert figures.map50 == pytest.approx(expected[:, 0].mean(), abs=1e-6)
-
-
 def test_boxes_are_matched_one_to_one():
     twice = np.repeat(some_rows()[:1], 2, axis=0)
     twice[1, 5] += 1  # NMS keeps it: another class
@@ -263,14 +237,6 @@ def test_masks_that_are_not_the_same_do_not_agree_though_their_boxes_do():
     assert figures.rows_agreement == 1
     assert figures.agreement < 0.1
     assert figures.shortcomings("int8", LIMITS)
-
-
-def test_overlap_of_masks_is_that_of_their_pixels():
-    one, other = Mask(np.ones((10, 20), np.uint8), 5, 7), Mask(np.ones((10, 20), np.uint8), 15, 12)
-    assert parity.mask_iou(one, other) == pytest.approx(50 / 350)
-    assert parity.mask_iou(other, one) == pytest.approx(50 / 350)
-    assert parity.mask_iou(one, dataclasses.replace(other, left=60)) == 0
-    assert parity.mask_iou(one, one) == 1
 
 
 def with_keypoints(change: float = 0, visible: float = 0.9) -> tuple[np.ndarray]:

@@ -76,7 +76,7 @@ def rig(request, monkeypatch) -> Iterator[Rig]:
 
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch):
-    monkeypatch.setattr(datasets, "SCENES", 4)
+    monkeypatch.setitem(datasets.SCENES, "detect", 4)
 
 
 @pytest.fixture(scope="module", autouse=True)
