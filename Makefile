@@ -17,7 +17,8 @@ selftest: $(VENV)/serve ## try every engine that can be built on this machine
 	@exec env $(SETTINGS) $(BIN)/yolopard selftest
 
 test: $(VENV)/dev browser prometheus clients ## the whole suite
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not alone'
+	$(BIN)/python -m pytest -m alone
 
 lint: $(VENV)/dev ## style, types, import contracts
 	$(BIN)/ruff check .

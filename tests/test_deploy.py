@@ -194,7 +194,7 @@ def eventually(done: Callable[[], Any], seconds: float, what: Callable[[], objec
 
 
 @pytest.fixture(scope="module")
-def live(engines) -> Iterator[Live]:
+def live(engines, build) -> Iterator[Live]:
     settings = Settings(
         backend="tensorrt", fallback="onnxruntime", compare="pytorch", shadow=1, imgsz=IMGSZ, max_pending=HOUSE
     )
@@ -203,6 +203,8 @@ def live(engines) -> Iterator[Live]:
         order = Order(str(DEMO_WEIGHTS), IMGSZ, settings.batch, "auto", backend, engines)
         return Missing() if backend == "tensorrt" else BuildProcess(order)
 
+    for backend in ("onnxruntime", "pytorch"):
+        build(backend, imgsz=IMGSZ, batch=settings.batch)
     with pytest.MonkeyPatch.context() as patch:
         see_a_gpu(patch)
         live = Live(Service(settings, source, on_ready=lambda _: None, on_failure=lambda: None))
