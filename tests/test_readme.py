@@ -44,7 +44,11 @@ def test_every_module_has_its_line(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "deploy/README.md", "deploy/gpu.md", "models/demo/README.md", "engines/README.md"]
+    "name",
+    [
+        *("README.md", "docs/kserve.md", "docs/fuzz.md", "deploy/README.md", "deploy/gpu.md"),
+        *("models/demo/README.md", "engines/README.md"),
+    ],
 )
 def test_links_lead_to_files(name):
     page = ROOT / name

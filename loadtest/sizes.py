@@ -1,0 +1,145 @@
+"""Models of every size and task, of other numbers of classes, at other sizes of frame: built, and beside PyTorch FP32.
+
+    .venv/bin/python loadtest/sizes.py [words of the models to build]
+
+The weights are Ultralytics' own architectures with random values from a seed, so they find nothing: this tells that such a
+model builds and that an engine's numbers are PyTorch's, and no more. Accuracy is for trained weights (the gate, tests/).
+A row counts as alike if PyTorch has one within 0.5 px and 0.005 of score, keypoints and all; which of many near ties comes first is
+chance. It prints a Markdown table; exit status 1 if anything is not built or not alike.
+"""
+
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "models" / "demo")]
+
+import scenes  # noqa: E402
+
+from app import backends, export, graph  # noqa: E402
+from app.backends import Recipe, pytorch  # noqa: E402
+from app.errors import YolopardError  # noqa: E402
+
+TASKS = ("", "-seg", "-pose", "-obb", "-cls")
+SIDES = {"n": 640, "s": 640, "m": 320, "l": 320, "x": 320}  # px: larger ones take minutes on two cores
+PX, SCORE = 0.5, 0.005
+
+
+@dataclass(frozen=True)
+class Case:
+    """An architecture of Ultralytics by its name, such as yolov8n-seg; without `classes` it has its own."""
+
+    name: str
+    imgsz: int
+    classes: int | None = None
+
+
+CASES = [
+    *(Case(f"yolov8{size}{task}", side) for size, side in SIDES.items() for task in TASKS),
+    *(Case(f"yolov8n{task}", 320, classes) for task in TASKS for classes in (1, 3, 365)),
+    *(Case("yolov8n", side) for side in (32, 160, 416, 1280)),
+    *(Case(f"{family}n{task}", 320) for family in ("yolo11", "yolo26") for task in TASKS),
+    Case("yolov10n", 320),
+]
+
+
+def make(case: Case, folder: Path) -> Path:
+    """Weights from a seed that give back as much as they are given, layer after layer."""
+    from ultralytics import YOLO
+    from ultralytics.nn.tasks import yaml_model_load
+
+    facts = yaml_model_load(f"{case.name}.yaml")
+    described = folder / f"{case.name}.yaml"
+    described.write_text(yaml.safe_dump(facts | ({"nc": case.classes} if case.classes else {})))
+    torch.manual_seed(0)
+    model = YOLO(described)
+    for module in model.model.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.bias is None:
+            torch.nn.init.kaiming_normal_(module.weight)
+    weights = folder / f"{case.name}.pt"
+    model.save(weights)
+    return weights
+
+
+def apart(ours: tuple[np.ndarray, ...], theirs: tuple[np.ndarray, ...], task: str) -> tuple[float, float, float]:
+    """The share of rows that are alike, and the most that those are off, in px and score; of classify the probabilities."""
+    if task == "classify":
+        score = float(np.abs(ours[0] - theirs[0]).max())
+        return float(score <= SCORE), 0.0, score
+    rows, expected = ours[0], theirs[0]
+    place = [i for i in range(rows.shape[1]) if i not in (4, 5)]
+    px, score = np.zeros(len(rows)), np.zeros(len(rows))
+    for i, row in enumerate(rows):
+        off = np.abs(expected[:, place] - row[place]).max(1)
+        px[i] = off.min()
+        score[i] = abs(expected[off.argmin(), 4] - row[4])
+    alike = (px <= PX) & (score <= SCORE)
+    for one, other in zip(ours[1:], theirs[1:], strict=True):  # prototypes
+        alike &= bool(np.abs(one - other).max() <= 1e-3 * max(1, np.abs(other).max()))
+    return float(alike.mean()), float(px[alike].max(initial=0)), float(score[alike].max(initial=0))
+
+
+def build(case: Case, backend_name: str, weights: Path, folder: Path) -> tuple[backends.Engine, str]:
+    """A loaded engine, and its model's task."""
+    backend = backends.get(backend_name)
+    for part in ("plain", "engine"):
+        (folder / part).mkdir(parents=True)
+    plain = export.to_plain_onnx(weights, case.imgsz, folder / "plain")
+    model = graph.to_serving_graph(plain, case.name, case.imgsz, folder / "graph.onnx")
+    recipe = Recipe(
+        weights=weights,
+        graphs=[folder / "graph.onnx"],
+        model=model,
+        precision="fp32",
+        batch=2,
+        lanes=1,
+        calibration=lambda _: iter(()),
+        folder=folder / "engine",
+        cache=folder,
+        report=lambda _: None,
+    )
+    backend.build(recipe)
+    return backend.load(folder / "engine", 1, 2), model.task
+
+
+def main(words: list[str]) -> int:
+    failed = 0
+    print("| model | classes | px | parameters | engine | build s | rows alike | px at most | score at most |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for case in CASES:
+        if words and not any(word in case.name for word in words):
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            weights = make(case, Path(scratch))
+            reference = pytorch.open_weights(weights, 2)
+            parameters = sum(each.numel() for each in export.load_module(weights).parameters()) / 1e6
+            frames = [scenes.scene(seed, case.imgsz, case.imgsz).image for seed in range(2)]
+            expected = reference.infer(0, frames)
+            for name in ("openvino", "onnxruntime"):
+                facts = f"| {case.name} | {case.classes or 'own'} | {case.imgsz} | {parameters:.1f} M | {name} |"
+                started = time.monotonic()
+                try:
+                    engine, task = build(case, name, weights, Path(scratch) / name)
+                except YolopardError as error:
+                    failed += 1
+                    print(f"{facts} **not built**: {error} | | | |", flush=True)
+                    continue
+                seconds = time.monotonic() - started
+                found = engine.infer(0, frames)
+                each = [apart(ours, theirs, task) for ours, theirs in zip(found, expected, strict=True)]
+                alike, px, score = min(a for a, _, _ in each), max(p for _, p, _ in each), max(s for _, _, s in each)
+                failed += alike < 1
+                print(f"{facts} {seconds:.1f} | {alike:.2%} | {px:.4f} | {score:.6f} |", flush=True)
+                engine.close()
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
