@@ -2,10 +2,10 @@
 
     .venv/bin/python loadtest/sizes.py [words of the models to build]
 
-The weights are Ultralytics' own architectures with random values from a seed, so they find nothing: this tells that such a
-model builds and that an engine's numbers are PyTorch's, and no more. Accuracy is for trained weights (the gate, tests/).
-A row counts as alike if PyTorch has one within 0.5 px and 0.005 of score, keypoints and all; which of many near ties comes first is
-chance. It prints a Markdown table; exit status 1 if anything is not built or not alike.
+The weights are Ultralytics' own architectures with random values from a seed, so they find nothing: this tells that
+such a model builds and that an engine's numbers are PyTorch's, and no more. Accuracy is for trained weights (the gate,
+tests/). A row counts as alike if PyTorch has one within 0.5 px and 0.005 of score, keypoints and all; which of many
+near ties comes first is chance. It prints a Markdown table; exit status 1 if anything is not built or not alike.
 """
 
 import sys
@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from ultralytics import YOLO
+from ultralytics.nn.tasks import yaml_model_load
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "models" / "demo")]
@@ -52,9 +54,6 @@ CASES = [
 
 def make(case: Case, folder: Path) -> Path:
     """Weights from a seed that give back as much as they are given, layer after layer."""
-    from ultralytics import YOLO
-    from ultralytics.nn.tasks import yaml_model_load
-
     facts = yaml_model_load(f"{case.name}.yaml")
     described = folder / f"{case.name}.yaml"
     described.write_text(yaml.safe_dump(facts | ({"nc": case.classes} if case.classes else {})))
@@ -69,7 +68,7 @@ def make(case: Case, folder: Path) -> Path:
 
 
 def apart(ours: tuple[np.ndarray, ...], theirs: tuple[np.ndarray, ...], task: str) -> tuple[float, float, float]:
-    """The share of rows that are alike, and the most that those are off, in px and score; of classify the probabilities."""
+    """The share of rows that are alike, and the most that those are off, in px and score; of classify the scores."""
     if task == "classify":
         score = float(np.abs(ours[0] - theirs[0]).max())
         return float(score <= SCORE), 0.0, score
