@@ -2,6 +2,7 @@
 precision. TensorRT compiles the very graphs that run here in ONNX Runtime.
 """
 
+import functools
 from pathlib import Path
 
 import fakes
@@ -115,3 +116,62 @@ def test_broken_engine_is_caught(graphs, pictures, kind, sabotage, labels, tmp_p
     onnx.save(model, tmp_path / "broken.onnx")
     figures = judge(tmp_path / "broken.onnx", pictures, kind, labels=labels)
     assert figures.shortcomings(kind, Limits())
+
+
+# Other tasks: what an engine gives, broken as a wrong graph or runtime would break it
+
+
+@pytest.fixture(scope="module")
+def seen(of_task):
+    """Of a task: its model, and 40 scenes, each with its labels, its frame and what PyTorch gives for it."""
+
+    @functools.cache
+    def look(task: str) -> tuple:
+        made = of_task(task)
+        reference = pytorch.open_weights(made.weights, 2)
+        found = datasets.Scenes(task, 400_000, 40)
+        return made.model, [(each, each.pixels, reference.infer(0, [each.pixels])[0]) for each in found]
+
+    return look
+
+
+def figures_of(model, scenes: list[tuple], kind: str, break_it, *, labels: bool) -> Figures:
+    gate = parity.Gate(kind, model)
+    for picture, frame, outputs in scenes:
+        shown = picture if labels else datasets.Picture(picture.pixels)
+        gate.add(shown, images.whole(frame), outputs, break_it(*outputs))
+    return gate.figures()
+
+
+def columns(change) -> object:
+    """Of the rows, what comes after the class; the other outputs as they are."""
+    return lambda rows, *others: (np.concatenate([rows[:, :6], change(rows[:, 6:])], 1), *others)
+
+
+BROKEN = {
+    "prototypes upside down": ("segment", lambda rows, protos: (rows, protos[:, ::-1])),
+    "coefficients of the next prototype": ("segment", columns(lambda extras: np.roll(extras, 1, 1))),
+    "keypoints in another order": ("pose", columns(lambda extras: np.roll(extras, 3, 1))),
+    "keypoints off by 12 px": ("pose", columns(lambda extras: extras + np.float32(12))),
+    "turned by 20 degrees": ("obb", columns(lambda extras: extras + np.float32(np.pi / 9))),
+    "width for height": ("obb", lambda rows: (rows[:, [0, 1, 3, 2, 4, 5, 6]],)),
+    "the next class": ("classify", lambda probs: (np.roll(probs, 1),)),
+}
+
+
+@pytest.mark.parametrize(("kind", "labels"), [("fp32", False), ("fp32", True), ("int8", True)])
+@pytest.mark.parametrize("task", ["segment", "pose", "obb", "classify"])
+def test_what_pytorch_itself_gives_passes_for_every_task(seen, task, kind, labels):
+    figures = figures_of(*seen(task), kind, lambda *outputs: outputs, labels=labels)
+    assert figures.boxes >= 40
+    assert figures.shortcomings(kind, Limits()) == []
+
+
+@pytest.mark.parametrize(("kind", "labels"), [("fp32", False), ("int8", True)])
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_is_broken_of_a_task_is_caught_by_agreement_and_by_labels(seen, what, kind, labels):
+    task, break_it = BROKEN[what]
+    reasons = figures_of(*seen(task), kind, break_it, labels=labels).shortcomings(kind, Limits())
+    assert reasons
+    if labels:
+        assert any("it loses" in reason for reason in reasons)
