@@ -493,9 +493,10 @@ async def test_on_one_device_the_batches_ahead_are_waited_for_one_after_the_othe
     batcher = make(lanes=3, max_batch=2, one_device=True, device_s=HOUR, lead_s=2 * HOUR - SOON)
     device.gate.clear()
     started = time.monotonic()
-    tasks = await queue(batcher, 1, 2, 3, 4)
-    await device.until_busy()
-    await device.until_busy()
+    tasks = []
+    for marks in ([1, 2], [3, 4]):  # one after the other: each lane is a thread, and either could be first
+        tasks += await queue(batcher, *marks)
+        await device.until_busy()
     tasks += await queue(batcher, 5)
     await device.until_busy()
     assert time.monotonic() - started >= 0.9 * SOON
