@@ -24,6 +24,7 @@ Boxes = NDArray[np.float32]  # [N, 4], x1 y1 x2 y2
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 GREY = 114
 LONG = 16
+SEGMENTS = 300  # of a JPEG in front of its pixels; a profile may take 255
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, kind
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -126,16 +127,31 @@ def _plain_jpeg(data: bytes, max_pixels: int, side: int | None) -> Pixels | None
     """To the bit what OpenCV makes of it, by the same libjpeg-turbo without a copy of each line. None: one that is
     turned, to be shrunk, damaged or of a rare sort, which the others know better.
     """
-    if _EXIF in data:
-        return None
     try:
+        if _has_exif(data):
+            return None
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         _require_size(width, height, max_pixels)
         if side is not None and _fraction(max(height, width), side) > 1:
             return None
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB"), np.uint8)
-    except ValueError:
+    except (ValueError, IndexError):
         return None
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether a JPEG has it among the segments before its pixels. Raises IndexError or ValueError at rare ones."""
+    at, app1, start_of_scan = 2, 0xE1, 0xDA
+    for _ in range(SEGMENTS):
+        prefix, marker = data[at], data[at + 1]
+        if prefix != 0xFF or marker == 0xFF:
+            break
+        if marker == start_of_scan:
+            return False
+        if marker == app1 and data.startswith(_EXIF, at + 4):
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    raise ValueError("padded, damaged or of very many segments")
 
 
 def _require_size(width: int, height: int, max_pixels: int) -> None:

@@ -152,6 +152,24 @@ def test_exif_orientation_is_applied_in_every_format_that_has_it(kind, orientati
     assert np.abs(pixels.astype(int) - upright).max() <= 3
 
 
+@pytest.mark.parametrize(
+    "before",
+    [b"\xff\xfe\x00\x06\xff\xda\xff\xd9", b"\xff", b"\xff\xfe\x00\x02" * 1000],
+    ids=["comment", "fill", "many"],
+)
+def test_exif_orientation_is_found_behind_whatever_else_a_jpeg_begins_with(before):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = save(PHOTO, "JPEG", exif=exif, quality=95)
+    turned = decode(data[:2] + before + data[2:], MAX_PIXELS)
+    np.testing.assert_array_equal(turned, decode(data, MAX_PIXELS))
+
+
+def test_the_bytes_of_exif_in_a_comment_are_not_exif():
+    data = save(PHOTO, "JPEG", quality=95, comment=b"Exif\0\0")
+    np.testing.assert_array_equal(decode(data, MAX_PIXELS), decode(save(PHOTO, "JPEG", quality=95), MAX_PIXELS))
+
+
 @pytest.mark.parametrize("part", [0.1, 0.3, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize("name", [name for name in FILES if name.split()[-1] not in ("animated", "pages")])
 def test_a_file_cut_short_is_undecodable(name, part):
