@@ -1,5 +1,6 @@
 """OpenVINO with SHAPES: the listed shapes of a quantized model are compiled before the first image comes."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import scenes
 
 from app import export, graph
 from app.backends import Recipe, openvino, pytorch
+from app.backends.shapes import OFTEN
 from app.settings import DEMO_WEIGHTS
 
 SHAPES = ((64, 160), (160, 64), (96, 160))
@@ -56,6 +58,22 @@ def test_listed_shapes_of_a_quantized_model_have_their_own_before_the_first_imag
             engine.infer(0, [np.zeros((*shape, 3), np.uint8)])
     time.sleep(0.1)
     assert len(compiled) == (4 if quantized else 1)
+    engine.close()
+
+
+def test_a_frequent_shape_is_inferred_at_the_priority_of_all(folder):
+    """Its model was compiled at nice 19, and so were its inferences: another busy process all but stopped them."""
+    before = set(Path("/proc/self/task").iterdir())
+    engine = openvino.load(folder, 2, 2)
+    for _ in range(OFTEN):
+        engine.infer(0, [np.zeros((64, 64, 3), np.uint8)])
+    if engine._shapes and (compiling := engine._shapes._compiling):
+        compiling.join(60)
+    threads = set(Path("/proc/self/task").iterdir()) - before
+    assert len(threads) > 1
+    assert {os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in threads} == {
+        os.getpriority(os.PRIO_PROCESS, 0)
+    }
     engine.close()
 
 

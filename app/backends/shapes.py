@@ -1,7 +1,6 @@
 """Which shapes of frames are worth a compiled model of their own."""
 
 import logging
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -15,11 +14,11 @@ log = logging.getLogger("yolopard.shapes")
 MOST = 8  # models kept
 OFTEN = 8  # frames of a shape before it is compiled
 MEMORY = 2048  # frames after which those before count half
-NICE = 19
 
 
 class Shapes(Generic[T]):
-    """The models of the shapes that come most often, each compiled on a thread of its own while others serve.
+    """The models of the shapes that come most often, each compiled on a thread of its own while others serve, and at
+    their priority: the threads that a model starts there would keep a lower one for its inferences.
 
     A shape takes the place of another only when it comes twice as often, so that images of ever changing sizes do not
     keep a core compiling.
@@ -65,7 +64,6 @@ class Shapes(Generic[T]):
         return min(self._made, key=self._seen.__getitem__)
 
     def _compile(self, shape: Shape) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
             made = self._make(shape)
         except Exception:
