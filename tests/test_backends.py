@@ -17,28 +17,29 @@ from app.results import Detections, Outputs, Thresholds, select
 from app.settings import DEMO_WEIGHTS
 
 NAMES = ["openvino", "onnxruntime", "pytorch"]
+SIDE = 320
 
 
 @pytest.fixture(scope="module")
 def engines_by_name(build):
-    loaded = {name: backends.get(name).load(build(name).folder, 1, 2) for name in NAMES}
+    loaded = {name: backends.get(name).load(build(name, imgsz=SIDE).folder, 1, 2) for name in NAMES}
     yield loaded
     for engine in loaded.values():
         engine.close()
 
 
-def frame_of(path, side=640) -> np.ndarray:
+def frame_of(path) -> np.ndarray:
     pixels = images.decode(path.read_bytes(), 10**8)
-    return images.letterbox(pixels, images.place(*pixels.shape[:2], side, 32, None))
+    return images.letterbox(pixels, images.place(*pixels.shape[:2], SIDE, 32, None))
 
 
-SAMPLE_FRAMES = [frame_of(path) for path in sorted((DEMO / "samples").glob("*.jpg"))]
+FRAMES = [frame_of(path) for path in sorted((DEMO / "samples").glob("*.jpg"))]
 
 
 @pytest.mark.parametrize("index", range(5))
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_backends_agree_on_every_sample(engines_by_name, name, index):
-    frame = SAMPLE_FRAMES[index][None]
+    frame = FRAMES[index][None]
     reference = select(engines_by_name["pytorch"].infer(0, frame)[0], Thresholds(), MODEL)
     found = select(engines_by_name[name].infer(0, frame)[0], Thresholds(), MODEL)
     assert len(reference) > 0
@@ -50,7 +51,7 @@ def test_backends_agree_on_every_sample(engines_by_name, name, index):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_gives_the_same_boxes_alone_and_in_any_place_of_a_batch(engines_by_name, name):
     engine = engines_by_name[name]
-    square = next(frame for frame in SAMPLE_FRAMES if frame.shape == (640, 640, 3))
+    square = next(frame for frame in FRAMES if frame.shape == (SIDE, SIDE, 3))
     others = [np.roll(square, 100 * i, axis=1) for i in range(1, 4)]
     alone = select(engine.infer(0, square[None])[0], Thresholds(), MODEL)
     for place in range(4):
@@ -66,21 +67,19 @@ def test_an_image_gives_the_same_boxes_alone_and_in_any_place_of_a_batch(engines
 def test_rows_are_the_engines_own_memory_no_more(engines_by_name, name):
     """Ultralytics' TensorRT backend returns views that the next call overwrites."""
     engine = engines_by_name[name]
-    ((first,),) = engine.infer(0, SAMPLE_FRAMES[0][None])
+    ((first,),) = engine.infer(0, FRAMES[0][None])
     before = first.copy()
-    engine.infer(0, np.zeros_like(SAMPLE_FRAMES[0])[None])
+    engine.infer(0, np.zeros_like(FRAMES[0])[None])
     np.testing.assert_array_equal(first, before)
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_two_lanes_at_a_time_give_what_each_gives_alone(build, name):
-    engine = backends.get(name).load(build(name).folder, 2, 2)
-    expected = [engine.infer(0, frame[None]) for frame in SAMPLE_FRAMES[:2]]
+    engine = backends.get(name).load(build(name, imgsz=SIDE).folder, 2, 2)
+    expected = [engine.infer(0, frame[None]) for frame in FRAMES[:2]]
     found: list = [None, None]
     threads = [
-        threading.Thread(
-            target=lambda lane=lane: found.__setitem__(lane, engine.infer(lane, SAMPLE_FRAMES[lane][None]))
-        )
+        threading.Thread(target=lambda lane=lane: found.__setitem__(lane, engine.infer(lane, FRAMES[lane][None])))
         for lane in range(2)
     ]
     for thread in threads:
@@ -93,18 +92,16 @@ def test_two_lanes_at_a_time_give_what_each_gives_alone(build, name):
 
 # OpenVINO: all cores on one batch or a stream for each lane, and models for the shapes that come often
 
-SMALL_FRAMES = [frame_of(path, 320) for path in sorted((DEMO / "samples").glob("*.jpg"))]
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     """OpenVINO's files in both precisions, straight from the backend, unjudged."""
-    plain = export.to_plain_onnx(DEMO_WEIGHTS, 320, tmp_path_factory.mktemp("plain"))
+    plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path_factory.mktemp("plain"))
     made = {}
     for precision in openvino.PRECISIONS:
         made[precision] = tmp_path_factory.mktemp(precision)
         serving = made[precision] / "graph.onnx"
-        model = graph.to_serving_graph(plain, "demo", 320, serving)
+        model = graph.to_serving_graph(plain, "demo", SIDE, serving)
         recipe = Recipe(
             weights=DEMO_WEIGHTS,
             graphs=[serving],
@@ -112,7 +109,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
             precision=precision,
             batch=2,
             lanes=2,
-            calibration=lambda _: iter(SMALL_FRAMES),
+            calibration=lambda _: iter(FRAMES),
             folder=made[precision],
             cache=made[precision],
             report=lambda _: None,
@@ -155,14 +152,14 @@ def options(request, name: str) -> object:
 
 
 def test_openvino_infers_in_float32_even_where_the_cpu_has_bfloat16(two_lanes):
-    two_lanes.infer(0, SMALL_FRAMES[:1])
+    two_lanes.infer(0, FRAMES[:1])
     for compiled in ways(two_lanes):
         for request in (*compiled._of_lane, compiled._alone):
             assert options(request, "INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
 
 def test_openvino_has_a_stream_for_each_lane_and_one_with_all_cores_for_a_batch_alone(two_lanes):
-    two_lanes.infer(0, SMALL_FRAMES[:1])
+    two_lanes.infer(0, FRAMES[:1])
     for compiled in ways(two_lanes):
         assert [options(request, "NUM_STREAMS") for request in compiled._of_lane] == [2, 2]
         assert options(compiled._alone, "NUM_STREAMS") == 1
@@ -178,7 +175,7 @@ def test_openvino_with_one_lane_is_compiled_once(folders):
 
 
 def test_openvino_alone_gives_the_rows_of_a_lane(two_lanes):
-    for frames in ([SMALL_FRAMES[0]], [SMALL_FRAMES[2]] * 2):
+    for frames in ([FRAMES[0]], [FRAMES[2]] * 2):
         expected = two_lanes.infer(0, frames)
         for lane, alone in ((1, False), (0, True), (1, True)):
             for rows, theirs in zip(two_lanes.infer(lane, frames, alone=alone), expected, strict=True):
@@ -186,20 +183,20 @@ def test_openvino_alone_gives_the_rows_of_a_lane(two_lanes):
 
 
 def test_openvino_rows_alone_are_their_own_memory_too(two_lanes):
-    ((first,),) = two_lanes.infer(0, SMALL_FRAMES[:1], alone=True)
+    ((first,),) = two_lanes.infer(0, FRAMES[:1], alone=True)
     before = first.copy()
-    two_lanes.infer(1, [np.zeros_like(SMALL_FRAMES[0])], alone=True)
+    two_lanes.infer(1, [np.zeros_like(FRAMES[0])], alone=True)
     np.testing.assert_array_equal(first, before)
 
 
 def test_openvino_lanes_at_the_same_time_give_what_each_gives_alone(two_lanes):
-    expected = {frame.shape: two_lanes.infer(0, [frame])[0] for frame in SMALL_FRAMES[:3]}
+    expected = {frame.shape: two_lanes.infer(0, [frame])[0] for frame in FRAMES[:3]}
     together, found = threading.Barrier(2), [[], []]
 
     def work(lane: int) -> None:
         together.wait(10)
         for turn in range(12):  # often enough for every shape to get a model of its own meanwhile
-            frame = SMALL_FRAMES[(turn + lane) % 3]
+            frame = FRAMES[(turn + lane) % 3]
             found[lane].append((frame.shape, two_lanes.infer(lane, [frame])[0]))
 
     lanes = [threading.Thread(target=work, args=(lane,)) for lane in range(2)]
@@ -213,7 +210,7 @@ def test_openvino_lanes_at_the_same_time_give_what_each_gives_alone(two_lanes):
 
 
 def test_a_model_for_one_shape_gives_what_the_model_for_all_shapes_gives(quantized):
-    for frame in SMALL_FRAMES[:3]:
+    for frame in FRAMES[:3]:
         (expected,) = quantized._any.infer(0, [frame], False)
         for _ in range(shapes.OFTEN):
             quantized.infer(0, [frame])
@@ -225,17 +222,17 @@ def test_a_model_for_one_shape_gives_what_the_model_for_all_shapes_gives(quantiz
 
 
 def test_the_model_for_one_shape_is_the_one_that_is_asked(quantized, monkeypatch):
-    frame = SMALL_FRAMES[0]
+    frame = FRAMES[0]
     expected = quantized.infer(0, [frame])
     monkeypatch.setattr(quantized._any, "infer", None)
     np.testing.assert_array_equal(quantized.infer(0, [frame]), expected)
 
 
 def test_batches_of_several_go_to_the_model_for_all_shapes(quantized):
-    quantized.infer(0, SMALL_FRAMES[:1])
+    quantized.infer(0, FRAMES[:1])
     seen = quantized._shapes._seen.copy()
     for _ in range(shapes.OFTEN):
-        assert len(quantized.infer(0, [SMALL_FRAMES[2]] * 2)) == 2
+        assert len(quantized.infer(0, [FRAMES[2]] * 2)) == 2
     assert quantized._shapes._seen == seen
 
 
@@ -247,9 +244,9 @@ def test_a_float_engine_has_the_model_for_all_shapes_alone(folders):
 
 
 def test_close_waits_for_a_model_that_is_being_compiled(quantized):
-    quantized.infer(0, [SMALL_FRAMES[0]])
+    quantized.infer(0, [FRAMES[0]])
     for _ in range(shapes.OFTEN):
-        quantized.infer(0, [SMALL_FRAMES[2]])
+        quantized.infer(0, [FRAMES[2]])
     compiling = quantized._shapes._compiling
     other = openvino.load(quantized._path.parent, 1, 1)
     other.close()  # one that has compiled nothing yet
@@ -267,9 +264,9 @@ def test_lanes_are_as_asked_or_the_backend_s_or_one_a_core(backend, asked, threa
 
 def test_more_lanes_than_threads_have_a_stream_each(folders):
     engine = openvino.load(folders["fp32"], 3, 2)
-    expected = engine.infer(0, SMALL_FRAMES[:1])
+    expected = engine.infer(0, FRAMES[:1])
     for lane in (1, 2):
-        assert_same(engine.infer(lane, SMALL_FRAMES[:1])[0], expected[0])
+        assert_same(engine.infer(lane, FRAMES[:1])[0], expected[0])
     engine.close()
 
 
