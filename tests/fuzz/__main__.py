@@ -51,7 +51,7 @@ def tell(task: str, outcome: fuzz.Outcome, log: str) -> None:
         print(f"{name}: {getattr(before, name):.0f} after a tenth, {getattr(after, name):.0f} at the end")
     print("\n".join(failure[:1000] for failure in outcome.failures[:20]), flush=True)
     if defects:
-        print(log[log.index("Traceback") :][:4000])
+        print(log[log.index("Traceback") :][:10_000])
 
 
 if __name__ == "__main__":
