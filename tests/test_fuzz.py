@@ -5,23 +5,28 @@ import contextlib
 import math
 import os
 
+import conftest
 import fakes
 import fuzz
 import numpy as np
 import pytest
 from fuzz import kserve, parts, web
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 from test_kserve_grpc import free_port
 
 from app import images
+from app.api import urls
 from app.api.kserve import grpc as kserve_grpc
 from app.api.kserve.http import parse
 from app.api.kserve.models import ImageModel, TensorModel
 from app.api.multipart import Parts
 from app.api.source import from_base64
 from app.errors import RequestError, Unsupported
+
+KEY = b"0123456789abcdef"
+HOSTS = ["images.example", "images.example:8443"]
 
 few = settings(
     max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
@@ -40,6 +45,48 @@ def test_malformed_requests_to_every_protocol_get_no_5xx_and_the_next_right_one_
     assert {"200", "400", "405", "415", "422", "OK", "INVALID_ARGUMENT"} <= {status for _, status in outcome.statuses}
     assert live.client.post("/v1/detect", content=parts.IMAGES[0]).status_code == 200
     assert live.service.predictor.pending == 0
+
+
+def test_malformed_http_gets_no_5xx_and_the_next_right_one_is_answered(serve):
+    live = serve(grpc_port=free_port())
+    outcome = fuzz.run(sound(live), 100, senders=["wire"])
+    assert [failure for failure in outcome.failures if "growth" not in failure] == []
+    assert {("wire", "none"), ("wire", "200"), ("wire", "400")} <= set(outcome.statuses)
+    assert live.client.post("/v1/detect", content=parts.IMAGES[0]).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def locked():
+    with conftest.serve_engine(fakes.Device(fakes.ROWS), fakes.built(), api_keys=(KEY.decode(),)) as live:
+        yield live
+
+
+@few
+@given(
+    st.sampled_from([*web.PATHS]),
+    st.sampled_from([b"Authorization", b"X-API-Key"]),
+    st.sampled_from([b"", b"Bearer ", b"bearer", b"Basic ", b"Bearer Bearer "]),
+    parts.broken(KEY),
+)
+def test_no_broken_key_opens_a_protocol(locked, path, name, scheme, key):
+    shown = (scheme + key).translate(None, bytes([*range(32), 127])).strip()  # what a head can carry
+    assume(shown.removeprefix(b"Bearer ").strip() != KEY)
+    answer = locked.client.post(path.format(model="pets"), headers=[(name, shown)], content=parts.IMAGES[0])
+    assert 400 <= answer.status_code < 500
+
+
+@few
+@given(
+    st.lists(
+        st.sampled_from([*HOSTS, "http", "https", "://", "/", "\\", "@", ":", "?", "#", "[::1]", "%00", "ü", "\0"])
+    )
+    .map("".join)
+    .map(lambda text: f"http://{text}")
+    | st.text()
+)
+def test_any_text_is_a_url_of_an_allowed_host_or_refused(text):
+    with contextlib.suppress(RequestError):
+        assert urls._allowed(text, HOSTS).netloc.decode() in HOSTS
 
 
 @few

@@ -3,10 +3,12 @@ PyTorch FP32, NMS and results.
 """
 
 import io
+import os
 from types import SimpleNamespace
 
 import cv2
 import fakes
+import fuzz
 import numpy as np
 import pytest
 import scenes
@@ -210,3 +212,10 @@ def test_an_image_without_results_has_empty_outputs(served):
         found = 5 if served.task == "classify" else 0  # the five likeliest there always are
         for output in answer.get_response()["outputs"]:
             assert answer.as_numpy(output["name"]).shape[1:2] in ((), (found,))
+
+
+def test_malformed_requests_get_no_5xx(served):
+    server = fuzz.Server(served.live.url, f"127.0.0.1:{tasks.GRPC_PORTS[served.task]}", os.getpid())
+    outcome = fuzz.run(server, 300, senders=("web", "kserve", "grpc"))
+    assert [failure for failure in outcome.failures if "growth" not in failure] == []
+    assert {"200", "400", "405", "422", "OK", "INVALID_ARGUMENT"} <= {status for _, status in outcome.statuses}

@@ -18,12 +18,16 @@ import requests
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from fuzz import kserve, web
+from fuzz import kserve, web, wire
 
 MEANT = {  # statuses of the server's fault that these protocols give on purpose
     "kserve": {"501", "504"},  # what only Triton has; a `timeout` of microseconds
     "grpc": {"UNIMPLEMENTED", "DEADLINE_EXCEEDED"},
+    "platform": {"501"},  # HUB's older shape and these tell boxes, which a classify model has none of
+    "deepstack": {"501"},
+    "roboflow": {"501"},
     "openapi": {"501"},
+    "wire": {"504"},  # a deadline that passes while the body comes
 }
 FAULTS = {"UNKNOWN", "INTERNAL", "UNIMPLEMENTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "DATA_LOSS"}  # of gRPC
 GROWTH = 1.25  # most of memory, from a tenth of the run to its end
@@ -126,6 +130,14 @@ def of_grpc(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
     return kserve.calls(server.model), send
 
 
+def of_wire(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
+    def send(made: tuple[list[bytes], bool]) -> None:
+        for status in wire.ask(server.url, *made):
+            outcome.add("wire", status, made)
+
+    return wire.requests(), send
+
+
 def of_openapi(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
     """What schemathesis makes of the description, /v2 and all."""
     import schemathesis
@@ -143,7 +155,13 @@ def of_openapi(server: Server, client: httpx.Client, outcome: Outcome) -> Sender
     return st.one_of(*(schema.as_strategy(kind) for kind in kinds)), send
 
 
-SENDERS = {"web": (of_web, len(web.PATHS)), "kserve": (of_kserve, 1), "grpc": (of_grpc, 1), "openapi": (of_openapi, 1)}
+SENDERS = {  # and how many requests each sends at once
+    "web": (of_web, len(web.PATHS)),
+    "kserve": (of_kserve, 1),
+    "grpc": (of_grpc, 1),
+    "wire": (of_wire, 1),
+    "openapi": (of_openapi, 1),
+}
 
 
 def run(server: Server, count: int, number: int = 0, senders: Sequence[str] = tuple(SENDERS)) -> Outcome:

@@ -37,6 +37,7 @@ LIMITS = {"max_tensor_bytes": 300_000, "max_body_bytes": 300_000}  # of the serv
 TOO_MANY = 400_000  # bytes
 DEEP = [b"[" * 3000, b'{"inputs":' + b"[" * 500 + b"]" * 500 + b"}"]
 DATATYPES = ["FP32", "FP16", "UINT8", "INT32", "BYTES", "FP64", "BOOL", "", "fp32", "\0"]
+OUTPUTS = ["output0", "output1", "num_detections", "boxes", "scores", "masks", "keypoints", "corners", "x"]
 SIZES = [-(2**63), -1, 0, 1, 3, 31, 32, 64, 2**31, 2**62, 2**63 - 1]
 SHAPES = st.one_of(
     st.lists(st.sampled_from(SIZES), max_size=6),
@@ -88,7 +89,7 @@ def tensors(draw: Draw, name: str) -> tuple[str, str, list[int], bytes]:
         given = [name, "BYTES", [len(elements)], raw]
     else:
         datatype, itemsize = draw(st.sampled_from([("FP32", 4), ("FP16", 2), ("UINT8", 1)]))
-        shape = [draw(st.integers(1, 2)), 3, 32, draw(st.sampled_from([32, 64]))]
+        shape = [draw(st.integers(1, 2)), 3, *draw(st.sampled_from([(32, 32), (32, 64), (64, 64)]))]
         raw = np.random.default_rng(draw(st.integers(0, 9))).bytes(int(np.prod(shape)) * itemsize)
         given = [name, datatype, shape, raw]
     if (wrong := draw(st.integers(0, 9))) < 4:
@@ -121,7 +122,7 @@ def headers(draw: Draw, name: str) -> tuple[bytes, bytes]:
         if draw(st.integers(0, 9)) == 0:
             told[draw(st.sampled_from([*told]))] = draw(ODD)
         inputs.append(told)
-    outputs = st.lists(st.sampled_from(["output0", "boxes", "num_detections", "x"]), max_size=2)
+    outputs = st.lists(st.sampled_from(OUTPUTS), max_size=2)
     header: Any = {"inputs": inputs, "parameters": _or(draw, {}, PARAMETERS)}
     header["outputs"] = [{"name": output} for output in _or(draw, [], outputs)]
     if draw(st.integers(0, 9)) == 0:
@@ -200,7 +201,7 @@ def inferences(draw: Draw, model: str) -> Any:
         kind = draw(st.sampled_from(["string_param", "bool_param", "double_param", "int64_param", "uint64_param"]))
         value = {"string_param": "0.5", "bool_param": True, "double_param": float("nan")}.get(kind, 7)
         setattr(message.parameters[parameter], kind, value)
-    for output in _or(draw, [], st.lists(st.sampled_from(["output0", "boxes", "x"]), max_size=2)):
+    for output in _or(draw, [], st.lists(st.sampled_from(OUTPUTS), max_size=2)):
         message.outputs.add(name=output)
     message.raw_input_contents.extend(_or(draw, [], st.sampled_from([[], [b""], [bytes(TOO_MANY)]])))
     return message

@@ -33,11 +33,12 @@ HEADS = [
 ]
 WORDS = st.one_of(
     st.sampled_from(["", "0", "0.5", "1", "-1", "1e400", "nan", "inf", "0,5", "true", "\0", "ü", "9" * 400]),
+    st.sampled_from(["image", "rle", "json", "polygon"]),
     st.text(max_size=20),
 )
 NAMES = st.one_of(
     st.sampled_from(
-        ["conf", "iou", "max_det", "classes", "format", "engine", "compare", "file", "image", "source", "url"]
+        ["conf", "iou", "max_det", "classes", "format", "engine", "compare", "masks", "file", "image", "source", "url"]
     ),
     st.sampled_from(["min_confidence", "api_key", "model", "decimals", "normalize", "confidence", "overlap", "size"]),
     st.text(max_size=10),

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 import httpx
 from hypothesis import strategies as st
 
-from fuzz.parts import JSON, NAMES, WORDS, Draw, broken, pictures
+from fuzz.parts import IMAGES, JSON, NAMES, WORDS, Draw, broken, pictures
 
 PATHS = {
     "/v1/detect": "v1",
@@ -20,6 +20,7 @@ PATHS = {
     "/infer/object_detection": "roboflow",
     "/{model}/1": "roboflow",
 }  # and whose they are
+QUERIES = [b"", b"conf=0", b"conf=0&masks=rle", b"conf=0&format=image"]  # which any model finds something with
 
 
 @st.composite
@@ -64,10 +65,13 @@ def requests(draw: Draw, model: str) -> dict[str, httpx.Request]:
     elif how == "form":
         body, kind = draw(forms())
     elif how == "image":
-        body, kind = draw(pictures()), draw(st.sampled_from(["image/jpeg", "application/octet-stream", "text/plain"]))
+        body, kind = (
+            draw(st.sampled_from(IMAGES) | pictures()),
+            draw(st.sampled_from(["image/jpeg", "application/octet-stream", "text/plain"])),
+        )
     else:
         body, kind = draw(broken(draw(queries()))), "application/x-www-form-urlencoded"
-    query = draw(queries()) if draw(st.booleans()) else b""
+    query = draw(st.sampled_from(QUERIES) | queries())
     return {
         path: httpx.Request(
             method,
