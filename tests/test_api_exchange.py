@@ -2,8 +2,10 @@
 
 import json
 import logging
+import socket
 
 import pytest
+from test_api_detect import wait_for
 
 from app.log import JsonLines
 
@@ -61,3 +63,19 @@ def test_refusals_of_a_protocol_are_counted_by_their_code(serve, path, code):
     live.client.get(path)
     assert live.value("requests_total", protocol="v1", code=code) == 1
     assert live.value("request_duration_seconds_count", protocol="v1") == 1
+
+
+def test_no_http_behind_a_request_that_is_being_answered_is_no_defect(serve, device, sample, caplog):
+    """uvicorn closes the connection and tells only its newest request; uvloop then refuses what the first one sends."""
+    live = serve()
+    device.gate.clear()
+    with socket.create_connection(("127.0.0.1", live.port)) as connection:
+        head = b"POST /v1/detect HTTP/1.1\r\nHost: a\r\nContent-Length: "
+        connection.sendall(head + b"%d\r\n\r\n" % len(sample) + sample + head + b"5\r\n\r\nabcde\0\0 no HTTP\r\n\r\n")
+        assert device.busy.acquire(timeout=10)
+        while connection.recv(1 << 16):
+            pass
+    device.gate.set()
+    wait_for(lambda: live.value("requests_total", protocol="v1") is not None)
+    assert live.service.predictor.pending == 0
+    assert [record for record in caplog.records if record.name == "yolopard.crash"] == []

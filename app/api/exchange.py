@@ -21,6 +21,8 @@ crash_log = logging.getLogger("yolopard.crash")
 
 _KEY = "yolopard.exchange"
 _START, _COUNT = secrets.token_hex(6), itertools.count()  # asking the system for each id takes 50 us
+# uvloop's, where uvicorn has closed the connection over what came behind this request and was no HTTP.
+_CLOSED = "the handler is closed"
 _ID = re.compile(rb"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -74,7 +76,11 @@ class ExchangeMiddleware:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", exchange.request_id.encode())]
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError as error:
+                if _CLOSED not in str(error):
+                    raise
 
         try:
             await self._app(scope, receive, send_with_id)
