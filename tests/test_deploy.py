@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 
 IMGSZ = 160  # small: it is the numbers' way that is tested here
 HOUSE = 4  # MAX_PENDING
+PATIENCE_S = 300  # for what comes in seconds, on a machine that is slow or busy with something else
 KEYWORDS = {"and", "or", "unless", "on", "by", "ignoring", "group_left", "offset"}
 
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="Debian's prometheus is not installed")
@@ -186,8 +188,8 @@ class Missing:
         pass
 
 
-def eventually(done: Callable[[], Any], seconds: float, what: Callable[[], object] = lambda: "") -> None:
-    deadline = time.monotonic() + seconds
+def eventually(done: Callable[[], Any], what: Callable[[], object] = lambda: "") -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while not done():
         assert time.monotonic() < deadline, what()
         time.sleep(0.1)
@@ -205,11 +207,12 @@ def live(engines, build) -> Iterator[Live]:
 
     for backend in ("onnxruntime", "pytorch"):
         build(backend, imgsz=IMGSZ, batch=settings.batch)
+    started = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
         see_a_gpu(patch)
-        live = Live(Service(settings, source, on_ready=lambda _: None, on_failure=lambda: None))
+        live = Live(Service(settings, source, on_ready=lambda _: started.set(), on_failure=started.set))
         try:
-            eventually(lambda: live.service.ready or live.service.failure, 120)
+            assert started.wait(PATIENCE_S)
             assert live.service.failure is None
             yield live
         finally:
@@ -229,11 +232,11 @@ def ask_in_many_ways(live: Live, sample: bytes) -> None:
     slow = [socket.create_connection(("127.0.0.1", live.port)) for _ in range(HOUSE)]
     for client in slow:  # bodies that do not come hold their places
         client.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
-    eventually(lambda: live.value("pending") == HOUSE, 10)
+    eventually(lambda: live.value("pending") == HOUSE)
     assert ask() == 503
     for client in slow:
         client.close()
-    eventually(lambda: live.value("pending") == 0, 10)
+    eventually(lambda: live.value("pending") == 0)
 
 
 class Prometheus:
@@ -300,8 +303,8 @@ def prometheus(live, sample, tmp_path_factory) -> Iterator[Prometheus]:
     """It has seen the server at work: every panel has something to show."""
     prometheus = Prometheus(f"127.0.0.1:{live.port}", tmp_path_factory.mktemp("prometheus"))
     try:
-        eventually(prometheus.ready, 20)
-        eventually(lambda: prometheus.get("query", query="up")["result"], 20)
+        eventually(prometheus.ready)
+        eventually(lambda: prometheus.get("query", query="up")["result"])
         empty = []
 
         def seen() -> bool:
@@ -309,7 +312,7 @@ def prometheus(live, sample, tmp_path_factory) -> Iterator[Prometheus]:
             empty[:] = [title for title, target in TARGETS if not prometheus.ask(target)]
             return not empty
 
-        eventually(seen, 40, lambda: f"panels without data: {empty}")
+        eventually(seen, lambda: f"panels without data: {empty}")
         yield prometheus
     finally:
         prometheus.stop()

@@ -1,14 +1,22 @@
 """The web page at / and /docs, in headless Chromium against the real server and the demo model."""
 
 import json
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
+import cv2
+import fakes
 import pytest
+import scenes
+from conftest import serve_engine
 from playwright.sync_api import Page, expect, sync_playwright
 
+from app.backends import onnxruntime
 from app.datasets import DEMO
+from app.parity import VISIBLE
 
 CHROMIUM = shutil.which("chromium")
 OFFLINE = [
@@ -166,6 +174,67 @@ def test_page_fits_a_phone_in_light_and_dark(page, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert (ground == "rgb(247, 245, 241)") == (scheme == "light")
+
+
+@pytest.fixture(scope="module", params=["segment", "pose", "obb", "classify"])
+def shown(request, browser, of_task, tmp_path_factory):
+    """What the demo model of a task finds in a picture, and the page with it."""
+    made, task = of_task(request.param), request.param
+    picture = scenes.crop(900_000)[0] if task == "classify" else scenes.scene(900_000, 320, 240, task).image
+    file = tmp_path_factory.mktemp("picture") / "picture.png"
+    cv2.imwrite(str(file), picture[..., ::-1])
+    with serve_engine(onnxruntime.OnnxruntimeEngine(made.graph, 2), fakes.built(model=made.model)) as live:
+        answer = live.client.post("/v1/predict", params={"conf": 0.25}, content=file.read_bytes()).json()
+        page = browser.new_page(base_url=live.url)
+        choose(page, file)
+        expect(boxes(page).first).to_be_attached()
+        yield SimpleNamespace(task=task, page=page, results=answer["images"][0]["results"])
+        page.close()
+
+
+def points(path: str) -> list[tuple[float, float]]:
+    numbers = [float(number) for number in re.findall(r"-?[\d.]+", path.replace("h0", ""))]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def outline(found: dict) -> list[tuple[float, float]]:
+    """The points that are drawn of a result."""
+    if "segments" in found:
+        return list(zip(*found["segments"].values(), strict=True))
+    if "keypoints" in found:
+        keypoints = zip(*found["keypoints"].values(), strict=True)
+        return [(x, y) for x, y, visible in keypoints if visible >= VISIBLE]
+    return [(found["box"][f"x{i}"], found["box"][f"y{i}"]) for i in range(1, 5)] if "box" in found else []
+
+
+def test_masks_poses_and_turned_boxes_are_drawn_point_by_point(shown):
+    drawn = [path.get_attribute("d") for path in shown.page.locator("#boxes path").all()]
+    assert shown.results
+    assert [points(path) for path in drawn] == [outline(found) for found in shown.results]
+
+
+def test_keypoints_that_the_model_holds_hidden_are_not_drawn(page):
+    page.goto("/")
+    keypoints = {"x": [1, 2, 3], "y": [4, 5, 6], "visible": [VISIBLE, VISIBLE - 0.01, 1]}
+    assert page.evaluate("found => shapeOf(found)", {"box": {}, "keypoints": keypoints}) == ["pose", "M1 4h0M3 6h0"]
+    del keypoints["visible"]  # of a model that does not tell
+    assert page.evaluate("found => shapeOf(found)[1]", {"box": {}, "keypoints": keypoints}) == "M1 4h0M2 5h0M3 6h0"
+
+
+def test_shapes_lie_where_their_points_are_on_the_screen(shown):
+    picture = shown.page.locator("figure img")
+    at = picture.bounding_box()
+    scale = at["width"] / picture.evaluate("it => it.naturalWidth")
+    for shape in shown.page.locator("#boxes svg").all():
+        x, y, width, height = (scale * float(number) for number in shape.get_attribute("viewBox").split())
+        assert shape.bounding_box() == pytest.approx(
+            {"x": at["x"] + x, "y": at["y"] + y, "width": width, "height": height}, abs=2
+        )
+
+
+def test_knobs_are_shown_where_they_change_something(shown):
+    for name in ("#knobs", "#filter"):
+        expect(shown.page.locator(name)).to_be_visible(visible=shown.task != "classify")
 
 
 def test_docs_try_out_a_detection_without_the_internet(page, demo):
