@@ -63,7 +63,7 @@ def assert_same_boxes(found: np.ndarray, expected: np.ndarray, *, px: float, sco
 
 
 def share_of_same_boxes(found: np.ndarray, expected: np.ndarray, px: float) -> float:
-    """Of the sure ones, among the rows before NMS: of two whose scores are all but equal, NMS may keep the other one."""
+    """Of the sure ones, among the rows before NMS, which of two with all but the same score may keep the other one."""
     same = []
     for rows, wanted in zip(found, expected, strict=True):
         sure = select((wanted,), Thresholds(0.6), MODEL)
@@ -118,7 +118,7 @@ def test_no_two_products_that_a_cpu_without_vnni_adds_exceed_16_bits(model):
 
 
 def test_scales_hold_the_greatest_value_of_any_frame(single, tmp_path):
-    """Not the mean over the frames, which clips what an object makes that few of them show."""
+    """Not the mean over the frames, which clips what few of them hold."""
     dark, bright = (np.full((64, 64, 3), level, np.uint8) for level in (51, 255))
     quantize.to_int8(single, tmp_path / "int8.onnx", [dark, dark, bright, dark])
     assert initializers(onnx.load(tmp_path / "int8.onnx"))["in/scaled/scale"] == pytest.approx(1 / 127)
