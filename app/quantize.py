@@ -31,7 +31,8 @@ _LEAST = float(np.finfo(np.float16).tiny)  # of a scale: it must survive FP16, a
 def to_int8(graph: Path, target: Path, frames: Iterable[Pixels]) -> None:
     """Write the INT8 graph, calibrated on `frames`, uint8 [H, W, 3]; some 30 are as good as 300.
 
-    A scale is the mean, over the frames, of the greatest value: the maximum would follow the odd one out.
+    Scales hold the greatest value of any frame. Few frames hold values far above those of the others, and to clip these
+    costs more than coarser steps for all: as the mean over the frames does it, 0.01 of mAP50-95 of turned boxes.
     """
     model = onnx.load(graph)
     if model.opset_import[0].version < OPSET:
@@ -88,7 +89,7 @@ def _groups(graph: onnx.GraphProto, convs: list[NodeProto]) -> list[list[str]]:
 
 
 def _peaks(model: onnx.ModelProto, names: list[str], frames: Iterable[Pixels]) -> NDArray[np.float32]:
-    """[len(names)] the greatest absolute value of each tensor in an image, averaged over the images."""
+    """[len(names)] the greatest absolute value of each tensor in any of the frames."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     del probe.graph.output[:]
@@ -100,7 +101,7 @@ def _peaks(model: onnx.ModelProto, names: list[str], frames: Iterable[Pixels]) -
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
     peaks = [session.run(None, {"images": frame[None]}) for frame in frames]
-    return np.asarray(np.mean(peaks, axis=0), np.float32)
+    return np.asarray(np.max(peaks, axis=0), np.float32)
 
 
 def _peaks_of_pairs(weights: NDArray[np.float32]) -> NDArray[np.float32]:
