@@ -118,13 +118,6 @@ def test_broken_engine_is_caught(graphs, pictures, kind, sabotage, labels, tmp_p
     assert figures.shortcomings(kind, Limits())
 
 
-def test_int8_of_turned_boxes_passes_on_the_demo_scenes(build):
-    """Angles are what clipped activations spoil first."""
-    manifest = build("onnxruntime", weights=datasets.DEMO / "yolov8-demo-obb.pt", precision="int8").manifest
-    assert manifest.fingerprint.precision == "int8"
-    assert manifest.gate.figures.lost() < 0.007
-
-
 # Other tasks: what an engine gives, broken as a wrong graph or runtime would break it
 
 
