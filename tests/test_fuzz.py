@@ -8,6 +8,7 @@ import os
 import conftest
 import fakes
 import fuzz
+import grpc
 import numpy as np
 import pytest
 from fuzz import kserve, parts, web
@@ -57,22 +58,37 @@ def test_malformed_http_gets_no_5xx_and_the_next_right_one_is_answered(serve):
 
 @pytest.fixture(scope="module")
 def locked():
-    with conftest.serve_engine(fakes.Device(fakes.ROWS), fakes.built(), api_keys=(KEY.decode(),)) as live:
+    settings = {"api_keys": (KEY.decode(),), "grpc_port": free_port()}
+    with conftest.serve_engine(fakes.Device(fakes.ROWS), fakes.built(), **settings) as live:
         yield live
 
 
-@few
-@given(
-    st.sampled_from([*web.PATHS]),
+SHOWN = [
     st.sampled_from([b"Authorization", b"X-API-Key"]),
     st.sampled_from([b"", b"Bearer ", b"bearer", b"Basic ", b"Bearer Bearer "]),
     parts.broken(KEY),
-)
+]
+
+
+@few
+@given(st.sampled_from([*web.PATHS]), *SHOWN)
 def test_no_broken_key_opens_a_protocol(locked, path, name, scheme, key):
     shown = (scheme + key).translate(None, bytes([*range(32), 127])).strip()  # what a head can carry
     assume(shown.removeprefix(b"Bearer ").strip() != KEY)
     answer = locked.client.post(path.format(model="pets"), headers=[(name, shown)], content=parts.IMAGES[0])
     assert 400 <= answer.status_code < 500
+
+
+@few
+@given(*SHOWN)
+def test_no_broken_key_opens_grpc(locked, name, scheme, key):
+    shown = bytes(each for each in scheme + key if 32 <= each < 127).decode()  # what metadata can carry
+    assume(shown.removeprefix("Bearer ").strip() != KEY.decode())
+    with grpc.insecure_channel(f"127.0.0.1:{locked.service.settings.grpc_port}") as channel:
+        call = channel.unary_unary(kserve.SERVICE + "ModelMetadata", request_serializer=bytes)
+        with pytest.raises(grpc.RpcError) as refused:
+            call(b"", metadata=[(name.decode().lower(), shown)], timeout=30)
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 @few
@@ -151,7 +167,7 @@ def test_a_5xx_would_be_told(serve, device):
     live = serve(grpc_port=free_port())
     device.failure = RuntimeError("broken")
     for sender, status in (("web", "500"), ("kserve", "500"), ("grpc", "INTERNAL")):
-        failures = fuzz.run(sound(live), 100, senders=(sender,)).failures
+        failures = fuzz.run(sound(live), 200, senders=(sender,)).failures
         assert any(f": {status}: " in failure for failure in failures), failures
 
 

@@ -30,7 +30,8 @@ MEANT = {  # statuses of the server's fault that these protocols give on purpose
     "wire": {"504"},  # a deadline that passes while the body comes
 }
 FAULTS = {"UNKNOWN", "INTERNAL", "UNIMPLEMENTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "DATA_LOSS"}  # of gRPC
-GROWTH = 1.25  # most of memory, from a tenth of the run to its end
+PARTS = 10  # of a run, with the vital signs after each
+GROWTH = 1.25  # most of memory, from the first part of the run to its end
 KEPT = 4  # threads and files that may be more then: connections come and go
 
 
@@ -66,7 +67,7 @@ class Outcome:
 
     statuses: Counter[tuple[str, str]] = field(default_factory=Counter)  # by protocol
     failures: list[str] = field(default_factory=list)
-    vitals: list[Vitals] = field(default_factory=list)  # after a tenth of the run, and at its end
+    vitals: list[Vitals] = field(default_factory=list)  # after each part of the run
 
     def add(self, protocol: str, status: str, sent: Any, *, readable: bool = True) -> None:
         self.statuses[protocol, status] += 1
@@ -87,7 +88,7 @@ class Outcome:
             self.add(protocol, str(answer.status_code), sent, readable=readable)
 
     def judge_growth(self) -> None:
-        before, after = self.vitals
+        before, *_, after = self.vitals
         if (
             after.resident_mb > before.resident_mb * GROWTH
             or max(after.threads - before.threads, after.files - before.files) > KEPT
@@ -165,14 +166,14 @@ SENDERS = {  # and how many requests each sends at once
 
 
 def run(server: Server, count: int, number: int = 0, senders: Sequence[str] = tuple(SENDERS)) -> Outcome:
-    """`count` requests made from the seed `number`, as many of each sender's."""
+    """`count` requests made from the PARTS seeds from `number` on, as many of each sender's."""
     outcome = Outcome()
     with httpx.Client(base_url=server.url, timeout=30) as client:
-        for part, share in enumerate((0.1, 0.9)):
-            for name in senders:
-                make, at_once = SENDERS[name]
-                strategy, send = make(server, client, outcome)
-                _draw(strategy, send, int(count * share / len(senders) / at_once), number + part)
+        made = {name: SENDERS[name][0](server, client, outcome) for name in senders}
+        for part in range(PARTS):
+            for name, (strategy, send) in made.items():
+                at_once = SENDERS[name][1]
+                _draw(strategy, send, count // PARTS // len(senders) // at_once, number + part)
             outcome.vitals.append(Vitals.of(server.pid))
     outcome.judge_growth()
     return outcome

@@ -21,7 +21,7 @@ from app.settings import Settings  # noqa: E402
 
 def main(count: int, number: int = 0) -> int:
     failed = False
-    for task in TASKS:
+    for place, task in enumerate(TASKS):
         name = "yolov8n-demo" if task == "detect" else f"yolov8-demo-{task}"
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
@@ -29,7 +29,8 @@ def main(count: int, number: int = 0) -> int:
             weights=str(DEMO / f"{name}.pt"), backend="openvino", imgsz=64, grpc_port=port, **fuzz.kserve.LIMITS
         )
         with started(own) as server:
-            outcome = fuzz.run(fuzz.Server(server.url, f"127.0.0.1:{port}", server.pid), count // len(TASKS), number)
+            asked = fuzz.Server(server.url, f"127.0.0.1:{port}", server.pid)
+            outcome = fuzz.run(asked, count // len(TASKS), number + place * fuzz.PARTS)
             log = Path(f"/proc/{server.pid}/fd/2").read_text()
         tell(task, outcome, log)
         failed |= bool(outcome.failures or "Traceback" in log)
@@ -46,9 +47,8 @@ def tell(task: str, outcome: fuzz.Outcome, log: str) -> None:
         print(f"| {protocol} | {requests} | {', '.join(told)} |")
     defects, failures = log.count("Traceback"), len(outcome.failures)
     print(f"\n{outcome.statuses.total()} requests: {failures} failures, {defects} defects in the log")
-    before, after = outcome.vitals
     for name in ("resident_mb", "threads", "files"):
-        print(f"{name}: {getattr(before, name):.0f} after a tenth, {getattr(after, name):.0f} at the end")
+        print(f"{name} after each tenth:", *(f"{getattr(each, name):.0f}" for each in outcome.vitals))
     print("\n".join(failure[:1000] for failure in outcome.failures[:20]), flush=True)
     if defects:
         print(log[log.index("Traceback") :][:10_000])

@@ -11,6 +11,7 @@ from fuzz.parts import IMAGES, JSON, NAMES, WORDS, Draw, broken, pictures
 
 PATHS = {
     "/v1/detect": "v1",
+    "/v1/predict": "v1",
     "/predict": "platform",
     "/": "platform",
     "/api/models/{model}/predict": "platform",
