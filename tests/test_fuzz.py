@@ -40,7 +40,7 @@ def sound(live) -> fuzz.Server:
 
 def test_malformed_requests_to_every_protocol_get_no_5xx_and_the_next_right_one_is_answered(serve):
     live = serve(grpc_port=free_port(), **kserve.LIMITS)
-    outcome = fuzz.run(sound(live), 900, senders=("web", "kserve", "grpc"))
+    outcome = fuzz.run(sound(live), 900, senders=("web", "kserve", "grpc"), parts=2)
     assert [failure for failure in outcome.failures if "growth" not in failure] == []  # it is the tests' own process
     assert {protocol for protocol, _ in outcome.statuses} == {*web.PATHS.values(), "kserve", "grpc"}
     assert {"200", "400", "405", "415", "422", "OK", "INVALID_ARGUMENT"} <= {status for _, status in outcome.statuses}
@@ -50,7 +50,7 @@ def test_malformed_requests_to_every_protocol_get_no_5xx_and_the_next_right_one_
 
 def test_malformed_http_gets_no_5xx_and_the_next_right_one_is_answered(serve):
     live = serve(grpc_port=free_port())
-    outcome = fuzz.run(sound(live), 100, senders=["wire"])
+    outcome = fuzz.run(sound(live), 100, senders=["wire"], parts=2)
     assert [failure for failure in outcome.failures if "growth" not in failure] == []
     assert {("wire", "none"), ("wire", "200"), ("wire", "400")} <= set(outcome.statuses)
     assert live.client.post("/v1/detect", content=parts.IMAGES[0]).status_code == 200
@@ -167,7 +167,7 @@ def test_a_5xx_would_be_told(serve, device):
     live = serve(grpc_port=free_port())
     device.failure = RuntimeError("broken")
     for sender, status in (("web", "500"), ("kserve", "500"), ("grpc", "INTERNAL")):
-        failures = fuzz.run(sound(live), 200, senders=(sender,)).failures
+        failures = fuzz.run(sound(live), 100, senders=(sender,), parts=2).failures
         assert any(f": {status}: " in failure for failure in failures), failures
 
 

@@ -30,7 +30,7 @@ MEANT = {  # statuses of the server's fault that these protocols give on purpose
     "wire": {"504"},  # a deadline that passes while the body comes
 }
 FAULTS = {"UNKNOWN", "INTERNAL", "UNIMPLEMENTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "DATA_LOSS"}  # of gRPC
-PARTS = 10  # of a run, with the vital signs after each
+PARTS = 10  # of a whole run, with the vital signs after each
 GROWTH = 1.25  # most of memory, from the first part of the run to its end
 KEPT = 4  # threads and files that may be more then: connections come and go
 
@@ -165,15 +165,17 @@ SENDERS = {  # and how many requests each sends at once
 }
 
 
-def run(server: Server, count: int, number: int = 0, senders: Sequence[str] = tuple(SENDERS)) -> Outcome:
-    """`count` requests made from the PARTS seeds from `number` on, as many of each sender's."""
+def run(
+    server: Server, count: int, number: int = 0, senders: Sequence[str] = tuple(SENDERS), parts: int = PARTS
+) -> Outcome:
+    """`count` requests, as many of each sender's, made from the seeds `number` to `number + parts - 1`."""
     outcome = Outcome()
     with httpx.Client(base_url=server.url, timeout=30) as client:
         made = {name: SENDERS[name][0](server, client, outcome) for name in senders}
-        for part in range(PARTS):
+        for part in range(parts):
             for name, (strategy, send) in made.items():
                 at_once = SENDERS[name][1]
-                _draw(strategy, send, count // PARTS // len(senders) // at_once, number + part)
+                _draw(strategy, send, count // parts // len(senders) // at_once, number + part)
             outcome.vitals.append(Vitals.of(server.pid))
     outcome.judge_growth()
     return outcome
