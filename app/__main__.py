@@ -36,6 +36,7 @@ SWITCH_S = 0.0005  # for which a thread may keep the interpreter from the others
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when all went well, 1 with one line on standard error when not, 2 for a wrong command line."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended too
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     try:
         settings = Settings.read({name: value for name, value in given.items() if value is not None})

@@ -1,14 +1,12 @@
 """The builder in a process of its own, and what it reports."""
 
 import contextlib
-import multiprocessing
-import os
-import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
-from app import builder
+from app import builder, children
 from app.builder import Order
 from app.errors import BuildFailed, SetupError
 from app.progress import Progress, Report
@@ -29,7 +27,7 @@ class BuildProcess:
         self._order = order
         self._configure_log = configure_log
         self._cancelled = threading.Event()
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._process: BaseProcess | None = None
 
     def run(self, report: Report) -> Built:
         """The engine, from the store if it is there. Raises a SetupError."""
@@ -44,9 +42,8 @@ class BuildProcess:
             self._process.kill()
 
     def _build(self, report: Report) -> Built:
-        context = multiprocessing.get_context("spawn")
-        receiver, sender = context.Pipe(duplex=False)
-        self._process = context.Process(
+        receiver, sender = children.SPAWN.Pipe(duplex=False)
+        self._process = children.SPAWN.Process(
             target=_child, args=(self._order, sender, self._configure_log), name="builder", daemon=True
         )
         self._process.start()
@@ -79,19 +76,10 @@ class BuildProcess:
 
 
 def _child(order: Order, sender: Connection, configure_log: Callable[[], None]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_die_with_the_parent, daemon=True).start()
+    children.depend()  # or it would go on for minutes before it next tells something, and hold its lock
     configure_log()
     with contextlib.suppress(BrokenPipeError):  # the parent was killed: nobody is left to tell
         _build_and_tell(order, sender)
-
-
-def _die_with_the_parent() -> None:
-    """However it dies; a builder would go on for minutes before it next tells something, and hold its lock."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _build_and_tell(order: Order, sender: Connection) -> None:

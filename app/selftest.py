@@ -6,11 +6,9 @@ Each engine is tried in a process of its own, so that one that crashes is a fail
 import contextlib
 import json
 import math
-import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from app import __version__, backends, capacity, datasets, gpu, judge, machine, parity, results, store
+from app import __version__, backends, capacity, children, datasets, gpu, judge, machine, parity, results, store
 from app.backends import Engine
 from app.build_process import BuildProcess
 from app.builder import Order
+from app.children import ChildDied
 from app.errors import BackendUnavailable, GateFailed, SetupError
 from app.images import Pixels
 from app.model import ModelInfo
@@ -60,7 +59,10 @@ def run(order: Order, tell: Callable[[str], None]) -> list[Row]:
             if not reason:
                 tell(f"{backend} {precision}")
                 order_of_row = replace(order, backend=backend, precision=precision, engines=Path(scratch))
-                row = _in_process(_try, row, order_of_row)
+                try:
+                    row = children.call(_try, row, order_of_row)
+                except ChildDied:
+                    row.fail("the process crashed")
             rows.append(row)
     return rows
 
@@ -75,16 +77,6 @@ def _candidates(order: Order) -> Iterator[tuple[str, str, str]]:
             continue
         for precision in backend.PRECISIONS if order.precision == "auto" else (order.precision,):
             yield name, precision, ""
-
-
-def _in_process(work: Callable[[Row, Order], Row], row: Row, order: Order) -> Row:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return pool.submit(work, row, order).result()
-        except BrokenProcessPool:
-            row.fail("the process crashed")
-            return row
 
 
 def _try(row: Row, order: Order) -> Row:

@@ -3,10 +3,12 @@
 import functools
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fakes
 import httpx
@@ -24,6 +26,15 @@ from app.datasets import DEMO
 from app.model import ModelInfo
 from app.settings import DEMO_WEIGHTS, Settings
 from app.store import Built
+
+PATIENCE_S = 300  # for what comes in seconds, on a machine that is slow or busy with something else
+
+
+def eventually(done: Callable[[], Any], what: Callable[[], object] = lambda: "") -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not done():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from conftest import Live
+from conftest import PATIENCE_S, Live, eventually
 from prometheus_client.parser import text_string_to_metric_families
 from test_gpu import Driver
 from test_metrics import used
@@ -43,7 +43,6 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 
 IMGSZ = 160  # small: it is the numbers' way that is tested here
 HOUSE = 4  # MAX_PENDING
-PATIENCE_S = 300  # for what comes in seconds, on a machine that is slow or busy with something else
 KEYWORDS = {"and", "or", "unless", "on", "by", "ignoring", "group_left", "offset"}
 
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="Debian's prometheus is not installed")
@@ -186,13 +185,6 @@ class Missing:
 
     def cancel(self) -> None:
         pass
-
-
-def eventually(done: Callable[[], Any], what: Callable[[], object] = lambda: "") -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not done():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import free_port
+from conftest import eventually, free_port
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,6 +112,21 @@ def test_end_in_the_middle_of_a_build_takes_the_builder_along(tmp_path):
     assert serving.returncode == 0
     assert "Traceback" not in errors
     assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("arguments", [["bench", "--backend", "simulated"], ["selftest", "--backend", "onnxruntime"]])
+def test_end_in_the_middle_of_a_measurement_takes_its_processes_along(tmp_path, arguments):
+    measuring = subprocess.Popen(
+        [sys.executable, "-m", "app", *arguments, "--engines-dir", str(tmp_path)], cwd=tmp_path, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    children = Path(f"/proc/{measuring.pid}/task/{measuring.pid}/children")
+    eventually(children.read_text)
+    started = children.read_text().split()
+    measuring.send_signal(signal.SIGTERM)
+    measuring.communicate(timeout=60)  # its output ends when the last that shares it has ended
+    assert measuring.returncode == 128 + signal.SIGTERM
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
 
 
 def test_server_killed_in_the_middle_of_a_build_leaves_nothing_that_breaks_the_next_start(tmp_path):

@@ -9,7 +9,7 @@ import fakes
 import numpy as np
 import pytest
 
-from app import __main__, backends, selftest
+from app import __main__, backends, children, selftest
 from app.backends import onnxruntime
 from app.builder import Order
 from app.datasets import DEMO
@@ -102,13 +102,15 @@ def test_a_lane_that_fails_is_not_taken_for_a_lane_that_agrees(stored, build, mo
     assert (tried.failed, tried.problem) == (True, "RuntimeError: no second context")
 
 
-def test_an_engine_that_crashes_is_a_failed_row(order):
-    row = selftest._in_process(crash, Row("onnxruntime", "fp32"), order)
+def test_an_engine_that_crashes_is_a_failed_row(order, monkeypatch):
+    crashes = dataclasses.replace(order, backend="onnxruntime", precision="fp32")
+    monkeypatch.setattr(selftest, "_try", crash)
+    (row,) = selftest.run(crashes, lambda _: None)
     assert (row.failed, row.problem) == (True, "the process crashed")
 
 
 def test_a_backend_that_is_not_here_is_told_and_fails_only_if_it_was_asked_for(order, monkeypatch):
-    monkeypatch.setattr(selftest, "_in_process", lambda _, row, order: row)
+    monkeypatch.setattr(children, "call", lambda _, row, order: row)
     rows = selftest.run(dataclasses.replace(order, backend="auto", precision="auto"), lambda _: None)
     tensorrt = rows[0]
     assert (tensorrt.backend, tensorrt.failed) == ("tensorrt", False)

@@ -1,13 +1,12 @@
 """What the parts do alone, on this machine, with the very images that are posted: the engine; decode and letterbox."""
 
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from app import capacity, machine
+from app import capacity, children, machine
 from app.deployment import Deployed, EngineSource, deploy
 from app.images import Pixels
 from app.settings import Settings
@@ -21,8 +20,7 @@ class Alone:
     """A process of its own that holds the same engine as the server, and is idle unless it is asked."""
 
     def __init__(self, open_source: Open, settings: Settings, files: Sequence[bytes]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, context, _load, (open_source, settings))
+        self._pool = ProcessPoolExecutor(1, children.SPAWN, _load, (open_source, settings))
         self._settings, self._files = settings, list(files)
 
     def __enter__(self) -> Self:
@@ -57,6 +55,7 @@ class Alone:
 
 def _load(open_source: Open, settings: Settings) -> None:
     global _deployed  # noqa: PLW0603  # the process's own
+    children.depend()
     machine.keep_freed_memory()
     source = open_source(settings, settings.backend)
     _deployed = deploy(source, lambda _: None, lanes=settings.lanes, threads=settings.threads)
