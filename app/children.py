@@ -25,12 +25,13 @@ def call(work: Callable[..., T], *arguments: Any) -> T:
     sender.close()
     try:
         answer: T = receiver.recv()
-        return answer
     except EOFError:
         raise ChildDied from None
     except BaseException:  # Ctrl-C or SIGTERM: it must not be waited for
         child.kill()
         raise
+    else:
+        return answer
     finally:
         child.join()
 
