@@ -62,6 +62,7 @@ def serve(settings: Settings) -> int:
     log.configure(settings.log_level, settings.log_format)
     settings.require_keys()
     machine.keep_freed_memory()
+    machine.give_back_when_idle()
     sys.setswitchinterval(SWITCH_S)
     drain_s = round(settings.deadline_ms / 1000) + 1
     config = uvicorn.Config(

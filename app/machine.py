@@ -3,9 +3,14 @@
 import ctypes
 import os
 import platform
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
+IDLE_S = 10.0  # between two looks whether there is something to do
+IDLE = 0.02  # of a core, under which there is not
 
 
 def cpus() -> int:
@@ -60,3 +65,23 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 512 << 20)
         libc.mallopt(_M_ARENA_MAX, 1)
+
+
+def give_back_when_idle() -> None:
+    """Give the system what malloc keeps, once this process has nothing to do any more.
+
+    That is as much as was ever wanted at once, and rises as long as larger requests happen to meet.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        threading.Thread(target=_give_back, args=(libc.malloc_trim,), name="give-back", daemon=True).start()
+
+
+def _give_back(trim: Callable[[int], int]) -> None:
+    used, busy = time.process_time(), True
+    while True:
+        time.sleep(IDLE_S)
+        before, used = used, time.process_time()
+        was_busy, busy = busy, used - before > IDLE * IDLE_S
+        if was_busy and not busy:
+            trim(0)

@@ -25,6 +25,7 @@ import uvloop
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from app import machine  # noqa: E402
 from app.__main__ import open_source  # noqa: E402
 from app.backends.simulated import SimulatedEngine  # noqa: E402
 from app.batcher import Batcher  # noqa: E402
@@ -251,7 +252,7 @@ def soak(options: argparse.Namespace) -> Iterator[Line]:
 
 def usage(server: Server) -> tuple[int, int, int]:
     """Resident bytes, threads and open files of a server that has nothing to do."""
-    time.sleep(2)  # connections of the load that has ended are closed by then
+    time.sleep(3 * machine.IDLE_S)  # it has closed the connections of the load, and given back what malloc kept
     folder = Path(f"/proc/{server.pid}")
     resident = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return resident, len(list((folder / "task").iterdir())), len(list((folder / "fd").iterdir()))
