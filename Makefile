@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Every NAME=value of this command line, as YOLOPARD_NAME='value' for the environment.
 SETTINGS = $(foreach name,$(filter-out VENV BIN SETTINGS,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),YOLOPARD_$(name)='$(subst ','\'',$($(name)))'))
 
-.PHONY: serve build selftest test lint browser prometheus peers clients
+.PHONY: serve build selftest test lint browser prometheus peers clients libb64
 
 serve: $(VENV)/serve ## build the engine if need be, and serve it
 	@exec env $(SETTINGS) $(BIN)/yolopard serve
@@ -63,10 +63,17 @@ $(PEERS)/installed: loadtest/peers/requirements.txt deploy/constraints.txt
 	@$(HEADLESS)
 	@touch $@
 
+libb64: # perf_analyzer is linked with it, and left out without it
+	@ldconfig -p | grep -q libb64.so.0d || test "$$(id -u)" != 0 || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends libb64-0d >/dev/null; } || true
+
 # Clients that want older packages than Yolopard (tests/clients), in a virtual environment of their own.
 CLIENTS := .venv-clients
 
-clients: $(CLIENTS)/installed ## install the clients that do not fit beside Yolopard
+# The last tritonclient that brings the program, and CUDA's runtime, without which it does not start.
+PERF_ANALYZER := tritonclient==2.50.0 nvidia-cuda-runtime-cu12==12.9.79
+
+clients: libb64 $(CLIENTS)/installed ## install the clients that do not fit beside Yolopard
 
 $(CLIENTS)/installed: PIP = $(CLIENTS)/bin/python -m pip install --disable-pip-version-check --quiet --quiet
 $(CLIENTS)/installed: tests/clients/requirements.txt
@@ -74,6 +81,7 @@ $(CLIENTS)/installed: tests/clients/requirements.txt
 	@echo "Installing clients into $(CLIENTS) (once; a minute)"
 	@$(PIP) --requirement tests/clients/requirements.txt
 	@$(HEADLESS)==$$(sed -n 's/^opencv-python==//p' tests/clients/requirements.txt)
+	@$(PIP) --no-deps --target $(CLIENTS)/perf_analyzer $(PERF_ANALYZER)
 	@touch $@
 
 # Ultralytics brings opencv-python, which needs libGL and writes over the same files: the headless one goes last.

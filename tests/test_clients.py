@@ -1,7 +1,7 @@
 """Clients that people have, against the demo model: what the README's table says."""
 
 import pytest
-from clients import deepstack, hub, kserve, roboflow, same
+from clients import deepstack, hub, kserve, perf_analyzer, roboflow, same
 from conftest import free_port, serve_demo
 
 CHECKS = [check for family in (hub, deepstack, roboflow) for check in family.CHECKS]
@@ -27,6 +27,26 @@ def with_grpc(build):
 @pytest.mark.parametrize("check", kserve.CHECKS, ids=lambda check: f"{check[0]} {check[2]}")
 def test_triton_s_clients_and_ultralytics_find_it_too(with_grpc, check):
     assert check[3](with_grpc)
+
+
+@pytest.mark.parametrize("check", perf_analyzer.CHECKS, ids=lambda check: f"{check[0]} {check[2]}")
+def test_perf_analyzer_measures_with_the_server_s_own_statistics(with_grpc, check):
+    if not perf_analyzer.can_run():
+        pytest.skip("`make clients` has not been run, or Debian's libb64-0d is not installed")
+    assert check[3](with_grpc)
+
+
+def test_a_check_of_perf_analyzer_fails_where_the_counts_differ_or_nothing_is_told():
+    told = """
+    Request count: 20
+    Inference count: 80
+    Successful request count: 20
+    Avg request latency: 9 usec (overhead 1 usec + queue 0 usec + compute input 3 usec + compute infer 5 usec)
+    """
+    assert perf_analyzer.told(told)
+    for wrong in ("", told.replace("request count: 20", "request count: 9"), told.replace("infer 5", "infer 0")):
+        with pytest.raises(AssertionError):
+            perf_analyzer.told(wrong)
 
 
 def test_a_check_fails_where_boxes_differ_or_are_missing():

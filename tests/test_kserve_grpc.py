@@ -144,6 +144,17 @@ def test_a_stream_answers_in_order_and_an_error_ends_only_its_own_request(client
     assert "Request for unknown model: 'cars'" in error.message()
 
 
+def test_every_answer_of_a_stream_is_told_to_be_the_last_of_its_request(client):
+    """perf_analyzer asks for it, in every call of gRPC, and was refused."""
+    answers = queue.Queue()
+    client.start_stream(callback=lambda result, error: answers.put((result, error)))
+    client.async_stream_infer("pets", images(), enable_empty_final_response=True)
+    answer, error = answers.get(timeout=10)
+    client.stop_stream()
+    assert error is None
+    assert answer.get_response().parameters["triton_final_response"].bool_param is True
+
+
 def test_a_stream_that_its_client_leaves_open_does_not_keep_the_server(live, client):
     answers = queue.Queue()
     client.start_stream(callback=lambda result, error: answers.put((result, error)))

@@ -19,7 +19,7 @@ sys.path[:1] = [str(HERE.parent), str(ROOT / "models/demo")]  # not this folder,
 
 from clients import Check, kserve, tasks  # noqa: E402
 
-FAMILIES = ("hub", "deepstack", "roboflow", "kserve")
+FAMILIES = ("hub", "deepstack", "roboflow", "kserve", "perf_analyzer")
 
 
 def main(urls: list[str]) -> int:

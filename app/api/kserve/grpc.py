@@ -111,6 +111,7 @@ class _Calls:
                 nothing = messages.ModelInferResponse(id=request_id)
                 yield messages.ModelStreamInferResponse(error_message=str(error), infer_response=nothing)
             else:
+                response.parameters["triton_final_response"].bool_param = True
                 yield messages.ModelStreamInferResponse(infer_response=response)
 
     async def _infer(self, request: Any, context: Any) -> Any:

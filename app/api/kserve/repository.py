@@ -158,6 +158,7 @@ class Repository:
     async def _infer(self, model: Model[P], asked: Inference, deadline: float) -> tuple[list[P], list[Tensor]]:
         parameters = dict(asked.parameters or {})
         parameters.pop("priority", None)  # everybody has the same
+        parameters.pop("triton_enable_empty_final_response", None)  # perf_analyzer's; each request has one answer
         deadline = min(deadline, _deadline(parameters.pop("timeout", None)))
         thresholds = _thresholds(model.defaults | parameters, model.info)
         given, there = _only_input(model, asked.inputs), [slot.name for slot in model.outputs]
