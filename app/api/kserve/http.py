@@ -75,7 +75,8 @@ def parse(body: bytes, headers: Headers, model: Model[Any], *, max_bytes: int, m
         raise BadParameter(f"{_LENGTH}: {length!r} is no length within the body, which has {len(body)} bytes")
     size = int(length)
     if size > max_header:
-        raise BodyTooLarge(f"the JSON is larger than {max_header} bytes: send the tensors as bytes behind it")
+        advice = "send the tensors as bytes behind it, or raise MAX_BODY_BYTES"
+        raise BodyTooLarge(f"the JSON is larger than {max_header} bytes: {advice}")
     if size == 0 and body:
         return Question(Inference([_only_element(body, model)]))
     header = _header(body[:size])
