@@ -1,28 +1,35 @@
-"""python loadtest/hostile [--only NAME...] [--list] [--quick] [--markdown FILE]: a table, a line an attack.
+"""python loadtest/hostile [--only NAME...] [--list] [--quick] [--refusals] [--markdown FILE]: a table.
 
-Each line has a server of its own on loopback, a good client that posts a sample every 0.1 s, the attack beside it, a rest,
-and a SIGTERM in the midst of the same attack. Ends with 1 if any line fails. Some 20 s a line, 30 s more where memory stays.
+Each line is an attack, and has a server of its own on loopback, a good client that posts a sample every 0.1 s, the attack
+beside it, a rest, and a SIGTERM in the midst of the same attack. Ends with 1 if any line fails. Some 30 s a line.
 """
 
 import argparse
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from loadtest.hostile import attacks, table  # noqa: E402, F401
+from loadtest.hostile import attacks, clients, refusals, table  # noqa: E402, F401
 from loadtest.hostile.play import play  # noqa: E402
 from loadtest.hostile.row import ROWS  # noqa: E402
 
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser("python loadtest/hostile", description=__doc__)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="rows whose names begin so")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=["*"], help="names of rows, or patterns of them")
     parser.add_argument("--list", action="store_true", help="the rows' names, and what each does")
     parser.add_argument("--quick", action="store_true", help="smaller forms and shorter timeouts")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--refusals", action="store_true", help="instead: how many of 100 early refusals clients read")
     options = parser.parse_args(words)
-    rows = [row for name, row in ROWS.items() if not options.only or name.startswith(tuple(options.only))]
+    if options.refusals:
+        lines, whole = refusals.table(clients.clients())
+        if options.markdown:
+            options.markdown.write_text("\n".join(lines) + "\n")
+        return int(not whole)
+    rows = [row for name, row in ROWS.items() if any(fnmatch(name, only) for only in options.only)]
     if options.list or not rows:
         print("\n".join(f"{row.name:28} {row.kind:10} {row.text}" for row in rows or ROWS.values()))
         return int(not rows)
