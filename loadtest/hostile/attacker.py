@@ -1,6 +1,6 @@
 """python -m loadtest.hostile.attacker ROW TARGET: run one attack, and print what the strangers saw as JSON.
 
-It is a process of its own with the lowest priority, for its work is not the server's: strangers bring their own machines.
+A process of its own, of low priority: the strangers have machines of their own, and this one is the server's.
 """
 
 import asyncio
@@ -12,6 +12,8 @@ from typing import Any
 
 from loadtest.hostile import attacks  # noqa: F401  # which registers them
 from loadtest.hostile.row import ROWS, Target
+
+LIMIT_S = 45.0  # of an attack
 
 
 def main(name: str, told: str) -> None:
@@ -25,7 +27,11 @@ def main(name: str, told: str) -> None:
 
 async def _run(name: str, target: Target) -> None:
     asyncio.get_running_loop().set_exception_handler(_ignore)
-    await ROWS[name].attack(target)
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            await ROWS[name].attack(target)
+    except TimeoutError:
+        target.outcome.statuses["unfinished"] += 1
 
 
 def _ignore(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ def many_scans(side: int, scans: int) -> bytes:
 
 @cache
 def two_sizes(big: int, small: int, *, big_first: bool = True, kind: int = 17, rows: int = 64) -> bytes:
-    """A TIFF that says its size twice, `big` as the type `kind` (17 = SLONG8, which Pillow skips) and `small` as LONG."""
+    """A TIFF that says its size twice: `big` as the type `kind` (17 = SLONG8, which Pillow skips), `small` as LONG."""
     strip = zlib.compress(bytes(big * rows * 3), 9)
     strips = math.ceil(big / rows)
     tags: list[tuple[int, int, int, bytes]] = []

@@ -5,6 +5,7 @@ import re
 import statistics
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,36 +60,45 @@ class Report:
 
     def faults(self) -> list[str]:
         """In words; none = passed."""
-        row, found = self.row, []
-        if self.died is not None:
-            found.append(f"the server died with status {self.died}")
+        return [*self._of_good(), *self._of_memory(), *self._of_strangers(), *self._of_end()]
+
+    def _of_good(self) -> Iterator[str]:
         if set(self.good) - {"200"}:
-            found.append("the good client did not get 200 throughout")
+            yield "the good client did not get 200 throughout"
         if self.attacked_ms > max(SLOWER * self.calm_ms, self.calm_ms + NOISE_S * 1000):
-            found.append("the good client was slowed down")
+            yield "the good client was slowed down"
         if self.healthz_ms > HEALTHZ_S * 1000:
-            found.append("/healthz")
-        if self.peak_mb > self.base_mb + row.budget_mb:
-            found.append(f"memory, {self.peak_mb - self.base_mb:.0f} of {row.budget_mb:.0f} MB above base")
+            yield "/healthz"
+
+    def _of_memory(self) -> Iterator[str]:
+        if self.peak_mb > self.base_mb + self.row.budget_mb:
+            yield f"memory, {self.peak_mb - self.base_mb:.0f} of {self.row.budget_mb:.0f} MB above base"
         if self.rest_mb > self.base_mb + max(BACK_MB, self.base_mb * BACK_SHARE):
-            found.append("memory does not come back")
+            yield "memory does not come back"
+
+    def _of_strangers(self) -> Iterator[str]:
+        row, statuses, largest = self.row, self.outcome["statuses"], self.outcome["largest_answer"]
         if self.closed_s is not None and self.closed_s > CLOSED_S[self.quick]:
-            found.append(f"strangers are kept ({self.outcome['left_open']} still open)")
-        if wrong := [status for status in self.outcome["statuses"] if not re.fullmatch(row.statuses, status)]:
-            found.append(f"strangers got {', '.join(sorted(wrong))}")
+            yield f"strangers are kept ({self.outcome['left_open']} still open)"
+        if wrong := [status for status in statuses if not re.fullmatch(row.statuses, status)]:
+            yield f"strangers got {', '.join(sorted(wrong))}"
         if row.answer_s and self.answer_s and self.answer_s > row.answer_s:
-            found.append(f"the refusal took {self.answer_s:.2f} s")
-        if self.outcome["largest_answer"] > ANSWER_BYTES and not set(self.outcome["statuses"]) & {"200"}:
-            found.append(f"an answer of {self.outcome['largest_answer']} bytes")
+            yield f"the refusal took {self.answer_s:.2f} s"
+        if largest > ANSWER_BYTES and not re.fullmatch(row.statuses, "200"):
+            yield f"an answer of {largest} bytes"
+
+    def _of_end(self) -> Iterator[str]:
+        row, ended = self.row, self.ended.get("statuses")
+        if self.died is not None:
+            yield f"the server ended with status {self.died}: {self.log.splitlines()[-1:]}"
         if self.exit_s > EXIT_S:
-            found.append(f"{row.end} to exit")
-        if row.end != "SIGTERM" and set(self.ended.get("statuses", {"none": 1})) != {"200"}:
-            found.append(f"{row.end}: those in flight got {self.ended.get('statuses')}")
+            yield f"{row.end} to exit"
+        if row.end != "SIGTERM" and set(ended or ()) != {"200"}:
+            yield f"{row.end}: those in flight got {ended}"
         if "Traceback" in self.log:
-            found.append("a traceback in the log")
+            yield "a traceback in the log"
         if row.log and not re.search(row.log, self.log):
-            found.append(f"the log has no {row.log!r}")
-        return found
+            yield f"the log has no {row.log!r}"
 
 
 def play(row: Row, *, quick: bool) -> Report:

@@ -1,7 +1,8 @@
 """Early refusals: who is refused before the body is read must still get the answer, whatever the client.
 
 `python loadtest/hostile --refusals` prints how many of 100 did. A client that writes its whole body before it reads, or
-that gives up where its writing fails, loses the answer of a server that closes with bytes unread (nginx: lingering close).
+that gives up where its writing fails, loses the answer of a server that closes with bytes unread. nginx reads on for a
+while before it closes: https://nginx.org/en/docs/http/ngx_http_core_module.html#lingering_close
 """
 
 import contextlib
@@ -52,7 +53,7 @@ Client = Callable[[Sequence[Refusal]], list[str]]  # the status that each got, o
 
 
 def hundred(ready_url: str, busy_url: str, count: int = 100, sizes: Sequence[int] = SIZES) -> list[Refusal]:
-    """Every case by every size, length told and chunked, closing and not; from the start again until there are `count`."""
+    """Every case by every size, of a length and chunked, closing and not; then again, until there are `count`."""
     every = [
         Refusal(f"{busy_url if status == 503 else ready_url}{path}", status, size, keyed, chunked, close)
         for chunked, close, size in itertools.product((False, True), (True, False), sizes)

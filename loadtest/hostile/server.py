@@ -63,9 +63,9 @@ class Server:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(OSError):
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5):
-                    return
+            url = f"http://127.0.0.1:{self.port}/readyz"
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+                return
             time.sleep(0.05)
         self.kill()
         raise RuntimeError(f"{self.row.name}: the server does not start: {self.log[-2000:]}")

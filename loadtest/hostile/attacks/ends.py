@@ -14,7 +14,7 @@ KIND = "ends"
     "sighup",
     KIND,
     "SIGHUP with 20 in flight: all are answered",
-    settings={"simulated_ms": "2000,0", "batch": 32, "max_wait_ms": 50},
+    settings={"simulated_ms": "400,0", "batch": 32, "deadline_ms": 20_000},
     statuses="200|503",
     end="SIGHUP",
     good_from_s=60,

@@ -1,4 +1,4 @@
-"""Work after the engine: masks and drawings of as many boxes as a request may have. These rows build an engine first."""
+"""Work after the engine: masks and drawings of as many boxes as a request may have. They build an engine first."""
 
 import asyncio
 from functools import partial
