@@ -1,10 +1,11 @@
-"""python loadtest/hostile [--only NAME...] [--list] [--quick] [--refusals] [--markdown FILE]: what strangers can do.
+"""python loadtest/hostile [--only NAME...] [--list] [--quick] [--refusals] [--markdown FILE]: strangers and a client.
 
 Each line is an attack, and has a server of its own on loopback, a good client that posts a sample every 0.1 s, the attack
 beside it, a rest, and a SIGTERM in the midst of the same attack. Ends with 1 if any line fails. Some 30 s a line.
 """
 
 import argparse
+import signal
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,6 +25,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
     parser.add_argument("--refusals", action="store_true", help="instead: how many of 100 early refusals clients read")
     options = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended too
     if options.refusals:
         lines, whole = refusals.table(clients.clients())
         if options.markdown:
