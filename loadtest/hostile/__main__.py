@@ -1,6 +1,6 @@
 """python loadtest/hostile [--only NAME...] [--list] [--quick] [--refusals] [--markdown FILE]: strangers and a client.
 
-Each line is an attack, and has a server of its own on loopback, a good client that posts a sample every 0.1 s, the attack
+A line is an attack. It has a server of its own on loopback, a good client that posts a sample every 0.1 s, the attack
 beside it, a rest, and a SIGTERM in the midst of the same attack. Ends with 1 if any line fails. Some 30 s a line.
 """
 
