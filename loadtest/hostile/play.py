@@ -172,7 +172,7 @@ def _end(row: Row, server: Server, *, quick: bool) -> tuple[float, dict[str, Any
     attack = start_attack(server, quick=quick)
     assert attack.stdout
     attack.stdout.readline()
-    time.sleep(0.5 if quick else 1.5)
+    time.sleep(min(row.end_after_s, 0.5) if quick else row.end_after_s)
     seconds = server.end(row.end)
     if row.end == "SIGTERM":
         attack.kill()

@@ -66,6 +66,7 @@ class Row:
     memory_mb: int | None = None  # most above base; None = the declared budget + 150
     answer_s: float | None = None  # most for the median answer to a stranger
     end: str = "SIGTERM"
+    end_after_s: float = 1.5  # from the begin of the attack that the signal meets
     log: str = ""  # pattern that the log must have
     shares_engine: bool = False  # the strangers' images are served too, so the good client may wait for them
     good_from_s: float = 0.0  # the good client is judged from so long after the attack's begin
