@@ -1,7 +1,6 @@
 """yolopard build | serve | bench | selftest"""
 
 import argparse
-import asyncio
 import json
 import os
 import shlex
@@ -12,8 +11,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import uvicorn
-
 from app import __version__, log, machine, selftest, store
 from app.api.app import create_app
 from app.api.service import Service
@@ -23,13 +20,13 @@ from app.builder import Order
 from app.datasets import DEMO
 from app.deployment import EngineSource
 from app.errors import BenchFailed, SettingsError, SetupError
+from app.http.server import make_server
 from app.model import spell
 from app.parity import Limits
 from app.progress import Progress
 from app.settings import Settings
 from app.store import Built
 
-LINGER_S = 0.25
 SWITCH_S = 0.0005  # for which a thread may keep the interpreter from the others; decode threads want it often
 
 
@@ -64,25 +61,14 @@ def serve(settings: Settings) -> int:
     machine.keep_freed_memory()
     machine.give_back_when_idle()
     sys.setswitchinterval(SWITCH_S)
-    drain_s = round(settings.deadline_ms / 1000) + 1
-    config = uvicorn.Config(
-        "unset",
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=drain_s,
-    )
-    server = LingeringServer(config)
+    server = make_server(settings)
     service = Service(
         settings,
         lambda backend: open_source(settings, backend),
         on_ready=lambda deployed: _print_ready(settings, deployed.built),
         on_failure=lambda: setattr(server, "should_exit", True),
     )
-    config.app = create_app(service)
+    server.config.app = create_app(service)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
     listener = _listen(settings.host, settings.port, "PORT")
     if settings.grpc_port:
@@ -116,14 +102,6 @@ def bench_(settings: Settings, options: argparse.Namespace) -> int:
         return 0
     bench.run(settings, open_source, url=options.url, images=options.images, plan=plan, out=options.out)
     return 0
-
-
-class LingeringServer(uvicorn.Server):
-    """Takes in what has reached the socket before it closes the door; uvicorn alone would reset those connections."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await asyncio.sleep(LINGER_S)
-        await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int, setting: str) -> socket.socket:

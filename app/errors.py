@@ -70,6 +70,7 @@ class NotFound(RequestError):
 
 class MethodNotAllowed(RequestError):
     status, code = 405, "method_not_allowed"
+    allowed = ""  # methods, as the header Allow lists them
 
 
 class BodyTooLarge(RequestError):

@@ -85,6 +85,11 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
+def measure(data: bytes) -> int | None:
+    """Pixels that a header announces, if that is told quickly."""
+    return None
+
+
 def decode(data: bytes, max_pixels: int) -> Pixels:
     """The upright image: EXIF orientation applied, alpha dropped, 16 bit scaled to 8, first frame of several.
 

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,24 @@ def cpus() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
+def memory_bytes() -> int:
+    """Memory this process may use: the machine's, less where a cgroup (containers) gives fewer."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # none, or "max"
+        return memory
+
+
+def allow_open_files(wanted: int) -> int:
+    """Files and connections this process may have open, raised to `wanted` where the system permits it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else soft
+
+
 def cpu_name() -> str:
     """As the kernel names it, such as "AMD EPYC"."""
     try:
@@ -38,11 +57,10 @@ def cpu_name() -> str:
 
 def facts() -> dict[str, object]:
     """What to know of a machine whose figures one reads."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": cpu_name(),
         "cpus": cpus(),
-        "memory_bytes": memory,
+        "memory_bytes": memory_bytes(),
         "system": platform.platform(),
         "python": platform.python_version(),
     }

@@ -111,7 +111,7 @@ class Predictor:
 
     @property
     def pending(self) -> int:
-        """Requests that have passed the door and are not answered yet."""
+        """Requests that have been read and are not answered yet."""
         return self._pending
 
     @property
@@ -124,17 +124,21 @@ class Predictor:
         decode_s, engine_s = self._decode_s / self._threads, self._batchers[self.engines[0]].pace_s
         return self._images * (decode_s + engine_s if self._shares_cores else max(decode_s, engine_s))
 
-    @contextmanager
-    def admitted(self, deadline_s: float) -> Iterator[None]:
-        """The one limit, at the door: held from before the body is read until the answer is written.
-
-        Raises Overloaded for what finds no place, and for what would hardly be answered in `deadline_s` from now: it
-        would take the place, and the decoding, of one that can be.
+    def require_room(self, deadline_s: float) -> None:
+        """Raises Overloaded where a request would find no place, or would hardly be answered in `deadline_s` from now:
+        it would take the place, and the decoding, of one that can be.
         """
         if self._pending >= self._max_pending:
             raise Overloaded(f"{self._pending} requests are being answered already, as many as the server takes")
         if (wait_s := self._wait_s()) > deadline_s * HOPEFUL:
-            raise Overloaded(f"an answer takes {wait_s:.1f} s at present, and the deadline is {deadline_s:g} s")
+            raise Overloaded(f"an answer takes {wait_s:.1f} s at present, and the deadline is {deadline_s:.3g} s")
+
+    @contextmanager
+    def admitted(self, deadline_s: float) -> Iterator[None]:
+        """Hold a place, from when a request has been read until its answer is written. Raises what `require_room`
+        raises.
+        """
+        self.require_room(deadline_s)
         self._pending += 1
         try:
             yield

@@ -13,7 +13,6 @@ from typing import Any
 import fakes
 import httpx
 import pytest
-import uvicorn
 
 from app import backends, capacity
 from app.api.app import create_app
@@ -23,6 +22,7 @@ from app.build_process import BuildProcess
 from app.builder import Order
 from app.capacity import Capacity
 from app.datasets import DEMO
+from app.http.server import make_server
 from app.model import ModelInfo
 from app.settings import DEMO_WEIGHTS, Settings
 from app.store import Built
@@ -109,8 +109,7 @@ class Live:
         self.socket.listen(64)
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        config = uvicorn.Config(create_app(service), log_config=None, timeout_graceful_shutdown=10)
-        self.server = uvicorn.Server(config)
+        self.server = make_server(service.settings, create_app(service))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
         self.thread.start()
         self.client = httpx.Client(base_url=self.url, timeout=30)

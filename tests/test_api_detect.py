@@ -305,7 +305,9 @@ def test_client_that_hangs_up_leaves_the_queue(serve, device):
         assert device.busy.acquire(timeout=10)
         data = jpeg()
         with socket.create_connection(("127.0.0.1", live.port)) as gone:
-            gone.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data))
+            gone.sendall(
+                b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data)
+            )
             wait_for(lambda: live.service.predictor._batchers["fake"].depth() == 1)
         wait_for(lambda: live.service.predictor._batchers["fake"].depth() == 0)
         device.gate.set()
@@ -318,9 +320,9 @@ def test_client_that_hangs_up_leaves_the_queue(serve, device):
 def test_client_that_hangs_up_in_the_middle_of_its_body_harms_nobody(serve):
     live = serve()
     with socket.create_connection(("127.0.0.1", live.port)) as gone:
-        gone.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
-        wait_for(lambda: live.service.predictor.pending == 1)
-    wait_for(lambda: live.service.predictor.pending == 0)
+        gone.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
+        wait_for(lambda: live.service.inflight.reading == 1)
+    wait_for(lambda: live.service.inflight.reading == 0)
     assert post(live).status_code == 200
 
 
@@ -527,7 +529,7 @@ def test_client_that_hangs_up_leaves_the_queues_of_both_engines(serve, device, s
             assert each.busy.acquire(timeout=10)
         data = jpeg()
         with socket.create_connection(("127.0.0.1", live.port)) as gone:
-            head = b"POST /v1/detect?compare=1 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data)
+            head = b"POST /v1/detect?compare=1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data)
             gone.sendall(head + data)
             wait_for(lambda: depths(live) == [1, 1])
         wait_for(lambda: depths(live) == [0, 0])

@@ -223,7 +223,7 @@ def ask_in_many_ways(live: Live, sample: bytes) -> None:
     assert [ask(b"no image"), ask(headers={"X-Deadline-Ms": "0.001"})] == [422, 504]
     slow = [socket.create_connection(("127.0.0.1", live.port)) for _ in range(HOUSE)]
     for client in slow:  # bodies that do not come hold their places
-        client.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        client.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
     eventually(lambda: live.value("pending") == HOUSE)
     assert ask() == 503
     for client in slow:

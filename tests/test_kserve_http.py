@@ -416,7 +416,7 @@ def test_a_client_that_hangs_up_leaves_the_queue_and_is_counted(live, device):
         first = other.submit(post, live, asked())
         assert device.busy.acquire(timeout=10)
         with socket.create_connection(("127.0.0.1", live.port)) as gone:
-            head = b"POST /v2/models/pets/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+            head = b"POST /v2/models/pets/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
             gone.sendall(head % len(asked()) + asked())
             wait_for(lambda: batcher.depth() == 1)
         wait_for(lambda: batcher.depth() == 0)

@@ -73,7 +73,7 @@ def test_serve_finds_its_engine_is_ready_in_ten_seconds_and_its_curl_line_works(
 
 def test_stop_answers_every_request_that_had_reached_the_socket(engine, sample):
     served = Served("--engines-dir", str(engine))
-    request = b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(sample), sample)
+    request = b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(sample), sample)
     clients = [socket.create_connection(("127.0.0.1", served.port), timeout=30) for _ in range(30)]
     for client in clients:
         client.sendall(request)

@@ -12,7 +12,7 @@ from starlette.datastructures import QueryParams
 from app.api.answer import Wording, server_timing, to_json
 from app.api.body import read_images
 from app.api.docs import ERRORS
-from app.api.door import arrival, compare, door, encoding, respond
+from app.api.door import arrival, body_limit, compare, door, encoding, respond
 from app.api.errors import explain_validation
 from app.api.exchange import Exchange
 from app.api.keys import described
@@ -159,7 +159,7 @@ def routes(service: Service) -> APIRouter:
         started = time.perf_counter()
         predictor, settings = service.predictor, service.settings
         thresholds, engines = query.thresholds(predictor.model), query.engines(predictor)
-        reading = read_images(request, max_bytes=settings.max_body_bytes, max_files=settings.max_files)
+        reading = read_images(request, body_limit(service, request), max_files=settings.max_files)
         Exchange.of(request.scope).engine = engines[0]
         files = await arrival(request, reading)
         if query.format == "image" and len(files) > 1:

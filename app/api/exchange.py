@@ -6,6 +6,8 @@ import math
 import re
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import orjson
@@ -15,9 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.errors import Shape, native
 from app.api.service import Service
 from app.errors import YolopardError
+from app.inflight import Share
 
 log = logging.getLogger("yolopard.access")
 crash_log = logging.getLogger("yolopard.crash")
+
+PIECE_BYTES = 128 << 10  # of an answer that are handed to the connection at a time
 
 _KEY = "yolopard.exchange"
 _START, _COUNT = secrets.token_hex(6), itertools.count()  # asking the system for each id takes 50 us
@@ -31,6 +36,10 @@ class Exchange:
     """Lives in the ASGI scope from the first byte to the last."""
 
     request_id: str
+    share: Share  # of all that is in flight
+    held: ExitStack = field(default_factory=ExitStack)  # places, given back when the answer is written
+    reading: ExitStack = field(default_factory=ExitStack)  # places, given back when the request has been read
+    key_inside: bool = False  # no key was seen yet: the body has to bring it
     started: float = field(default_factory=time.perf_counter)
     protocol: str = ""  # set by a protocol's routes; others are not counted
     shape: Shape = native  # of its errors
@@ -70,14 +79,17 @@ class ExchangeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = scope[_KEY] = Exchange(_request_id(scope))
+        if scope["method"] == "HEAD":  # as GET; uvicorn leaves out the body, by its own copy of the method
+            scope = {**scope, "method": "GET"}
+        exchange = scope[_KEY] = Exchange(_request_id(scope), self._service.inflight.share())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", exchange.request_id.encode())]
             try:
-                await send(message)
+                for piece in _pieces(message):
+                    await send(piece)
             except RuntimeError as error:
                 if _CLOSED not in str(error):
                     raise
@@ -90,6 +102,9 @@ class ExchangeMiddleware:
                 if not answered:
                     await response(scope, receive, send_with_id)
         finally:
+            exchange.reading.close()
+            exchange.held.close()
+            exchange.share.close()
             self._count(scope, exchange)
 
     def _count(self, scope: Scope, exchange: Exchange) -> None:
@@ -108,6 +123,17 @@ class ExchangeMiddleware:
                 "ms": round(seconds * 1000, 2),
             }
             log.info("request", extra=facts)
+
+
+def _pieces(message: Message) -> Iterator[Message]:
+    """A long answer goes out piece by piece, each when the client has taken most of the one before."""
+    body = message.get("body", b"")
+    if len(body) <= PIECE_BYTES:
+        yield message
+        return
+    for at in range(0, len(body), PIECE_BYTES):
+        last = at + PIECE_BYTES >= len(body) and not message.get("more_body", False)
+        yield {"type": message["type"], "body": body[at : at + PIECE_BYTES], "more_body": not last}
 
 
 def _request_id(scope: Scope) -> str:

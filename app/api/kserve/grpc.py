@@ -13,14 +13,31 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as messages
 
+from app.api.body import SMALL_BYTES
+from app.api.door import SMALL_S
 from app.api.keys import require_key
 from app.api.kserve.models import Model
 from app.api.kserve.repository import VERSION, Inference, Repository
 from app.api.kserve.tensors import BYTES, Tensor, from_elements, from_raw, from_values
 from app.api.service import Service
-from app.errors import BadParameter, MalformedBody, NotReady, ServiceError, YolopardError
+from app.errors import (
+    BadParameter,
+    BodyTooLarge,
+    DeadlineExceeded,
+    MalformedBody,
+    NotReady,
+    Overloaded,
+    ServiceError,
+    YolopardError,
+)
+from app.inflight import Share
 
 crash_log = logging.getLogger("yolopard.crash")
+
+CALLS_PER_CONNECTION = 256
+IDLE_MS, PING_MS = 300_000, 30_000
+MIN_READERS, MIN_STREAMS = 4, 16  # messages that are read at a time, and streams, however small the budget is
+DRAIN_S = 3.0
 
 _SERVICE = "inference.GRPCInferenceService"
 _OPEN = ("ServerLive", "ServerReady", "ModelReady")  # to who shows no key
@@ -40,9 +57,21 @@ async def serving(service: Service, models: Repository, port: int) -> AsyncItera
     """Open meanwhile; at the end what has come in is still answered. Raises RuntimeError for a port that is taken."""
     settings = service.settings
     most = max(settings.max_tensor_bytes, settings.max_body_bytes)
-    limits = [("grpc.max_receive_message_length", most), ("grpc.max_send_message_length", -1)]
-    calls = _Calls(service, models)
-    server = grpc.aio.server(options=[*limits, ("grpc.so_reuseport", 0)])
+    limits = {
+        "grpc.max_receive_message_length": most,
+        "grpc.max_send_message_length": -1,
+        "grpc.max_metadata_size": settings.max_head_bytes,
+        "grpc.absolute_max_metadata_size": settings.max_head_bytes,
+        "grpc.max_concurrent_streams": CALLS_PER_CONNECTION,
+        "grpc.max_allowed_incoming_connections": settings.max_connections,
+        "grpc.server_handshake_timeout_ms": round(settings.head_timeout_ms),
+        "grpc.max_connection_idle_ms": IDLE_MS,
+        "grpc.keepalive_time_ms": PING_MS,  # a peer that is gone without a word is noticed
+        "grpc.keepalive_timeout_ms": round(settings.send_timeout_ms),
+        "grpc.so_reuseport": 0,
+    }
+    calls = _Calls(service, models, most)
+    server = grpc.aio.server(options=list(limits.items()), maximum_concurrent_rpcs=settings.max_connections)
     server.add_registered_method_handlers(_SERVICE, calls.handlers())
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     server.add_insecure_port(f"{host}:{port}")
@@ -50,16 +79,31 @@ async def serving(service: Service, models: Repository, port: int) -> AsyncItera
     try:
         yield
     finally:
-        calls.closing.set()
+        calls.close()
         await server.stop(settings.deadline_ms / 1000)
 
 
 class _Calls:
-    """Those of the service that are answered here. gRPC itself answers UNIMPLEMENTED to the others."""
+    """Those of the service that are answered here. gRPC itself answers UNIMPLEMENTED to the others.
 
-    def __init__(self, service: Service, models: Repository) -> None:
+    Every call is a stream of requests to gRPC, be it of one: so its key is looked at before its first message is read,
+    and few messages are in memory before they are counted.
+    """
+
+    def __init__(self, service: Service, models: Repository, most: int) -> None:
         self._service, self._models = service, models
         self.closing = asyncio.Event()  # streams take no further request
+        budget = service.inflight.max_bytes
+        self._readers = asyncio.Semaphore(max(MIN_READERS, budget // (2 * most)))
+        self._streams = max(MIN_STREAMS, budget // most)  # that may still be opened
+        self._reads: set[asyncio.Timeout] = set()
+
+    def close(self) -> None:
+        """Take in no more: what is being read has a moment left."""
+        self.closing.set()
+        soon = asyncio.get_running_loop().time() + DRAIN_S
+        for read in self._reads:
+            read.reschedule(soon)
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
         """By name."""
@@ -76,13 +120,41 @@ class _Calls:
             "RepositoryModelLoad": lambda asked: models.load(asked.model_name, changed=bool(asked.parameters)),
             "RepositoryModelUnload": lambda asked: models.unload(asked.model_name),
         }
-        one, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-        keys = self._service.settings.api_keys
-        calls = {name: _fact(name, fact, () if name in _OPEN else keys) for name, fact in facts.items()}
-        return {name: _handler(one, name, call) for name, call in calls.items()} | {
+        one, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        return {name: _handler(one, name, self._fact(name, fact)) for name, fact in facts.items()} | {
             "ModelInfer": _handler(one, "ModelInfer", self._infer_one),
             "ModelStreamInfer": _handler(stream, "ModelStreamInfer", self._infer_stream),
         }
+
+    def _fact(self, name: str, fact: Callable[[Any], dict[str, Any] | None]) -> Callable[[Any, Any], Any]:
+        asked, told = (getattr(messages, f"{name}{side}") for side in ("Request", "Response"))
+        keys = () if name in _OPEN else self._service.settings.api_keys
+
+        async def call(requests: AsyncIterator[bytes], context: Any) -> Any:
+            try:
+                _require_key(keys, context)
+                data = await self._receive(requests, SMALL_S)
+                if len(data) > SMALL_BYTES:
+                    raise BodyTooLarge(f"the message is larger than {SMALL_BYTES} bytes")
+                return ParseDict(fact(_read(asked, data)) or {}, told())
+            except YolopardError as error:
+                await _abort(context, error)
+
+        return call
+
+    async def _receive(self, requests: AsyncIterator[bytes], seconds: float) -> bytes:
+        """The one message of a call. Raises DeadlineExceeded or MalformedBody."""
+        async with self._readers:
+            try:
+                async with asyncio.timeout(min(seconds, SMALL_S)) as read:
+                    self._reads.add(read)
+                    async for data in requests:
+                        return data
+            except TimeoutError:
+                raise DeadlineExceeded("the message did not arrive in time") from None
+            finally:
+                self._reads.discard(read)
+        raise MalformedBody("the call has no message")
 
     def _model_ready(self, asked: Any) -> dict[str, Any]:
         try:
@@ -91,38 +163,61 @@ class _Calls:
             return {"ready": False}
         return {"ready": True}
 
-    async def _infer_one(self, data: bytes, context: Any) -> Any:
+    async def _infer_one(self, requests: AsyncIterator[bytes], context: Any) -> Any:
         try:
-            with self._counted():
-                return await self._infer(_read(messages.ModelInferRequest, data), context)
+            with self._counted(), self._service.inflight.share() as share:
+                _require_key(self._service.settings.api_keys, context)
+                self._service.predictor.require_room(self._deadline_s(context))
+                data = await self._receive(requests, self._deadline_s(context))
+                return await self._infer(_read(messages.ModelInferRequest, data), len(data), share, context)
         except YolopardError as error:
             await _abort(context, error)
 
     async def _infer_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         """One after the other, as they came; an error ends only its own request."""
-        async for data in _until(self.closing, requests):
-            request_id = ""
-            try:
-                with self._counted():
-                    request = _read(messages.ModelInferRequest, data)
-                    request_id = request.id
-                    response = await self._infer(request, context)
-            except YolopardError as error:
-                nothing = messages.ModelInferResponse(id=request_id)
-                yield messages.ModelStreamInferResponse(error_message=str(error), infer_response=nothing)
-            else:
-                response.parameters["triton_final_response"].bool_param = True
-                yield messages.ModelStreamInferResponse(infer_response=response)
+        try:
+            _require_key(self._service.settings.api_keys, context)
+            if not self._streams:
+                raise Overloaded("as many streams are open as the server takes")
+        except YolopardError as error:
+            await _abort(context, error)
+        self._streams -= 1
+        try:
+            async for data in _until(self.closing, requests):
+                yield await self._infer_next(data, context)
+        finally:
+            self._streams += 1
 
-    async def _infer(self, request: Any, context: Any) -> Any:
-        service, models = self._service, self._models
-        remaining_s = context.time_remaining()
-        deadline_s = min(service.settings.deadline_ms / 1000, math.inf if remaining_s is None else remaining_s)
+    async def _infer_next(self, data: bytes, context: Any) -> Any:
+        """The answer to one request of a stream."""
+        request_id = ""
+        try:
+            with self._counted(), self._service.inflight.share() as share:
+                request = _read(messages.ModelInferRequest, data)
+                request_id = request.id
+                response = await self._infer(request, len(data), share, context)
+        except YolopardError as error:
+            nothing = messages.ModelInferResponse(id=request_id)
+            return messages.ModelStreamInferResponse(error_message=str(error), infer_response=nothing)
+        response.parameters["triton_final_response"].bool_param = True
+        return messages.ModelStreamInferResponse(infer_response=response)
+
+    async def _infer(self, request: Any, size: int, share: Share, context: Any) -> Any:
+        models, deadline_s = self._models, self._deadline_s(context)
         deadline = asyncio.get_running_loop().time() + deadline_s
-        with _keyed(service.settings.api_keys, context), service.predictor.admitted(deadline_s):
-            model = models.find(request.model_name, request.model_version)
-            outputs = await models.infer(model, _inference(request), deadline)
+        model = models.find(request.model_name, request.model_version)
+        inference = _inference(request)
+        pixels, answer_bytes = models.weigh(model, inference)
+        share.add_bytes(2 * size + answer_bytes)  # the message, and what was read out of it
+        share.add_pixels(pixels)
+        with self._service.predictor.admitted(deadline_s):
+            outputs = await models.infer(model, inference, deadline)
+            share.add_bytes(sum(output.size for output in outputs))
             return _response(model, request.id, outputs)
+
+    def _deadline_s(self, context: Any) -> float:
+        remaining_s = context.time_remaining()
+        return min(self._service.settings.deadline_ms / 1000, math.inf if remaining_s is None else remaining_s)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -179,24 +274,9 @@ def _read(kind: Any, data: bytes) -> Any:
         raise MalformedBody(f"the message is no {kind.DESCRIPTOR.name}") from error
 
 
-@contextmanager
-def _keyed(keys: Sequence[str], context: Any) -> Iterator[None]:
+def _require_key(keys: Sequence[str], context: Any) -> None:
     """Raises Unauthorized."""
     require_key(keys, {name: value for name, value in context.invocation_metadata() if isinstance(value, str)})
-    yield
-
-
-def _fact(name: str, fact: Callable[[Any], dict[str, Any] | None], keys: Sequence[str]) -> Callable[[Any, Any], Any]:
-    asked, told = (getattr(messages, f"{name}{side}") for side in ("Request", "Response"))
-
-    async def call(data: bytes, context: Any) -> Any:
-        try:
-            with _keyed(keys, context):
-                return ParseDict(fact(_read(asked, data)) or {}, told())
-        except YolopardError as error:
-            await _abort(context, error)
-
-    return call
 
 
 async def _abort(context: Any, error: YolopardError) -> None:

@@ -1,10 +1,10 @@
 """/v2 over HTTP, with the binary extension: a JSON header, and behind it the bytes of the tensors."""
 
-import asyncio
 import gzip
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 import orjson
@@ -13,9 +13,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import Headers
 
-from app.api.body import read_body
+from app.api.body import LONG_BYTES, Limit, load_json, on_parser, read_body
 from app.api.disconnect import unless_gone
-from app.api.door import arrival, door, spoken
+from app.api.door import admit, arrival, body_limit, door, small_limit, spoken
+from app.api.errors import explain_validation
 from app.api.exchange import Exchange
 from app.api.keys import described, require_key
 from app.api.kserve.models import Model
@@ -30,29 +31,34 @@ _COMPRESS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflat
 _ELSEWHERE = {"classification", "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"}
 _OPENAPI: dict[str, Any] = {"requestBody": {"content": {"application/json": {}, "application/octet-stream": {}}}}
 
+MAX_TENSORS, MAX_SIDES, MAX_PARAMETERS = 64, 16, 64
+INFLATED_AT_A_TIME = 1 << 20
+MAX_JSON_VALUES = 2_000_000  # in an answer
+
 Length = Annotated[int, Field(ge=0, strict=True)]
+Parameters = Annotated[dict[str, Any], Field(max_length=MAX_PARAMETERS)]
 
 
 class InputHeader(BaseModel):
     name: str
-    shape: list[Length]
+    shape: Annotated[list[Length], Field(max_length=MAX_SIDES)]
     datatype: str
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
     data: Any = None
 
 
 class OutputHeader(BaseModel):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
 
 
 class Header(BaseModel):
     """The JSON of a request."""
 
     id: str = ""
-    inputs: list[InputHeader]
-    outputs: list[OutputHeader] = []
-    parameters: dict[str, Any] = {}
+    inputs: Annotated[list[InputHeader], Field(max_length=MAX_TENSORS)]
+    outputs: Annotated[list[OutputHeader], Field(max_length=MAX_TENSORS)] = []
+    parameters: Parameters = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +70,19 @@ class Question:
     binary_unless_said: bool = True
 
 
-def parse(body: bytes, headers: Headers, model: Model[Any], *, max_bytes: int, max_header: int) -> Question:
+def parse(body: bytes, headers: Headers, model: Model[Any], limit: Limit) -> Question:
     """The request in a body; of one without a JSON header, which the image model takes, the body is the one image.
 
-    `max_bytes` are those of the body when it is inflated. Raises a RequestError.
+    The limit is that of the body when it is inflated, which is counted too. Raises a RequestError or Overloaded.
     """
-    body = _inflate(body, headers.get("content-encoding", "identity").strip().lower(), max_bytes)
+    body = _inflate(body, headers.get("content-encoding", "identity").strip().lower(), limit)
     length = headers.get(_LENGTH, str(len(body)))
     if not length.isdecimal() or int(length) > len(body):
         raise BadParameter(f"{_LENGTH}: {length!r} is no length within the body, which has {len(body)} bytes")
     size = int(length)
-    if size > max_header:
-        advice = "send the tensors as bytes behind it, or raise MAX_BODY_BYTES"
-        raise BodyTooLarge(f"the JSON is larger than {max_header} bytes: {advice}")
     if size == 0 and body:
         return Question(Inference([_only_element(body, model)]))
-    header = _header(body[:size])
+    header = _header(load_json(body[:size], limit.max_json_bytes))
     binary_unless_said = bool(header.parameters.pop("binary_data_output", False))
     inputs, rest = [], memoryview(body)[size:]
     for each in header.inputs:
@@ -114,21 +117,26 @@ def encode(model: Model[Any], question: Question, outputs: Sequence[Tensor]) -> 
     return b"".join([header, *raw]), len(header) if raw else None
 
 
-def _inflate(body: bytes, encoding: str, max_bytes: int) -> bytes:
+def _inflate(body: bytes, encoding: str, limit: Limit) -> bytes:
     if encoding == "identity":
         return body
     if encoding not in _COMPRESS:
         raise Unsupported(f"Content-Encoding: {encoding!r} is not read here; gzip and deflate are")
     inflater = zlib.decompressobj(32 + zlib.MAX_WBITS)  # either, by its first bytes
-    try:
-        inflated = inflater.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise MalformedBody(f"the body is not {encoding}: {error}") from error
-    if len(inflated) > max_bytes:
-        raise BodyTooLarge(f"the body is larger than {max_bytes} bytes when it is inflated")
+    inflated, rest = bytearray(), body
+    while rest and not inflater.eof:
+        try:
+            piece = inflater.decompress(rest, INFLATED_AT_A_TIME)
+        except zlib.error as error:
+            raise MalformedBody(f"the body is not {encoding}: {error}") from error
+        rest = inflater.unconsumed_tail
+        limit.share.add_bytes(len(piece))
+        inflated += piece
+        if len(inflated) > limit.max_bytes:
+            raise BodyTooLarge(f"the body is larger than {limit.max_bytes} bytes when it is inflated")
     if not inflater.eof:
         raise MalformedBody(f"the {encoding} body is cut short")
-    return inflated
+    return bytes(inflated)
 
 
 def _only_element(body: bytes, model: Model[Any]) -> Tensor:
@@ -137,14 +145,11 @@ def _only_element(body: bytes, model: Model[Any]) -> Tensor:
     return Tensor(model.input.name, BYTES, (1,), [body])
 
 
-def _header(text: bytes) -> Header:
+def _header(given: Any) -> Header:
     try:
-        return Header.model_validate(orjson.loads(text))
-    except orjson.JSONDecodeError as error:
-        raise MalformedBody(f"the request is not JSON: {error}") from error
+        return Header.model_validate(given)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
-        raise BadParameter("; ".join(problems)) from error
+        raise explain_validation(error, whole_path=True) from error
 
 
 def _input(header: InputHeader, rest: memoryview) -> tuple[Tensor, memoryview]:
@@ -203,7 +208,7 @@ def routes(service: Service, models: Repository) -> APIRouter:
 
     @facts.post("/v2/repository/models/{model}/load", summary="Only confirms: models do not change")
     async def load(model: str, request: Request) -> dict[str, str]:
-        body = await read_body(request, service.settings.max_body_bytes)
+        body = await arrival(request, read_body(request, small_limit(service, request)))
         models.load(model, changed=_has_parameters(body))
         return {}
 
@@ -239,18 +244,37 @@ def routes(service: Service, models: Repository) -> APIRouter:
         asked, exchange = models.find(model, version), Exchange.of(request.scope)
         exchange.engine = service.predictor.engines[0]
         most = max(settings.max_tensor_bytes, settings.max_body_bytes)
-        body = await arrival(request, read_body(request, most))
-        question = await asyncio.to_thread(
-            parse, body, request.headers, asked, max_bytes=most, max_header=settings.max_body_bytes
-        )
+        limit = body_limit(service, request, most)
+        body = await arrival(request, read_body(request, limit))
+        question = await _parsed(lambda: parse(body, request.headers, asked, limit), body, request.headers)
+        pixels, answer_bytes = models.weigh(asked, question.inference)
+        exchange.share.add_bytes(answer_bytes)
+        admit(service, request, pixels)
         async with unless_gone(request):
             outputs = await models.infer(asked, question.inference, exchange.deadline)
-        return _respond(request, *encode(asked, question, outputs))
+        exchange.share.add_bytes(sum(output.size for output in outputs))
+        return await _respond(request, *await _encoded(asked, question, outputs))
 
     for path in ("trace/setting", "models/{model}/trace/setting", "logging", "{kind}sharedmemory/{rest:path}"):
         facts.add_api_route(f"/v2/{path}", elsewhere, methods=["GET", "POST"], include_in_schema=False)
 
     return APIRouter(routes=[*health.routes, *images.routes, *facts.routes])
+
+
+async def _parsed(work: Callable[[], Question], body: bytes, headers: Headers) -> Question:
+    """What takes long, inflating and much JSON, is done on a thread."""
+    binary = headers.get(_LENGTH, "")
+    is_short = binary.isdecimal() and int(binary) <= LONG_BYTES and "content-encoding" not in headers
+    return work() if is_short or len(body) <= LONG_BYTES // 8 else await on_parser(work)
+
+
+async def _encoded(model: Model[Any], question: Question, outputs: list[Tensor]) -> tuple[bytes, int | None]:
+    """As `encode`. Raises BadParameter for numbers that are too many for JSON, which takes ten times their bytes."""
+    as_json = [each for each in outputs if not question.binary.get(each.name, question.binary_unless_said)]
+    if sum(output.size for output in as_json) > MAX_JSON_VALUES * 4:
+        raise BadParameter(f"the outputs hold more than {MAX_JSON_VALUES} numbers: ask for them with binary_data")
+    work = partial(encode, model, question, outputs)
+    return await on_parser(work) if sum(output.size for output in as_json) > LONG_BYTES else work()
 
 
 async def elsewhere(request: Request) -> None:
@@ -266,10 +290,12 @@ def _has_parameters(body: bytes) -> bool:
         raise MalformedBody("the request is not a JSON object") from error
 
 
-def _respond(request: Request, body: bytes, header_length: int | None) -> Response:
+async def _respond(request: Request, body: bytes, header_length: int | None) -> Response:
     """Compressed for who asks for one encoding only: others send a list with every request, and gain nothing."""
     headers = {} if header_length is None else {_LENGTH: str(header_length)}
     if compress := _COMPRESS.get(encoding := request.headers.get("accept-encoding", "")):
-        body, headers["Content-Encoding"] = compress(body), encoding
+        work = partial(compress, body)
+        body = await on_parser(work) if len(body) > LONG_BYTES else work()
+        headers["Content-Encoding"] = encoding
     kind = "application/json" if header_length is None else "application/octet-stream"
     return Response(body, headers=headers, media_type=kind)
