@@ -338,13 +338,13 @@ UNREADABLE = [
     (gzip.compress(asked())[:-9], {"Content-Encoding": "gzip"}, 400, "cut short"),
     (zlib.compress(bytes(30_000)), {"Content-Encoding": "deflate"}, 413, "when it is inflated"),
     (bytes(30_000), {}, 413, "larger than 20000 bytes"),
-    (asked() + bytes(500), {}, 413, "send the tensors as bytes behind it"),
+    (asked() + bytes(500), {}, 413, "send images and tensors as bytes"),
     (asked(), {"X-Deadline-Ms": "soon"}, 400, "X-Deadline-Ms"),
 ]
 
 
 def test_a_body_that_cannot_be_read_is_refused_with_the_reason(serve, device):
-    live = serve(max_tensor_bytes=20_000, max_body_bytes=len(asked()) + 100)
+    live = serve(max_tensor_bytes=20_000, max_body_bytes=20_000, max_json_bytes=len(asked()) + 100)
     for body, headers, status, words in UNREADABLE:
         response = post(live, body, headers)
         assert (response.status_code, response.json().keys()) == (status, {"error"})

@@ -108,7 +108,7 @@ def load_json(text: bytes, max_bytes: int) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise MalformedBody(f"the body is no JSON: {error}") from error
+        raise MalformedBody(f"the body is not JSON: {error}") from error
 
 
 async def parsed(parse: Callable[[], T], text: bytes) -> T:

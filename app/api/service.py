@@ -60,6 +60,8 @@ class Service:
         self._stopping = False
         self._starting: asyncio.Task[None] | None = None
         self.metrics.ready.set_function(lambda: float(self.ready))
+        self.metrics.inflight_bytes.set_function(lambda: self.inflight.bytes)
+        self.metrics.inflight_pixels.set_function(lambda: self.inflight.pixels)
         if collector := gpu.open_gpu():
             self.metrics.add(collector)
 

@@ -31,7 +31,7 @@ _COMPRESS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflat
 _ELSEWHERE = {"classification", "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"}
 _OPENAPI: dict[str, Any] = {"requestBody": {"content": {"application/json": {}, "application/octet-stream": {}}}}
 
-MAX_TENSORS, MAX_SIDES, MAX_PARAMETERS = 64, 16, 64
+MAX_TENSORS, MAX_SIDES, MAX_PARAMETERS = 64, 100, 64
 INFLATED_AT_A_TIME = 1 << 20
 MAX_JSON_VALUES = 2_000_000  # in an answer
 
