@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when all went well, 1 with one line on standard error when not, 2 for a wrong command line."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended too
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which `nohup` makes it
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     try:
         settings = Settings.read({name: value for name, value in given.items() if value is not None})

@@ -71,13 +71,14 @@ def test_serve_finds_its_engine_is_ready_in_ten_seconds_and_its_curl_line_works(
         assert served.end(signal.SIGTERM) == 0
 
 
-def test_stop_answers_every_request_that_had_reached_the_socket(engine, sample):
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP], ids=lambda how: how.name)
+def test_stop_answers_every_request_that_had_reached_the_socket(engine, sample, how):
     served = Served("--engines-dir", str(engine))
     request = b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(sample), sample)
     clients = [socket.create_connection(("127.0.0.1", served.port), timeout=30) for _ in range(30)]
     for client in clients:
         client.sendall(request)
-    served.process.send_signal(signal.SIGTERM)
+    served.process.send_signal(how)
     answers = [client.recv(16) for client in clients]
     for client in clients:
         client.close()

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Generator
 from functools import partial
 
@@ -42,14 +43,18 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """SIGHUP, which a closing terminal sends, is a drain too."""
-        hangup = signal.getsignal(signal.SIGHUP)
-        with super().capture_signals():
-            with contextlib.suppress(ValueError):  # not on the main thread
-                signal.signal(signal.SIGHUP, lambda *_: self.handle_exit(signal.SIGTERM, None))
-            yield
-        with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGHUP, hangup)
+        """SIGHUP, which a closing terminal sends, stops the server as SIGTERM does; `nohup` has it ignored."""
+        before = signal.getsignal(signal.SIGHUP)
+        if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+            with super().capture_signals():
+                yield
+            return
+        signal.signal(signal.SIGHUP, lambda *_: self.handle_exit(signal.SIGTERM, None))
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
 
 def make_server(settings: Settings, app: ASGIApp | str = "unset") -> Server:
