@@ -13,22 +13,13 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from app.http import head
 from app.http.connections import DRAIN_S, LINGER_BYTES, LINGER_S, WINDOW_S, Connections
+from app.http.outlet import Outlet
 from app.http.rate import Rate
 from app.http.refusal import Refused, answer
 
-
-class _Outlet:
-    """The transport as a response sees it, whose close waits for a client that still sends."""
-
-    __slots__ = ("_connection", "_transport", "is_closing", "write")
-
-    def __init__(self, connection: "Connection", transport: asyncio.Transport) -> None:
-        self._connection, self._transport = connection, transport
-        self.write, self.is_closing = transport.write, transport.is_closing
-
-    def close(self) -> None:
-        self._connection.finish()
+_AGAIN = b"POST / HTTP/1.1\r\nhost: again\r\n%s\r\n"
 
 
 class Connection(HttpToolsProtocol):
@@ -69,7 +60,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.peer = self.client[0] if self.client else ""
-        self._outlet = _Outlet(self, transport)
+        self._outlet = Outlet(self.finish, transport)
         self._all.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -138,13 +129,11 @@ class Connection(HttpToolsProtocol):
         if self._muted:
             return
         self._in_head = False
-        self._check_head()
+        long = self._fed + self._chunk > self._limits.head_bytes  # it may be, or its body came with it
+        head.check(self.headers, self.url, self.parser.get_http_version(), self._limits, measure=long)
         super().on_headers_complete()
         self.cycle.transport = self._outlet  # type: ignore[assignment]
-        self._without_upgrade = self.parser.should_upgrade() and any(
-            (name == b"content-length" and value.strip(b"0")) or name == b"transfer-encoding"
-            for name, value in self.headers
-        )
+        self._without_upgrade = self.parser.should_upgrade() and bool(head.framing(self.headers))
         self.headers = []  # what trailers add is nobody's
         self.waiting_since = now = self.loop.time()
         self._rate.begin(now)
@@ -255,28 +244,11 @@ class Connection(HttpToolsProtocol):
             self._without_upgrade = False
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            framing = [
-                b"%s: %s\r\n" % (name, value)
-                for name, value in self.cycle.scope["headers"]
-                if name in (b"content-length", b"transfer-encoding")
-            ]
             self._muted = True
-            self.parser.feed_data(b"".join([b"POST / HTTP/1.1\r\nhost: again\r\n", *framing, b"\r\n"]))
+            self.parser.feed_data(_AGAIN % head.framing(self.cycle.scope["headers"]))
             self._muted = False
         if rest:
             self.parser.feed_data(rest)
-
-    def _check_head(self) -> None:
-        """Raises Refused."""
-        if self._fed + self._chunk > self._limits.head_bytes:  # or its body came with it
-            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if size > self._limits.head_bytes:
-                raise Refused(431, f"the request's head is larger than {self._limits.head_bytes} bytes")
-        hosts = [value for name, value in self.headers if name == b"host"]
-        if len(hosts) != 1 and (hosts or self.parser.get_http_version() == "1.1"):
-            raise Refused(400, f"a request names its Host once; this one has {len(hosts)}")
-        if self._limits.hosts is not None and hosts and _name(hosts[0]) not in self._limits.hosts:
-            raise Refused(400, "this Host is none of the server's names: send its address, or name it in ALLOW_HOSTS")
 
     def _check_request(self, now: float) -> None:
         limits = self._limits
@@ -326,9 +298,3 @@ class Connection(HttpToolsProtocol):
         self._in_head = self._message_complete = False
         self.transport.write(answer(status, message))
         self.finish()
-
-
-def _name(host: bytes) -> str:
-    """A Host header without its port."""
-    text = host.decode("latin-1").lower()
-    return text[: text.rfind("]") + 1] if text.startswith("[") else text.partition(":")[0]
