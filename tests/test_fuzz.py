@@ -4,6 +4,7 @@ import base64
 import contextlib
 import math
 import os
+import time
 
 import conftest
 import fakes
@@ -12,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from fuzz import kserve, parts, web
+from fuzz.cost import Meter
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
@@ -187,3 +189,29 @@ def test_growth_would_be_told():
 @pytest.mark.parametrize("kind", range(len(parts.IMAGES)))
 def test_the_images_that_are_broken_are_sound_at_first(kind):
     assert images.decode(parts.IMAGES[kind], 1000).shape == (16, 24, 3)
+
+
+def test_slow_half_and_endless_clients_get_no_5xx_and_the_next_right_one_is_answered(serve):
+    live = serve(grpc_port=free_port())
+    outcome = fuzz.run(sound(live), 200, senders=["slow"], parts=2)
+    assert [failure for failure in outcome.failures if "growth" not in failure] == []
+    assert {"none", "400"} <= {status for _, status in outcome.statuses}
+    assert live.client.post("/v1/detect", content=parts.IMAGES[0]).status_code == 200
+
+
+@pytest.mark.parametrize("cost", ["cpu", "memory", "none", "once"])
+def test_a_request_that_costs_too_much_would_be_told_once_it_has_done_so_twice(cost):
+    told, sent = [], []
+
+    def send(made: str) -> None:
+        sent.append(made)
+        if cost == "memory" or (cost == "once" and len(sent) == 1):
+            np.ones(40_000_000)  # 320 MB
+        until = time.process_time() + (1.2 if cost == "cpu" else 0)
+        while time.process_time() < until:
+            pass
+
+    Meter(os.getpid(), told.append).watch(send, "a request")
+    assert len(sent) == (1 if cost == "none" else 2)
+    assert len(told) == (1 if cost in ("cpu", "memory") else 0)
+    assert all("'a request'" in each for each in told)

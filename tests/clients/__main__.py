@@ -15,11 +15,15 @@ from app.settings import Settings
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 os.environ["YOLO_VERBOSE"] = "false"  # Ultralytics would write between the rows
-sys.path[:1] = [str(HERE.parent), str(ROOT / "models/demo")]  # not this folder, whose files have names of packages
+sys.path[:1] = [
+    str(HERE.parent),
+    str(ROOT / "models/demo"),
+    str(ROOT),
+]  # not this folder, whose files have names of packages
 
 from clients import Check, kserve, tasks  # noqa: E402
 
-FAMILIES = ("hub", "deepstack", "roboflow", "kserve", "perf_analyzer")
+FAMILIES = ("hub", "deepstack", "roboflow", "kserve", "perf_analyzer", "refusals")
 
 
 def main(urls: list[str]) -> int:

@@ -1,5 +1,7 @@
 """Malformed requests to every protocol, and the run that counts what comes back: `python tests/fuzz COUNT`.
 
+A request that costs a second of CPU or 200 MB is a failure too, as is an answer of the server's own fault.
+
 Half right is what finds defects: a request is a right one of its protocol in which one thing or more is broken.
 """
 
@@ -9,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ import requests
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from fuzz import kserve, web, wire
+from fuzz import kserve, slow, web, wire
+from fuzz.cost import Meter
 
 MEANT = {  # statuses of the server's fault that these protocols give on purpose
     "kserve": {"501", "504"},  # what only Triton has; a `timeout` of microseconds
@@ -28,6 +32,7 @@ MEANT = {  # statuses of the server's fault that these protocols give on purpose
     "roboflow": {"501"},
     "openapi": {"501"},
     "wire": {"504"},  # a deadline that passes while the body comes
+    "slow": {"503", "504"},  # who keeps a place may be told that there is none
 }
 FAULTS = {"UNKNOWN", "INTERNAL", "UNIMPLEMENTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "DATA_LOSS"}  # of gRPC
 PARTS = 10  # of a whole run, with the vital signs after each
@@ -109,7 +114,7 @@ def is_readable(status: int, kind: str, content: bytes) -> bool:
 Sender = tuple[st.SearchStrategy[Any], Callable[[Any], None]]
 
 
-def of_web(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
+def of_web(server: Server, client: httpx.Client, outcome: Outcome, kept: contextlib.ExitStack) -> Sender:
     def send(alike: dict[str, httpx.Request]) -> None:
         for path, request in alike.items():
             outcome.add_answer(web.PATHS[path], client, request)
@@ -117,11 +122,11 @@ def of_web(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
     return web.requests(server.model), send
 
 
-def of_kserve(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
+def of_kserve(server: Server, client: httpx.Client, outcome: Outcome, kept: contextlib.ExitStack) -> Sender:
     return kserve.requests(server.model), lambda request: outcome.add_answer("kserve", client, request)
 
 
-def of_grpc(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
+def of_grpc(server: Server, client: httpx.Client, outcome: Outcome, kept: contextlib.ExitStack) -> Sender:
     channel = grpc.insecure_channel(server.grpc)
 
     def send(call: tuple[str, list[bytes]]) -> None:
@@ -131,7 +136,7 @@ def of_grpc(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
     return kserve.calls(server.model), send
 
 
-def of_wire(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
+def of_wire(server: Server, client: httpx.Client, outcome: Outcome, kept: contextlib.ExitStack) -> Sender:
     def send(made: tuple[list[bytes], bool]) -> None:
         for status in wire.ask(server.url, *made):
             outcome.add("wire", status, made)
@@ -139,7 +144,14 @@ def of_wire(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
     return wire.requests(), send
 
 
-def of_openapi(server: Server, client: httpx.Client, outcome: Outcome) -> Sender:
+def of_slow(server: Server, client: httpx.Client, outcome: Outcome, kept: contextlib.ExitStack) -> Sender:
+    """Connections that stay open while others are made, until `kept` is closed."""
+    strangers = slow.Strangers(server.url, lambda status, sent: outcome.add("slow", status, sent))
+    kept.callback(strangers.close)
+    return slow.strangers(), strangers.add
+
+
+def of_openapi(server: Server, client: httpx.Client, outcome: Outcome, kept: contextlib.ExitStack) -> Sender:
     """What schemathesis makes of the description, /v2 and all."""
     import schemathesis
 
@@ -161,6 +173,7 @@ SENDERS = {  # and how many requests each sends at once
     "kserve": (of_kserve, 1),
     "grpc": (of_grpc, 1),
     "wire": (of_wire, 1),
+    "slow": (of_slow, 1),
     "openapi": (of_openapi, 1),
 }
 
@@ -170,12 +183,14 @@ def run(
 ) -> Outcome:
     """`count` requests, as many of each sender's, made from the seeds `number` to `number + parts - 1`."""
     outcome = Outcome()
-    with httpx.Client(base_url=server.url, timeout=30) as client:
-        made = {name: SENDERS[name][0](server, client, outcome) for name in senders}
+    with httpx.Client(base_url=server.url, timeout=30) as client, contextlib.ExitStack() as kept:
+        made = {name: SENDERS[name][0](server, client, outcome, kept) for name in senders}
+        meter = Meter(server.pid, outcome.failures.append)
         for part in range(parts):
             for name, (strategy, send) in made.items():
                 at_once = SENDERS[name][1]
-                _draw(strategy, send, count // parts // len(senders) // at_once, number + part)
+                watched = partial(meter.watch, send)
+                _draw(strategy, watched, count // parts // len(senders) // at_once, number + part)
             outcome.vitals.append(Vitals.of(server.pid))
     outcome.judge_growth()
     return outcome

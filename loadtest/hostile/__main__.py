@@ -1,0 +1,57 @@
+"""python loadtest/hostile [--only NAME...] [--list] [--quick] [--refusals] [--markdown FILE]: strangers and a client.
+
+A line is an attack. It has a server of its own on loopback, a good client that posts a sample every 0.1 s, the attack
+beside it, a rest, and a SIGTERM in the midst of the same attack. Ends with 1 if any line fails. Some 30 s a line.
+"""
+
+import argparse
+import signal
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from loadtest.hostile import attacks, clients, refusals, table  # noqa: E402, F401
+from loadtest.hostile.play import play  # noqa: E402
+from loadtest.hostile.row import ROWS  # noqa: E402
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser("python loadtest/hostile", description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=["*"], help="names of rows, or patterns of them")
+    parser.add_argument("--list", action="store_true", help="the rows' names, and what each does")
+    parser.add_argument("--quick", action="store_true", help="smaller forms and shorter timeouts")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--refusals", action="store_true", help="instead: how many of 100 early refusals clients read")
+    options = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended too
+    if options.refusals:
+        lines, whole = refusals.table(clients.clients())
+        if options.markdown:
+            options.markdown.write_text("\n".join(lines) + "\n")
+        return int(not whole)
+    rows = [row for name, row in ROWS.items() if any(fnmatch(name, only) for only in options.only)]
+    if options.list or not rows:
+        print("\n".join(f"{row.name:28} {row.kind:10} {row.text}" for row in rows or ROWS.values()))
+        return int(not rows)
+    lines, failed = [table.HEAD], 0
+    print(table.HEAD, flush=True)
+    for row in rows:
+        try:
+            report = play(row, quick=options.quick)
+        except RuntimeError as error:
+            line, faults = f"| {row.name} | **not played**: {error} |", ["not played"]
+        else:
+            line, faults = table.line(report), report.faults()
+        failed += bool(faults)
+        lines.append(line)
+        print(line, flush=True)
+        if options.markdown:
+            options.markdown.write_text("\n".join(lines) + "\n")
+    print(f"\n{len(rows) - failed} of {len(rows)} pass")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

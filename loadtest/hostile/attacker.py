@@ -1,0 +1,42 @@
+"""python -m loadtest.hostile.attacker ROW TARGET: run one attack, and print what the strangers saw as JSON.
+
+A process of its own, of low priority: the strangers have machines of their own, and this one is the server's.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from loadtest.hostile import attacks  # noqa: F401  # which registers them
+from loadtest.hostile.row import ROWS, Target
+
+LIMIT_S = 45.0  # of an attack
+
+
+def main(name: str, told: str) -> None:
+    os.nice(10)
+    target = Target(**json.loads(told))
+    started = time.monotonic()
+    print(json.dumps({"started": started}), flush=True)
+    asyncio.run(_run(name, target))
+    print(json.dumps({"started": started, "ended": time.monotonic(), "outcome": vars(target.outcome)}), flush=True)
+
+
+async def _run(name: str, target: Target) -> None:
+    asyncio.get_running_loop().set_exception_handler(_ignore)
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            await ROWS[name].attack(target)
+    except TimeoutError:
+        target.outcome.statuses["unfinished"] += 1
+
+
+def _ignore(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Connections that the server has reset are what is expected."""
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,29 @@
+"""Every attack, by what it wants of the server."""
+
+from loadtest.hostile.attacks import (
+    ends,
+    engines,
+    forms,
+    grpc_calls,
+    grpc_frames,
+    heads,
+    images,
+    json_bodies,
+    memory,
+    slow,
+    unread,
+)
+
+__all__ = [
+    "ends",
+    "engines",
+    "forms",
+    "grpc_calls",
+    "grpc_frames",
+    "heads",
+    "images",
+    "json_bodies",
+    "memory",
+    "slow",
+    "unread",
+]
