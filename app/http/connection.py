@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.http import head
-from app.http.connections import DRAIN_S, LINGER_BYTES, LINGER_S, WINDOW_S, Connections
+from app.http.connections import DRAIN_S, LINGER_BYTES, LINGER_S, SWEEP_S, WINDOW_S, Connections
 from app.http.outlet import Outlet
 from app.http.rate import Rate
 from app.http.refusal import Refused, answer
@@ -191,7 +191,8 @@ class Connection(HttpToolsProtocol):
         limits = self._limits
         waited = now - self.waiting_since
         if self._lingering_since < math.inf:
-            if now - self._lingering_since > LINGER_S or self._too_slow(now, WINDOW_S):
+            longest = LINGER_S if self._stopping_since == math.inf else SWEEP_S
+            if now - self._lingering_since > longest or self._too_slow(now, WINDOW_S):
                 self.transport.abort()
         elif now - self._stopping_since > DRAIN_S and self._stalls(now):
             if self._reads_body:

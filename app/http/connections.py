@@ -15,7 +15,7 @@ SWEEP_S = 0.5
 WINDOW_S = 5.0  # over which a rate is seen
 LINGER_S = 12.0  # longest time for which the rest of a refused body is read
 LINGER_BYTES = 256 << 20
-DRAIN_S = 3.0  # for which a client may keep the server waiting that is stopping
+DRAIN_S = 2.0  # for which a client may keep the server waiting that is stopping
 
 
 @dataclass(frozen=True, slots=True)

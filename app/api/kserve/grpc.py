@@ -37,7 +37,7 @@ crash_log = logging.getLogger("yolopard.crash")
 CALLS_PER_CONNECTION = 256
 IDLE_MS, PING_MS = 300_000, 30_000
 MIN_READERS, MIN_STREAMS = 4, 16  # messages that are read at a time, and streams, however small the budget is
-DRAIN_S = 3.0
+DRAIN_S = 2.0
 
 _SERVICE = "inference.GRPCInferenceService"
 _OPEN = ("ServerLive", "ServerReady", "ModelReady")  # to who shows no key
