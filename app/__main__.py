@@ -71,6 +71,7 @@ def serve(settings: Settings) -> int:
         on_failure=lambda: setattr(server, "should_exit", True),
     )
     server.config.app = create_app(service)
+    server.on_stop = service.inflight.close
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
     listener = _listen(settings.host, settings.port, "PORT")
     if settings.grpc_port:

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from time import monotonic
 
 from app import machine
-from app.errors import BodyTooLarge, Overloaded, TooManyPixels
+from app.errors import BodyTooLarge, Overloaded, Stopping, TooManyPixels
 
 MIB = 1 << 20
-SLOW_S = 1.0  # a request that is still being read after so long gives way where memory is short
+SLOW_S = 1.0  # a client that has been waited for so long gives way where memory is short
+SMALL_BYTES, SMALL_PIXELS = MIB, 4_000_000  # up to which a request may take of the last eighth of the budget, too
 
 
 def default_bytes() -> int:
@@ -27,87 +28,71 @@ class Inflight:
     def __init__(self, max_bytes: int | None, max_pixels: int | None) -> None:
         self.max_bytes, self.max_pixels = max_bytes or default_bytes(), max_pixels or default_pixels()
         self.bytes = self.pixels = 0
+        self._closed = False
         self._lock = threading.Lock()
-        self._reading: dict[Share, None] = {}  # shares whose request is still being read, the oldest first
+        self._waiting: dict[Share, None] = {}  # shares that wait for their client, the longest first
 
     @property
-    def reading(self) -> int:
-        """Requests whose bodies are being read."""
-        return len(self._reading)
+    def waiting(self) -> int:
+        """Requests whose bodies are being read, or whose answers are being sent."""
+        return len(self._waiting)
 
     def share(self) -> "Share":
         """The part of a new request, which holds nothing yet."""
         return Share(self)
+
+    def close(self) -> None:
+        """From now on nothing more is taken in; who has been admitted is still answered."""
+        self._closed = True
 
     def _change(self, share: "Share", size: int, pixels: int) -> None:
         if share.bytes + size > self.max_bytes:
             raise BodyTooLarge(f"the request holds more than MAX_INFLIGHT_BYTES={self.max_bytes}")
         if share.pixels + pixels > self.max_pixels:
             raise TooManyPixels(f"the request's images have more pixels than MAX_INFLIGHT_PIXELS={self.max_pixels}")
+        if self._closed and not share.admitted and (size > 0 or pixels > 0):
+            raise Stopping("the server is stopping")
         with self._lock:
-            if size > 0:
-                self._make_room(share, size)
-            if size > 0 and self.bytes + size > self.max_bytes:
-                raise Overloaded(f"the requests in flight hold {self.bytes} bytes, of {self.max_bytes} allowed")
-            if pixels > 0 and self.pixels + pixels > self.max_pixels:
-                raise Overloaded(f"the images in flight have {self.pixels} pixels, of {self.max_pixels} allowed")
+            self._require_bytes(share, size)
+            self._require_pixels(share, pixels)
             self.bytes += size
             self.pixels += pixels
             share.bytes += size
             share.pixels += pixels
 
-    def _make_room(self, share: "Share", size: int) -> None:
-        """Take the memory of those that are slow to send: a sound client is read in less time."""
+    def _require_bytes(self, share: "Share", size: int) -> None:
+        if size <= 0:
+            return
+        most = self.max_bytes if share.bytes + size <= SMALL_BYTES else self.max_bytes - self.max_bytes // 8
         old = monotonic() - SLOW_S
-        while self.bytes + size > self.max_bytes:
-            victim = next((each for each in self._reading if each is not share and each.bytes), None)
-            if victim is None or victim.reading_since > old:
-                return
-            del self._reading[victim]
-            self.bytes -= victim.bytes
-            victim.bytes = 0
-            victim.evict()
+        while self.bytes + size > most and (slow := next((each for each in self._waiting if each.bytes), None)):
+            if slow is share or slow.waiting_since > old:
+                break
+            del self._waiting[slow]
+            self.bytes -= slow.bytes
+            slow.bytes = 0
+            slow.evict()
+        if self.bytes + size > most:
+            raise Overloaded(f"the requests in flight hold {self.bytes} bytes, of {self.max_bytes} allowed")
+
+    def _require_pixels(self, share: "Share", pixels: int) -> None:
+        most = self.max_pixels if share.pixels + pixels <= SMALL_PIXELS else self.max_pixels - self.max_pixels // 8
+        if pixels > 0 and self.pixels + pixels > most:
+            raise Overloaded(f"the images in flight have {self.pixels} pixels, of {self.max_pixels} allowed")
 
 
 class Share:
     """Bytes and pixels that one request holds, from its first byte in to its last byte out."""
 
-    __slots__ = ("_evict", "_inflight", "bytes", "evicted", "pixels", "reading_since")
+    __slots__ = ("_evict", "_inflight", "admitted", "bytes", "evicted", "pixels", "waiting_since")
 
     def __init__(self, inflight: Inflight) -> None:
         self._inflight = inflight
         self.bytes = self.pixels = 0
+        self.admitted = False  # it is answered, even by a server that stops
         self.evicted = False
-        self.reading_since = 0.0
+        self.waiting_since = 0.0
         self._evict: Callable[[], None] = lambda: None
-
-    def add_bytes(self, size: int) -> None:
-        """Raises Overloaded where all requests would hold more than is allowed, BodyTooLarge where this one would."""
-        if self.evicted:
-            raise Overloaded("the body came too slowly, and its memory was needed")
-        self._inflight._change(self, size, 0)  # noqa: SLF001  # two halves of one thing
-
-    def add_pixels(self, pixels: int) -> None:
-        """Raises Overloaded where all images would have more than is allowed, TooManyPixels where this one's would."""
-        self._inflight._change(self, 0, pixels)  # noqa: SLF001
-
-    def hold_only(self, size: int) -> None:
-        """Hold so many bytes instead of those so far. Raises Overloaded."""
-        self._inflight._change(self, size - self.bytes, 0)  # noqa: SLF001
-
-    def begin_reading(self, evict: Callable[[], None]) -> None:
-        """From now on the request may lose its memory to others; `evict` is then called, on any thread."""
-        self._evict, self.reading_since = evict, monotonic()
-        self._inflight._reading[self] = None  # noqa: SLF001
-
-    def end_reading(self) -> None:
-        """The request is complete: nothing is taken from it any more."""
-        self._inflight._reading.pop(self, None)  # noqa: SLF001
-
-    def evict(self) -> None:
-        """The memory is gone: whoever reads the request has to give up."""
-        self.evicted = True
-        self._evict()
 
     def __enter__(self) -> "Share":
         return self
@@ -115,7 +100,41 @@ class Share:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def add_bytes(self, size: int) -> None:
+        """Raises Overloaded where all requests would hold more than is allowed, BodyTooLarge where this one would, and
+        Stopping.
+        """
+        if self.evicted:
+            raise Overloaded("the client was too slow, and the memory of its request was needed")
+        self._inflight._change(self, size, 0)  # noqa: SLF001  # two halves of one thing
+
+    def add_pixels(self, pixels: int) -> None:
+        """Raises Overloaded where all images would have more than is allowed, TooManyPixels where this one's would, and
+        Stopping.
+        """
+        self._inflight._change(self, 0, pixels)  # noqa: SLF001
+
+    def hold_only(self, size: int) -> None:
+        """Hold so many bytes instead of those so far. Raises what `add_bytes` raises."""
+        self.add_bytes(size - self.bytes)
+
+    def begin_waiting(self, evict: Callable[[], None]) -> None:
+        """From now on it is the client's turn, and the request may lose its memory to others: `evict` is then called,
+        on any thread.
+        """
+        self._evict, self.waiting_since = evict, monotonic()
+        self._inflight._waiting[self] = None  # noqa: SLF001
+
+    def end_waiting(self) -> None:
+        """The client has done its part."""
+        self._inflight._waiting.pop(self, None)  # noqa: SLF001
+
+    def evict(self) -> None:
+        """The memory is needed: whoever waits for the client has to give up."""
+        self.evicted = True
+        self._evict()
+
     def close(self) -> None:
         """Give everything back."""
-        self.end_reading()
+        self.end_waiting()
         self._inflight._change(self, -self.bytes, -self.pixels)  # noqa: SLF001

@@ -10,10 +10,10 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app import drawing, images, masks, parity, results
 from app.batcher import Answer, Batcher
@@ -25,6 +25,8 @@ from app.results import Detections, Outputs, Thresholds
 from app.threads import Threads
 
 T = TypeVar("T")
+Turns = AbstractAsyncContextManager[Any]
+ALONE: Turns = nullcontext()  # of a request with one image
 
 log = logging.getLogger("yolopard.predictor")
 
@@ -145,8 +147,21 @@ class Predictor:
         finally:
             self._pending -= 1
 
+    def turns(self, images: int) -> Turns:
+        """For `predict`: a request of so many images has them decoded a few at a time, so that those of others come in
+        between.
+        """
+        return ALONE if images == 1 else asyncio.Semaphore(self._threads)
+
     async def predict(
-        self, data: bytes, thresholds: Thresholds, deadline: float, engines: Sequence[str], *, shadowed: bool = False
+        self,
+        data: bytes,
+        thresholds: Thresholds,
+        deadline: float,
+        engines: Sequence[str],
+        *,
+        turns: Turns = ALONE,
+        shadowed: bool = False,
     ) -> list[Prediction]:
         """Everything between the bytes of an image and its detections, by each of the engines, given the same frame.
 
@@ -158,11 +173,15 @@ class Predictor:
             return _detections(outputs, placement, thresholds, self.model)
 
         prepare = partial(self._preparation, data)
-        placement, found = await self._predict(prepare, finish, thresholds, deadline, engines, shadowed)
+        placement, found = await self._predict(prepare, finish, thresholds, deadline, engines, turns, shadowed)
         return [Prediction(placement, *each) for each in found]
 
     async def predict_frame(
-        self, make: Callable[[], Pixels], thresholds: Thresholds, deadline: float
+        self,
+        make: Callable[[], Pixels],
+        thresholds: Thresholds,
+        deadline: float,
+        turns: Turns,
     ) -> FramePrediction:
         """As `predict`, by the engine that serves, for an image that the client has letterboxed.
 
@@ -176,7 +195,7 @@ class Predictor:
         def finish(outputs: Outputs, _: Placement) -> Outputs:
             return results.keep(outputs, thresholds, self.model)
 
-        _, found = await self._predict(prepare, finish, thresholds, deadline, self.engines[:1], shadowed=True)
+        _, found = await self._predict(prepare, finish, thresholds, deadline, self.engines[:1], turns, shadowed=True)
         return FramePrediction(*found[0])
 
     async def _predict(
@@ -186,13 +205,15 @@ class Predictor:
         thresholds: Thresholds,
         deadline: float,
         engines: Sequence[str],
+        turns: Turns,
         shadowed: bool,
     ) -> tuple[Placement, list[tuple[T, Timings, int, str]]]:
         """Where the image lies in its frame, and of each engine what it found, how long it took, in which batch."""
         self._images += 1
         try:
             async with asyncio.timeout_at(deadline):
-                (placement, frame), decode_s = await _on(self._decoders, lambda: self._timed(prepare))
+                async with turns:
+                    (placement, frame), decode_s = await _on(self._decoders, lambda: self._timed(prepare))
                 answers = await self._ask(engines, frame, deadline)
                 found = [await self._finish(answer, placement, thresholds, finish) for answer in answers]
         except TimeoutError:

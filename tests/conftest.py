@@ -110,6 +110,7 @@ class Live:
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.server = make_server(service.settings, create_app(service))
+        self.server.on_stop = service.inflight.close
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
         self.thread.start()
         self.client = httpx.Client(base_url=self.url, timeout=30)

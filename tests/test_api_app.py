@@ -130,7 +130,7 @@ def test_a_client_that_is_gone_is_counted_as_such(serve, device):
     live = serve()
     with socket.create_connection(("127.0.0.1", live.port)) as gone:
         gone.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
-        wait_for(lambda: live.service.inflight.reading == 1)
+        wait_for(lambda: live.service.inflight.waiting == 1)
     wait_for(lambda: live.value("requests_total", protocol="v1", code="499") == 1)
     assert live.value("rejected_total", reason="client_gone") == 1
 

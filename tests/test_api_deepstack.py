@@ -201,6 +201,6 @@ def test_a_client_that_hangs_up_is_counted_also_on_a_path_with_a_name_in_it(serv
     live = serve()
     with socket.create_connection(("127.0.0.1", live.port)) as gone:
         gone.sendall(b"POST /v1/vision/custom/pets HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
-        wait_for(lambda: live.service.inflight.reading == 1)
+        wait_for(lambda: live.service.inflight.waiting == 1)
     wait_for(lambda: live.value("requests_total", protocol="deepstack", code="499") == 1)
     assert live.value("rejected_total", reason="client_gone") == 1

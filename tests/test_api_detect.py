@@ -321,8 +321,8 @@ def test_client_that_hangs_up_in_the_middle_of_its_body_harms_nobody(serve):
     live = serve()
     with socket.create_connection(("127.0.0.1", live.port)) as gone:
         gone.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
-        wait_for(lambda: live.service.inflight.reading == 1)
-    wait_for(lambda: live.service.inflight.reading == 0)
+        wait_for(lambda: live.service.inflight.waiting == 1)
+    wait_for(lambda: live.service.inflight.waiting == 0)
     assert post(live).status_code == 200
 
 

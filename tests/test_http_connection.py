@@ -101,7 +101,7 @@ def hurried(monkeypatch) -> None:
 def test_a_body_has_a_least_rate_on_every_route(serve, hurried, path):
     live = serve()
     assert error(talk(live, post(b"x" * 60_000, path=path)[:-30_000])) == (408, "too_slow")
-    eventually(lambda: live.service.inflight.bytes == 0 and live.service.inflight.reading == 0)
+    eventually(lambda: live.service.inflight.bytes == 0 and live.service.inflight.waiting == 0)
 
 
 def test_a_client_that_waits_for_100_continue_and_sends_nothing_is_closed(serve, hurried):

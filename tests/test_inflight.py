@@ -52,7 +52,7 @@ def test_who_is_slow_to_send_loses_the_memory_to_who_needs_it(budget, monkeypatc
     monkeypatch.setattr(inflight, "monotonic", lambda: now[0])
     evicted = []
     slow, quick = budget.share(), budget.share()
-    slow.begin_reading(lambda: evicted.append("slow"))
+    slow.begin_waiting(lambda: evicted.append("slow"))
     slow.add_bytes(900)
     now[0] += inflight.SLOW_S / 2
     with pytest.raises(Overloaded):
@@ -71,9 +71,9 @@ def test_who_has_been_read_loses_nothing(budget, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(inflight, "monotonic", lambda: now[0])
     done, late = budget.share(), budget.share()
-    done.begin_reading(pytest.fail)
+    done.begin_waiting(pytest.fail)
     done.add_bytes(900)
-    done.end_reading()
+    done.end_waiting()
     now[0] += 60
     with pytest.raises(Overloaded):
         late.add_bytes(500)

@@ -23,7 +23,7 @@ def test_where_all_places_are_taken_the_oldest_gives_way():
     evicted = []
     shares = [budget.share() for _ in range(3)]
     for number, share in enumerate(shares):
-        share.begin_reading(lambda number=number: evicted.append(number))
+        share.begin_waiting(lambda number=number: evicted.append(number))
     with places.place(shares[0]), places.place(shares[1]), places.place(shares[2]):
         assert evicted == [0]
     with places.place(shares[1]), places.place(shares[2]):
@@ -40,7 +40,7 @@ def test_slow_strangers_do_not_keep_out_who_has_the_key_in_the_body(keyed, sampl
         stranger = socket.create_connection(("127.0.0.1", keyed.port), timeout=20)
         stranger.sendall(head.encode())
         strangers.append(stranger)
-    eventually(lambda: keyed.service.inflight.reading == keyless.PLACES)
+    eventually(lambda: keyed.service.inflight.waiting == keyless.PLACES)
     for _ in range(5):
         answer = keyed.client.post("/v1/vision/detection", data={"api_key": KEY}, files={"image": sample})
         assert answer.status_code == 200

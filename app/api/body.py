@@ -99,7 +99,7 @@ async def read_json(request: Request, limit: Limit) -> Any:
     return await parsed(lambda: load_json(body, limit.max_json_bytes), body)
 
 
-def load_json(text: bytes, max_bytes: int) -> Any:
+def load_json(text: bytes | bytearray, max_bytes: int) -> Any:
     """Raises BodyTooLarge or MalformedBody."""
     if len(text) > max_bytes:
         raise BodyTooLarge(f"the JSON is larger than {max_bytes} bytes{_JSON_ADVICE}")

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,10 +18,11 @@ from app.api.answer import server_timing
 from app.api.body import SMALL_BYTES, Limit
 from app.api.disconnect import unless_gone
 from app.api.errors import Shape, native
+from app.api.eviction import evictable
 from app.api.exchange import Exchange
 from app.api.keys import has_key, require_key
 from app.api.service import Service
-from app.errors import BadParameter, DeadlineExceeded, Overloaded, Unsupported, YolopardError
+from app.errors import BadParameter, DeadlineExceeded, Unsupported, YolopardError
 from app.images import measure
 from app.model import ModelInfo
 from app.predictor import Prediction
@@ -137,25 +138,12 @@ async def arrival(request: Request, reading: Coroutine[Any, Any, T]) -> T:
     raises.
     """
     exchange = Exchange.of(request.scope)
-    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout_at(exchange.deadline) as timeout:
-
-            def stop() -> None:
-                with suppress(RuntimeError):  # it has been read meanwhile
-                    timeout.reschedule(loop.time())
-
-            def evict() -> None:  # on any thread
-                loop.call_soon_threadsafe(stop)
-
-            exchange.share.begin_reading(evict)
+        async with asyncio.timeout_at(exchange.deadline), evictable(exchange.share):
             return await reading
     except TimeoutError:
-        if exchange.share.evicted:
-            raise Overloaded("the body came too slowly, and its place was needed") from None
         raise DeadlineExceeded("the deadline passed before the body had arrived") from None
     finally:
-        exchange.share.end_reading()
         exchange.reading.close()
 
 
@@ -171,6 +159,7 @@ def admit(service: Service, request: Request, pixels: int) -> None:
     """
     exchange = Exchange.of(request.scope)
     exchange.share.add_pixels(pixels)
+    exchange.share.admitted = True
     left_s = exchange.deadline - asyncio.get_running_loop().time()
     exchange.held.enter_context(service.predictor.admitted(left_s))
 
@@ -202,6 +191,7 @@ async def compare(
         thresholds=thresholds,
         deadline=exchange.deadline,
         engines=engines,
+        turns=service.predictor.turns(len(files)),
         shadowed=shadowed,
     )
     async with unless_gone(request):

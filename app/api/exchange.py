@@ -6,7 +6,6 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -15,8 +14,9 @@ from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import Shape, native
+from app.api.eviction import evictable
 from app.api.service import Service
-from app.errors import YolopardError
+from app.errors import Overloaded, YolopardError
 from app.inflight import Share
 
 log = logging.getLogger("yolopard.access")
@@ -88,8 +88,10 @@ class ExchangeMiddleware:
                 exchange.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", exchange.request_id.encode())]
             try:
-                for piece in _pieces(message):
-                    await send(piece)
+                await _send(message, send, exchange.share)
+            except Overloaded as error:
+                self._service.count_refusal(error.code)
+                scope["yolopard.cut_off"]()
             except RuntimeError as error:
                 if _CLOSED not in str(error):
                     raise
@@ -125,15 +127,19 @@ class ExchangeMiddleware:
             log.info("request", extra=facts)
 
 
-def _pieces(message: Message) -> Iterator[Message]:
-    """A long answer goes out piece by piece, each when the client has taken most of the one before."""
+async def _send(message: Message, send: Send, share: Share) -> None:
+    """A long answer goes out piece by piece, each when the client has taken most of the one before.
+
+    Raises Overloaded where a client takes it too slowly, and its memory is needed.
+    """
     body = message.get("body", b"")
     if len(body) <= PIECE_BYTES:
-        yield message
+        await send(message)
         return
-    for at in range(0, len(body), PIECE_BYTES):
-        last = at + PIECE_BYTES >= len(body) and not message.get("more_body", False)
-        yield {"type": message["type"], "body": body[at : at + PIECE_BYTES], "more_body": not last}
+    async with evictable(share):
+        for at in range(0, len(body), PIECE_BYTES):
+            last = at + PIECE_BYTES >= len(body) and not message.get("more_body", False)
+            await send({"type": message["type"], "body": body[at : at + PIECE_BYTES], "more_body": not last})
 
 
 def _request_id(scope: Scope) -> str:

@@ -131,6 +131,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         long = self._fed + self._chunk > self._limits.head_bytes  # it may be, or its body came with it
         head.check(self.headers, self.url, self.parser.get_http_version(), self._limits, measure=long)
+        self.scope["yolopard.cut_off"] = self.cut_off  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
         self.cycle.transport = self._outlet  # type: ignore[assignment]
         self._without_upgrade = self.parser.should_upgrade() and bool(head.framing(self.headers))
@@ -177,6 +178,11 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
+
+    def cut_off(self) -> None:
+        """The application gives up an answer that its client does not take."""
+        self.cycle.disconnected = True
+        self.transport.abort()
 
     def give_way(self) -> None:
         """Another connection needs the place."""

@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 
 import uvicorn
@@ -29,6 +29,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
         self.connections = connections
+        self.on_stop: Callable[[], None] = lambda: None  # called when nothing more is to be taken in
         self._watch: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -37,6 +38,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await asyncio.sleep(LINGER_S)
+        self.on_stop()
         await super().shutdown(sockets)
         if self._watch is not None:
             self._watch.cancel()

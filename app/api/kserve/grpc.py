@@ -10,18 +10,15 @@ from typing import Any
 
 import grpc
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as messages
 
 from app.api.body import SMALL_BYTES
 from app.api.door import SMALL_S
 from app.api.keys import require_key
-from app.api.kserve.models import Model
-from app.api.kserve.repository import VERSION, Inference, Repository
-from app.api.kserve.tensors import BYTES, Tensor, from_elements, from_raw, from_values
+from app.api.kserve.messages import read, read_inference, write_response
+from app.api.kserve.repository import Repository
 from app.api.service import Service
 from app.errors import (
-    BadParameter,
     BodyTooLarge,
     DeadlineExceeded,
     MalformedBody,
@@ -37,7 +34,7 @@ crash_log = logging.getLogger("yolopard.crash")
 CALLS_PER_CONNECTION = 256
 IDLE_MS, PING_MS = 300_000, 30_000
 MIN_READERS, MIN_STREAMS = 4, 16  # messages that are read at a time, and streams, however small the budget is
-DRAIN_S = 2.0
+DRAIN_S, LINGER_S = 2.0, 0.5
 
 _SERVICE = "inference.GRPCInferenceService"
 _OPEN = ("ServerLive", "ServerReady", "ModelReady")  # to who shows no key
@@ -49,7 +46,6 @@ _STATUS = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }  # what else there is, the client can mend: INVALID_ARGUMENT
-_CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
 
 
 @asynccontextmanager
@@ -80,7 +76,9 @@ async def serving(service: Service, models: Repository, port: int) -> AsyncItera
         yield
     finally:
         calls.close()
-        await server.stop(settings.deadline_ms / 1000)
+        stopping = asyncio.create_task(server.stop(settings.deadline_ms / 1000))
+        await calls.idle.wait()
+        await asyncio.wait({stopping}, timeout=LINGER_S)  # alone it would wait for peers that are half way in, too
 
 
 class _Calls:
@@ -97,13 +95,28 @@ class _Calls:
         self._readers = asyncio.Semaphore(max(MIN_READERS, budget // (2 * most)))
         self._streams = max(MIN_STREAMS, budget // most)  # that may still be opened
         self._reads: set[asyncio.Timeout] = set()
+        self._open = 0  # calls
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     def close(self) -> None:
         """Take in no more: what is being read has a moment left."""
         self.closing.set()
         soon = asyncio.get_running_loop().time() + DRAIN_S
-        for read in self._reads:
-            read.reschedule(soon)
+        for timeout in self._reads:
+            timeout.reschedule(soon)
+
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        """A call is being answered."""
+        self._open += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self._open -= 1
+            if not self._open:
+                self.idle.set()
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
         """By name."""
@@ -132,11 +145,12 @@ class _Calls:
 
         async def call(requests: AsyncIterator[bytes], context: Any) -> Any:
             try:
-                _require_key(keys, context)
-                data = await self._receive(requests, SMALL_S)
-                if len(data) > SMALL_BYTES:
-                    raise BodyTooLarge(f"the message is larger than {SMALL_BYTES} bytes")
-                return ParseDict(fact(_read(asked, data)) or {}, told())
+                with self._active():
+                    _require_key(keys, context)
+                    data = await self._receive(requests, SMALL_S)
+                    if len(data) > SMALL_BYTES:
+                        raise BodyTooLarge(f"the message is larger than {SMALL_BYTES} bytes")
+                    return ParseDict(fact(read(asked, data)) or {}, told())
             except YolopardError as error:
                 await _abort(context, error)
 
@@ -146,14 +160,14 @@ class _Calls:
         """The one message of a call. Raises DeadlineExceeded or MalformedBody."""
         async with self._readers:
             try:
-                async with asyncio.timeout(min(seconds, SMALL_S)) as read:
-                    self._reads.add(read)
+                async with asyncio.timeout(min(seconds, SMALL_S)) as timeout:
+                    self._reads.add(timeout)
                     async for data in requests:
                         return data
             except TimeoutError:
                 raise DeadlineExceeded("the message did not arrive in time") from None
             finally:
-                self._reads.discard(read)
+                self._reads.discard(timeout)
         raise MalformedBody("the call has no message")
 
     def _model_ready(self, asked: Any) -> dict[str, Any]:
@@ -165,11 +179,11 @@ class _Calls:
 
     async def _infer_one(self, requests: AsyncIterator[bytes], context: Any) -> Any:
         try:
-            with self._counted(), self._service.inflight.share() as share:
+            with self._active(), self._counted(), self._service.inflight.share() as share:
                 _require_key(self._service.settings.api_keys, context)
                 self._service.predictor.require_room(self._deadline_s(context))
                 data = await self._receive(requests, self._deadline_s(context))
-                return await self._infer(_read(messages.ModelInferRequest, data), len(data), share, context)
+                return await self._infer(read(messages.ModelInferRequest, data), len(data), share, context)
         except YolopardError as error:
             await _abort(context, error)
 
@@ -183,8 +197,9 @@ class _Calls:
             await _abort(context, error)
         self._streams -= 1
         try:
-            async for data in _until(self.closing, requests):
-                yield await self._infer_next(data, context)
+            with self._active():
+                async for data in _until(self.closing, requests):
+                    yield await self._infer_next(data, context)
         finally:
             self._streams += 1
 
@@ -193,7 +208,7 @@ class _Calls:
         request_id = ""
         try:
             with self._counted(), self._service.inflight.share() as share:
-                request = _read(messages.ModelInferRequest, data)
+                request = read(messages.ModelInferRequest, data)
                 request_id = request.id
                 response = await self._infer(request, len(data), share, context)
         except YolopardError as error:
@@ -206,14 +221,15 @@ class _Calls:
         models, deadline_s = self._models, self._deadline_s(context)
         deadline = asyncio.get_running_loop().time() + deadline_s
         model = models.find(request.model_name, request.model_version)
-        inference = _inference(request)
+        inference = read_inference(request)
         pixels, answer_bytes = models.weigh(model, inference)
         share.add_bytes(2 * size + answer_bytes)  # the message, and what was read out of it
         share.add_pixels(pixels)
+        share.admitted = True
         with self._service.predictor.admitted(deadline_s):
             outputs = await models.infer(model, inference, deadline)
             share.add_bytes(sum(output.size for output in outputs))
-            return _response(model, request.id, outputs)
+            return write_response(model, request.id, outputs)
 
     def _deadline_s(self, context: Any) -> float:
         remaining_s = context.time_remaining()
@@ -266,14 +282,6 @@ def _handler(kind: Callable[..., grpc.RpcMethodHandler], name: str, call: Callab
     return kind(call, response_serializer=getattr(messages, f"{name}Response").SerializeToString)
 
 
-def _read(kind: Any, data: bytes) -> Any:
-    """Raises MalformedBody."""
-    try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        raise MalformedBody(f"the message is no {kind.DESCRIPTOR.name}") from error
-
-
 def _require_key(keys: Sequence[str], context: Any) -> None:
     """Raises Unauthorized."""
     require_key(keys, {name: value for name, value in context.invocation_metadata() if isinstance(value, str)})
@@ -281,38 +289,3 @@ def _require_key(keys: Sequence[str], context: Any) -> None:
 
 async def _abort(context: Any, error: YolopardError) -> None:
     await context.abort(_STATUS.get(error.status, grpc.StatusCode.INVALID_ARGUMENT), str(error))
-
-
-def _inference(request: Any) -> Inference:
-    """Raises BadParameter."""
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise BadParameter(f"raw_input_contents are those of {len(raw)} inputs, and there are {len(request.inputs)}")
-    inputs = [
-        from_raw(each.name, each.datatype, tuple(each.shape), raw[i]) if raw else _typed(each)
-        for i, each in enumerate(request.inputs)
-    ]
-    parameters = {name: _value(parameter) for name, parameter in request.parameters.items()}
-    return Inference(inputs, [output.name for output in request.outputs], parameters, request.id)
-
-
-def _typed(given: Any) -> Tensor:
-    """An input whose values are in `contents`."""
-    name, shape, contents = given.name, tuple(given.shape), given.contents
-    if given.datatype == BYTES:
-        return from_elements(name, shape, list(contents.bytes_contents))
-    if given.datatype not in _CONTENTS:
-        raise BadParameter(f"{name}: {given.datatype} is read from raw_input_contents")
-    return from_values(name, given.datatype, shape, list(getattr(contents, _CONTENTS[given.datatype])))
-
-
-def _value(parameter: Any) -> Any:
-    return getattr(parameter, parameter.WhichOneof("parameter_choice") or "bool_param")
-
-
-def _response(model: Model[Any], request_id: str, outputs: list[Tensor]) -> Any:
-    described = [{"name": output.name, "datatype": output.datatype, "shape": output.shape} for output in outputs]
-    raw = [output.raw for output in outputs]
-    return messages.ModelInferResponse(
-        model_name=model.name, model_version=VERSION, id=request_id, outputs=described, raw_output_contents=raw
-    )
