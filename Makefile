@@ -94,11 +94,11 @@ $(SUPPLY)/installed: deploy/supply.txt
 	@touch $@
 
 # For every platform at once, as an image may be built on another one than this.
-LOCK = $(SUPPLY)/bin/uv pip compile pyproject.toml --constraint deploy/constraints.txt --excludes deploy/not-locked.txt \
-  --generate-hashes --universal --python-version 3.11 --no-emit-index-url --custom-compile-command 'make locks' --quiet
+LOCK = $(SUPPLY)/bin/uv pip compile pyproject.toml --group image --constraint deploy/constraints.txt \
+  --excludes deploy/not-locked.txt --generate-hashes --universal --python-version 3.11 --no-emit-index-url --custom-compile-command 'make locks' --quiet
 
 locks: $(SUPPLY)/installed ## pin all that the images install, with hashes; after a change of pyproject.toml or constraints.txt
-	$(LOCK:pyproject.toml=) --group image --output-file deploy/base.lock
+	$(LOCK:pyproject.toml=) --output-file deploy/base.lock
 	$(LOCK) --extra grpc --extra openvino --output-file deploy/cpu.lock
 	$(LOCK) --extra build --extra onnxruntime --extra openvino --output-file deploy/build.lock
 	$(LOCK) --extra build --extra grpc --extra tensorrt --output-file deploy/gpu.lock
@@ -111,11 +111,12 @@ IMAGES := cpu build gpu
 
 sbom: $(SUPPLY)/installed ## what is in each image, as CycloneDX: sbom/*.cdx.json
 	@mkdir -p sbom
-	@for image in $(IMAGES); do $(SUPPLY)/bin/cyclonedx-py requirements deploy/$$image.lock --pyproject pyproject.toml \
+	@for image in $(IMAGES); do \
+	  PYTHONWARNINGS=ignore $(SUPPLY)/bin/cyclonedx-py requirements deploy/$$image.lock --pyproject pyproject.toml \
 	  --mc-type application --output-reproducible --output-format JSON --output-file sbom/$$image.cdx.json || exit 1; done
 
 audit: $(SUPPLY)/installed ## known vulnerabilities of all that the images install
-	@for image in base $(IMAGES); do deploy/audit $(SUPPLY)/bin/pip-audit deploy/$$image.lock || exit 1; done
+	@deploy/audit $(SUPPLY)/bin/pip-audit $(IMAGES:%=deploy/%.lock)
 
 pin-images: ## pin the images of others to what their tags are today; needs docker
 	@deploy/pin-images

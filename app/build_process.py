@@ -13,7 +13,6 @@ from app.errors import BuildFailed, SetupError
 from app.progress import Progress, Report
 from app.store import Built
 
-
 POLL_S = 0.1  # between two looks at the builder's memory
 MEMORY_SHARE = 0.9  # of the machine's or container's: past that the kernel ends what it likes, the server too
 
@@ -80,7 +79,8 @@ class BuildProcess:
             self._process.join()
 
     def _require_memory(self) -> None:
-        assert self._process is not None and self._process.pid is not None
+        assert self._process is not None
+        assert self._process.pid is not None
         if (held := machine.held_bytes(self._process.pid)) > self._memory_bytes:
             raise BuildFailed(
                 f"the build held {held:,} bytes of memory and was ended, as BUILD_MEMORY_BYTES allows "
