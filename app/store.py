@@ -26,8 +26,7 @@ from app.parity import Figures, Limits
 
 MANIFEST = "manifest.json"
 
-_FULL_BYTES = 1 << 20
-_MAX_MANIFEST_BYTES = 1 << 20  # that of a thousand classes has 40 KB
+_FULL_BYTES = _MAX_MANIFEST_BYTES = 1 << 20  # the manifest of a thousand classes has 40 KB
 
 
 @dataclass(frozen=True, slots=True)
