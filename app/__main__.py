@@ -135,7 +135,8 @@ def open_source(settings: Settings, backend: str) -> EngineSource:
 
 
 def _builder(settings: Settings, backend: str) -> BuildProcess:
-    return BuildProcess(_order(settings, backend), partial(log.configure, settings.log_level, settings.log_format))
+    configure_log = partial(log.configure, settings.log_level, settings.log_format)
+    return BuildProcess(_order(settings, backend), configure_log, settings.build_memory_bytes)
 
 
 def _order(settings: Settings, backend: str) -> Order:

@@ -14,7 +14,7 @@ from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
 
-from app import __version__, backends, datasets, judge, machine, store
+from app import __version__, backends, datasets, judge, machine, safe_files, store
 from app.backends import Backend, Recipe
 from app.datasets import Dataset
 from app.errors import BackendUnavailable, GateFailed, SettingsError, WeightsError
@@ -151,7 +151,7 @@ def _build(order: Order, weights: Path, fingerprint: Fingerprint, report: Report
             lanes=backends.lanes(backend, order.lanes, machine.cpus()),
             calibration=calibration,
             folder=engine,
-            cache=order.engines / ".cache",
+            cache=store.subfolder(order.engines, ".cache"),
             report=partial(begin, "engine"),
         )
         facts = backend.build(recipe)
@@ -205,19 +205,19 @@ def _build_rooms() -> tuple[ModuleType, ModuleType]:
 
 def _local(order: Order) -> Path | None:
     """Where the weights lie on this machine."""
-    for path in (Path(order.weights), order.engines / "weights" / order.weights):
-        if path.is_file():
-            return path
-    if Path(order.weights).name != order.weights:
+    if (path := Path(order.weights)).is_file():
+        return path
+    if path.name != order.weights:
         raise WeightsError(f"{order.weights}: no such file")
-    return None
+    downloaded = order.engines / "weights" / order.weights
+    with store.explained(order.engines):
+        safe_files.require_safe(downloaded, order.engines)
+    return downloaded if downloaded.is_file() else None
 
 
 def _fetch(order: Order) -> Path:
-    folder = order.engines / "weights"
     with store.explained(order.engines):
-        folder.mkdir(parents=True, exist_ok=True)
-        path: Path = _build_rooms()[0].fetch(order.weights, folder)
+        path: Path = _build_rooms()[0].fetch(order.weights, store.subfolder(order.engines, "weights"))
     return path
 
 

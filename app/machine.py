@@ -1,5 +1,6 @@
 """The host as this process may use it."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -28,12 +29,22 @@ def cpus() -> int:
 
 
 def memory_bytes() -> int:
-    """Memory this process may use: the machine's, less where a cgroup (containers) gives fewer."""
+    """Memory this process may use: the machine's, less where a cgroup (containers) gives fewer; bytes."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # cgroup v2, v1
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            memory = min(memory, int(Path(path).read_text()))
+    return memory
+
+
+def held_bytes(pid: int) -> int:
+    """Memory that a process holds and the kernel cannot drop: all but pages of files. Bytes; 0 if it has ended."""
     try:
-        return min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # none, or "max"
-        return memory
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    kinds = ("RssAnon:", "RssShmem:", "VmSwap:")
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(kinds))
 
 
 def allow_open_files(wanted: int) -> int:
@@ -60,7 +71,7 @@ def facts() -> dict[str, object]:
     return {
         "cpu": cpu_name(),
         "cpus": cpus(),
-        "memory_bytes": memory_bytes(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
         "python": platform.python_version(),
     }

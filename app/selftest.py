@@ -4,7 +4,6 @@ Each engine is tried in a process of its own, so that one that crashes is a fail
 """
 
 import contextlib
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -101,7 +100,7 @@ def _build(order: Order) -> Manifest:
     with contextlib.suppress(GateFailed):
         BuildProcess(order).run(lambda _: None)
     (path,) = order.engines.glob(f"{order.name}-{order.backend}-{order.precision}-*/{store.MANIFEST}")
-    return Manifest.from_json(json.loads(path.read_bytes()))
+    return store.read(path.parent)
 
 
 def _stress(row: Row, order: Order, manifest: Manifest) -> None:

@@ -66,6 +66,11 @@ class Settings(BaseModel):
         "none", description="none, onnxruntime or pytorch: what serves, loudly, when the backend cannot"
     )
     engines_dir: Path = Field(ENGINES_DIR, description="where built engines are kept")
+    build_memory_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="most that a build may hold; nine tenths of this machine's or container's memory if unset",
+    )
     rect: bool = Field(True, description="letterbox to the smallest rectangle, as Ultralytics does; false = square")
     decode: Literal["exact", "fast"] = Field(
         "exact", description="exact or fast: large JPEGs are decoded at 1/2, 1/4 or 1/8, and boxes move a little"

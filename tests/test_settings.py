@@ -30,6 +30,7 @@ SAMPLE = {  # a text of every field that is not its default, and the value it st
     "calibration_dir": ("/train", Path("/train")),
     "compare": ("pytorch", "pytorch"),
     "shadow": ("0.01", 0.01),
+    "build_memory_bytes": ("4000000000", 4_000_000_000),
     "engines_dir": ("/var/engines", Path("/var/engines")),
     "rect": ("false", False),
     "decode": ("fast", "fast"),
