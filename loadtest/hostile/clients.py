@@ -62,14 +62,22 @@ def by_requests(asked: Refusal) -> int:
     return requests.post(asked.url, body(asked), headers=asked.headers, timeout=PATIENCE_S).status_code
 
 
-def with_session() -> Callable[[Refusal], int]:
-    session = requests.Session()
-    return lambda asked: session.post(asked.url, body(asked), headers=asked.headers, timeout=PATIENCE_S).status_code
+def by_session(refusals: Sequence[Refusal]) -> list[str]:
+    with requests.Session() as session:
+
+        def send(asked: Refusal) -> int:
+            return session.post(asked.url, body(asked), headers=asked.headers, timeout=PATIENCE_S).status_code
+
+        return each(send)(refusals)
 
 
-def with_httpx() -> Callable[[Refusal], int]:
-    client = httpx.Client(timeout=PATIENCE_S)
-    return lambda asked: client.post(asked.url, content=body(asked), headers=asked.headers).status_code
+def by_httpx(refusals: Sequence[Refusal]) -> list[str]:
+    with httpx.Client(timeout=PATIENCE_S) as client:
+
+        def send(asked: Refusal) -> int:
+            return client.post(asked.url, content=body(asked), headers=asked.headers).status_code
+
+        return each(send)(refusals)
 
 
 def by_curl(*options: str) -> Callable[[Refusal], str]:
@@ -196,8 +204,8 @@ def clients() -> dict[str, Client]:
     found = {
         "urllib": each(by_urllib),
         "requests": each(by_requests),
-        "requests, a session": each(with_session()),
-        "httpx": each(with_httpx()),
+        "requests, a session": by_session,
+        "httpx": by_httpx,
         "Go net/http, its bytes": each(replay(go_head, 32 << 10)),
         "JDK HttpClient, its bytes": each(replay(jdk_head, 16 << 10)),
     }

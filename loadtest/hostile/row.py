@@ -67,6 +67,7 @@ class Row:
     answer_s: float | None = None  # most for the median answer to a stranger
     end: str = "SIGTERM"
     log: str = ""  # pattern that the log must have
+    shares_engine: bool = False  # the strangers' images are served too, so the good client may wait for them
     good_from_s: float = 0.0  # the good client is judged from so long after the attack's begin
 
     def __post_init__(self) -> None:

@@ -107,8 +107,8 @@ async def hold(target: Target, first: bytes, drip: bytes = b"", every_s: float =
         if drip and not reading.done():
             writer.write(drip)
     seconds = time.monotonic() - started
-    found = _STATUS.search(bytes(received[:64]))
-    target.outcome.statuses[found[1].decode() if found else "closed" if reading.done() else "held"] += 1
+    found = [status.decode() for status in _STATUS.findall(bytes(received)) if status != b"100"]
+    target.outcome.statuses[found[0] if found else "closed" if reading.done() else "held"] += 1
     if reading.done():
         target.outcome.closed_s.append(seconds)
     else:
