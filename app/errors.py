@@ -19,6 +19,8 @@ YolopardError                  500 internal
 │   ├── NotReady               503 not_ready
 │   ├── Overloaded             503 overloaded
 │   ├── Stopping               503 stopping
+│   ├── OutOfMemory            503 out_of_memory
+│   ├── DecoderStuck           504 decoder_stuck
 │   ├── DeadlineExceeded       504 deadline_exceeded
 │   ├── InferenceFailed        500 inference_failed
 │   └── Unsupported            501 unsupported
@@ -114,6 +116,14 @@ class Overloaded(ServiceError):
 
 class Stopping(ServiceError):
     code = "stopping"
+
+
+class OutOfMemory(ServiceError):
+    code = "out_of_memory"
+
+
+class DecoderStuck(ServiceError):
+    status, code = 504, "decoder_stuck"
 
 
 class DeadlineExceeded(ServiceError):

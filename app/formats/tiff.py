@@ -1,0 +1,93 @@
+"""TIFF: the first directory, and its pixels by Pillow, which knows the size that libtiff has to agree with."""
+
+import io
+import os
+import struct
+
+from PIL import Image
+
+from app.errors import TooManyPixels
+from app.formats import pillow
+from app.formats.limits import SCANS, Limits
+from app.formats.orientation import Pixels
+
+MAX_ENTRIES = 1000  # of a directory
+MAX_BLOCKS = 32_768  # strips or tiles
+_BLOCK_BYTES = 8  # for each pixel of a strip or tile
+_WIDTH, _HEIGHT, _ORIENTATION, _STRIPS, _TILES = 256, 257, 274, 273, 324
+_TILE_WIDTH, _TILE_HEIGHT, _ROWS = 322, 323, 278
+_NESTED = (34665, 34853, 40965)  # where Pillow reads directories of EXIF
+_LAYOUTS = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # of the types of a size, an offset
+
+# Read by libtiff at each JPEG within a TIFF: https://libtiff.gitlab.io/libtiff/rfcs/index.html
+os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(SCANS))
+
+Entries = dict[int, tuple[int, int]]  # tag: how many values, and the first one, or the offset of them all
+
+
+def decode(data: bytes, limits: Limits) -> Pixels:
+    """The upright pixels. Raises TooManyPixels from the header; else whatever Pillow raises where it is damaged."""
+    entries = _read_entries(data)
+    with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+        turned = 1 < entries.get(_ORIENTATION, (1, 1))[1] <= 8
+        width, height = entries[_WIDTH][1], entries[_HEIGHT][1]
+        if sorted(image.size) != sorted((width, height)):
+            raise ValueError("it gives two sizes")
+        block = _block_size(entries, width, height)
+        limits.check_size(width, height)
+        if block > max(limits.max_pixels, 1):
+            raise TooManyPixels(f"a tile of the TIFF has {block} pixels; at most {limits.max_pixels} are accepted")
+        extra = _BLOCK_BYTES * block / (width * height) + 4 * turned
+        pillow.check_size(image, limits, len(data), turned=turned, extra=extra)
+        image.info.pop("xmp", None)  # only EXIF turns an image
+        image.load()  # which turns it too
+        return pillow.read_pixels(image, 1)
+
+
+def _block_size(entries: Entries, width: int, height: int) -> int:
+    """Pixels of a strip or a tile."""
+    if _TILES in entries or _TILE_WIDTH in entries:
+        return entries.get(_TILE_WIDTH, (1, 0))[1] * entries.get(_TILE_HEIGHT, (1, 0))[1]
+    return width * min(entries.get(_ROWS, (1, height))[1], height)
+
+
+def _read_entries(data: bytes) -> Entries:
+    """Of the first directory, the first of each tag. Raises ValueError where there are too many, or one size twice;
+    struct.error where it ends too early.
+    """
+    order = "<" if data.startswith(b"II") else ">"
+    big = 43 in data[2:4]
+    at, count, entry = (8, f"{order}Q", f"{order}HHQ") if big else (4, f"{order}H", f"{order}HHI")
+    (at,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, at)
+    found: Entries = {}
+    for tag, values, first in _directory(data, at, count, entry, order):
+        if tag in found and tag in (_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _ROWS):
+            raise ValueError("it gives a size twice")
+        found.setdefault(tag, (values, first))
+        if tag in (_STRIPS, _TILES) and values > MAX_BLOCKS:
+            raise ValueError(f"it has more than {MAX_BLOCKS} strips or tiles")
+    for tag in _NESTED:
+        if tag in found and found[tag][1] + struct.calcsize(count) <= len(data):
+            _count_entries(data, found[tag][1], count)
+    return found
+
+
+def _count_entries(data: bytes, at: int, count: str) -> int:
+    """Raises ValueError at too many."""
+    (entries,) = struct.unpack_from(count, data, at)
+    if entries > MAX_ENTRIES:
+        raise ValueError(f"it has more than {MAX_ENTRIES} tags")
+    return int(entries)
+
+
+def _directory(data: bytes, at: int, count: str, entry: str, order: str) -> list[tuple[int, int, int]]:
+    """Tag, how many values, and the first value or the offset, of each entry."""
+    entries = _count_entries(data, at, count)
+    at, head = at + struct.calcsize(count), struct.calcsize(entry)
+    step = head + (8 if head > 8 else 4)
+    found = []
+    for start in range(at, at + entries * step, step):
+        tag, kind, values = struct.unpack_from(entry, data, start)
+        (first,) = struct.unpack_from(f"{order}{_LAYOUTS.get(kind, 'I')}", data, start + head)
+        found.append((tag, values, first))
+    return found
