@@ -20,9 +20,9 @@ YolopardError                  500 internal
 │   ├── Overloaded             503 overloaded
 │   ├── Stopping               503 stopping
 │   ├── OutOfMemory            503 out_of_memory
-│   ├── DecoderStuck           504 decoder_stuck
 │   ├── DeadlineExceeded       504 deadline_exceeded
 │   ├── InferenceFailed        500 inference_failed
+│   ├── WorkStuck              500 work_stuck
 │   └── Unsupported            501 unsupported
 └── SetupError                 start-up only, never over HTTP: ends the process with one line
     ├── SettingsError          a setting is wrong
@@ -122,16 +122,16 @@ class OutOfMemory(ServiceError):
     code = "out_of_memory"
 
 
-class DecoderStuck(ServiceError):
-    status, code = 504, "decoder_stuck"
-
-
 class DeadlineExceeded(ServiceError):
     status, code = 504, "deadline_exceeded"
 
 
 class InferenceFailed(ServiceError):
     status, code = 500, "inference_failed"
+
+
+class WorkStuck(ServiceError):
+    status, code = 500, "work_stuck"
 
 
 class Unsupported(ServiceError):

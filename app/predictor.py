@@ -31,6 +31,7 @@ log = logging.getLogger("yolopard.predictor")
 SHADOW_DEADLINE_S = 60.0
 HOPEFUL = 0.8  # share of the deadline that the wait for the images before may take
 LEARN = 0.05  # weight of the newest image in what is known of decoding
+PATIENCE_S = 30.0  # with a decoder: the limits of app.formats keep the worst image to a few seconds
 FEW = 32  # boxes over the threshold; their NMS takes 0.1 ms
 
 
@@ -94,7 +95,7 @@ class Predictor:
         self._shadow: asyncio.Task[None] | None = None
         self._metrics = metrics
         # One more than cores, to work while another waits for the interpreter: 14 % more images (loadtest/RESULTS.md).
-        self._decoders = Threads(threads + 1, "decode")
+        self._decoders = Threads(threads + 1, "decode", patience_s=PATIENCE_S)
         self._finishers = Threads(threads, "finish")  # not behind images yet to decode
         self._preparation = preparation
         self._max_pending = max_pending
@@ -108,6 +109,11 @@ class Predictor:
     def alive(self) -> bool:
         """False when the engine that serves is not able to answer."""
         return self._batchers[self.engines[0]].alive
+
+    @property
+    def stuck(self) -> int:
+        """Decoders that have not come back from an image in PATIENCE_S."""
+        return self._decoders.stuck
 
     @property
     def pending(self) -> int:

@@ -43,7 +43,7 @@ class Header:
 
     @property
     def several_scans(self) -> bool:
-        """libjpeg keeps the coefficients of all blocks, and reads every scan there is."""
+        """Whether libjpeg keeps the coefficients of all blocks, and reads every scan there is."""
         return self.frame in _PROGRESSIVE or not self.interleaved
 
     @property

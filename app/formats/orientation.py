@@ -1,6 +1,7 @@
 """The orientation that EXIF gives an image, and the image turned upright."""
 
 import struct
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -40,19 +41,16 @@ def swaps_sides(orientation: int) -> bool:
 
 def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
     """The image as it is to be seen, of one that is stored with this orientation."""
-    match orientation:
-        case 2:
-            return np.asarray(cv2.flip(pixels, 1), np.uint8)
-        case 3:
-            return np.asarray(cv2.rotate(pixels, cv2.ROTATE_180), np.uint8)
-        case 4:
-            return np.asarray(cv2.flip(pixels, 0), np.uint8)
-        case 5:
-            return np.asarray(cv2.transpose(pixels), np.uint8)
-        case 6:
-            return np.asarray(cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE), np.uint8)
-        case 7:
-            return np.asarray(cv2.flip(cv2.transpose(pixels), -1), np.uint8)
-        case 8:
-            return np.asarray(cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE), np.uint8)
-    return pixels
+    turn = _TURNS.get(orientation)
+    return pixels if turn is None else np.asarray(turn(pixels), np.uint8)
+
+
+_TURNS: dict[int, Callable[[Pixels], cv2.typing.MatLike]] = {
+    2: lambda pixels: cv2.flip(pixels, 1),
+    3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
+    4: lambda pixels: cv2.flip(pixels, 0),
+    5: cv2.transpose,
+    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.flip(cv2.transpose(pixels), -1),
+    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}

@@ -37,7 +37,8 @@ def decode(data: bytes, limits: Limits) -> Pixels:
 
 def _needed(data: bytes) -> tuple[bytes, bytes]:
     """The file of only the chunks that pixels need, and its EXIF. Raises ValueError at absurdly many chunks."""
-    view, kept, exif, at = memoryview(data), [data[:8]], b"", 8
+    exif, at = b"", 8
+    kept: list[bytes | memoryview] = [data[:8]]
     for _ in range(4096 + len(data) // 256):
         if at + 12 > len(data):
             break
@@ -46,7 +47,7 @@ def _needed(data: bytes) -> tuple[bytes, bytes]:
         if kind == b"IHDR" and len(kept) > 1:
             raise ValueError("it has two headers")
         if kind in _NEEDED and (length or kind != b"IDAT"):
-            kept.append(view[at:end])
+            kept.append(memoryview(data)[at:end])
         elif kind == b"IEND":
             break
         elif not exif:
