@@ -1,17 +1,16 @@
 """Files of images: which kind one is, what its header announces, and its pixels. One module a kind.
 
 In every kind the same reader gives the size that is checked and the pixels that are decoded, or the decoder writes into
-memory of the size that was checked: https://github.com/python-pillow/Pillow and OpenCV read odd files differently.
+memory of the size that was checked: two libraries read odd files differently.
 """
 
 import struct
-import warnings
 
 import numpy as np
 
 from app.errors import EmptyBody, OutOfMemory, RequestError, UndecodableImage, UnsupportedImage
 from app.formats import avif, bmp, gif, jpeg, png, tiff, webp
-from app.formats.limits import BYTES_PER_PIXEL, Limits
+from app.formats.limits import Limits
 from app.formats.orientation import Pixels
 
 __all__ = ["KINDS", "Limits", "Pixels", "announced_pixels", "decode", "sniff"]
@@ -31,6 +30,7 @@ _SIZES = {
     "BMP": bmp.read_size,
     "GIF": gif.read_size,
 }
+_PROBE = 12  # bytes for each pixel: what the hungriest decoder takes
 KINDS = ("JPEG", *_DECODERS)
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, kind
@@ -63,8 +63,6 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, kind
     (0, b"<", "SVG, XML or HTML"),
     (0, b"{", "JSON"),
 )
-
-warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
 
 def sniff(data: bytes) -> str | None:
@@ -107,7 +105,7 @@ def decode(data: bytes, limits: Limits, side: int | None = None) -> tuple[Pixels
     except RequestError:
         raise
     except Exception as error:  # what the libraries raise on damaged bytes is no closed list
-        if _is_memory_out(error, BYTES_PER_PIXEL * min(announced_pixels(data) or limits.max_pixels, limits.max_pixels)):
+        if _is_memory_out(error, _PROBE * min(announced_pixels(data) or limits.max_pixels, limits.max_pixels)):
             raise OutOfMemory(f"there is no memory left to decode the {kind}: send it again later") from error
         raise UndecodableImage(f"the {kind} cannot be decoded: it is damaged, cut short or of a rare sort") from error
 

@@ -1,5 +1,8 @@
 """Images that Pillow opens, to RGB with as little memory as goes."""
 
+import logging
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -7,17 +10,20 @@ from PIL import Image
 from app.formats.limits import Limits
 from app.formats.orientation import Pixels, turn_upright
 
-STRIP = 1 << 20  # pixels that are converted at a time
+STRIP = 1 << 19  # pixels that are converted at a time
 RGB_BYTES = 3
-_STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}  # for each pixel, by mode; 4 of the others
+STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}  # for each pixel, by mode; 4 of the others
 
-Image.MAX_IMAGE_PIXELS = None  # the limit is ours
+# Bad images are the client's news, not the log's; and the limit is ours.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+Image.MAX_IMAGE_PIXELS = None
 
 
 def check_size(image: Image.Image, limits: Limits, body: int, *, turned: bool, extra: float = 0) -> None:
     """Of an image that is open but not loaded; `extra` bytes for each pixel are its decoder's. Raises TooManyPixels."""
     limits.check_size(*image.size)
-    stored = _STORED_BYTES.get(image.mode, 4)
+    stored = STORED_BYTES.get(image.mode, 4)
     cost = max(stored + RGB_BYTES, 2 * RGB_BYTES if turned else 0) + extra
     limits.check_memory(*image.size, body, cost)
 

@@ -12,6 +12,7 @@ from app.formats.limits import Limits
 from app.formats.orientation import Pixels, read_orientation
 
 MAX_PROFILE = 1 << 20  # bytes of EXIF, unpacked
+_DEEP = 4  # bytes for each pixel that 16 bits a colour are reckoned to take more: they take as much longer
 _NEEDED = frozenset((b"IHDR", b"PLTE", b"IDAT"))
 _RAW_PROFILE = b"Raw profile type exif\0"  # where ImageMagick put EXIF before PNG had a chunk for it
 _END = b"\0\0\0\0IEND\xaeB\x60\x82"
@@ -30,7 +31,8 @@ def decode(data: bytes, limits: Limits) -> Pixels:
     needed, exif = _needed(data)
     orientation = read_orientation(exif)
     with Image.open(io.BytesIO(needed), formats=["PNG"]) as image:
-        pillow.check_size(image, limits, len(data), turned=orientation > 1)
+        deep = data[24] == 16 and image.mode not in pillow.STORED_BYTES
+        pillow.check_size(image, limits, len(data), turned=orientation > 1, extra=_DEEP * deep)
         image.load()
         return pillow.read_pixels(image, orientation)
 

@@ -1,14 +1,17 @@
 """TIFF: the first directory, and its pixels by Pillow, which knows the size that libtiff has to agree with."""
 
+import ctypes
 import io
 import os
 import struct
+from pathlib import Path
 
+import PIL
 from PIL import Image
 
 from app.errors import TooManyPixels
 from app.formats import pillow
-from app.formats.limits import SCANS, Limits
+from app.formats.limits import SMALL_SCANS, Limits
 from app.formats.orientation import Pixels
 
 MAX_ENTRIES = 1000  # of a directory
@@ -19,8 +22,12 @@ _TILE_WIDTH, _TILE_HEIGHT, _ROWS = 322, 323, 278
 _NESTED = (34665, 34853, 40965)  # where Pillow reads directories of EXIF
 _LAYOUTS = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # of the types of a size, an offset
 
-# Read by libtiff at each JPEG within a TIFF: https://libtiff.gitlab.io/libtiff/rfcs/index.html
-os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(SCANS))
+# Read by libtiff at each JPEG within a TIFF, which may be a progressive one and taller than its strip.
+os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(SMALL_SCANS))
+
+# Pillow silences libtiff's warnings, not its errors, which would be printed: the library is the one in Pillow's wheel.
+for _path in (Path(PIL.__file__).parents[1] / "pillow.libs").glob("libtiff-*"):
+    ctypes.CDLL(str(_path)).TIFFSetErrorHandler(None)
 
 Entries = dict[int, tuple[int, int]]  # tag: how many values, and the first one, or the offset of them all
 
