@@ -10,9 +10,9 @@ import PIL
 from PIL import Image
 
 from app.errors import TooManyPixels
-from app.formats import pillow
+from app.formats import opencv, pillow
 from app.formats.limits import SMALL_SCANS, Limits
-from app.formats.orientation import Pixels
+from app.formats.orientation import Pixels, swaps_sides
 
 MAX_ENTRIES = 1000  # of a directory
 MAX_BLOCKS = 32_768  # strips or tiles
@@ -20,6 +20,7 @@ _BLOCK_BYTES = 8  # for each pixel of a strip or tile
 _WIDTH, _HEIGHT, _ORIENTATION, _STRIPS, _TILES = 256, 257, 274, 273, 324
 _TILE_WIDTH, _TILE_HEIGHT, _ROWS = 322, 323, 278
 _NESTED = (34665, 34853, 40965)  # where Pillow reads directories of EXIF
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"  # which Pillow 13 takes for a classic TIFF: it looks for the 43 in the wrong byte
 _LAYOUTS = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # of the types of a size, an offset
 
 # Read by libtiff at each JPEG within a TIFF, which may be a progressive one and taller than its strip.
@@ -35,27 +36,33 @@ Entries = dict[int, tuple[int, int]]  # tag: how many values, and the first one,
 def decode(data: bytes, limits: Limits) -> Pixels:
     """The upright pixels. Raises TooManyPixels from the header; else whatever Pillow raises where it is damaged."""
     entries = _read_entries(data)
+    width, height = entries[_WIDTH][1], entries[_HEIGHT][1]
+    orientation = entries.get(_ORIENTATION, (1, 1))[1]
+    orientation = orientation if 1 <= orientation <= 8 else 1
+    limits.check_size(width, height)
+    extra = _block_bytes(entries, width, height, limits) / (width * height) + 4 * (orientation > 1)
+    if data.startswith(_BIG_ENDIAN_BIGTIFF):
+        limits.check_memory(width, height, len(data), opencv.BYTES_PER_PIXEL + extra)
+        size = (height, width) if swaps_sides(orientation) else (width, height)
+        return opencv.decode(data, *size)  # which turns it
     with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
-        turned = 1 < entries.get(_ORIENTATION, (1, 1))[1] <= 8
-        width, height = entries[_WIDTH][1], entries[_HEIGHT][1]
         if sorted(image.size) != sorted((width, height)):
             raise ValueError("it gives two sizes")
-        block = _block_size(entries, width, height)
-        limits.check_size(width, height)
-        if block > max(limits.max_pixels, 1):
-            raise TooManyPixels(f"a tile of the TIFF has {block} pixels; at most {limits.max_pixels} are accepted")
-        extra = _BLOCK_BYTES * block / (width * height) + 4 * turned
-        pillow.check_size(image, limits, len(data), turned=turned, extra=extra)
+        pillow.check_size(image, limits, len(data), turned=orientation > 1, extra=extra)
         image.info.pop("xmp", None)  # only EXIF turns an image
         image.load()  # which turns it too
         return pillow.read_pixels(image, 1)
 
 
-def _block_size(entries: Entries, width: int, height: int) -> int:
-    """Pixels of a strip or a tile."""
+def _block_bytes(entries: Entries, width: int, height: int, limits: Limits) -> int:
+    """Memory for a strip or a tile, which may be larger than the image. Raises TooManyPixels."""
     if _TILES in entries or _TILE_WIDTH in entries:
-        return entries.get(_TILE_WIDTH, (1, 0))[1] * entries.get(_TILE_HEIGHT, (1, 0))[1]
-    return width * min(entries.get(_ROWS, (1, height))[1], height)
+        pixels = entries.get(_TILE_WIDTH, (1, 0))[1] * entries.get(_TILE_HEIGHT, (1, 0))[1]
+    else:
+        pixels = width * min(entries.get(_ROWS, (1, height))[1], height)
+    if pixels > limits.max_pixels:
+        raise TooManyPixels(f"a tile of the TIFF has {pixels} pixels; at most {limits.max_pixels} are accepted")
+    return _BLOCK_BYTES * pixels
 
 
 def _read_entries(data: bytes) -> Entries:
