@@ -22,7 +22,7 @@ from app.images import Pixels, Placement, Preparation
 from app.metrics import Metrics
 from app.model import ModelInfo
 from app.results import Detections, Outputs, Thresholds
-from app.threads import Threads
+from app.threads import Threads, checkpoint
 
 T = TypeVar("T")
 Turns = AbstractAsyncContextManager[Any]
@@ -33,6 +33,7 @@ log = logging.getLogger("yolopard.predictor")
 SHADOW_DEADLINE_S = 60.0
 HOPEFUL = 0.8  # share of the deadline that the wait for the images before may take
 LEARN = 0.05  # weight of the newest image in what is known of decoding
+PATIENCE_S = 10.0  # with a decoder: the limits of app.formats keep the worst image to a few seconds
 FEW = 32  # boxes over the threshold; their NMS takes 0.1 ms
 
 
@@ -96,7 +97,7 @@ class Predictor:
         self._shadow: asyncio.Task[None] | None = None
         self._metrics = metrics
         # One more than cores, to work while another waits for the interpreter: 14 % more images (loadtest/RESULTS.md).
-        self._decoders = Threads(threads + 1, "decode")
+        self._decoders = Threads(threads + 1, "decode", patience_s=PATIENCE_S)
         self._finishers = Threads(threads, "finish")  # not behind images yet to decode
         self._preparation = preparation
         self._max_pending = max_pending
@@ -110,6 +111,11 @@ class Predictor:
     def alive(self) -> bool:
         """False when the engine that serves is not able to answer."""
         return self._batchers[self.engines[0]].alive
+
+    @property
+    def stuck(self) -> int:
+        """Decoders that have not come back from an image in PATIENCE_S."""
+        return self._decoders.stuck
 
     @property
     def pending(self) -> int:
@@ -133,7 +139,7 @@ class Predictor:
         if self._pending >= self._max_pending:
             raise Overloaded(f"{self._pending} requests are being answered already, as many as the server takes")
         if (wait_s := self._wait_s()) > deadline_s * HOPEFUL:
-            raise Overloaded(f"an answer takes {wait_s:.1f} s at present, and the deadline is {deadline_s:.3g} s")
+            raise Overloaded(f"an answer takes {wait_s:.1f} s at present, and the deadline is {deadline_s:.4g} s")
 
     @contextmanager
     def admitted(self, deadline_s: float) -> Iterator[None]:
@@ -181,7 +187,7 @@ class Predictor:
         make: Callable[[], Pixels],
         thresholds: Thresholds,
         deadline: float,
-        turns: Turns,
+        turns: Turns = ALONE,
     ) -> FramePrediction:
         """As `predict`, by the engine that serves, for an image that the client has letterboxed.
 
@@ -267,10 +273,15 @@ class Predictor:
         """The image with its detections drawn, as "jpeg" or "png"."""
 
         def work() -> bytes:
-            pixels = images.decode(data, self._preparation.max_pixels)
+            pixels = images.decode(data, self._preparation.max_pixels, self._preparation.max_side)
             found, placement = prediction.detections, prediction.placement
-            outlines = [masks.polygon(mask, placement) for mask in found.masks or ()]
-            return drawing.encode(drawing.draw(pixels, found, self.model.names, outlines), kind)
+            outlines = []
+            for mask in found.masks or ():
+                checkpoint()
+                outlines.append(masks.polygon(mask, placement))
+            picture = drawing.draw(pixels, found, self.model.names, outlines)
+            checkpoint()
+            return drawing.encode(picture, kind)
 
         picture, _ = await _on(self._decoders, work)
         return picture

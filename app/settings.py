@@ -265,7 +265,9 @@ class Settings(BaseModel):
         """How the model's images are made into frames."""
         shapes = model.shapes if model.shapes or self.rect else ((model.imgsz, model.imgsz),)
         middle = model.task == "classify"
-        return Preparation(model.imgsz, model.stride, shapes, self.decode == "fast", self.max_pixels, middle)
+        return Preparation(
+            model.imgsz, model.stride, shapes, self.decode == "fast", self.max_pixels, middle, self.max_side
+        )
 
     @classmethod
     def read(cls, options: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Self:

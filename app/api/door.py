@@ -23,7 +23,7 @@ from app.api.exchange import Exchange
 from app.api.keys import has_key, require_key
 from app.api.service import Service
 from app.errors import BadParameter, DeadlineExceeded, Unsupported, YolopardError
-from app.images import measure
+from app.formats import KINDS, announced_pixels, sniff
 from app.model import ModelInfo
 from app.predictor import Prediction
 from app.results import Thresholds
@@ -149,7 +149,12 @@ async def arrival(request: Request, reading: Coroutine[Any, Any, T]) -> T:
 
 def count_pixels(files: Sequence[bytes]) -> int:
     """That these images have by their headers; where a header tells them late, an ordinary photo's."""
-    return sum(measure(data) or UNMEASURED for data in files)
+    return sum(_count_pixels(data) for data in files)
+
+
+def _count_pixels(data: bytes) -> int:
+    pixels = announced_pixels(data)
+    return pixels if pixels is not None else UNMEASURED * (sniff(data) in KINDS)
 
 
 def admit(service: Service, request: Request, pixels: int) -> None:

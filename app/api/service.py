@@ -61,6 +61,7 @@ class Service:
         self._starting: asyncio.Task[None] | None = None
         self.metrics.ready.set_function(lambda: float(self.ready))
         self.metrics.inflight_bytes.set_function(lambda: self.inflight.bytes)
+        self.metrics.decoders_stuck.set_function(lambda: self._predictor.stuck if self._predictor else 0)
         self.metrics.inflight_pixels.set_function(lambda: self.inflight.pixels)
         if collector := gpu.open_gpu():
             self.metrics.add(collector)
@@ -89,7 +90,9 @@ class Service:
         if self._stopping:
             return {"phase": "stopping", "model": model}
         if self.ready:
-            return {"phase": "ready", "model": model} | ({"fallback": self.fallback} if self.fallback else {})
+            stuck = self._predictor.stuck if self._predictor else 0
+            more = {"fallback": self.fallback, "decoders_stuck": stuck}
+            return {"phase": "ready", "model": model} | {name: value for name, value in more.items() if value}
         if self._predictor is not None:
             return {"phase": "dead", "model": model, "reason": "the engine has stopped working"}
         return self._progress.to_json() if self._progress else {"phase": "starting", "model": model}

@@ -23,6 +23,7 @@ from app.images import Pixels
 from app.model import ModelInfo, spell
 from app.predictor import FramePrediction, Prediction, Predictor
 from app.results import Thresholds, corners
+from app.threads import checkpoint
 
 P = TypeVar("P", Prediction, FramePrediction)
 
@@ -139,6 +140,7 @@ def _part(name: str, prediction: Prediction) -> NDArray[Any]:
 
 
 def _coco(mask: masks.Mask, prediction: Prediction) -> bytes:
+    checkpoint()
     counts = masks.run_lengths(mask, prediction.placement)
     return orjson.dumps({"size": prediction.placement.image, "counts": counts})
 
