@@ -20,7 +20,8 @@ T = TypeVar("T")
 SMALL_BYTES = 64 << 10  # of a body that holds no image
 KEYLESS_BYTES = 4 << 20  # of a body whose key is inside, before the key was seen
 LONG_BYTES = 256 << 10  # of text that is parsed on a thread
-MAX_CONTAINERS = 200_000  # lists and objects in one JSON: an empty list of two bytes takes 64 in memory
+# In one JSON, since they take more memory than text: an empty list of two bytes takes 64, a string of four 60, a key 100.
+MAX_CONTAINERS, MAX_STRINGS = 100_000, 100_000
 # One, so that only one text at a time takes the memory of its lists and objects, ten times its own.
 _PARSER = ThreadPoolExecutor(1, "parse")
 _JSON_ADVICE = ": send images and tensors as bytes, or raise MAX_JSON_BYTES"
@@ -103,8 +104,8 @@ def load_json(text: bytes | bytearray, max_bytes: int) -> Any:
     """Raises BodyTooLarge or MalformedBody."""
     if len(text) > max_bytes:
         raise BodyTooLarge(f"the JSON is larger than {max_bytes} bytes{_JSON_ADVICE}")
-    if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
-        raise MalformedBody(f"the JSON has more than {MAX_CONTAINERS} lists and objects")
+    if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS or text.count(b'"') > 2 * MAX_STRINGS:
+        raise MalformedBody(f"the JSON has more than {MAX_CONTAINERS} lists and objects, or {MAX_STRINGS} texts")
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
