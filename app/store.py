@@ -196,9 +196,8 @@ def difference(engines: Path, fingerprint: Fingerprint) -> str | None:
 
 def subfolder(engines: Path, name: str) -> Path:
     """The folder of this name beside the engines, such as "weights", made if it is not there. Raises StoreError."""
-    folder = engines / name
     with explained(engines):
-        safe_files.require_safe(folder, engines)
+        safe_files.require_safe(folder := engines / name, engines)
         safe_files.make_folder(folder)
         for path in folder.iterdir():
             safe_files.require_safe(path, engines)
