@@ -216,8 +216,10 @@ def _local(order: Order) -> Path | None:
 
 
 def _fetch(order: Order) -> Path:
+    folder = store.subfolder(order.engines, "weights")
     with store.explained(order.engines):
-        path: Path = _build_rooms()[0].fetch(order.weights, store.subfolder(order.engines, "weights"))
+        safe_files.make_folder(folder)
+        path: Path = _build_rooms()[0].fetch(order.weights, folder)
     return path
 
 

@@ -195,12 +195,10 @@ def difference(engines: Path, fingerprint: Fingerprint) -> str | None:
 
 
 def subfolder(engines: Path, name: str) -> Path:
-    """The folder of this name beside the engines, such as "weights", made if it is not there. Raises StoreError."""
+    """The folder of this name beside the engines, if there is one. Raises StoreError if others can change it."""
     folder = engines / name
     with explained(engines):
-        safe_files.require_safe(folder, engines)
-        safe_files.make_folder(folder)
-        for path in folder.iterdir():
+        for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
             safe_files.require_safe(path, engines)
     return folder
 

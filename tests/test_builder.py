@@ -218,6 +218,15 @@ def test_precision_that_a_backend_lacks_is_refused_with_those_it_has(order):
         builder.find(dataclasses.replace(order, backend="pytorch", precision="fp16"))
 
 
+def test_downloaded_weights_that_others_can_write_to_are_refused(order):
+    (order.engines / "weights").mkdir(parents=True)
+    weights = order.engines / "weights" / "yolov8n.pt"
+    weights.write_bytes(DEMO_WEIGHTS.read_bytes())
+    weights.chmod(0o666)
+    with pytest.raises(StoreError, match=r"yolov8n\.pt can be written to by every user.*chmod -R go-w"):
+        builder.find(dataclasses.replace(order, weights="yolov8n.pt"))
+
+
 def test_missing_weights_file_is_named(order):
     with pytest.raises(WeightsError, match=r"no/such/file\.pt: no such file"):
         builder.find(dataclasses.replace(order, weights="no/such/file.pt"))
@@ -234,7 +243,9 @@ def test_engines_folder_that_is_a_file_is_named_with_what_to_do(order):
 def test_full_disk_at_any_step_is_named_with_what_to_do(order, mib):
     order.engines.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(order.engines)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=755", "tmpfs", str(order.engines)],
+        capture_output=True,
+        check=False,
     )
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")

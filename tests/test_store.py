@@ -15,7 +15,7 @@ from pathlib import Path
 import fakes
 import pytest
 
-from app import store
+from app import safe_files, store
 from app.errors import StoreError
 from app.model import ModelInfo
 from app.store import Damaged, Fingerprint, Manifest, Verdict
@@ -38,7 +38,7 @@ VERDICT = Verdict("2 pictures", "", fakes.FIGURES)
 FILES = {"model.bin": b"weights " * 1000, "model.xml": b"<net/>"}
 HELPER = """
 import pathlib, sys
-from app import store
+from app import safe_files, store
 with store.lock(pathlib.Path(sys.argv[1]), sys.argv[2], lambda: None):
     print("held", flush=True)
     sys.stdin.read()
@@ -306,6 +306,8 @@ def test_a_build_under_way_cannot_be_entered_by_others(engines):
 @pytest.mark.parametrize("name", ["weights", ".cache"])
 def test_weights_and_caches_that_others_can_write_to_are_refused(engines, name):
     folder = store.subfolder(engines, name)
+    assert not folder.exists()
+    safe_files.make_folder(folder)
     (folder / "file").touch(mode=0o644)
     assert store.subfolder(engines, name) == folder
     for path in (folder / "file", folder):
