@@ -21,21 +21,30 @@ OPSET = 19  # of the exports made here; the first in which the scales of int8 ma
 _FLOAT, _NARROW = TensorProto.FLOAT, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def read(export: Path, weights: Path) -> onnx.ModelProto:
-    """The export in that form. Raises WeightsError, which names the user's `weights`, for what is no sound ONNX file."""
+def load(weights: Path) -> onnx.ModelProto:
+    """The export sorted and with FP32 floats, otherwise as it is. Raises WeightsError for what is no sound ONNX file."""
     try:
-        model = onnx.load(export)
+        model = onnx.load(weights)
         constants = {tensor.name for tensor in model.graph.initializer}
         _replace(model.graph.input, [each for each in model.graph.input if each.name not in constants])
         sort(model.graph)
         onnx.checker.check_model(model)
         widen(model)
+    except Exception as error:
+        raise WeightsError(f"{weights} is not a sound ONNX file: {_first_line(error)}") from error
+    return model
+
+
+def read(export: Path, weights: Path) -> onnx.ModelProto:
+    """The export in the form above. Raises WeightsError, which names the user's `weights`."""
+    model = load(export)
+    try:
         model = with_opset(model)
         if any(node.op_type in ("Constant", "Identity") for node in model.graph.node):
             model = onnxslim.slim(model)
         _size_outputs(model)
     except Exception as error:
-        raise WeightsError(f"{weights} is not a sound ONNX file: {str(error).splitlines()[0]}") from error
+        raise WeightsError(f"{weights} cannot be raised to opset {OPSET}: {_first_line(error)}") from error
     return model
 
 
@@ -127,6 +136,10 @@ def _size_outputs(model: onnx.ModelProto) -> None:
                 dim.dim_value = size.dim_value
             elif i > 1 and not fixed:
                 dim.Clear()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _replace(field: Any, values: Sequence[Any]) -> None:
