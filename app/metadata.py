@@ -30,6 +30,12 @@ def largest(given: Any, default: int) -> int:
     return int(max(map(float, _NUMBER.findall(str(given))), default=0)) or default
 
 
+def shape(imgsz: Any) -> tuple[int, int] | None:
+    """Height and width of frames, px; None where they are not written."""
+    numbers = [int(float(each)) for each in _NUMBER.findall(str(imgsz))]
+    return (numbers[0], numbers[-1]) if len(numbers) in (1, 2) else None
+
+
 def trained_size(imgsz: Any, stride: int) -> int:
     """The longest side of the frames that weights were trained on, as their `imgsz` says it, up to a full stride."""
     return -(-largest(imgsz, IMGSZ) // stride) * stride
