@@ -7,8 +7,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from app import builder, children
-from app.builder import Order
 from app.errors import BuildFailed, SetupError
+from app.order import Order
 from app.progress import Progress, Report
 from app.store import Built
 

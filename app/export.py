@@ -59,7 +59,9 @@ def to_plain_onnx(weights: Path, size: int | Shape | None, folder: Path, *, stat
     size = size or metadata.trained_size(model.overrides.get("imgsz"), stride)
     require_multiples(size, stride)
     try:
-        exported = model.export(format="onnx", imgsz=size, dynamic=not static, simplify=True, opset=plain.OPSET, device="cpu")
+        exported = model.export(
+            format="onnx", imgsz=size, dynamic=not static, simplify=True, opset=plain.OPSET, device="cpu"
+        )
     except Exception as error:
         raise WeightsError(f"{weights}: Ultralytics cannot export it: {_first_line(error, copy, weights)}") from error
     return Path(exported)

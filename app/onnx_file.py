@@ -50,7 +50,8 @@ def read(path: Path) -> OnnxFile:
 
 
 def _model(content: memoryview) -> OnnxFile:
-    facts, data, sides, graphs = dict[str, str](), dict[str, int](), (0, 0), 0
+    facts, data, graphs = dict[str, str](), dict[str, int](), 0
+    sides: tuple[int, ...] = ()
     for number, value in _fields(content):
         if number == 14:
             key, text = _pair(value)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxslim
-from onnx import NodeProto, TensorProto, helper, numpy_helper, version_converter
+from onnx import NodeProto, TensorProto, numpy_helper, version_converter
 
 from app.errors import WeightsError
 
@@ -22,7 +22,7 @@ _FLOAT, _NARROW = TensorProto.FLOAT, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def load(weights: Path) -> onnx.ModelProto:
-    """The export sorted and with FP32 floats, otherwise as it is. Raises WeightsError for what is no sound ONNX file."""
+    """The export sorted and with FP32 floats, otherwise as it is. Raises WeightsError for a damaged file."""
     try:
         model = onnx.load(weights)
         constants = {tensor.name for tensor in model.graph.initializer}
@@ -66,7 +66,9 @@ def widen(model: onnx.ModelProto) -> None:
     tensors = [*graph.initializer, *(each.t for node in graph.node for each in node.attribute if each.HasField("t"))]
     narrow = [tensor for tensor in tensors if tensor.data_type in _NARROW]
     casts = [each for node in graph.node if node.op_type == "Cast" for each in node.attribute if each.name == "to"]
-    ends = [each.type.tensor_type for each in (*graph.input, *graph.output) if each.type.tensor_type.elem_type in _NARROW]
+    ends = [
+        each.type.tensor_type for each in (*graph.input, *graph.output) if each.type.tensor_type.elem_type in _NARROW
+    ]
     if not (narrow or ends or any(each.i in _NARROW for each in casts)):
         return
     for tensor in narrow:

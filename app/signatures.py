@@ -25,7 +25,10 @@ _BINARY = (  # place in the file, bytes there, what that is and what to do
     (0, b"RKNN", f"is a model for Rockchip's NPU: {_SOURCE}"),
 )
 _TEXTS = (  # first words of a text, in lower case
-    (("version https://git-lfs", "version https://hawser"), "is a Git LFS pointer, not the weights: run `git lfs pull`"),
+    (
+        ("version https://git-lfs", "version https://hawser"),
+        "is a Git LFS pointer, no weights: run `git lfs pull`",
+    ),
     (("/annex/", "../.git/annex/", ".git/annex/"), "is a git-annex pointer, not the weights: run `git annex get`"),
     (("<!doctype html", "<html", "<head", "<body"), f"is a web page, of a sign-in or an error perhaps: {_AGAIN}"),
     (("<net ", '<?xml version="1.0"?>\n<net'), f"is a model of OpenVINO: {_SOURCE}"),

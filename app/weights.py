@@ -35,7 +35,7 @@ class Weights:
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def inspect(path: Path) -> Weights:
+def identify(path: Path) -> Weights:
     """Look into a file. Raises WeightsError, which says what it is instead, and what to do."""
     if path.is_dir():
         raise WeightsError(f"{path} is {signatures.of_folder(path)}")
@@ -111,6 +111,26 @@ def _pytorch(path: Path) -> Weights:
 
 def _unfit(found: checkpoint.Checkpoint, path: Path) -> str:
     """Why such a checkpoint is not served, and what to do; "" if it is."""
+    if strange := _strange(found):
+        return strange
+    model = found.model.rpartition(".")[2]
+    if model in ("DataParallel", "DistributedDataParallel"):
+        return (
+            f"holds its model inside {model}: where it was saved, save it without, by "
+            f"ckpt['model'] = ckpt['model'].module; ckpt['ema'] = None; torch.save(ckpt, '{path.name}')"
+        )
+    if not model:
+        what = "a state dict, tensors without their model" if checkpoint.holds_tensors(found.root) else "no model"
+        return f"holds {what}: save the whole of it, as Ultralytics' training and YOLO(...).save('{path.name}') do"
+    if not found.model.startswith("ultralytics.nn.") or not isinstance(found.root, dict):
+        return f"holds a bare {model}, not a checkpoint by Ultralytics: save it with YOLO(...).save('{path.name}')"
+    if found.legacy:
+        return "is in the format before PyTorch 1.6: load it with torch.load and save it again with torch.save"
+    return ""
+
+
+def _strange(found: checkpoint.Checkpoint) -> str:
+    """Which classes of others it needs, and what to do; "" if none."""
     strange = sorted(name for name in found.classes if not name.startswith((*_OURS, *_PLAIN)))
     if any(name.startswith(("models.", "utils.")) for name in strange):
         return (
@@ -122,21 +142,6 @@ def _unfit(found: checkpoint.Checkpoint, path: Path) -> str:
             f"needs {', '.join(strange[:3])}, which Ultralytics has not, and the code of others is not run: export it "
             "to ONNX where that code is, and give the .onnx"
         )
-    if found.model.rpartition(".")[2] in ("DataParallel", "DistributedDataParallel"):
-        return (
-            f"holds its model inside {found.model.rpartition('.')[2]}: where it was saved, save it without, by "
-            f"ckpt['model'] = ckpt['model'].module; ckpt['ema'] = None; torch.save(ckpt, '{path.name}')"
-        )
-    if not found.model:
-        what = "a state dict, tensors without their model" if checkpoint.holds_tensors(found.root) else "no model"
-        return f"holds {what}: save the whole of it, as Ultralytics' training and YOLO(...).save('{path.name}') do"
-    if not found.model.startswith("ultralytics.nn.") or not isinstance(found.root, dict):
-        return (
-            f"holds a bare {found.model.rpartition('.')[2]}, not a checkpoint by Ultralytics: save it with "
-            f"YOLO(...).save('{path.name}')"
-        )
-    if found.legacy:
-        return "is in the format before PyTorch 1.6: load it with torch.load and save it again with torch.save"
     return ""
 
 

@@ -59,7 +59,9 @@ def session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
     options.log_severity_level = 3  # errors
     # Spinning threads would eat the cores that decode JPEGs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
+    )
 
 
 class OnnxruntimeEngine:
