@@ -85,7 +85,7 @@ class _Reader(pickle.Unpickler):
         return self.classes.setdefault(path, type(global_name, (_StandIn,), {"path": path}))
 
     def persistent_load(self, pid: Any) -> Any:
-        return pid
+        return pid[1] if pid[0] == "module" else pid  # of the legacy format: a class with its source
 
 
 def read(path: Path) -> Checkpoint:
@@ -106,7 +106,7 @@ def read(path: Path) -> Checkpoint:
 def _read_legacy(path: Path) -> Checkpoint:
     with path.open("rb") as file:
         if _Reader(file).load() != _LEGACY_MAGIC:
-            raise NotPickled("it has not the number that PyTorch files begin with")
+            raise NotPickled("torch.save has not written it")
         for _ in range(2):  # the version and facts of the system
             _Reader(file).load()
         reader = _Reader(file)

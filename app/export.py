@@ -1,14 +1,16 @@
 """Weights -> plain Ultralytics ONNX. With backends/pytorch the only room with torch and ultralytics."""
 
 import contextlib
+import importlib
 import logging
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app import metadata, plain
+from app import checkpoint, metadata, plain
 from app.describe import dims, require_multiples, require_task
 from app.errors import WeightsError
 from app.model import Shape
@@ -55,6 +57,8 @@ def to_plain_onnx(weights: Path, size: int | Shape | None, folder: Path, *, stat
         raise WeightsError(f"{weights}: weights are .pt or .onnx files")
     copy = Path(shutil.copy(weights, folder / "weights.pt"))  # the export lies beside its weights
     model = _load(copy, weights)
+    if problem := _complete_names(model.model):
+        log.warning("%s: %s", weights, problem)
     stride = int(max(model.model.stride))
     size = size or metadata.trained_size(model.overrides.get("imgsz"), stride)
     require_multiples(size, stride)
@@ -87,6 +91,7 @@ def _fix_shape(weights: Path, size: int | Shape | None, target: Path) -> Path:
 def load_module(weights: Path) -> "torch.nn.Module":
     """The fused FP32 model of .pt weights; its forward gives (head, ...), of segment ((head, protos), ...)."""
     module: torch.nn.Module = _load(weights, weights).model.float().fuse().eval()
+    _complete_names(module)
     return module
 
 
@@ -100,23 +105,40 @@ def _load(file: Path, weights: Path) -> Any:
     try:
         model = YOLO(file)
     except Exception as error:
-        raise WeightsError(f"{weights}: Ultralytics cannot load it: {_first_line(error, file, weights)}") from error
+        reason = _unknown_classes(file) or _first_line(error, file, weights)
+        raise WeightsError(f"{weights}: Ultralytics cannot load it: {reason}") from error
     require_task(weights, str(model.task))
-    _complete_names(model.model, weights)
     if hasattr(model.model, "end2end"):
         # Of two heads the one with NMS, as Ultralytics itself predicts and exports.
         model.model.end2end = False  # type: ignore[union-attr]
     return model
 
 
-def _complete_names(module: Any, weights: Path) -> None:
-    """Give the module a name for each of its classes: Ultralytics exports no others, and fails on gaps in the ids."""
+def _complete_names(module: Any) -> str:
+    """Give the module a name for each of its classes: Ultralytics exports no others, and fails on gaps in the ids.
+
+    What was wrong with the names it had, in words; "" if nothing.
+    """
     head = module.model[-1]
     classes = head.linear.out_features if hasattr(head, "linear") else head.nc
     given = getattr(module, "names", None)
-    if problem := metadata.names_problem(given, classes):
-        log.warning("%s: %s", weights, problem)
     module.names = metadata.names(given, classes)
+    return metadata.names_problem(given, classes)
+
+
+def _unknown_classes(file: Path) -> str:
+    """What the checkpoint names that this Ultralytics has not, as those of changed copies of it do; "" if nothing."""
+    named = sorted(name for name in checkpoint.read(file).classes if name.startswith("ultralytics.nn."))
+    unknown = [name for name in named if not hasattr(_module(name.rpartition(".")[0]), name.rpartition(".")[2])]
+    if not unknown:
+        return ""
+    return f"{version('ultralytics')} has no {', '.join(unknown[:3])}. Export it to ONNX where it was trained"
+
+
+def _module(name: str) -> Any:
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(name)
+    return None
 
 
 def _first_line(error: Exception, copy: Path, weights: Path) -> str:

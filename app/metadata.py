@@ -58,12 +58,7 @@ def names(given: Any, count: int | None) -> dict[int, str]:
     A class without a name is called class7, as Ultralytics calls it; names of classes that the model has not are left
     out.
     """
-    listed = value(given)
-    if isinstance(listed, Mapping):
-        known = {int(i): str(name) for i, name in listed.items() if str(i).strip().isdecimal()}
-        known = known or {i: str(name) for i, name in enumerate(listed.values())}
-    else:
-        known = {i: str(name) for i, name in enumerate(listed)} if isinstance(listed, list | tuple) else {}
+    known = _names(given)
     if count is None:
         count = max(known, default=-1) + 1
     return {i: known.get(i, f"class{i}") for i in range(count)}
@@ -71,9 +66,19 @@ def names(given: Any, count: int | None) -> dict[int, str]:
 
 def names_problem(given: Any, count: int) -> str:
     """In what the names do not fit so many classes, in words; "" if they do."""
+    known = _names(given)
+    lacking = [f"class{i}" for i in range(count) if i not in known]
+    if lacking:
+        called = ", ".join(lacking[:3]) + (" and so on" if len(lacking) > 3 else "")
+        return f"it names {count - len(lacking)} of its {count} classes; the others are called {called}"
+    return f"it names {len(known)} classes and has {count}: the last names are left out" if len(known) > count else ""
+
+
+def _names(given: Any) -> dict[int, str]:
+    """Of a dict by ids, be they texts, or of a list."""
     listed = value(given)
-    found = len(listed) if isinstance(listed, Mapping | list | tuple) else 0
-    if found == count:
-        return ""
-    what = "those without one are called class0, class1 and so on" if found < count else "the names left over go"
-    return f"it names {found} classes and has {count}: {what}"
+    if isinstance(listed, Mapping) and all(str(i).strip().isdecimal() for i in listed):
+        return {int(i): str(name) for i, name in listed.items()}
+    if isinstance(listed, Mapping):
+        listed = list(listed.values())
+    return {i: str(name) for i, name in enumerate(listed)} if isinstance(listed, list | tuple) else {}

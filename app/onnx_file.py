@@ -41,12 +41,8 @@ class OnnxFile:
 
 def read(path: Path) -> OnnxFile:
     """Raises ValueError for what is no ONNX file, or one that is cut short."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        data = memoryview(content)
-        try:
-            return _model(data)
-        finally:
-            data.release()
+    with path.open("rb") as file:
+        return _model(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def _model(content: memoryview) -> OnnxFile:
