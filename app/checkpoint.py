@@ -57,6 +57,9 @@ class _StandIn:
     def __init__(self, *arguments: Any, **_: Any) -> None:
         self.arguments, self.state = arguments, dict[str, Any]()
 
+    def __call__(self, *_: Any) -> "_StandIn":
+        return _StandIn()
+
     def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, dict) else {}
 

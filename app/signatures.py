@@ -106,7 +106,7 @@ def _of_text(head: bytes) -> str:
 def of_folder(path: Path) -> str:
     """What a folder is, and what to do."""
     inside = sorted((*path.glob("*.pt"), *path.glob("weights/*.pt"), *path.glob("*.onnx")))
-    advice = f"give the file, such as {inside[0]}" if inside else f"give a file; {_SOURCE}"
+    advice = f"give the file, such as {inside[0]}" if inside else _SOURCE
     for pattern, what in _FOLDERS:
         if not inside and next(path.glob(pattern), None):
             return f"{what}: {_SOURCE}"

@@ -6,7 +6,7 @@ import pytest
 
 from app import metadata
 
-NAMES = {0: "car", 1: "it's a \"truck\"", 2: "köttbulle\nzwei"}
+NAMES = {0: "car", 1: 'it\'s a "truck"', 2: "köttbulle\nzwei"}
 
 
 @pytest.mark.parametrize(
