@@ -8,6 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app import checkpoint, metadata, onnx_file, signatures
 from app.errors import WeightsError
@@ -47,7 +48,7 @@ def identify(path: Path) -> Weights:
     return {".pt": _pytorch, ".onnx": _onnx, ".engine": _engine}[kind](path)
 
 
-def engine_header(path: Path) -> tuple[dict[str, object], int]:
+def engine_header(path: Path) -> tuple[dict[str, Any], int]:
     """What Ultralytics writes before the plan of an .engine, JSON behind its length in 4 bytes, and where the plan
     begins; nothing and 0 if there is no header.
     """

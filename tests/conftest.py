@@ -22,10 +22,10 @@ from app.api.app import create_app
 from app.api.service import Service
 from app.backends import Engine
 from app.build_process import BuildProcess
-from app.builder import Order
 from app.capacity import Capacity
 from app.datasets import DEMO
 from app.model import ModelInfo
+from app.order import Order
 from app.settings import DEMO_WEIGHTS, Settings
 from app.store import Built
 
