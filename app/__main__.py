@@ -16,12 +16,12 @@ from app.api.app import create_app
 from app.api.service import Service
 from app.backends import simulated
 from app.build_process import BuildProcess
-from app.builder import Order
 from app.datasets import DEMO
 from app.deployment import EngineSource
 from app.errors import BenchFailed, SettingsError, SetupError
 from app.http.server import make_server
 from app.model import spell
+from app.order import Order
 from app.parity import Limits
 from app.progress import Progress
 from app.settings import Settings
@@ -169,7 +169,7 @@ def _table(built: Built) -> str:
     if figures is None:
         return f"not judged: {gate.on}"
     lines = {
-        "accuracy gate": f"{precision} against PyTorch FP32 on {gate.on}",
+        "accuracy gate": f"{precision} against {gate.reference} on {gate.on}",
         "boxes found": f"{figures.agreement:.2%} of {figures.boxes}, {figures.invented:.2%} of its own are new",
         "boxes differ": f"{figures.box_px_mean:.4f} px on average, {figures.box_px:.4f} at most",
         "scores differ": f"{figures.score_mean:.6f} on average, {figures.score:.6f} at most",
@@ -180,11 +180,13 @@ def _table(built: Built) -> str:
     if figures.keypoint_px is not None:
         lines["keypoints differ"] = f"{figures.keypoint_px:.4f} px at most"
     if figures.map50_95 is not None:
-        lines["mAP50"] = f"{figures.map50:.4f}, PyTorch {figures.reference_map50:.4f}"
-        lines["mAP50-95"] = f"{figures.map50_95:.4f}, PyTorch {figures.reference_map50_95:.4f}"
+        lines["mAP50"] = f"{figures.map50:.4f}, reference {figures.reference_map50:.4f}"
+        lines["mAP50-95"] = f"{figures.map50_95:.4f}, reference {figures.reference_map50_95:.4f}"
     if figures.top1 is not None:
-        lines["top-1"] = f"{figures.top1:.4f}, PyTorch {figures.reference_top1:.4f}"
-        lines["top-5"] = f"{figures.top5:.4f}, PyTorch {figures.reference_top5:.4f}"
+        lines["top-1"] = f"{figures.top1:.4f}, reference {figures.reference_top1:.4f}"
+        lines["top-5"] = f"{figures.top5:.4f}, reference {figures.reference_top5:.4f}"
+    if warning := gate.nothing_found():
+        lines["warning"] = warning
     return "\n".join(f"  {name:16} {text}" for name, text in lines.items())
 
 

@@ -8,8 +8,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from app import builder, children, machine
-from app.builder import Order
 from app.errors import BuildFailed, SetupError
+from app.order import Order
 from app.progress import Progress, Report
 from app.store import Built
 

@@ -18,11 +18,11 @@ import numpy as np
 from app import __version__, backends, capacity, children, datasets, gpu, judge, machine, parity, results, store
 from app.backends import Engine
 from app.build_process import BuildProcess
-from app.builder import Order
 from app.children import ChildDied
 from app.errors import BackendUnavailable, GateFailed, SetupError
 from app.images import Pixels
 from app.model import ModelInfo
+from app.order import Order
 from app.results import Outputs, Thresholds
 from app.store import Manifest
 
@@ -213,7 +213,7 @@ def report(order: Order, rows: list[Row]) -> dict[str, Any]:
 def table(rows: list[Row]) -> str:
     """Markdown."""
     sizes = sorted({size for row in rows for size in row.images_per_second})
-    head = ["engine", "result", "build s", "agreement", "box px", "score", "mAP50-95", "PyTorch's", "MB"]
+    head = ["engine", "result", "build s", "agreement", "box px", "score", "mAP50-95", "reference's", "MB"]
     lines = [[*head, *(f"img/s at {size}" for size in sizes)]]
     lines.append(["---"] * len(lines[0]))
     for row in rows:

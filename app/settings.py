@@ -28,6 +28,7 @@ DEMO_WEIGHTS = Path(__file__).parents[1] / "models" / "demo" / "yolov8n-demo.pt"
 ENGINES_DIR = Path(__file__).parents[1] / "engines"
 LEAST_SIDE, MOST_SIDE = 32, 8192  # of a frame, px
 MOST_SHAPES = 16
+UNABLE = {".onnx": ("pytorch",), ".engine": ("openvino", "onnxruntime", "pytorch")}  # to run such weights
 PROTOCOLS = ("v1", "kserve", "platform", "deepstack", "roboflow")
 
 
@@ -236,6 +237,10 @@ class Settings(BaseModel):
             raise ValueError(f"COMPARE={self.compare} is BACKEND={self.backend} itself: there is nothing to compare")
         if self.shadow and self.compare == "none":
             raise ValueError(f"SHADOW={self.shadow:g} needs a second engine: give COMPARE=pytorch too")
+        for setting in ("backend", "fallback", "compare"):
+            if getattr(self, setting) in UNABLE.get(Path(self.weights).suffix, ()):
+                text = f"{setting.upper()}={getattr(self, setting)} cannot run {self.weights}"
+                raise ValueError(f"{text}: give the .pt that it was exported from, or leave {setting.upper()} out")
         return self
 
     def require_keys(self) -> None:

@@ -36,7 +36,7 @@ class Fingerprint:
     name: str
     weights_sha256: str
     graph_revision: str  # of the code that makes the graph
-    imgsz: int | None  # asked for, px; None = the model's own
+    imgsz: int  # longest side of a frame, px
     shapes: str | None  # asked for, such as "384x640,640x640"; None = the smallest rectangle, or the engine's only one
     batch: int
     precision: str
@@ -58,13 +58,24 @@ class Verdict:
     on: str  # the images, in words
     images: str  # their digest, if they are a folder's
     figures: Figures | None  # None: there was nothing to compare with
+    reference: str = ""  # what it was compared with, in words
 
     def to_json(self) -> dict[str, Any]:
-        return {"on": self.on, "images": self.images, "figures": self.figures and self.figures.to_json()}
+        figures = self.figures and self.figures.to_json()
+        return {"on": self.on, "images": self.images, "reference": self.reference, "figures": figures}
 
     def shortcomings(self, precision: str, limits: Limits) -> list[str]:
         """Why the engine must not be served."""
         return self.figures.shortcomings(precision, limits) if self.figures else []
+
+    def nothing_found(self) -> str:
+        """A warning where the engine passed on images that say little; "" where they say enough."""
+        if self.figures is None or self.figures.boxes:
+            return ""
+        return (
+            f"{self.reference} finds nothing in {self.on}, so that the gate compared the rows before NMS alone: give "
+            "images like those to be served with GATE_DIR"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """POST /v1/detect over a real socket, with a device that the test holds."""
 
+import base64
+import dataclasses
 import http.client
 import io
 import logging
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.api.detect import DetectQuery, class_ids
 from app.metrics import STAGES
 
 
@@ -90,6 +93,27 @@ def test_server_timing_names_every_stage_and_the_batch_size(serve):
 )
 def test_query_selects_what_is_answered(serve, query, expected):
     assert names(post(serve(), path=f"/v1/detect?{query}")) == expected
+
+
+TWINS = dataclasses.replace(fakes.MODEL, names={0: "car", 1: "car", 2: "1"})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ids"),
+    [(["car"], (0, 1)), (["0"], (0,)), (["1"], (2,)), (["car", "0", "car"], (0, 1)), ([], None)],
+    ids=["a name", "an id", "a name that is a number", "twice", "none"],
+)
+def test_a_name_stands_for_all_ids_that_have_it(wanted, ids):
+    """Only the last of the two ids was selected, in silence."""
+    assert class_ids(wanted, TWINS) == ids
+    assert DetectQuery(classes=[",".join(wanted)]).thresholds(TWINS).classes == ids
+
+
+def test_a_name_of_two_classes_finds_the_boxes_of_both(serve):
+    live = serve(fakes.Source(fakes.built(model=TWINS)))
+    assert names(post(live, path="/v1/detect?classes=car")) == ["car", "car"]
+    snippet = live.client.post("/pets/1?classes=car", content=base64.b64encode(jpeg())).json()
+    assert [found["class"] for found in snippet["predictions"]] == ["car", "car"]
 
 
 def test_a_class_whose_name_has_a_comma_can_be_asked_for(serve):

@@ -12,8 +12,8 @@ import pytest
 
 from app import builder
 from app.build_process import BuildProcess
-from app.builder import Order
 from app.errors import BuildFailed, WeightsError
+from app.order import Order
 from app.progress import Progress
 from app.settings import DEMO_WEIGHTS
 
@@ -77,7 +77,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from app.build_process import BuildProcess
-from app.builder import Order
+from app.order import Order
 from app.settings import DEMO_WEIGHTS
 process = BuildProcess(Order(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", Path(sys.argv[1])))
 process.run(lambda progress: print(progress.phase, process._process and process._process.pid, flush=True))

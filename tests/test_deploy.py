@@ -30,9 +30,9 @@ from test_metrics import used
 from app import errors, gpu
 from app.api.service import Service
 from app.build_process import BuildProcess
-from app.builder import Order
 from app.errors import BackendUnavailable
 from app.metrics import STAGES
+from app.order import Order
 from app.settings import DEMO_WEIGHTS, Settings
 
 ROOT = Path(__file__).parents[1]

@@ -149,7 +149,7 @@ def test_build_prints_each_step_and_what_the_check_gave(tmp_path):
     ]  # fmt: skip
     assert re.search(r"accuracy gate +fp32 against PyTorch FP32 on 48 demo scenes", first.stdout)
     assert re.search(r"boxes found +100\.00% of \d{3}, 0\.00% of its own are new", first.stdout)
-    assert re.search(r"mAP50-95 +(0\.\d{4}), PyTorch \1", first.stdout)
+    assert re.search(r"mAP50-95 +(0\.\d{4}), reference \1", first.stdout)
     again = yolopard("build", "--engines_dir", str(tmp_path), "--backend", "onnxruntime", "--imgsz", "160")
     assert "engine" not in re.findall(r"\] yolov8n-demo: (\w+)", again.stdout)
     assert again.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]

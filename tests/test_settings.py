@@ -173,6 +173,26 @@ def test_a_wrong_value_is_refused_by_name_and_value(field, text):
             {"fallback": "onnxruntime", "backend": "onnxruntime"},
             "FALLBACK=onnxruntime is BACKEND=onnxruntime itself: name another one",
         ),
+        (
+            {"compare": "pytorch", "weights": "a/w.onnx"},
+            "COMPARE=pytorch cannot run a/w.onnx: give the .pt that it was exported from, or leave COMPARE out",
+        ),
+        (
+            {"fallback": "pytorch", "weights": "w.onnx"},
+            "FALLBACK=pytorch cannot run w.onnx: give the .pt that it was exported from, or leave FALLBACK out",
+        ),
+        (
+            {"backend": "pytorch", "weights": "w.onnx"},
+            "BACKEND=pytorch cannot run w.onnx: give the .pt that it was exported from, or leave BACKEND out",
+        ),
+        (
+            {"fallback": "onnxruntime", "weights": "w.engine"},
+            "FALLBACK=onnxruntime cannot run w.engine: give the .pt that it was exported from, or leave FALLBACK out",
+        ),
+        (
+            {"compare": "pytorch", "weights": "w.engine"},
+            "COMPARE=pytorch cannot run w.engine: give the .pt that it was exported from, or leave COMPARE out",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused_in_one_line_that_names_both(options, message):

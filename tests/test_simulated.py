@@ -15,8 +15,8 @@ from app import __main__, backends
 from app.api.service import Service
 from app.backends import simulated
 from app.backends.simulated import SimulatedEngine, Source
-from app.builder import Order
 from app.errors import BuildFailed
+from app.order import Order
 from app.results import K, Thresholds, select
 from app.settings import Settings
 

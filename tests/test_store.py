@@ -24,7 +24,7 @@ FINGERPRINT = Fingerprint(
     name="pets",
     weights_sha256="0" * 64,
     graph_revision="1",
-    imgsz=None,
+    imgsz=640,
     shapes=None,
     batch=8,
     precision="fp32",
@@ -34,7 +34,7 @@ FINGERPRINT = Fingerprint(
     calibration="",
 )
 KEY = FINGERPRINT.key
-VERDICT = Verdict("2 pictures", "", fakes.FIGURES)
+VERDICT = Verdict("2 pictures", "", fakes.FIGURES, "PyTorch FP32")
 FILES = {"model.bin": b"weights " * 1000, "model.xml": b"<net/>"}
 HELPER = """
 import pathlib, sys
@@ -454,3 +454,11 @@ def test_a_file_where_the_folder_should_be_is_told(tmp_path, engines):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=rf"{tmp_path / 'file'}.*ENGINES_DIR"):
         put(tmp_path / engines)
+
+
+def test_an_engine_whose_reference_found_something_carries_no_warning():
+    nothing = dataclasses.replace(VERDICT, figures=dataclasses.replace(fakes.FIGURES, boxes=0))
+    assert VERDICT.nothing_found() == ""
+    assert nothing.nothing_found().startswith("PyTorch FP32 finds nothing in 2 pictures")
+    assert "GATE_DIR" in nothing.nothing_found()
+    assert Verdict("nothing", "", None).nothing_found() == ""

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, Field, ValidationE
 from app import __version__
 from app.api import source
 from app.api.body import is_multipart, parsed, read_body, read_form, read_json
-from app.api.detect import class_id
+from app.api.detect import class_ids
 from app.api.docs import ERRORS
 from app.api.door import (
     arrival,
@@ -65,7 +65,7 @@ class Wanted(BaseModel):
 
     def thresholds(self, classes: list[str], model: ModelInfo) -> Thresholds:
         """Raises BadParameter for a class that the model has not."""
-        ids = tuple(class_id(name, model) for name in classes) or None
+        ids = class_ids(classes, model)
         return Thresholds(self.confidence, self.iou, self.max_detections, ids, self.class_agnostic_nms)
 
 
