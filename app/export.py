@@ -128,7 +128,11 @@ def _complete_names(module: Any) -> str:
 
 def _unknown_classes(file: Path) -> str:
     """What the checkpoint names that this Ultralytics has not, as those of changed copies of it do; "" if nothing."""
-    named = sorted(name for name in checkpoint.read(file).classes if name.startswith("ultralytics.nn."))
+    try:
+        classes = checkpoint.read(file).classes
+    except checkpoint.NotPickled:
+        return ""
+    named = sorted(name for name in classes if name.startswith("ultralytics.nn."))
     unknown = [name for name in named if not hasattr(_module(name.rpartition(".")[0]), name.rpartition(".")[2])]
     if not unknown:
         return ""

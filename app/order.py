@@ -53,7 +53,7 @@ def sized(order: Order, files: Weights) -> Order:
     if not shapes:
         return replace(order, imgsz=order.imgsz or files.imgsz)
     square = len(set(shapes[0])) == 1 and (files.classifies or _backend(order, files.path)[1].STATIC)
-    alone = len(shapes) == 1 and (square or shapes[0] == files.shape)
+    alone = len(shapes) == 1 and (shapes[0] == files.shape if files.shape else square)
     return replace(order, imgsz=max(map(max, shapes)), shapes=None if alone else shapes)
 
 
