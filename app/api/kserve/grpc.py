@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -15,13 +15,12 @@ from tritonclient.grpc import service_pb2 as messages
 from app.api.body import SMALL_BYTES
 from app.api.door import SMALL_S
 from app.api.keys import require_key
-from app.api.kserve.messages import read, read_inference, write_response
+from app.api.kserve.messages import InferRequest, read, read_request, write_response
+from app.api.kserve.reading import Reads
 from app.api.kserve.repository import Repository
 from app.api.service import Service
 from app.errors import (
     BodyTooLarge,
-    DeadlineExceeded,
-    MalformedBody,
     NotReady,
     Overloaded,
     ServiceError,
@@ -33,8 +32,8 @@ crash_log = logging.getLogger("yolopard.crash")
 
 CALLS_PER_CONNECTION = 256
 IDLE_MS, PING_MS = 300_000, 30_000
-MIN_READERS, MIN_STREAMS = 4, 16  # messages that are read at a time, and streams, however small the budget is
-DRAIN_S, LINGER_S = 2.0, 0.5
+MIN_STREAMS = 16  # that may be open, however small the budget is
+LINGER_S = 0.5
 
 _SERVICE = "inference.GRPCInferenceService"
 _OPEN = ("ServerLive", "ServerReady", "ModelReady")  # to who shows no key
@@ -92,9 +91,8 @@ class _Calls:
         self._service, self._models = service, models
         self.closing = asyncio.Event()  # streams take no further request
         budget = service.inflight.max_bytes
-        self._readers = asyncio.Semaphore(max(MIN_READERS, budget // (2 * most)))
+        self._reads = Reads(max(1, budget // (2 * most)))
         self._streams = max(MIN_STREAMS, budget // most)  # that may still be opened
-        self._reads: set[asyncio.Timeout] = set()
         self._open = 0  # calls
         self.idle = asyncio.Event()
         self.idle.set()
@@ -102,9 +100,7 @@ class _Calls:
     def close(self) -> None:
         """Take in no more: what is being read has a moment left."""
         self.closing.set()
-        soon = asyncio.get_running_loop().time() + DRAIN_S
-        for timeout in self._reads:
-            timeout.reschedule(soon)
+        self._reads.close()
 
     @contextmanager
     def _active(self) -> Iterator[None]:
@@ -122,32 +118,35 @@ class _Calls:
         """By name."""
         models = self._models
         facts: dict[str, Callable[[Any], dict[str, Any] | None]] = {
-            "ServerLive": lambda _: {"live": True},
-            "ServerReady": lambda _: {"ready": self._service.ready},
-            "ServerMetadata": lambda _: models.server(),
             "ModelReady": self._model_ready,
             "ModelMetadata": lambda asked: models.metadata(asked.name, asked.version),
             "ModelConfig": lambda asked: {"config": models.config(asked.name, asked.version)},
             "ModelStatistics": lambda asked: models.statistics(asked.name, asked.version),
-            "RepositoryIndex": lambda _: {"models": models.index()},
             "RepositoryModelLoad": lambda asked: models.load(asked.model_name, changed=bool(asked.parameters)),
             "RepositoryModelUnload": lambda asked: models.unload(asked.model_name),
         }
+        of_all: dict[str, Callable[[], dict[str, Any]]] = {  # whose messages are empty, and not read
+            "ServerLive": lambda: {"live": True},
+            "ServerReady": lambda: {"ready": self._service.ready},
+            "ServerMetadata": models.server,
+            "RepositoryIndex": lambda: {"models": models.index()},
+        }
         one, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-        return {name: _handler(one, name, self._fact(name, fact)) for name, fact in facts.items()} | {
+        calls = {name: self._fact(name, fact) for name, fact in facts.items()}
+        calls |= {name: self._fact_of_all(name, fact) for name, fact in of_all.items()}
+        return {name: _handler(one, name, call) for name, call in calls.items()} | {
             "ModelInfer": _handler(one, "ModelInfer", self._infer_one),
             "ModelStreamInfer": _handler(stream, "ModelStreamInfer", self._infer_stream),
         }
 
     def _fact(self, name: str, fact: Callable[[Any], dict[str, Any] | None]) -> Callable[[Any, Any], Any]:
         asked, told = (getattr(messages, f"{name}{side}") for side in ("Request", "Response"))
-        keys = () if name in _OPEN else self._service.settings.api_keys
 
         async def call(requests: AsyncIterator[bytes], context: Any) -> Any:
             try:
-                with self._active():
-                    _require_key(keys, context)
-                    data = await self._receive(requests, SMALL_S)
+                with self._active(), self._service.inflight.share() as share:
+                    self._require_key(name, context)
+                    data = await self._reads.receive(requests, SMALL_S, share)
                     if len(data) > SMALL_BYTES:
                         raise BodyTooLarge(f"the message is larger than {SMALL_BYTES} bytes")
                     return ParseDict(fact(read(asked, data)) or {}, told())
@@ -156,19 +155,23 @@ class _Calls:
 
         return call
 
-    async def _receive(self, requests: AsyncIterator[bytes], seconds: float) -> bytes:
-        """The one message of a call. Raises DeadlineExceeded or MalformedBody."""
-        async with self._readers:
+    def _fact_of_all(self, name: str, fact: Callable[[], dict[str, Any]]) -> Callable[[Any, Any], Any]:
+        told = getattr(messages, f"{name}Response")
+
+        async def call(_: AsyncIterator[bytes], context: Any) -> Any:
             try:
-                async with asyncio.timeout(min(seconds, SMALL_S)) as timeout:
-                    self._reads.add(timeout)
-                    async for data in requests:
-                        return data
-            except TimeoutError:
-                raise DeadlineExceeded("the message did not arrive in time") from None
-            finally:
-                self._reads.discard(timeout)
-        raise MalformedBody("the call has no message")
+                self._require_key(name, context)
+                return ParseDict(fact(), told())
+            except YolopardError as error:
+                await _abort(context, error)
+
+        return call
+
+    def _require_key(self, name: str, context: Any) -> None:
+        """Raises Unauthorized."""
+        if name not in _OPEN:
+            shown = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+            require_key(self._service.settings.api_keys, shown)
 
     def _model_ready(self, asked: Any) -> dict[str, Any]:
         try:
@@ -180,17 +183,18 @@ class _Calls:
     async def _infer_one(self, requests: AsyncIterator[bytes], context: Any) -> Any:
         try:
             with self._active(), self._counted(), self._service.inflight.share() as share:
-                _require_key(self._service.settings.api_keys, context)
-                self._service.predictor.require_room(self._deadline_s(context))
-                data = await self._receive(requests, self._deadline_s(context))
-                return await self._infer(read(messages.ModelInferRequest, data), len(data), share, context)
+                self._require_key("ModelInfer", context)
+                deadline_s = self._deadline_s(context)
+                self._service.predictor.require_room(deadline_s)
+                request = self._read(await self._reads.receive(requests, deadline_s, share))
+                return await self._infer(request, share, context)
         except YolopardError as error:
             await _abort(context, error)
 
     async def _infer_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         """One after the other, as they came; an error ends only its own request."""
         try:
-            _require_key(self._service.settings.api_keys, context)
+            self._require_key("ModelStreamInfer", context)
             if not self._streams:
                 raise Overloaded("as many streams are open as the server takes")
         except YolopardError as error:
@@ -208,26 +212,29 @@ class _Calls:
         request_id = ""
         try:
             with self._counted(), self._service.inflight.share() as share:
-                request = read(messages.ModelInferRequest, data)
+                share.add_bytes(len(data))
+                request = self._read(data)
                 request_id = request.id
-                response = await self._infer(request, len(data), share, context)
+                response = await self._infer(request, share, context)
         except YolopardError as error:
             nothing = messages.ModelInferResponse(id=request_id)
             return messages.ModelStreamInferResponse(error_message=str(error), infer_response=nothing)
         response.parameters["triton_final_response"].bool_param = True
         return messages.ModelStreamInferResponse(infer_response=response)
 
-    async def _infer(self, request: Any, size: int, share: Share, context: Any) -> Any:
+    def _read(self, data: bytes) -> InferRequest:
+        return read_request(data, self._service.settings.max_json_bytes)
+
+    async def _infer(self, request: InferRequest, share: Share, context: Any) -> Any:
         models, deadline_s = self._models, self._deadline_s(context)
         deadline = asyncio.get_running_loop().time() + deadline_s
-        model = models.find(request.model_name, request.model_version)
-        inference = read_inference(request)
-        pixels, answer_bytes = models.weigh(model, inference)
-        share.add_bytes(2 * size + answer_bytes)  # the message, and what was read out of it
+        model = models.find(request.model, request.version)
+        pixels, answer_bytes = models.weigh(model, request.inference)
+        share.add_bytes(answer_bytes)
         share.add_pixels(pixels)
         share.admitted = True
         with self._service.predictor.admitted(deadline_s):
-            outputs = await models.infer(model, inference, deadline)
+            outputs = await models.infer(model, request.inference, deadline)
             share.add_bytes(sum(output.size for output in outputs))
             return write_response(model, request.id, outputs)
 
@@ -280,11 +287,6 @@ async def _until(closing: asyncio.Event, requests: AsyncIterator[Any]) -> AsyncI
 def _handler(kind: Callable[..., grpc.RpcMethodHandler], name: str, call: Callable[..., Any]) -> grpc.RpcMethodHandler:
     """Requests reach `call` as bytes: what gRPC itself cannot read would be a defect of the server, by its status."""
     return kind(call, response_serializer=getattr(messages, f"{name}Response").SerializeToString)
-
-
-def _require_key(keys: Sequence[str], context: Any) -> None:
-    """Raises Unauthorized."""
-    require_key(keys, {name: value for name, value in context.invocation_metadata() if isinstance(value, str)})
 
 
 async def _abort(context: Any, error: YolopardError) -> None:

@@ -1,10 +1,12 @@
 """Messages of Triton's client package <-> what the models take and give."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as messages
 
+from app.api.kserve.bounds import require_bounded
 from app.api.kserve.models import Model
 from app.api.kserve.repository import VERSION, Inference
 from app.api.kserve.tensors import BYTES, Tensor, from_elements, from_raw, from_values
@@ -19,6 +21,23 @@ def read(kind: Any, data: bytes) -> Any:
         return kind.FromString(data)
     except DecodeError as error:
         raise MalformedBody(f"the message is no {kind.DESCRIPTOR.name}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """What a ModelInferRequest asks."""
+
+    model: str
+    version: str
+    id: str
+    inference: Inference
+
+
+def read_request(data: bytes, max_numbers: int) -> InferRequest:
+    """Raises BadParameter, and MalformedBody for what is none or holds too much."""
+    require_bounded(data, max_numbers)
+    request = read(messages.ModelInferRequest, data)
+    return InferRequest(request.model_name, request.model_version, request.id, read_inference(request))
 
 
 def read_inference(request: Any) -> Inference:
