@@ -10,22 +10,26 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     YOLOPARD_HOST=0.0.0.0 \
     YOLOPARD_ENGINES_DIR=/var/lib/yolopard/engines
 WORKDIR /opt/yolopard
-# The empty package lets pip install what the code needs before the code is here: new code does not install it again.
-RUN /usr/sbin/useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin yolopard \
- && install --directory --owner yolopard --group yolopard "$YOLOPARD_ENGINES_DIR" \
- && python3 -m venv /opt/venv \
- && mkdir app && touch app/__init__.py
 COPY pyproject.toml LICENSE ./
-COPY deploy/constraints.txt deploy/
+COPY deploy/base.lock deploy/
+# The empty package lets pip install Yolopard before the code is here: new code does not install anything again.
+# Whatever comes from a package index has its hash in a lock (`make locks`), setuptools too.
+RUN /usr/sbin/useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin yolopard \
+ && install --directory "$YOLOPARD_ENGINES_DIR" \
+ && python3 -m venv /opt/venv \
+ && mkdir app && touch app/__init__.py \
+ && pip install --no-cache-dir --require-hashes --no-deps --requirement deploy/base.lock \
+ && pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 ENTRYPOINT ["yolopard"]
 
 # All that makes an engine. Also an image of its own, for other weights and settings than the ones built here.
 FROM base AS build
 ARG PIP_NO_CACHE_DIR=1
 ARG PIP_EXTRA_INDEX_URL
-# Ultralytics brings opencv-python, which needs libGL and writes over the same files: the headless one goes last.
-RUN pip install --constraint deploy/constraints.txt --editable '.[build,openvino,onnxruntime]' \
- && pip install --force-reinstall --no-deps "$(grep --only-matching 'opencv-python-headless==[^"]*' pyproject.toml)"
+ARG BUILD_LOCK=deploy/build.lock
+COPY ${BUILD_LOCK} deploy/build.lock
+RUN pip install --require-hashes --no-deps --requirement deploy/build.lock \
+ && chown yolopard:yolopard "$YOLOPARD_ENGINES_DIR"
 ARG WEIGHTS
 ENV YOLOPARD_WEIGHTS=/opt/yolopard/${WEIGHTS}
 COPY models/demo/samples models/demo/samples
@@ -48,10 +52,13 @@ CMD ["serve"]
 # Container Toolkit the driver: there is nothing left for an image of NVIDIA's to bring.
 FROM server AS gpu
 ARG PIP_NO_CACHE_DIR=1
-# PyPI's tensorrt-cu13-libs is a stub that downloads the libraries, gigabytes without a word, from NVIDIA's index.
+COPY deploy/gpu.lock deploy/
+# PyPI's tensorrt-cu13-libs is a stub that downloads the libraries, gigabytes without a word, from NVIDIA's index: no lock
+# knows their hash.
 ARG WHEEL_STUB_PIP_INDEX_URL=https://pypi.nvidia.com/
-RUN pip install --constraint deploy/constraints.txt --editable '.[build,grpc,tensorrt]' \
- && pip install --force-reinstall --no-deps "$(grep --only-matching 'opencv-python-headless==[^"]*' pyproject.toml)"
+RUN pip install --require-hashes --no-deps --no-build-isolation --requirement deploy/gpu.lock \
+ && pip install --no-deps "tensorrt-cu13-libs==$(sed --quiet 's/^tensorrt-cu13==\([^ ]*\).*/\1/p' deploy/gpu.lock)" \
+ && chown yolopard:yolopard "$YOLOPARD_ENGINES_DIR"
 # PCI_BUS_ID: CUDA counts GPUs as NVML does. The backend by name: without a GPU this image ends, and does not serve slowly.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     CUDA_MODULE_LOADING=LAZY \
@@ -67,10 +74,12 @@ USER 10001
 
 FROM server AS cpu
 ARG PIP_NO_CACHE_DIR=1
-RUN pip install --constraint deploy/constraints.txt --editable '.[grpc,openvino]'
+COPY deploy/cpu.lock deploy/
+RUN pip install --require-hashes --no-deps --requirement deploy/cpu.lock
 ARG WEIGHTS
 ENV YOLOPARD_WEIGHTS=/opt/yolopard/${WEIGHTS}
 COPY ${WEIGHTS} ${WEIGHTS}
 COPY app app
-COPY --from=build --chown=yolopard:yolopard ${YOLOPARD_ENGINES_DIR} ${YOLOPARD_ENGINES_DIR}
+# Root's: the server cannot change what it loads, and any other user may run it too.
+COPY --from=build --chown=root:root ${YOLOPARD_ENGINES_DIR} ${YOLOPARD_ENGINES_DIR}
 USER 10001

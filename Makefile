@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Every NAME=value of this command line, as YOLOPARD_NAME='value' for the environment.
 SETTINGS = $(foreach name,$(filter-out VENV BIN SETTINGS,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),YOLOPARD_$(name)='$(subst ','\'',$($(name)))'))
 
-.PHONY: serve build selftest test lint browser prometheus peers clients libb64
+.PHONY: serve build selftest test lint browser prometheus peers clients libb64 locks sbom audit pin-images
 
 serve: $(VENV)/serve ## build the engine if need be, and serve it
 	@exec env $(SETTINGS) $(BIN)/yolopard serve
@@ -83,6 +83,43 @@ $(CLIENTS)/installed: tests/clients/requirements.txt
 	@$(HEADLESS)==$$(sed -n 's/^opencv-python==//p' tests/clients/requirements.txt)
 	@$(PIP) --no-deps --target $(CLIENTS)/perf_analyzer $(PERF_ANALYZER)
 	@touch $@
+
+# What the images are made of: deploy/README.md.
+SUPPLY := .venv-supply
+
+$(SUPPLY)/installed: PIP = $(SUPPLY)/bin/python -m pip install --disable-pip-version-check --quiet --quiet
+$(SUPPLY)/installed: deploy/supply.txt
+	@test -x $(SUPPLY)/bin/python || python3 -m venv $(SUPPLY)
+	@$(PIP) --requirement deploy/supply.txt
+	@touch $@
+
+# For every platform at once, as an image may be built on another one than this.
+LOCK = $(SUPPLY)/bin/uv pip compile pyproject.toml --group image --constraint deploy/constraints.txt \
+  --excludes deploy/not-locked.txt --generate-hashes --universal --python-version 3.11 --no-emit-index-url --custom-compile-command 'make locks' --quiet
+
+locks: $(SUPPLY)/installed ## pin all that the images install, with hashes; after a change of pyproject.toml or constraints.txt
+	$(LOCK:pyproject.toml=) --output-file deploy/base.lock
+	$(LOCK) --extra grpc --extra openvino --output-file deploy/cpu.lock
+	$(LOCK) --extra build --extra onnxruntime --extra openvino --output-file deploy/build.lock
+	$(LOCK) --extra build --extra grpc --extra tensorrt --output-file deploy/gpu.lock
+
+# Not in `locks`: it asks the index of PyTorch, which has the small torch for CPUs only.
+deploy/build-cpu.lock: $(SUPPLY)/installed
+	$(LOCK) --extra build --extra onnxruntime --extra openvino --torch-backend cpu --output-file $@
+
+IMAGES := cpu build gpu
+
+sbom: $(SUPPLY)/installed ## what is in each image, as CycloneDX: sbom/*.cdx.json
+	@mkdir -p sbom
+	@for image in $(IMAGES); do \
+	  PYTHONWARNINGS=ignore $(SUPPLY)/bin/cyclonedx-py requirements deploy/$$image.lock --pyproject pyproject.toml \
+	  --mc-type application --output-reproducible --output-format JSON --output-file sbom/$$image.cdx.json || exit 1; done
+
+audit: $(SUPPLY)/installed ## known vulnerabilities of all that the images install
+	@deploy/audit $(SUPPLY)/bin/pip-audit $(IMAGES:%=deploy/%.lock)
+
+pin-images: ## pin the images of others to what their tags are today; needs docker
+	@deploy/pin-images
 
 # Ultralytics brings opencv-python, which needs libGL and writes over the same files: the headless one goes last.
 HEADLESS = $(PIP) --force-reinstall --no-deps opencv-python-headless

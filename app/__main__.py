@@ -1,7 +1,6 @@
 """yolopard build | serve | bench | selftest"""
 
 import argparse
-import asyncio
 import json
 import os
 import shlex
@@ -12,24 +11,22 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import uvicorn
-
 from app import __version__, log, machine, selftest, store
 from app.api.app import create_app
 from app.api.service import Service
 from app.backends import simulated
 from app.build_process import BuildProcess
-from app.builder import Order
 from app.datasets import DEMO
 from app.deployment import EngineSource
 from app.errors import BenchFailed, SettingsError, SetupError
+from app.http.server import make_server
 from app.model import spell
+from app.order import Order
 from app.parity import Limits
 from app.progress import Progress
 from app.settings import Settings
 from app.store import Built
 
-LINGER_S = 0.25
 SWITCH_S = 0.0005  # for which a thread may keep the interpreter from the others; decode threads want it often
 
 
@@ -37,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when all went well, 1 with one line on standard error when not, 2 for a wrong command line."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended too
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which `nohup` makes it
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     try:
         settings = Settings.read({name: value for name, value in given.items() if value is not None})
@@ -64,25 +63,15 @@ def serve(settings: Settings) -> int:
     machine.keep_freed_memory()
     machine.give_back_when_idle()
     sys.setswitchinterval(SWITCH_S)
-    drain_s = round(settings.deadline_ms / 1000) + 1
-    config = uvicorn.Config(
-        "unset",
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=drain_s,
-    )
-    server = LingeringServer(config)
+    server = make_server(settings)
     service = Service(
         settings,
         lambda backend: open_source(settings, backend),
         on_ready=lambda deployed: _print_ready(settings, deployed.built),
         on_failure=lambda: setattr(server, "should_exit", True),
     )
-    config.app = create_app(service)
+    server.config.app = create_app(service)
+    server.on_stop = service.inflight.close
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
     listener = _listen(settings.host, settings.port, "PORT")
     if settings.grpc_port:
@@ -118,14 +107,6 @@ def bench_(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-class LingeringServer(uvicorn.Server):
-    """Takes in what has reached the socket before it closes the door; uvicorn alone would reset those connections."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await asyncio.sleep(LINGER_S)
-        await super().shutdown(sockets)
-
-
 def _listen(host: str, port: int, setting: str) -> socket.socket:
     """Before anything is built, so that a port in use is told at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -154,7 +135,8 @@ def open_source(settings: Settings, backend: str) -> EngineSource:
 
 
 def _builder(settings: Settings, backend: str) -> BuildProcess:
-    return BuildProcess(_order(settings, backend), partial(log.configure, settings.log_level, settings.log_format))
+    configure_log = partial(log.configure, settings.log_level, settings.log_format)
+    return BuildProcess(_order(settings, backend), configure_log, settings.build_memory_bytes)
 
 
 def _order(settings: Settings, backend: str) -> Order:
@@ -187,7 +169,7 @@ def _table(built: Built) -> str:
     if figures is None:
         return f"not judged: {gate.on}"
     lines = {
-        "accuracy gate": f"{precision} against PyTorch FP32 on {gate.on}",
+        "accuracy gate": f"{precision} against {gate.reference} on {gate.on}",
         "boxes found": f"{figures.agreement:.2%} of {figures.boxes}, {figures.invented:.2%} of its own are new",
         "boxes differ": f"{figures.box_px_mean:.4f} px on average, {figures.box_px:.4f} at most",
         "scores differ": f"{figures.score_mean:.6f} on average, {figures.score:.6f} at most",
@@ -198,11 +180,13 @@ def _table(built: Built) -> str:
     if figures.keypoint_px is not None:
         lines["keypoints differ"] = f"{figures.keypoint_px:.4f} px at most"
     if figures.map50_95 is not None:
-        lines["mAP50"] = f"{figures.map50:.4f}, PyTorch {figures.reference_map50:.4f}"
-        lines["mAP50-95"] = f"{figures.map50_95:.4f}, PyTorch {figures.reference_map50_95:.4f}"
+        lines["mAP50"] = f"{figures.map50:.4f}, reference {figures.reference_map50:.4f}"
+        lines["mAP50-95"] = f"{figures.map50_95:.4f}, reference {figures.reference_map50_95:.4f}"
     if figures.top1 is not None:
-        lines["top-1"] = f"{figures.top1:.4f}, PyTorch {figures.reference_top1:.4f}"
-        lines["top-5"] = f"{figures.top5:.4f}, PyTorch {figures.reference_top5:.4f}"
+        lines["top-1"] = f"{figures.top1:.4f}, reference {figures.reference_top1:.4f}"
+        lines["top-5"] = f"{figures.top5:.4f}, reference {figures.reference_top5:.4f}"
+    if warning := gate.nothing_found():
+        lines["warning"] = warning
     return "\n".join(f"  {name:16} {text}" for name, text in lines.items())
 
 

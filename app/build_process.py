@@ -1,16 +1,20 @@
 """The builder in a process of its own, and what it reports."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from app import builder, children
-from app.builder import Order
+from app import builder, children, machine
 from app.errors import BuildFailed, SetupError
+from app.order import Order
 from app.progress import Progress, Report
 from app.store import Built
+
+POLL_S = 0.1  # between two looks at the builder's memory
+MEMORY_SHARE = 0.9  # of the machine's or container's: past that the kernel ends what it likes, the server too
 
 
 def _nothing() -> None:
@@ -20,12 +24,17 @@ def _nothing() -> None:
 class BuildProcess:
     """Finds or builds one engine. `run` blocks; `cancel`, from any thread, ends it.
 
-    `configure_log` is called in the new process too, and so has to be one that pickle can name.
+    `configure_log` is called in the new process too, and so has to be one that pickle can name. A build that holds more
+    than `memory_bytes` is ended; MEMORY_SHARE of what there is if None. It is watched, because a limit of the kernel's
+    counts reserved addresses (RLIMIT_AS: CUDA reserves more than there is memory) or needs a cgroup that few may make.
     """
 
-    def __init__(self, order: Order, configure_log: Callable[[], None] = _nothing) -> None:
+    def __init__(
+        self, order: Order, configure_log: Callable[[], None] = _nothing, memory_bytes: int | None = None
+    ) -> None:
         self._order = order
         self._configure_log = configure_log
+        self._memory_bytes = memory_bytes or int(MEMORY_SHARE * machine.memory_bytes())
         self._cancelled = threading.Event()
         self._process: BaseProcess | None = None
 
@@ -52,6 +61,8 @@ class BuildProcess:
             self._process.kill()
         try:
             while True:
+                while not receiver.poll(POLL_S):
+                    self._require_memory()
                 message = receiver.recv()
                 if isinstance(message, Built):
                     return message
@@ -67,6 +78,15 @@ class BuildProcess:
         finally:
             self._process.join()
 
+    def _require_memory(self) -> None:
+        assert self._process is not None
+        assert self._process.pid is not None
+        if (held := machine.held_bytes(self._process.pid)) > self._memory_bytes:
+            raise BuildFailed(
+                f"the build held {held:,} bytes of memory and was ended, as BUILD_MEMORY_BYTES allows "
+                f"{self._memory_bytes:,}: give more, or try a smaller BATCH or IMGSZ"
+            )
+
     def _died(self, exitcode: int | None) -> BuildFailed:
         if self._cancelled.is_set():
             return BuildFailed("the build was cancelled")
@@ -76,6 +96,7 @@ class BuildProcess:
 
 
 def _child(order: Order, sender: Connection, configure_log: Callable[[], None]) -> None:
+    os.umask(os.umask(0o077) | 0o022)  # what libraries write is code to be loaded later
     children.depend()  # or it would go on for minutes before it next tells something, and hold its lock
     configure_log()
     with contextlib.suppress(BrokenPipeError):  # the parent was killed: nobody is left to tell

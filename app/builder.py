@@ -3,54 +3,30 @@
 Runs in a process of its own (app/build_process.py): its memory goes back whole, and a crash is only a failed build.
 """
 
-import inspect
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
 
-from app import __version__, backends, datasets, judge, machine, store
+from app import __version__, backends, datasets, judge, machine, safe_files, store
 from app.backends import Backend, Recipe
 from app.datasets import Dataset
-from app.errors import BackendUnavailable, GateFailed, SettingsError, WeightsError
+from app.errors import BackendUnavailable, GateFailed, WeightsError
 from app.images import Pixels
 from app.model import ModelInfo, Shape, spell
-from app.parity import Limits
+from app.order import CALIBRATION_IMAGES, Order, fingerprints, is_demo, sized
 from app.progress import PHASES, Progress, Report
 from app.store import Built, Fingerprint, Manifest, Verdict
+from app.weights import identify
 
 log = logging.getLogger("yolopard.builder")
 
-CALIBRATION_IMAGES = 48  # 30 are as good as 300 (loadtest/RESULTS.md)
 UNCHECKED = "nothing: there are no weights to compare it with"
-
-_SAFER = ("int8", "fp16", "fp32")  # each is safer than the ones before it
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What to build."""
-
-    weights: str  # a path, or a name that Ultralytics can download
-    imgsz: int | None  # longest side of a frame, px; None = the model's own
-    batch: int
-    precision: str  # auto | fp32 | fp16 | int8
-    backend: str  # auto | a file of app/backends
-    engines: Path
-    shapes: tuple[Shape, ...] | None = None  # that frames may have; None = the smallest rectangle, or imgsz x imgsz
-    lanes: int | None = None  # None = the backend's own
-    gate: Path | None = None  # images to judge the engine on
-    calibration: Path | None = None  # images to calibrate int8 on
-    limits: Limits = field(default_factory=Limits)
-
-    @property
-    def name(self) -> str:
-        return Path(self.weights).stem
 
 
 def find(order: Order) -> Built | None:
@@ -61,33 +37,37 @@ def find(order: Order) -> Built | None:
     """
     if order.gate:
         datasets.digest(order.gate, "GATE_DIR")  # a wrong folder is told before minutes are spent
-    weights = _local(order)
-    if weights is None:
+    path = _local(order)
+    if path is None:
         return None
-    for fingerprint in _fingerprints(order, weights):
+    files = identify(path)
+    order = sized(order, files)
+    for fingerprint in fingerprints(order, files):
         manifest = _stored(order, fingerprint, logging.WARNING)
         if manifest is None:
             return None
         if _accepted(order, manifest):
             return Built(order.engines / fingerprint.key, manifest)
-    raise _refused(order)
+    raise _refused(order, path)
 
 
 def build(order: Order, report: Report) -> Built:
     """Build the order's engine, or find it built by somebody else meanwhile. Raises a SetupError."""
     _build_rooms()
-    weights = _local(order) or _fetch(order)
+    path = _local(order) or _fetch(order)
+    files = identify(path)
+    order = sized(order, files)
     waiting = Progress("waiting for another process that builds this engine", 1, len(PHASES), order.name)
-    for fingerprint in _fingerprints(order, weights):
+    for fingerprint in fingerprints(order, files):
         with store.lock(order.engines, fingerprint.key, lambda: report(waiting)):
             manifest = _stored(order, fingerprint, logging.DEBUG)  # `find` has told it already
             if manifest is None:
                 if other := store.difference(order.engines, fingerprint):
                     log.warning("%s: building an engine", other)
-                manifest = _build(order, weights, fingerprint, report)
+                manifest = _build(order, path, fingerprint, report)
         if _accepted(order, manifest):
             return Built(order.engines / fingerprint.key, manifest)
-    raise _refused(order)
+    raise _refused(order, path)
 
 
 def _stored(order: Order, fingerprint: Fingerprint, level: int) -> Manifest | None:
@@ -115,13 +95,15 @@ def _accepted(order: Order, manifest: Manifest) -> bool:
     shortcomings = manifest.gate.shortcomings(precision, order.limits)
     if shortcomings:
         log.warning("%s %s is refused by the accuracy gate: %s", order.name, precision, "; ".join(shortcomings))
+    elif problem := manifest.gate.nothing_found():
+        log.warning("%s %s: %s", order.name, precision, problem)
     return not shortcomings
 
 
-def _refused(order: Order) -> GateFailed:
+def _refused(order: Order, path: Path) -> GateFailed:
     return GateFailed(
-        f"{order.name}: no precision of the engine gives the boxes of PyTorch FP32 (the lines above say by how much). "
-        f"None was kept; {order.engines} holds the figures"
+        f"{order.name}: no precision of the engine gives the boxes of {judge.reference_name(path)} (the lines above "
+        f"say by how much). None was kept; {order.engines} holds the figures"
     )
 
 
@@ -151,7 +133,7 @@ def _build(order: Order, weights: Path, fingerprint: Fingerprint, report: Report
             lanes=backends.lanes(backend, order.lanes, machine.cpus()),
             calibration=calibration,
             folder=engine,
-            cache=order.engines / ".cache",
+            cache=store.subfolder(order.engines, ".cache"),
             report=partial(begin, "engine"),
         )
         facts = backend.build(recipe)
@@ -180,7 +162,7 @@ def _graphs(order: Order, weights: Path, backend: Backend, scratch: Path) -> tup
         folder.mkdir()
         size = shapes[0] if shapes and backend.STATIC else imgsz
         plain = export.to_plain_onnx(weights, size, folder, static=backend.STATIC)
-        model: ModelInfo = graph.to_serving_graph(plain, order.name, imgsz, folder / "graph.onnx", shapes)
+        model: ModelInfo = graph.to_serving_graph(plain, order.name, imgsz, folder / "graph.onnx", shapes, weights)
         return model
 
     if not (order.shapes and backend.STATIC):
@@ -205,91 +187,28 @@ def _build_rooms() -> tuple[ModuleType, ModuleType]:
 
 def _local(order: Order) -> Path | None:
     """Where the weights lie on this machine."""
-    for path in (Path(order.weights), order.engines / "weights" / order.weights):
-        if path.is_file():
-            return path
-    if Path(order.weights).name != order.weights:
+    if (path := Path(order.weights)).exists():
+        return path
+    if path.name != order.weights or path.suffix != ".pt":
         raise WeightsError(f"{order.weights}: no such file")
-    return None
+    downloaded = order.engines / "weights" / order.weights
+    with store.explained(order.engines):
+        safe_files.require_safe(downloaded, order.engines)
+    return downloaded if downloaded.is_file() else None
 
 
 def _fetch(order: Order) -> Path:
-    folder = order.engines / "weights"
+    folder = store.subfolder(order.engines, "weights")
     with store.explained(order.engines):
-        folder.mkdir(parents=True, exist_ok=True)
+        safe_files.make_folder(folder)
         path: Path = _build_rooms()[0].fetch(order.weights, folder)
     return path
-
-
-def _fingerprints(order: Order, weights: Path) -> list[Fingerprint]:
-    """Of the engine asked for, and of those of safer precisions, in the order in which they are tried."""
-    name = backends.choose("tensorrt" if weights.suffix == ".engine" and order.backend == "auto" else order.backend)
-    backend = backends.get(name)
-    if weights.suffix == ".engine" and name != "tensorrt":
-        raise SettingsError(f"{weights} is a TensorRT engine; BACKEND={name} cannot run it")
-    digest = store.sha256(weights)
-    return [
-        Fingerprint(
-            name=order.name,
-            weights_sha256=digest,
-            graph_revision=_revision(inspect.getsourcefile(backend)),  # type: ignore[arg-type]
-            imgsz=order.imgsz,
-            shapes=spell(*order.shapes) if order.shapes else None,
-            batch=order.batch,
-            precision=precision,
-            backend=name,
-            backend_version=backend.version(),
-            device=backend.device(),
-            calibration=_calibration_digest(order, weights) if precision == "int8" else "",
-        )
-        for precision in _precisions(order, weights, name, backend)
-    ]
-
-
-def _precisions(order: Order, weights: Path, name: str, backend: Backend) -> list[str]:
-    """The one asked for and those that are safer; of an .engine only its own."""
-    if weights.suffix == ".engine":
-        from app.backends import tensorrt
-
-        own = tensorrt.precision_of(weights)
-        if order.precision not in ("auto", own):
-            raise SettingsError(f"{weights} is an {own} engine, not PRECISION={order.precision}")
-        return [own]
-    asked = backend.PRECISIONS[0] if order.precision == "auto" else order.precision
-    if asked not in backend.PRECISIONS:
-        raise SettingsError(f"PRECISION={asked} does not exist on {name}: use {' or '.join(backend.PRECISIONS)}")
-    return [precision for precision in _SAFER[_SAFER.index(asked) :] if precision in backend.PRECISIONS]
-
-
-def _calibration_digest(order: Order, weights: Path) -> str:
-    if weights.suffix == ".engine":
-        return ""
-    if order.calibration:
-        return datasets.digest(order.calibration, "CALIBRATION_DIR")
-    if _is_demo(weights):
-        return f"{CALIBRATION_IMAGES} scenes"
-    raise SettingsError(
-        "PRECISION=int8 is calibrated on images like those to be served: give a folder of 50 or so with CALIBRATION_DIR"
-    )
 
 
 def _calibration(order: Order, weights: Path, model: ModelInfo) -> Dataset:
     if order.calibration:
         return datasets.folder(order.calibration, model, "CALIBRATION_DIR", CALIBRATION_IMAGES, labelled=False)
     return datasets.calibration_scenes(model, CALIBRATION_IMAGES)
-
-
-def _is_demo(weights: Path) -> bool:
-    digest = store.sha256(weights)
-    return any(store.sha256(demo) == digest for demo in datasets.DEMO.glob("*.pt"))
-
-
-def _revision(backend_file: str) -> str:
-    """Of the code that makes graph and engine, and that judges: its own digest, which nobody can forget to raise."""
-    here = Path(__file__).parent
-    rooms = ("export", "graph", "precision", "quantize", "accuracy", "parity", "judge")
-    own = (here / f"{name}.py" for name in rooms)
-    return "-".join(store.sha256(path)[:8] for path in (*own, Path(backend_file)))
 
 
 def _judge(order: Order, backend: Backend, engine: Path, weights: Path, model: ModelInfo, precision: str) -> Verdict:
@@ -299,13 +218,14 @@ def _judge(order: Order, backend: Backend, engine: Path, weights: Path, model: M
     figures = judge.figures(backend, engine, weights, model, precision, dataset, order.batch)
     shapes = model.shapes or ()
     on = f"{dataset.name}, the worst of {spell(*shapes)}" if len(shapes) > 1 else dataset.name
-    return Verdict(on, datasets.digest(order.gate, "GATE_DIR") if order.gate else "", figures)
+    images = datasets.digest(order.gate, "GATE_DIR") if order.gate else ""
+    return Verdict(on, images, figures, judge.reference_name(weights))
 
 
 def _gate_images(order: Order, weights: Path, model: ModelInfo) -> Dataset:
     if order.gate:
         return datasets.folder(order.gate, model, "GATE_DIR")
-    return datasets.gate_scenes(model) if _is_demo(weights) else datasets.samples()
+    return datasets.gate_scenes(model) if is_demo(weights) else datasets.samples()
 
 
 def _circumstances(started: float) -> dict[str, object]:

@@ -61,8 +61,8 @@ def _listed(found: list[Path], entries: dict[str, Any]) -> dict[Path, Any]:
 
 def _things(content: dict[str, Any], model: ModelInfo, needed: str) -> dict[Any, list[Thing]]:
     """Image id -> its objects; crowds are left out."""
-    by_name = {name: i for i, name in model.names.items()}
-    ids = {entry["id"]: by_name[entry["name"]] for entry in content["categories"] if entry["name"] in by_name}
+    categories = sorted(content["categories"], key=lambda entry: entry["id"])
+    ids = labels.class_ids({entry["id"]: entry["name"] for entry in categories}, model)
     if not ids:
         raise ValueError("its categories are none of the model's classes")
     things: dict[Any, list[Thing]] = {entry["id"]: [] for entry in content["images"]}

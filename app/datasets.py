@@ -235,7 +235,7 @@ def _by_file(path: Path, picked: list[Path], model: ModelInfo, setting: str) -> 
         raise SettingsError(
             f"{setting}={path}: by data.yaml's kpt_shape it labels poses, and {model.name} is for {model.task}"
         )
-    ids = _class_ids(about.get("names"), model)
+    ids = _class_ids(about.get("names"), model, path, setting)
     if not ids:
         raise SettingsError(f"{setting}={path}: data.yaml names none of the model's classes")
     return {
@@ -243,26 +243,27 @@ def _by_file(path: Path, picked: list[Path], model: ModelInfo, setting: str) -> 
     }
 
 
-def _class_ids(listed: Any, model: ModelInfo) -> dict[int, int]:
-    """The label files' class ids -> the model's: by name where data.yaml has names, else they are the same."""
+def _class_ids(listed: Any, model: ModelInfo, path: Path, setting: str) -> dict[Any, int]:
+    """The data set's classes -> the model's: by name where it has names, else the ids are the same."""
     if not listed:
         return {i: i for i in model.names}
-    by_name = {name: i for i, name in model.names.items()}
-    entries = listed.items() if isinstance(listed, dict) else enumerate(listed)
-    return {i: by_name[name] for i, name in entries if name in by_name}
+    try:
+        return labels.class_ids(listed if isinstance(listed, dict) else dict(enumerate(listed)), model)
+    except ValueError as error:
+        raise SettingsError(f"{setting}={path}: {error}") from error
 
 
 def _by_folder(path: Path, found: list[Path], model: ModelInfo, setting: str) -> dict[Path, list[Thing]]:
     """Of each image the class that its folder is named after; else as Ultralytics numbers folders, in their order."""
     folders = sorted({image.parent.name for image in found})
-    ids = {name: i for i, name in model.names.items()}
-    if not ids.keys() & folders:
+    ids = _class_ids({name: name for name in folders}, model, path, setting)
+    if not ids:
         if len(folders) == 1:
             return {}
-        if len(folders) != len(ids):
+        if len(folders) != len(model.names):
             raise SettingsError(
-                f"{setting}={path}: its folders are named after none of the model's classes, nor are there {len(ids)}. "
-                "Name them so, or put all images into one to be judged without labels"
+                f"{setting}={path}: its folders are named after none of the model's classes, nor are there "
+                f"{len(model.names)}. Name them so, or put all images into one to be judged without labels"
             )
         ids = dict(zip(folders, sorted(model.names), strict=True))
     nowhere = np.zeros((0, 2), np.float32)

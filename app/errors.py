@@ -19,8 +19,10 @@ YolopardError                  500 internal
 │   ├── NotReady               503 not_ready
 │   ├── Overloaded             503 overloaded
 │   ├── Stopping               503 stopping
+│   ├── OutOfMemory            503 out_of_memory
 │   ├── DeadlineExceeded       504 deadline_exceeded
 │   ├── InferenceFailed        500 inference_failed
+│   ├── WorkStuck              500 work_stuck
 │   └── Unsupported            501 unsupported
 └── SetupError                 start-up only, never over HTTP: ends the process with one line
     ├── SettingsError          a setting is wrong
@@ -70,6 +72,7 @@ class NotFound(RequestError):
 
 class MethodNotAllowed(RequestError):
     status, code = 405, "method_not_allowed"
+    allowed = ""  # methods, as the header Allow lists them
 
 
 class BodyTooLarge(RequestError):
@@ -116,12 +119,20 @@ class Stopping(ServiceError):
     code = "stopping"
 
 
+class OutOfMemory(ServiceError):
+    code = "out_of_memory"
+
+
 class DeadlineExceeded(ServiceError):
     status, code = 504, "deadline_exceeded"
 
 
 class InferenceFailed(ServiceError):
     status, code = 500, "inference_failed"
+
+
+class WorkStuck(ServiceError):
+    status, code = 500, "work_stuck"
 
 
 class Unsupported(ServiceError):

@@ -1,21 +1,24 @@
 """Weights -> plain Ultralytics ONNX. With backends/pytorch the only room with torch and ultralytics."""
 
-import ast
 import contextlib
+import importlib
+import logging
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app import checkpoint, metadata, plain
+from app.describe import dims, require_multiples, require_task
 from app.errors import WeightsError
-from app.graph import require_multiples, require_task
 from app.model import Shape
 
 if TYPE_CHECKING:
     import torch
 
-OPSET = 19
+log = logging.getLogger("yolopard.export")
 
 # Ultralytics reads these when it is imported: no pip installs of its own, no network unless `fetch` is asked for.
 os.environ |= {"YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
@@ -54,37 +57,41 @@ def to_plain_onnx(weights: Path, size: int | Shape | None, folder: Path, *, stat
         raise WeightsError(f"{weights}: weights are .pt or .onnx files")
     copy = Path(shutil.copy(weights, folder / "weights.pt"))  # the export lies beside its weights
     model = _load(copy, weights)
+    if problem := _complete_names(model.model):
+        log.warning("%s: %s", weights, problem)
     stride = int(max(model.model.stride))
-    size = size or _trained_imgsz(model.overrides.get("imgsz"), stride)
+    size = size or metadata.trained_size(model.overrides.get("imgsz"), stride)
     require_multiples(size, stride)
     try:
-        plain = model.export(format="onnx", imgsz=size, dynamic=not static, simplify=True, opset=OPSET, device="cpu")
+        exported = model.export(
+            format="onnx", imgsz=size, dynamic=not static, simplify=True, opset=plain.OPSET, device="cpu"
+        )
     except Exception as error:
         raise WeightsError(f"{weights}: Ultralytics cannot export it: {_first_line(error, copy, weights)}") from error
-    return Path(plain)
+    return Path(exported)
 
 
 def _fix_shape(weights: Path, size: int | Shape | None, target: Path) -> Path:
-    """The export with H and W fixed and folded, if they were open; as it is if it is fixed or no export at all."""
+    """The export with H and W fixed and folded, if they were open; as it is if it is fixed."""
     import onnx
     import onnxslim
 
-    with contextlib.suppress(Exception):  # whoever reads it next says what is wrong with it
-        model = onnx.load(weights)
-        source = model.graph.input[0]
-        sides = [dim.dim_value for dim in source.type.tensor_type.shape.dim][2:]
-        facts = {fact.key: fact.value for fact in model.metadata_props}
-        size = size or max(ast.literal_eval(facts["imgsz"]))
-        height, width = (size, size) if isinstance(size, int) else size
-        if not all(sides):
-            onnx.save(onnxslim.slim(model, input_shapes=[f"{source.name}:1,3,{height},{width}"]), target)
-            return target
-    return weights
+    model = plain.read(weights, weights)
+    source = model.graph.input[0]
+    if all(dims(source)[2:]):
+        return weights
+    facts = {fact.key: fact.value for fact in model.metadata_props}
+    size = size or metadata.largest(facts.get("imgsz"), metadata.IMGSZ)
+    height, width = (size, size) if isinstance(size, int) else size
+    require_multiples(size, metadata.largest(facts.get("stride"), metadata.STRIDE))
+    onnx.save(onnxslim.slim(model, input_shapes=[f"{source.name}:1,3,{height},{width}"]), target)
+    return target
 
 
 def load_module(weights: Path) -> "torch.nn.Module":
     """The fused FP32 model of .pt weights; its forward gives (head, ...), of segment ((head, protos), ...)."""
     module: torch.nn.Module = _load(weights, weights).model.float().fuse().eval()
+    _complete_names(module)
     return module
 
 
@@ -98,7 +105,8 @@ def _load(file: Path, weights: Path) -> Any:
     try:
         model = YOLO(file)
     except Exception as error:
-        raise WeightsError(f"{weights}: Ultralytics cannot load it: {_first_line(error, file, weights)}") from error
+        reason = _unknown_classes(file) or _first_line(error, file, weights)
+        raise WeightsError(f"{weights}: Ultralytics cannot load it: {reason}") from error
     require_task(weights, str(model.task))
     if hasattr(model.model, "end2end"):
         # Of two heads the one with NMS, as Ultralytics itself predicts and exports.
@@ -106,9 +114,35 @@ def _load(file: Path, weights: Path) -> Any:
     return model
 
 
-def _trained_imgsz(imgsz: int | list[int] | None, stride: int) -> int:
-    side = max(imgsz) if isinstance(imgsz, list) else imgsz or 640
-    return -(-side // stride) * stride
+def _complete_names(module: Any) -> str:
+    """Give the module a name for each of its classes: Ultralytics exports no others, and fails on gaps in the ids.
+
+    What was wrong with the names it had, in words; "" if nothing.
+    """
+    head = module.model[-1]
+    classes = head.linear.out_features if hasattr(head, "linear") else head.nc
+    given = getattr(module, "names", None)
+    module.names = metadata.names(given, classes)
+    return metadata.names_problem(given, classes)
+
+
+def _unknown_classes(file: Path) -> str:
+    """What the checkpoint names that this Ultralytics has not, as those of changed copies of it do; "" if nothing."""
+    try:
+        classes = checkpoint.read(file).classes
+    except checkpoint.NotPickled:
+        return ""
+    named = sorted(name for name in classes if name.startswith("ultralytics.nn."))
+    unknown = [name for name in named if not hasattr(_module(name.rpartition(".")[0]), name.rpartition(".")[2])]
+    if not unknown:
+        return ""
+    return f"{version('ultralytics')} has no {', '.join(unknown[:3])}. Export it to ONNX where it was trained"
+
+
+def _module(name: str) -> Any:
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(name)
+    return None
 
 
 def _first_line(error: Exception, copy: Path, weights: Path) -> str:

@@ -12,31 +12,34 @@ in radians, by which the box is turned about its centre. A plain export gets Cas
 class maximum and TopK behind. K = min(1024, anchors): of detect 24 KB an image leave the device and not 2.8 MB.
 """
 
-import ast
 from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from app.errors import WeightsError
-from app.model import TASKS, ModelInfo, Shape, spell
+from app import plain
+from app.describe import describe, dims
+from app.model import ModelInfo, Shape
 from app.results import K
 
 
 def to_serving_graph(
-    plain: Path, name: str, imgsz: int | None, target: Path, shapes: tuple[Shape, ...] | None = None
+    export: Path,
+    name: str,
+    imgsz: int | None,
+    target: Path,
+    shapes: tuple[Shape, ...] | None = None,
+    weights: Path | None = None,
 ) -> ModelInfo:
     """Wrap a plain Ultralytics ONNX export into the serving graph at `target`, for frames of these shapes if any.
 
-    Raises WeightsError for what cannot be wrapped: other tasks, exports with NMS inside or without metadata.
+    `weights` is the user's file, which errors name, where the export was made from another one. Raises WeightsError for
+    what cannot be wrapped: other tasks, exports with NMS inside or without metadata.
     """
-    try:
-        model = onnx.load(plain)
-        onnx.checker.check_model(model)
-    except Exception as error:
-        raise WeightsError(f"{plain} is not a sound ONNX file: {str(error).splitlines()[0]}") from error
-    info = _describe(model, plain, name, imgsz, shapes)
+    weights = weights or export
+    model = plain.read(export, weights)
+    info = describe(model, weights, name, imgsz, shapes)
     _free_batch(model)
     _put_in_front(model.graph)
     _put_behind(model, info)
@@ -46,73 +49,10 @@ def to_serving_graph(
     return info
 
 
-def _describe(
-    model: onnx.ModelProto, plain: Path, name: str, imgsz: int | None, shapes: tuple[Shape, ...] | None
-) -> ModelInfo:
-    facts = {fact.key: fact.value for fact in model.metadata_props}
-    if missing := {"task", "names", "stride", "imgsz"} - facts.keys():
-        raise WeightsError(f"{plain} is not an Ultralytics export: its metadata lacks {', '.join(sorted(missing))}")
-    task = facts["task"]
-    require_task(plain, task)
-    names = {int(i): str(label) for i, label in ast.literal_eval(facts["names"]).items()}
-    stride = int(ast.literal_eval(facts["stride"]))
-    end_to_end = facts.get("end2end") == "True"
-    kpt_shape = tuple(ast.literal_eval(facts["kpt_shape"])) if task == "pose" else None
-    if len(model.graph.input) != 1 or len(model.graph.output) != (2 if task == "segment" else 1):
-        raise WeightsError(f"{plain}: its inputs and outputs are not those of a {task} export")
-    _, channels, height, width = _dims(model.graph.input[0])
-    if channels != 3:
-        raise WeightsError(f"{plain} takes {channels} channels; only RGB models are served")
-    found, expected = _dims(model.graph.output[0])[1:], _expected(model, task, len(names), kpt_shape, end_to_end)
-    if len(found) != len(expected) or any(
-        wanted not in (0, size) for wanted, size in zip(expected, found, strict=True)
-    ):
-        raise WeightsError(f"{plain} gives {found} an image, not the {task} head {expected}: export it with nms=False")
-    size = imgsz or max(ast.literal_eval(facts["imgsz"]))
-    if height and width:
-        own, size = (height, width), max(height, width)
-        asked = f"SHAPES={spell(*shapes)}" if shapes else f"IMGSZ={imgsz}"
-        if shapes not in (None, (own,)) or imgsz not in (None, size):
-            raise WeightsError(
-                f"{plain} was exported for {spell(own)} only, not {asked}: export it again with dynamic=True"
-            )
-        shapes = (own,)
-    if task == "classify":
-        shapes = shapes or ((size, size),)
-        if shapes != ((shapes[0][0],) * 2,):
-            raise WeightsError(f"{plain} classifies squares; SHAPES={spell(*shapes)} is not one: use IMGSZ")
-    for each in shapes or (size,):
-        require_multiples(each, stride)
-    longest = max(map(max, shapes)) if shapes else size
-    return ModelInfo(name, task, names, stride, longest, shapes, kpt_shape, end_to_end)
-
-
-def _expected(
-    model: onnx.ModelProto, task: str, classes: int, kpt_shape: tuple[int, ...] | None, end_to_end: bool
-) -> list[int]:
-    """Sizes of an image's part of the first output; 0 where any will do."""
-    match task:
-        case "classify":
-            return [classes]
-        case "segment":
-            extras = _dims(model.graph.output[1])[1]
-        case "pose":
-            assert kpt_shape is not None
-            extras = kpt_shape[0] * kpt_shape[1]
-        case _:
-            extras = int(task == "obb")
-    return [0, 6 + extras] if end_to_end else [4 + classes + extras, 0]
-
-
-def _dims(value: onnx.ValueInfoProto) -> list[int]:
-    """Sizes of a tensor; 0 where they are dynamic."""
-    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-
-
 def _free_batch(model: onnx.ModelProto) -> None:
     """Make a fixed batch dynamic: every Reshape that spells the batch out copies it from its input instead."""
     graph = model.graph
-    batch = _dims(graph.input[0])[0]
+    batch = dims(graph.input[0])[0]
     if batch:
         constants = {tensor.name: tensor for tensor in graph.initializer}
         constants |= {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
@@ -163,7 +103,7 @@ def _put_behind(model: onnx.ModelProto, info: ModelInfo) -> None:
         _soften_selection(graph)
         targets = [_as_float(graph, outputs[0], "rows")]
     else:
-        targets = [_pick_rows(model, len(info.names), centred=info.task == "obb")]
+        targets = [_pick_rows(graph, len(info.names), centred=info.task == "obb")]
     targets += [_as_float(graph, output, "protos") for output in outputs[1:]]
     del graph.output[:]
     graph.output.extend(targets)
@@ -171,7 +111,7 @@ def _put_behind(model: onnx.ModelProto, info: ModelInfo) -> None:
 
 def _soften_selection(graph: onnx.GraphProto) -> None:
     """An end-to-end export selects 300 of the anchors; of a frame that has fewer it shall select all."""
-    if all(_dims(graph.input[0])[1:3]):
+    if all(dims(graph.input[0])[1:3]):
         return
     for name, values in (("last", [-1]), ("end", [2**31]), ("first", [0])):
         graph.initializer.append(helper.make_tensor(f"select/{name}", TensorProto.INT64, [1], values))
@@ -193,19 +133,17 @@ def _soften_selection(graph: onnx.GraphProto) -> None:
 def _as_float(graph: onnx.GraphProto, output: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
     """An output as it is, but FP32 and by this name."""
     graph.node.append(helper.make_node("Cast", [output.name], [name], to=TensorProto.FLOAT))
-    shape = [dim.dim_value or dim.dim_param or f"{name}{i}" for i, dim in enumerate(output.type.tensor_type.shape.dim)]
+    shape = ["batch", *(size or f"{name}{i}" for i, size in enumerate(dims(output)[1:], 1))]
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
-def _pick_rows(model: onnx.ModelProto, classes: int, *, centred: bool) -> onnx.ValueInfoProto:
+def _pick_rows(graph: onnx.GraphProto, classes: int, *, centred: bool) -> onnx.ValueInfoProto:
     """[B, 4 + nc + E, A] of cx cy w h, class scores and extras -> rows [B, K, 6 + E], best first; boxes as they are if
     `centred`.
     """
-    graph = model.graph
     raw = graph.output[0].name
-    _, channels, anchors = _dims(graph.output[0])
+    _, channels, anchors = dims(graph.output[0])
     extras = channels - 4 - classes
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
     def ints(name: str, values: list[int]) -> str:
         graph.initializer.append(helper.make_tensor(f"out/{name}", TensorProto.INT64, [len(values)], values))
@@ -220,10 +158,7 @@ def _pick_rows(model: onnx.ModelProto, classes: int, *, centred: bool) -> onnx.V
     zero, two, four = ints("0", [0]), ints("two", [2]), ints("4", [4])
     head = node("Cast", [raw], "head", to=TensorProto.FLOAT)
     scores = node("Slice", [head, four, ints("end", [4 + classes]), axis1], "scores")
-    if opset >= 18:
-        best = node("ReduceMax", [scores, axis1], "best", keepdims=0)
-    else:
-        best = node("ReduceMax", [scores], "best", axes=[1], keepdims=0)
+    best = node("ReduceMax", [scores, axis1], "best", keepdims=0)
     label = node("Cast", [node("ArgMax", [scores], "argmax", axis=1, keepdims=0)], "label", to=TensorProto.FLOAT)
     if anchors:
         k = ints("k", [min(K, anchors)])
@@ -253,18 +188,3 @@ def _pick_rows(model: onnx.ModelProto, classes: int, *, centred: bool) -> onnx.V
     graph.node.append(helper.make_node("Concat", parts, ["rows"], axis=2))
     shape = ["batch", min(K, anchors) if anchors else "k", 6 + extras]
     return helper.make_tensor_value_info("rows", TensorProto.FLOAT, shape)
-
-
-def require_task(weights: Path, task: str) -> None:
-    """Raise WeightsError for another task."""
-    if task not in TASKS:
-        raise WeightsError(f"{weights} is a {task} model; served are {', '.join(TASKS)}")
-
-
-def require_multiples(size: int | Shape, stride: int) -> None:
-    """Raise WeightsError, with the nearest that would do, for a side that the stride does not divide."""
-    for side in (size,) if isinstance(size, int) else size:
-        if side % stride:
-            nearest = max(stride, round(side / stride) * stride)
-            text = f"IMGSZ={side}" if isinstance(size, int) else f"SHAPES={spell(size)}: {side}"
-            raise WeightsError(f"{text} is not a multiple of the model's stride {stride}: use {nearest}")

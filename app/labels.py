@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from app.errors import SettingsError
 from app.masks import Mask, Points
 from app.model import ModelInfo
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,32 @@ class Thing:
     corners: Points  # [2, 2] of its box; of obb all [4, 2]; of classify [0, 2]
     keypoints: Points | None = None  # [keypoints, 3]
     shape: Mask | tuple[Points, ...] = ()  # of segment: the mask in px, or polygons that make it up
+
+
+def class_ids(listed: Mapping[Key, str], model: ModelInfo) -> dict[Key, int]:
+    """A data set's classes, by its own keys -> the model's classes of the same name; others are left out.
+
+    Where the model has several classes of one name, so must the data set: they are taken in their order. Raises
+    ValueError where it has not, as nothing tells then which of them is meant.
+    """
+    ours, theirs = _by_name(model.names), _by_name(listed)
+    found: dict[Key, int] = {}
+    for name, keys in theirs.items():
+        ids = ours.get(name, [])
+        if len(ids) > 1 and len(ids) != len(keys):
+            raise ValueError(
+                f"it has {len(keys)} class {name!r} and {model.name} has {len(ids)}, {', '.join(map(str, ids))}: give "
+                "it as many, in the model's order, or leave all labels away"
+            )
+        found |= zip(keys, ids if len(ids) > 1 else ids * len(keys), strict=bool(ids))
+    return found
+
+
+def _by_name(names: Mapping[Key, str]) -> dict[str, list[Key]]:
+    found: dict[str, list[Key]] = {}
+    for key, name in names.items():
+        found.setdefault(str(name), []).append(key)
+    return found
 
 
 def at(things: Sequence[Thing], model: ModelInfo, size: tuple[int, int], *, px: bool) -> Labels:

@@ -1,8 +1,10 @@
 """The host as this process may use it."""
 
+import contextlib
 import ctypes
 import os
 import platform
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +28,34 @@ def cpus() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
+def memory_bytes() -> int:
+    """Memory this process may use: the machine's, less where a cgroup (containers) gives fewer; bytes."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # cgroup v2, v1
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            memory = min(memory, int(Path(path).read_text()))
+    return memory
+
+
+def held_bytes(pid: int) -> int:
+    """Memory that a process holds and the kernel cannot drop: all but pages of files. Bytes; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    kinds = ("RssAnon:", "RssShmem:", "VmSwap:")
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(kinds))
+
+
+def allow_open_files(wanted: int) -> int:
+    """Files and connections this process may have open, raised to `wanted` where the system permits it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else soft
+
+
 def cpu_name() -> str:
     """As the kernel names it, such as "AMD EPYC"."""
     try:
@@ -38,11 +68,10 @@ def cpu_name() -> str:
 
 def facts() -> dict[str, object]:
     """What to know of a machine whose figures one reads."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": cpu_name(),
         "cpus": cpus(),
-        "memory_bytes": memory,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
         "python": platform.python_version(),
     }

@@ -16,7 +16,15 @@ _SECONDS = (
 )
 _BATCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
-REFUSALS = ("overloaded", "deadline_exceeded", "inference_failed", "stopping", "unsupported", "client_gone")
+REFUSALS = (
+    "overloaded",
+    "out_of_memory",
+    "deadline_exceeded",
+    "inference_failed",
+    "stopping",
+    "unsupported",
+    "client_gone",
+)
 STAGES = ("decode", "queue", "infer", "postprocess", "encode")
 
 
@@ -62,6 +70,9 @@ class Metrics:
         self.batches = counter("batches_total", "Batches by why they left", "model", "engine", "reason")
         self.queue_depth = gauge("queue_depth", "Images waiting for a lane", "model", "engine")
         self.pending = gauge("pending", "Requests past the door and not yet answered", "model")
+        self.inflight_bytes = gauge("inflight_bytes", "Bytes that requests hold; MAX_INFLIGHT_BYTES is the limit")
+        self.inflight_pixels = gauge("inflight_pixels", "Pixels of images in flight; MAX_INFLIGHT_PIXELS is the limit")
+        self.decoders_stuck = gauge("decoders_stuck", "Images whose decoder has not come back in time")
         self.rejected = counter("rejected_total", "Requests refused or given up", "model", "reason")
         self.device_seconds = counter("device_seconds_total", "Time spent inside the engine", "model", "engine")
         self.engine_rate = gauge("engine_images_per_second", "The engine alone, measured at warm-up", "model", "engine")

@@ -1,7 +1,7 @@
 """What a model is, apart from any engine: the facts that its weights carry."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 Shape = tuple[int, int]  # height, width of a frame, px
 
@@ -24,13 +24,6 @@ class ModelInfo:
     def to_json(self) -> dict[str, Any]:
         fields = {field: getattr(self, field) for field in self.__slots__}
         return fields | {"names": {str(i): name for i, name in self.names.items()}}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Self:
-        names = {int(i): name for i, name in fields["names"].items()}
-        shapes = fields["shapes"] and tuple((height, width) for height, width in fields["shapes"])
-        kpt_shape = fields.get("kpt_shape") and tuple(fields["kpt_shape"])
-        return cls(**fields | {"names": names, "shapes": shapes, "kpt_shape": kpt_shape})
 
 
 def spell(*shapes: Shape) -> str:

@@ -10,10 +10,10 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app import drawing, images, masks, parity, results
 from app.batcher import Answer, Batcher
@@ -22,15 +22,18 @@ from app.images import Pixels, Placement, Preparation
 from app.metrics import Metrics
 from app.model import ModelInfo
 from app.results import Detections, Outputs, Thresholds
-from app.threads import Threads
+from app.threads import Threads, checkpoint
 
 T = TypeVar("T")
+Turns = AbstractAsyncContextManager[Any]
+ALONE: Turns = nullcontext()  # of a request with one image
 
 log = logging.getLogger("yolopard.predictor")
 
 SHADOW_DEADLINE_S = 60.0
 HOPEFUL = 0.8  # share of the deadline that the wait for the images before may take
 LEARN = 0.05  # weight of the newest image in what is known of decoding
+PATIENCE_S = 10.0  # with a decoder: the limits of app.formats keep the worst image to a few seconds
 FEW = 32  # boxes over the threshold; their NMS takes 0.1 ms
 
 
@@ -94,7 +97,7 @@ class Predictor:
         self._shadow: asyncio.Task[None] | None = None
         self._metrics = metrics
         # One more than cores, to work while another waits for the interpreter: 14 % more images (loadtest/RESULTS.md).
-        self._decoders = Threads(threads + 1, "decode")
+        self._decoders = Threads(threads + 1, "decode", patience_s=PATIENCE_S)
         self._finishers = Threads(threads, "finish")  # not behind images yet to decode
         self._preparation = preparation
         self._max_pending = max_pending
@@ -110,8 +113,13 @@ class Predictor:
         return self._batchers[self.engines[0]].alive
 
     @property
+    def stuck(self) -> int:
+        """Decoders that have not come back from an image in PATIENCE_S."""
+        return self._decoders.stuck
+
+    @property
     def pending(self) -> int:
-        """Requests that have passed the door and are not answered yet."""
+        """Requests that have been read and are not answered yet."""
         return self._pending
 
     @property
@@ -124,25 +132,42 @@ class Predictor:
         decode_s, engine_s = self._decode_s / self._threads, self._batchers[self.engines[0]].pace_s
         return self._images * (decode_s + engine_s if self._shares_cores else max(decode_s, engine_s))
 
-    @contextmanager
-    def admitted(self, deadline_s: float) -> Iterator[None]:
-        """The one limit, at the door: held from before the body is read until the answer is written.
-
-        Raises Overloaded for what finds no place, and for what would hardly be answered in `deadline_s` from now: it
-        would take the place, and the decoding, of one that can be.
+    def require_room(self, deadline_s: float) -> None:
+        """Raises Overloaded where a request would find no place, or would hardly be answered in `deadline_s` from now:
+        it would take the place, and the decoding, of one that can be.
         """
         if self._pending >= self._max_pending:
             raise Overloaded(f"{self._pending} requests are being answered already, as many as the server takes")
         if (wait_s := self._wait_s()) > deadline_s * HOPEFUL:
-            raise Overloaded(f"an answer takes {wait_s:.1f} s at present, and the deadline is {deadline_s:g} s")
+            raise Overloaded(f"an answer takes {wait_s:.1f} s at present, and the deadline is {deadline_s:.4g} s")
+
+    @contextmanager
+    def admitted(self, deadline_s: float) -> Iterator[None]:
+        """Hold a place, from when a request has been read until its answer is written. Raises what `require_room`
+        raises.
+        """
+        self.require_room(deadline_s)
         self._pending += 1
         try:
             yield
         finally:
             self._pending -= 1
 
+    def turns(self, images: int) -> Turns:
+        """For `predict`: a request of so many images has them decoded a few at a time, so that those of others come in
+        between.
+        """
+        return ALONE if images == 1 else asyncio.Semaphore(self._threads)
+
     async def predict(
-        self, data: bytes, thresholds: Thresholds, deadline: float, engines: Sequence[str], *, shadowed: bool = False
+        self,
+        data: bytes,
+        thresholds: Thresholds,
+        deadline: float,
+        engines: Sequence[str],
+        *,
+        turns: Turns = ALONE,
+        shadowed: bool = False,
     ) -> list[Prediction]:
         """Everything between the bytes of an image and its detections, by each of the engines, given the same frame.
 
@@ -154,11 +179,15 @@ class Predictor:
             return _detections(outputs, placement, thresholds, self.model)
 
         prepare = partial(self._preparation, data)
-        placement, found = await self._predict(prepare, finish, thresholds, deadline, engines, shadowed)
+        placement, found = await self._predict(prepare, finish, thresholds, deadline, engines, turns, shadowed)
         return [Prediction(placement, *each) for each in found]
 
     async def predict_frame(
-        self, make: Callable[[], Pixels], thresholds: Thresholds, deadline: float
+        self,
+        make: Callable[[], Pixels],
+        thresholds: Thresholds,
+        deadline: float,
+        turns: Turns = ALONE,
     ) -> FramePrediction:
         """As `predict`, by the engine that serves, for an image that the client has letterboxed.
 
@@ -172,7 +201,7 @@ class Predictor:
         def finish(outputs: Outputs, _: Placement) -> Outputs:
             return results.keep(outputs, thresholds, self.model)
 
-        _, found = await self._predict(prepare, finish, thresholds, deadline, self.engines[:1], shadowed=True)
+        _, found = await self._predict(prepare, finish, thresholds, deadline, self.engines[:1], turns, shadowed=True)
         return FramePrediction(*found[0])
 
     async def _predict(
@@ -182,13 +211,15 @@ class Predictor:
         thresholds: Thresholds,
         deadline: float,
         engines: Sequence[str],
+        turns: Turns,
         shadowed: bool,
     ) -> tuple[Placement, list[tuple[T, Timings, int, str]]]:
         """Where the image lies in its frame, and of each engine what it found, how long it took, in which batch."""
         self._images += 1
         try:
             async with asyncio.timeout_at(deadline):
-                (placement, frame), decode_s = await _on(self._decoders, lambda: self._timed(prepare))
+                async with turns:
+                    (placement, frame), decode_s = await _on(self._decoders, lambda: self._timed(prepare))
                 answers = await self._ask(engines, frame, deadline)
                 found = [await self._finish(answer, placement, thresholds, finish) for answer in answers]
         except TimeoutError:
@@ -242,10 +273,15 @@ class Predictor:
         """The image with its detections drawn, as "jpeg" or "png"."""
 
         def work() -> bytes:
-            pixels = images.decode(data, self._preparation.max_pixels)
+            pixels = images.decode(data, self._preparation.max_pixels, self._preparation.max_side)
             found, placement = prediction.detections, prediction.placement
-            outlines = [masks.polygon(mask, placement) for mask in found.masks or ()]
-            return drawing.encode(drawing.draw(pixels, found, self.model.names, outlines), kind)
+            outlines = []
+            for mask in found.masks or ():
+                checkpoint()
+                outlines.append(masks.polygon(mask, placement))
+            picture = drawing.draw(pixels, found, self.model.names, outlines)
+            checkpoint()
+            return drawing.encode(picture, kind)
 
         picture, _ = await _on(self._decoders, work)
         return picture

@@ -4,7 +4,6 @@ Each engine is tried in a process of its own, so that one that crashes is a fail
 """
 
 import contextlib
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,11 +18,11 @@ import numpy as np
 from app import __version__, backends, capacity, children, datasets, gpu, judge, machine, parity, results, store
 from app.backends import Engine
 from app.build_process import BuildProcess
-from app.builder import Order
 from app.children import ChildDied
 from app.errors import BackendUnavailable, GateFailed, SetupError
 from app.images import Pixels
 from app.model import ModelInfo
+from app.order import Order
 from app.results import Outputs, Thresholds
 from app.store import Manifest
 
@@ -101,7 +100,7 @@ def _build(order: Order) -> Manifest:
     with contextlib.suppress(GateFailed):
         BuildProcess(order).run(lambda _: None)
     (path,) = order.engines.glob(f"{order.name}-{order.backend}-{order.precision}-*/{store.MANIFEST}")
-    return Manifest.from_json(json.loads(path.read_bytes()))
+    return store.read(path.parent)
 
 
 def _stress(row: Row, order: Order, manifest: Manifest) -> None:
@@ -214,7 +213,7 @@ def report(order: Order, rows: list[Row]) -> dict[str, Any]:
 def table(rows: list[Row]) -> str:
     """Markdown."""
     sizes = sorted({size for row in rows for size in row.images_per_second})
-    head = ["engine", "result", "build s", "agreement", "box px", "score", "mAP50-95", "PyTorch's", "MB"]
+    head = ["engine", "result", "build s", "agreement", "box px", "score", "mAP50-95", "reference's", "MB"]
     lines = [[*head, *(f"img/s at {size}" for size in sizes)]]
     lines.append(["---"] * len(lines[0]))
     for row in rows:

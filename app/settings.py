@@ -28,6 +28,7 @@ DEMO_WEIGHTS = Path(__file__).parents[1] / "models" / "demo" / "yolov8n-demo.pt"
 ENGINES_DIR = Path(__file__).parents[1] / "engines"
 LEAST_SIDE, MOST_SIDE = 32, 8192  # of a frame, px
 MOST_SHAPES = 16
+UNABLE = {".onnx": ("pytorch",), ".engine": ("openvino", "onnxruntime", "pytorch")}  # to run such weights
 PROTOCOLS = ("v1", "kserve", "platform", "deepstack", "roboflow")
 
 
@@ -37,6 +38,7 @@ def _split(value: Any) -> Any:
 
 _KEY = re.compile(r"[!-~]{16,}")  # printable ASCII: what a header can carry
 _HOST = re.compile(r"[a-z0-9.-]+(:\d+)?")
+_NAME = re.compile(r"[a-z0-9.-]+|\[[0-9a-f:.]+\]")
 Listed = Annotated[tuple[str, ...], BeforeValidator(_split), PlainSerializer(",".join)]
 
 
@@ -65,6 +67,11 @@ class Settings(BaseModel):
         "none", description="none, onnxruntime or pytorch: what serves, loudly, when the backend cannot"
     )
     engines_dir: Path = Field(ENGINES_DIR, description="where built engines are kept")
+    build_memory_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="most that a build may hold; nine tenths of this machine's or container's memory if unset",
+    )
     rect: bool = Field(True, description="letterbox to the smallest rectangle, as Ultralytics does; false = square")
     decode: Literal["exact", "fast"] = Field(
         "exact", description="exact or fast: large JPEGs are decoded at 1/2, 1/4 or 1/8, and boxes move a little"
@@ -97,18 +104,53 @@ class Settings(BaseModel):
     cors_origins: Listed = Field(
         (), description="ORIGIN,...: whose pages may ask from a browser, such as https://example.com; none if unset"
     )
+    allow_hosts: Listed = Field(
+        (),
+        description="HOST,...: further names in the Host header, without a port, that a server without keys on a "
+        "loopback address answers to",
+    )
     grpc_port: int | None = Field(
         None, ge=1, le=65535, description="port for the gRPC of KServe, such as 8001; closed if unset"
     )
     max_wait_ms: float = Field(0, ge=0, le=10_000, description="longest wait for a fuller batch while a lane is free")
     max_pending: int = Field(256, ge=1, description="requests in the house; more are refused with 503")
-    deadline_ms: float = Field(30_000, gt=0, le=3_600_000, description="of a request without X-Deadline-Ms")
+    deadline_ms: float = Field(
+        30_000, gt=0, le=3_600_000, description="longest time of a request; its X-Deadline-Ms can only shorten it"
+    )
     max_body_bytes: int = Field(20 * 1024 * 1024, ge=1, description="of one request")
     max_tensor_bytes: int = Field(
         96 * 1024 * 1024, ge=1, description="of one KServe request: sixteen images of 640x640 in FP32"
     )
+    max_json_bytes: int = Field(8 * 1024 * 1024, ge=1, description="of the JSON in one request")
     max_pixels: int = Field(50_000_000, ge=1, description="of one image")
+    max_side: int = Field(65_535, ge=1, description="of one image, px")
     max_files: int = Field(64, ge=1, description="of one request")
+    max_inflight_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="of all requests at a time: bodies, inflated bodies, messages, answers; an eighth of the memory, "
+        "128 MiB to 1 GiB, if unset",
+    )
+    max_inflight_pixels: int | None = Field(
+        None,
+        ge=1,
+        description="of all images at a time; one for each 32 bytes of memory, 64 to 512 million, if unset",
+    )
+    max_connections: int = Field(
+        1024, ge=1, description="HTTP connections at a time; fewer where the process may not open so many files"
+    )
+    max_connections_per_peer: int = Field(512, ge=1, description="HTTP connections at a time from one address")
+    max_head_bytes: int = Field(32 * 1024, ge=1024, description="of a request's line and headers")
+    head_timeout_ms: float = Field(
+        10_000, gt=0, le=3_600_000, description="from the connection, or a request's first byte, to its whole head"
+    )
+    keep_alive_ms: float = Field(10_000, gt=0, le=3_600_000, description="how long an idle connection stays open")
+    send_timeout_ms: float = Field(
+        10_000, gt=0, le=3_600_000, description="after which a client that takes nothing of its answer is cut off"
+    )
+    min_bytes_per_s: int = Field(
+        1024, ge=0, description="least rate at which a body comes and an answer is taken, seen over 5 s"
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error: the least that is logged"
@@ -144,6 +186,13 @@ class Settings(BaseModel):
             raise ValueError(
                 "give host names in lower case, with a port if it is not the usual one: no scheme, no path"
             )
+        return hosts
+
+    @field_validator("allow_hosts")
+    @classmethod
+    def _names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(_NAME.fullmatch, hosts)):
+            raise ValueError("give host names or addresses in lower case, without scheme, port and path")
         return hosts
 
     @field_validator("simulated_ms")
@@ -188,6 +237,10 @@ class Settings(BaseModel):
             raise ValueError(f"COMPARE={self.compare} is BACKEND={self.backend} itself: there is nothing to compare")
         if self.shadow and self.compare == "none":
             raise ValueError(f"SHADOW={self.shadow:g} needs a second engine: give COMPARE=pytorch too")
+        for setting in ("backend", "fallback", "compare"):
+            if getattr(self, setting) in UNABLE.get(Path(self.weights).suffix, ()):
+                text = f"{setting.upper()}={getattr(self, setting)} cannot run {self.weights}"
+                raise ValueError(f"{text}: give the .pt that it was exported from, or leave {setting.upper()} out")
         return self
 
     def require_keys(self) -> None:
@@ -198,6 +251,17 @@ class Settings(BaseModel):
             )
 
     @property
+    def hosts(self) -> frozenset[str] | None:
+        """Names that a request's Host header may hold; None = any.
+
+        A page on the internet whose name resolves to 127.0.0.1 (DNS rebinding) could otherwise use a server that asks
+        no key and trusts in being reached from this machine only.
+        """
+        if self.api_keys or not _is_loopback(self.host):
+            return None
+        return frozenset({"localhost", "127.0.0.1", "[::1]", self.host, f"[{self.host}]", *self.allow_hosts})
+
+    @property
     def longest_side(self) -> int | None:
         """Of all frames, px; None = the model's own."""
         return max(map(max, self.shapes)) if self.shapes else self.imgsz
@@ -206,7 +270,9 @@ class Settings(BaseModel):
         """How the model's images are made into frames."""
         shapes = model.shapes if model.shapes or self.rect else ((model.imgsz, model.imgsz),)
         middle = model.task == "classify"
-        return Preparation(model.imgsz, model.stride, shapes, self.decode == "fast", self.max_pixels, middle)
+        return Preparation(
+            model.imgsz, model.stride, shapes, self.decode == "fast", self.max_pixels, middle, self.max_side
+        )
 
     @classmethod
     def read(cls, options: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Self:

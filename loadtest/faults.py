@@ -191,7 +191,7 @@ class Stage:
 @contextlib.contextmanager
 def mounted(folder: Path, size: int) -> Iterator[None]:
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=755", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
         raise Skipped("mounting is not allowed here")
     try:

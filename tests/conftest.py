@@ -1,9 +1,11 @@
 """The real engine of the demo model, built once a session, and servers on real sockets."""
 
 import functools
+import shutil
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,17 +15,17 @@ from typing import Any
 import fakes
 import httpx
 import pytest
-import uvicorn
 
 from app import backends, capacity
 from app.api.app import create_app
 from app.api.service import Service
 from app.backends import Engine
 from app.build_process import BuildProcess
-from app.builder import Order
 from app.capacity import Capacity
 from app.datasets import DEMO
+from app.http.server import make_server
 from app.model import ModelInfo
+from app.order import Order
 from app.settings import DEMO_WEIGHTS, Settings
 from app.store import Built
 
@@ -90,6 +92,23 @@ def of_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OfTask]
 
 
 @pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """An export of the demo model of a task by Ultralytics itself, small, as `yolo export format=onnx` makes it."""
+
+    @functools.cache
+    def export(task: str, **options: object) -> Path:
+        from ultralytics import YOLO
+
+        weights = tmp_path_factory.mktemp("exported") / f"{task}.pt"
+        shutil.copy(DEMO_WEIGHTS if task == "detect" else DEMO / f"yolov8-demo-{task}.pt", weights)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about the opsets that it knows
+            return Path(YOLO(weights).export(format="onnx", imgsz=96, device="cpu", **options))
+
+    return export
+
+
+@pytest.fixture(scope="session")
 def sample() -> bytes:
     return (DEMO / "samples" / "scene-1.jpg").read_bytes()
 
@@ -109,8 +128,8 @@ class Live:
         self.socket.listen(64)
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        config = uvicorn.Config(create_app(service), log_config=None, timeout_graceful_shutdown=10)
-        self.server = uvicorn.Server(config)
+        self.server = make_server(service.settings, create_app(service))
+        self.server.on_stop = service.inflight.close
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
         self.thread.start()
         self.client = httpx.Client(base_url=self.url, timeout=30)

@@ -147,7 +147,7 @@ def built(
         name="pets",
         weights_sha256="0" * 64,
         graph_revision="0",
-        imgsz=None,
+        imgsz=imgsz,
         shapes=None,
         batch=batch,
         precision=precision,
@@ -157,7 +157,9 @@ def built(
         calibration="",
     )
     model = model or dataclasses.replace(MODEL, imgsz=imgsz, shapes=shapes)
-    return Built(Path(), Manifest(fingerprint, model, Verdict("2 pictures", "", figures), {}, {"model": "0"}))
+    return Built(
+        Path(), Manifest(fingerprint, model, Verdict("2 pictures", "", figures, "PyTorch FP32"), {}, {"model": "0"})
+    )
 
 
 class Source:

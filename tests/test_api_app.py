@@ -54,7 +54,7 @@ def test_a_websocket_is_turned_away_and_the_server_goes_on(serve, caplog):
     live = serve()
     with socket.create_connection(("127.0.0.1", live.port), timeout=10) as client:
         client.sendall(
-            b"GET /v1/detect HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"GET /v1/detect HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )
         status = int(client.recv(1000).split()[1])
@@ -129,8 +129,8 @@ def test_a_defect_on_the_short_way_is_a_500_with_its_id_in_answer_and_log(serve,
 def test_a_client_that_is_gone_is_counted_as_such(serve, device):
     live = serve()
     with socket.create_connection(("127.0.0.1", live.port)) as gone:
-        gone.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
-        wait_for(lambda: live.service.predictor.pending == 1)
+        gone.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
+        wait_for(lambda: live.service.inflight.waiting == 1)
     wait_for(lambda: live.value("requests_total", protocol="v1", code="499") == 1)
     assert live.value("rejected_total", reason="client_gone") == 1
 

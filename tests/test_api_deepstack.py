@@ -200,7 +200,7 @@ def test_a_full_house_refuses_in_deepstack_s_shape_with_retry_after(serve, devic
 def test_a_client_that_hangs_up_is_counted_also_on_a_path_with_a_name_in_it(serve):
     live = serve()
     with socket.create_connection(("127.0.0.1", live.port)) as gone:
-        gone.sendall(b"POST /v1/vision/custom/pets HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
-        wait_for(lambda: live.service.predictor.pending == 1)
+        gone.sendall(b"POST /v1/vision/custom/pets HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
+        wait_for(lambda: live.service.inflight.waiting == 1)
     wait_for(lambda: live.value("requests_total", protocol="deepstack", code="499") == 1)
     assert live.value("rejected_total", reason="client_gone") == 1

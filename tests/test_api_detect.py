@@ -1,5 +1,7 @@
 """POST /v1/detect over a real socket, with a device that the test holds."""
 
+import base64
+import dataclasses
 import http.client
 import io
 import logging
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.api.detect import DetectQuery, class_ids
 from app.metrics import STAGES
 
 
@@ -90,6 +93,27 @@ def test_server_timing_names_every_stage_and_the_batch_size(serve):
 )
 def test_query_selects_what_is_answered(serve, query, expected):
     assert names(post(serve(), path=f"/v1/detect?{query}")) == expected
+
+
+TWINS = dataclasses.replace(fakes.MODEL, names={0: "car", 1: "car", 2: "1"})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ids"),
+    [(["car"], (0, 1)), (["0"], (0,)), (["1"], (2,)), (["car", "0", "car"], (0, 1)), ([], None)],
+    ids=["a name", "an id", "a name that is a number", "twice", "none"],
+)
+def test_a_name_stands_for_all_ids_that_have_it(wanted, ids):
+    """Only the last of the two ids was selected, in silence."""
+    assert class_ids(wanted, TWINS) == ids
+    assert DetectQuery(classes=[",".join(wanted)]).thresholds(TWINS).classes == ids
+
+
+def test_a_name_of_two_classes_finds_the_boxes_of_both(serve):
+    live = serve(fakes.Source(fakes.built(model=TWINS)))
+    assert names(post(live, path="/v1/detect?classes=car")) == ["car", "car"]
+    snippet = live.client.post("/pets/1?classes=car", content=base64.b64encode(jpeg())).json()
+    assert [found["class"] for found in snippet["predictions"]] == ["car", "car"]
 
 
 def test_a_class_whose_name_has_a_comma_can_be_asked_for(serve):
@@ -305,7 +329,9 @@ def test_client_that_hangs_up_leaves_the_queue(serve, device):
         assert device.busy.acquire(timeout=10)
         data = jpeg()
         with socket.create_connection(("127.0.0.1", live.port)) as gone:
-            gone.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data))
+            gone.sendall(
+                b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data)
+            )
             wait_for(lambda: live.service.predictor._batchers["fake"].depth() == 1)
         wait_for(lambda: live.service.predictor._batchers["fake"].depth() == 0)
         device.gate.set()
@@ -318,9 +344,9 @@ def test_client_that_hangs_up_leaves_the_queue(serve, device):
 def test_client_that_hangs_up_in_the_middle_of_its_body_harms_nobody(serve):
     live = serve()
     with socket.create_connection(("127.0.0.1", live.port)) as gone:
-        gone.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
-        wait_for(lambda: live.service.predictor.pending == 1)
-    wait_for(lambda: live.service.predictor.pending == 0)
+        gone.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
+        wait_for(lambda: live.service.inflight.waiting == 1)
+    wait_for(lambda: live.service.inflight.waiting == 0)
     assert post(live).status_code == 200
 
 
@@ -527,7 +553,7 @@ def test_client_that_hangs_up_leaves_the_queues_of_both_engines(serve, device, s
             assert each.busy.acquire(timeout=10)
         data = jpeg()
         with socket.create_connection(("127.0.0.1", live.port)) as gone:
-            head = b"POST /v1/detect?compare=1 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data)
+            head = b"POST /v1/detect?compare=1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data)
             gone.sendall(head + data)
             wait_for(lambda: depths(live) == [1, 1])
         wait_for(lambda: depths(live) == [0, 0])

@@ -125,7 +125,7 @@ def test_each_bad_request_gets_its_error_in_roboflow_s_shape_and_harms_nobody(se
 
 
 @pytest.mark.parametrize("path", ["/infer/object_detection", "/model/add"])
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 50_000])
 def test_a_body_that_is_not_the_json_wanted_is_refused(house, path, body):
     assert refused(house.client.post(path, content=body))[0] in (400, 422)
 

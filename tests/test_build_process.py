@@ -12,8 +12,8 @@ import pytest
 
 from app import builder
 from app.build_process import BuildProcess
-from app.builder import Order
 from app.errors import BuildFailed, WeightsError
+from app.order import Order
 from app.progress import Progress
 from app.settings import DEMO_WEIGHTS
 
@@ -77,7 +77,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from app.build_process import BuildProcess
-from app.builder import Order
+from app.order import Order
 from app.settings import DEMO_WEIGHTS
 process = BuildProcess(Order(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", Path(sys.argv[1])))
 process.run(lambda progress: print(progress.phase, process._process and process._process.pid, flush=True))
@@ -97,6 +97,27 @@ def test_builder_ends_with_its_parent_however_that_ends(order, sent):
     ended, _, _ = select.select([child], [], [], 10)
     os.close(child)
     assert ended
+
+
+def test_a_build_that_holds_too_much_memory_is_ended_and_the_next_start_builds(order):
+    process = BuildProcess(order, memory_bytes=150_000_000)
+    with pytest.raises(BuildFailed, match=r"held [\d,]+ bytes .* BUILD_MEMORY_BYTES allows 150,000,000: give more"):
+        process.run(lambda _: None)
+    assert not process._process.is_alive()
+    assert builder.find(order) is None
+    built = BuildProcess(order, memory_bytes=8_000_000_000).run(lambda _: None)
+    assert visible(order.engines) == [built.folder.name]
+
+
+def test_what_a_build_makes_cannot_be_written_by_others_whatever_the_umask(order):
+    before = os.umask(0)
+    try:
+        built = BuildProcess(order).run(lambda _: None)
+    finally:
+        os.umask(before)
+    for path in (order.engines, *order.engines.rglob("*")):
+        assert not path.stat().st_mode & 0o022, path
+    assert builder.find(order) == built
 
 
 def test_cancel_ends_the_build(order):

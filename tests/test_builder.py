@@ -9,14 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
+import onnx
 import pytest
 from fakes import rows_of
 
 from app import backends, builder, datasets
+from app import order as order_module
 from app.backends import onnxruntime
-from app.builder import Order
 from app.errors import BackendUnavailable, GateFailed, SettingsError, StoreError, WeightsError
+from app.order import Order
 from app.settings import DEMO_WEIGHTS
 
 SIDE = 160
@@ -73,6 +76,7 @@ def test_manifest_tells_model_check_and_circumstances(with_engine):
     assert manifest["gate"]["figures"]["map50_95"] == pytest.approx(manifest["gate"]["figures"]["reference_map50_95"])
     assert manifest["built"]["versions"].keys() >= {"torch", "ultralytics", "onnxruntime"}
     assert manifest["files"].keys() == {"model.onnx"}
+    assert manifest["gate"]["reference"] == "PyTorch FP32"
 
 
 @pytest.mark.parametrize(
@@ -114,9 +118,42 @@ def test_another_version_of_the_backend_or_of_the_graph_code_is_another_engine(w
         patch.setattr(onnxruntime, "version", lambda: "0.0")
         assert builder.find(with_engine) is None
     with monkeypatch.context() as patch:
-        patch.setattr(builder, "_revision", lambda _: "other")
+        patch.setattr(order_module, "_revision", lambda _: "other")
         assert builder.find(with_engine) is None
     assert builder.find(with_engine) is not None
+
+
+def test_the_models_own_size_and_none_are_one_engine(tmp_path, exported):
+    """It took two builds of minutes each for IMGSZ=640 and no IMGSZ."""
+    order = Order(str(exported("obb", opset=12)), None, 2, "auto", "onnxruntime", tmp_path / "engines")
+    built = builder.build(order, lambda _: None)
+    for change in ({"imgsz": 96}, {"imgsz": 96, "shapes": ((96, 96),)}):
+        assert builder.find(dataclasses.replace(order, **change)) == built
+    assert built.manifest.fingerprint.imgsz == 96
+
+
+def test_a_changed_file_of_data_is_another_engine(tmp_path, exported):
+    """The engine of the old weights was served."""
+    path = tmp_path / "external.onnx"
+    onnx.save(onnx.load(exported("obb", opset=12)), path, save_as_external_data=True, location="external.onnx.data")
+    order = Order(str(path), None, 2, "auto", "onnxruntime", tmp_path / "engines")
+    assert builder.build(order, lambda _: None) == builder.find(order)
+    data = bytearray((tmp_path / "external.onnx.data").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "external.onnx.data").write_bytes(data)
+    assert builder.find(order) is None
+
+
+def test_an_engine_whose_reference_found_nothing_says_so_at_every_start(tmp_path, exported, caplog):
+    gray = tmp_path / "gray"
+    gray.mkdir()
+    cv2.imwrite(str(gray / "gray.png"), np.full((96, 96, 3), 114, np.uint8))
+    order = Order(str(exported("obb", opset=12)), None, 2, "auto", "onnxruntime", tmp_path / "engines", gate=gray)
+    for start in (lambda: builder.build(order, lambda _: None), lambda: builder.find(order)):
+        caplog.clear()
+        assert start().manifest.gate.figures.boxes == 0
+        assert "ONNX Runtime FP32 on the plain export finds nothing in 1 images of" in caplog.text
+        assert "GATE_DIR" in caplog.text
 
 
 def test_finding_an_engine_needs_neither_torch_nor_ultralytics_nor_onnx(with_engine, monkeypatch):
@@ -174,7 +211,7 @@ SABOTAGE = {
 def test_engine_that_gives_other_boxes_is_not_kept(order, monkeypatch, how):
     crooked = Crooked(**SABOTAGE[how])
     monkeypatch.setattr(backends, "get", lambda _: crooked)
-    monkeypatch.setattr(builder.inspect, "getsourcefile", lambda _: onnxruntime.__file__)
+    monkeypatch.setattr(order_module.inspect, "getsourcefile", lambda _: onnxruntime.__file__)
     monkeypatch.setattr(backends, "choose", lambda _: "onnxruntime")
     with pytest.raises(GateFailed, match="no precision of the engine gives the boxes of PyTorch FP32"):
         builder.build(order, lambda _: None)
@@ -193,6 +230,7 @@ def test_onnx_weights_are_built_and_checked_without_torch(order, tmp_path, monke
     built = builder.build(dataclasses.replace(order, weights=str(plain)), lambda _: None)
     assert built.manifest.gate.figures.rows_agreement == 1
     assert "sample images" in built.manifest.gate.on
+    assert built.manifest.gate.reference == "ONNX Runtime FP32 on the plain export"
     assert built.manifest.model.name == "weights"
 
 
@@ -218,6 +256,28 @@ def test_precision_that_a_backend_lacks_is_refused_with_those_it_has(order):
         builder.find(dataclasses.replace(order, backend="pytorch", precision="fp16"))
 
 
+def test_downloaded_weights_that_others_can_write_to_are_refused(order):
+    (order.engines / "weights").mkdir(parents=True)
+    weights = order.engines / "weights" / "yolov8n.pt"
+    weights.write_bytes(DEMO_WEIGHTS.read_bytes())
+    weights.chmod(0o666)
+    with pytest.raises(StoreError, match=r"yolov8n\.pt can be written to by every user.*chmod -R go-w"):
+        builder.find(dataclasses.replace(order, weights="yolov8n.pt"))
+
+
+def test_weights_of_another_kind_are_named_before_anything_is_built(order, tmp_path, monkeypatch):
+    """https://git-lfs.com: a clone without it has pointers."""
+    (tmp_path / "w.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for run in (builder.find, lambda order: builder.build(order, lambda _: None)):
+        with pytest.raises(WeightsError, match=r"w\.pt is a Git LFS pointer"):
+            run(dataclasses.replace(order, weights=str(tmp_path / "w.pt")))
+    with pytest.raises(WeightsError, match="is a folder: give the file"):
+        builder.find(dataclasses.replace(order, weights=str(DEMO_WEIGHTS.parent)))
+    with pytest.raises(WeightsError, match=r"gone\.onnx: no such file"):  # which nobody could download
+        builder.find(dataclasses.replace(order, weights="gone.onnx"))
+
+
 def test_missing_weights_file_is_named(order):
     with pytest.raises(WeightsError, match=r"no/such/file\.pt: no such file"):
         builder.find(dataclasses.replace(order, weights="no/such/file.pt"))
@@ -234,7 +294,9 @@ def test_engines_folder_that_is_a_file_is_named_with_what_to_do(order):
 def test_full_disk_at_any_step_is_named_with_what_to_do(order, mib):
     order.engines.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(order.engines)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=755", "tmpfs", str(order.engines)],
+        capture_output=True,
+        check=False,
     )
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")

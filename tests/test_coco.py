@@ -105,3 +105,14 @@ def test_an_object_that_lacks_what_others_have_is_named(tmp_path):
     write(tmp_path / "a.json", {"keypoints": [12, 6, 2, 0, 0, 0]}, {})
     with pytest.raises(SettingsError, match="annotation 1 has no keypoints"):
         read(tmp_path, POSE)
+
+
+def test_categories_of_one_name_are_the_models_in_the_order_of_their_ids(tmp_path):
+    model = dataclasses.replace(fakes.MODEL, names={0: "cat", 1: "cat"})
+    write(tmp_path / "a.json", {"category_id": 3}, {"category_id": 2})
+    content = json.loads((tmp_path / "a.json").read_text())
+    with pytest.raises(SettingsError, match=r"a\.json cannot be used: .*it has 1 class 'cat' and pets has 2"):
+        read(tmp_path, model)
+    content["categories"] = [{"id": 3, "name": "cat"}, {"id": 2, "name": "cat"}]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert read(tmp_path, model).classes.tolist() == [1, 0]

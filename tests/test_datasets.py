@@ -58,11 +58,11 @@ def read(root: Path, model: ModelInfo = PETS) -> list[Picture]:
     return list(datasets.folder(root, model, "GATE_DIR"))
 
 
-def boxes(root: Path) -> list[list[list[float]]]:
+def boxes(root: Path, model: ModelInfo = PETS) -> list[list[list[float]]]:
     """Of every image, its class and box each."""
     return [
         [[label, *box] for label, box in zip(labels.classes.tolist(), labels.boxes.tolist(), strict=True)]
-        for labels in (seen.labels for seen in read(root))
+        for labels in (seen.labels for seen in read(root, model))
     ]
 
 
@@ -136,6 +136,15 @@ def test_hidden_files_folders_named_like_images_and_other_files_are_no_images(ro
 def test_classes_are_mapped_by_the_names_in_data_yaml_and_unknown_ones_left_out(root, names):
     yolo(root, {"a": f"0 {BOX}\n1 {BOX}\n2 {BOX}\n7 {BOX}"}, f"names: {names}")
     assert boxes(root) == [[[1, *PX], [0, *PX]]]
+
+
+def test_classes_of_one_name_are_refused_where_nothing_tells_them_apart(root):
+    twins = dataclasses.replace(PETS, names={0: "cat", 1: "cat"})
+    yolo(root, {"a": f"0 {BOX}\n1 {BOX}"}, "names: [cat, cat]")
+    assert boxes(root, twins) == [[[0, *PX], [1, *PX]]]
+    (root / "data.yaml").write_text("names: [cat]")
+    with pytest.raises(SettingsError, match=r"GATE_DIR=.*pets: it has 1 class 'cat' and pets has 2, 0, 1"):
+        read(root, twins)
 
 
 def test_without_names_the_ids_are_the_models_and_others_are_left_out(root):
@@ -433,6 +442,12 @@ def test_folders_that_are_neither_named_nor_as_many_as_the_classes_are_refused(r
         SettingsError, match=r"GATE_DIR=.*pets: its folders are named after none of the model's classes"
     ):
         read(root, CLASSIFY)
+
+
+def test_a_folder_that_stands_for_two_classes_is_refused(root):
+    draw(root / "cat" / "a.png")
+    with pytest.raises(SettingsError, match=r"GATE_DIR=.*pets: it has 1 class 'cat' and pets has 2"):
+        read(root, dataclasses.replace(CLASSIFY, names={0: "cat", 1: "cat"}))
 
 
 def test_one_folder_of_images_has_no_classes(root):

@@ -9,8 +9,10 @@ import socket
 import subprocess
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ import httpx
 import pytest
 import yaml
 from conftest import PATIENCE_S, Live, eventually
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 from prometheus_client.parser import text_string_to_metric_families
 from test_gpu import Driver
 from test_metrics import used
@@ -25,9 +30,9 @@ from test_metrics import used
 from app import errors, gpu
 from app.api.service import Service
 from app.build_process import BuildProcess
-from app.builder import Order
 from app.errors import BackendUnavailable
 from app.metrics import STAGES
+from app.order import Order
 from app.settings import DEMO_WEIGHTS, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -174,6 +179,173 @@ def test_compose_says_that_it_asks_for_no_key_and_publishes_on_this_machine_only
         assert all(port.startswith("127.0.0.1:") for port in COMPOSE[name]["ports"])
 
 
+@pytest.mark.parametrize("service", COMPOSE)
+def test_every_service_has_limits_for_memory_processes_and_logs(service):
+    limits = COMPOSE[service]
+    assert re.fullmatch(r"\d+[mg]", limits["mem_limit"])
+    assert 0 < limits["pids_limit"] <= 1024
+    assert limits["logging"] == {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}}
+
+
+def executable(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def pinning(tmp_path) -> Callable[[str], subprocess.CompletedProcess]:
+    """`make pin-images` in a copy, with a stand-in for docker."""
+    (tmp_path / "deploy").mkdir()
+    for name in ("docker-compose.yml", "Dockerfile", "deploy/pin-images"):
+        shutil.copy(ROOT / name, tmp_path / name)
+
+    def run(script: str) -> subprocess.CompletedProcess:
+        executable(tmp_path / "bin", "docker", script)
+        env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+        return subprocess.run([tmp_path / "deploy/pin-images"], env=env, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_pinning_adds_the_digest_to_every_image_of_others_and_renews_it(pinning, tmp_path):
+    for digit in "ab":
+        ran = pinning(f'echo "$*" >> "{tmp_path}/asked"; echo sha256:{digit * 64}')
+        assert ran.returncode == 0, ran.stderr
+        pinned = yaml.safe_load((tmp_path / "docker-compose.yml").read_text())["services"]
+        for name in COMPOSE:
+            digest = "" if COMPOSE[name]["image"].startswith("yolopard:") else f"@sha256:{digit * 64}"
+            assert pinned[name]["image"] == COMPOSE[name]["image"].partition("@")[0] + digest
+        assert f"ARG BASE=python:3.11-slim-bookworm@sha256:{digit * 64}\n" in (tmp_path / "Dockerfile").read_text()
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(asked) == 6
+    assert all(line.startswith("buildx imagetools inspect ") and "@" not in line for line in asked)
+
+
+@pytest.mark.parametrize("script", ["echo no such image >&2; exit 1", "echo nothing known"])
+def test_pinning_changes_nothing_when_the_registry_does_not_answer(pinning, tmp_path, script):
+    assert pinning(script).returncode != 0
+    for name in ("docker-compose.yml", "Dockerfile"):
+        assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+# The locks, from which the images install
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = {  # that each image installs
+    "base": None,
+    "cpu": ["grpc", "openvino"],
+    "build": ["build", "onnxruntime", "openvino"],
+    "gpu": ["build", "grpc", "tensorrt"],
+}
+LEFT_OUT = {"opencv-python", "tensorrt-cu13-libs"}
+
+
+def locked(image: str) -> dict[str, Requirement]:
+    text = (DEPLOY / f"{image}.lock").read_text().replace("\\\n", " ")
+    lines = [line.partition(" --hash")[0] for line in text.splitlines() if line and line.lstrip()[0] != "#"]
+    return {canonicalize_name(entry.name): entry for entry in map(Requirement, lines)}
+
+
+def version(requirement: Requirement) -> str:
+    (specifier,) = requirement.specifier
+    assert specifier.operator == "=="
+    return specifier.version
+
+
+def asked_of(extras: list[str] | None) -> list[Requirement]:
+    """What pyproject.toml asks for, and what installs Yolopard itself."""
+    found = [Requirement(text) for text in PROJECT["dependency-groups"]["image"]]
+    if extras is None:
+        return found
+    found += [Requirement(text) for text in PROJECT["project"]["dependencies"]]
+    for extra in extras:
+        for entry in map(Requirement, PROJECT["project"]["optional-dependencies"][extra]):
+            found += asked_of(sorted(entry.extras)) if entry.name == "yolopard" else [entry]
+    return found
+
+
+@pytest.mark.parametrize("image", EXTRAS)
+def test_locks_have_the_versions_of_pyproject_and_of_the_constraints(image):
+    lock = locked(image)
+    for entry in asked_of(EXTRAS[image]):
+        assert version(lock[canonicalize_name(entry.name)]) == version(entry)
+    for line in (DEPLOY / "constraints.txt").read_text().splitlines():
+        if not line.startswith("#") and (name := canonicalize_name(line.partition("==")[0])) in lock:
+            assert version(lock[name]) == line.partition("==")[2]
+
+
+@pytest.mark.parametrize("image", EXTRAS)
+def test_locks_hold_all_that_the_locked_packages_ask_for_and_nothing_else(image):
+    """Read from the packages that are installed here: those of the GPU are not."""
+    lock, wanted = locked(image), {canonicalize_name(entry.name) for entry in asked_of(EXTRAS[image])}
+    extras = {canonicalize_name(entry.name): entry.extras for entry in asked_of(EXTRAS[image])}
+    absent = set()
+    for name, entry in lock.items():
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            absent.add(name)
+            continue
+        if Version(found.version).public != version(entry):
+            absent.add(name)
+            continue
+        for needed in map(Requirement, found.requires or []):
+            if not needed.marker or any(needed.marker.evaluate({"extra": e}) for e in ("", *extras.get(name, ()))):
+                wanted.add(canonicalize_name(needed.name))
+    missing = wanted - lock.keys() - LEFT_OUT
+    assert not missing
+    if not absent:
+        assert lock.keys() - wanted == set()
+    if image in ("base", "cpu"):
+        assert not absent
+
+
+@pytest.mark.parametrize("image", EXTRAS)
+def test_everything_in_a_lock_has_hashes_and_no_address(image):
+    text = (DEPLOY / f"{image}.lock").read_text()
+    for entry in re.split(r"\n(?=\w)", re.sub(r"(?m)^\s*#.*\n", "", text)):
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), entry
+    assert not re.search(r"://|--(?:extra-)?index-url|--find-links", text)
+
+
+def test_images_install_nothing_without_a_hash_but_the_libraries_of_tensorrt():
+    dockerfile = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    installs = re.findall(r"pip install ((?:(?!&&|\n).)*)", "\n".join(re.findall(r"(?m)^RUN (.*)$", dockerfile)))
+    assert len(installs) == 6
+    without = [line for line in installs if "--require-hashes" not in line]
+    assert all("--no-deps" in line for line in installs)
+    assert [line.split()[-1] for line in without if "tensorrt-cu13-libs" not in line] == ["."]
+    assert "--no-build-isolation" in without[0]
+
+
+def test_what_the_images_leave_out_of_the_locks_is_what_uv_is_told():
+    lines = (DEPLOY / "not-locked.txt").read_text().splitlines()
+    assert {line for line in lines if not line.startswith("#")} == LEFT_OUT
+
+
+PACKAGE = '{"dependencies": [{"name": "a", "version": "1"%s}]}'
+
+
+@pytest.mark.parametrize(
+    ("report", "status", "passes", "told"),
+    [
+        (PACKAGE % ', "vulns": []', 0, True, "a.lock: no known vulnerabilities"),
+        (PACKAGE % ', "vulns": [{"id": "PYSEC-1"}]', 1, False, "PYSEC-1"),
+        (PACKAGE % ', "skip_reason": "not found on PyPI"', 0, False, "NOT AUDITED: 1 packages are unknown"),
+        ("", 1, False, "NOT AUDITED: pip-audit gave no report: ConnectionError"),
+    ],
+)
+def test_an_audit_passes_only_when_every_package_was_looked_up(tmp_path, report, status, passes, told):
+    executable(tmp_path, "pip-audit", f"echo ConnectionError >&2; printf '%s' '{report}'; exit {status}")
+    ran = subprocess.run(
+        [DEPLOY / "audit", tmp_path / "pip-audit", "a.lock"], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode == 0) == passes
+    assert told in ran.stdout + ran.stderr
+
+
 # Against a server that falls back to ONNX Runtime, with PyTorch beside it and a stand-in for a GPU
 
 
@@ -223,7 +395,7 @@ def ask_in_many_ways(live: Live, sample: bytes) -> None:
     assert [ask(b"no image"), ask(headers={"X-Deadline-Ms": "0.001"})] == [422, 504]
     slow = [socket.create_connection(("127.0.0.1", live.port)) for _ in range(HOUSE)]
     for client in slow:  # bodies that do not come hold their places
-        client.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        client.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
     eventually(lambda: live.value("pending") == HOUSE)
     assert ask() == 503
     for client in slow:

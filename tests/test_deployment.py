@@ -262,7 +262,8 @@ def test_labels_tell_what_the_engine_is(deployed):
 
 def test_json_tells_the_engine_how_it_was_judged_and_how_built(deployed):
     told = json.loads(json.dumps(deployed.to_json()))
-    assert told.pop("gate") == {"on": "2 pictures", "images": "", "figures": fakes.FIGURES.to_json()}
+    gate = {"on": "2 pictures", "images": "", "reference": "PyTorch FP32", "figures": fakes.FIGURES.to_json()}
+    assert told.pop("gate") == gate
     assert told == {
         "name": "fake",
         "key": deployed.built.manifest.fingerprint.key,

@@ -21,12 +21,14 @@ from test_kserve_grpc import free_port
 
 from app import images
 from app.api import urls
-from app.api.kserve import grpc as kserve_grpc
-from app.api.kserve.http import parse
+from app.api.body import Limit
+from app.api.kserve import messages as kserve_messages
 from app.api.kserve.models import ImageModel, TensorModel
+from app.api.kserve.wire import parse
 from app.api.multipart import Parts
 from app.api.source import from_base64
 from app.errors import RequestError, Unsupported
+from app.inflight import Inflight
 
 KEY = b"0123456789abcdef"
 HOSTS = ["images.example", "images.example:8443"]
@@ -153,7 +155,9 @@ def test_any_body_is_a_question_of_kserve_or_refused(made, kind):
     body, told = made
     headers = Headers(raw=[(name.lower().encode(), value.encode("latin-1")) for name, value in told.items()])
     with contextlib.suppress(RequestError, Unsupported):
-        question = parse(body, headers, kind(fakes.MODEL, 4), max_bytes=300_000, max_header=300_000)
+        question = parse(
+            body, headers, kind(fakes.MODEL, 4), Limit(300_000, Inflight(None, None).share(), max_json_bytes=300_000)
+        )
         assert question.inference.inputs is not None
 
 
@@ -161,7 +165,7 @@ def test_any_body_is_a_question_of_kserve_or_refused(made, kind):
 @given(kserve.inferences("pets"))
 def test_any_message_is_an_inference_or_refused(message):
     with contextlib.suppress(RequestError):
-        for tensor in kserve_grpc._inference(message).inputs:
+        for tensor in kserve_messages.read_inference(message).inputs:
             assert math.prod(tensor.shape) == np.size(tensor.data)
 
 

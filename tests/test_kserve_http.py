@@ -338,13 +338,13 @@ UNREADABLE = [
     (gzip.compress(asked())[:-9], {"Content-Encoding": "gzip"}, 400, "cut short"),
     (zlib.compress(bytes(30_000)), {"Content-Encoding": "deflate"}, 413, "when it is inflated"),
     (bytes(30_000), {}, 413, "larger than 20000 bytes"),
-    (asked() + bytes(500), {}, 413, "send the tensors as bytes behind it"),
+    (asked() + bytes(500), {}, 413, "send images and tensors as bytes"),
     (asked(), {"X-Deadline-Ms": "soon"}, 400, "X-Deadline-Ms"),
 ]
 
 
 def test_a_body_that_cannot_be_read_is_refused_with_the_reason(serve, device):
-    live = serve(max_tensor_bytes=20_000, max_body_bytes=len(asked()) + 100)
+    live = serve(max_tensor_bytes=20_000, max_body_bytes=20_000, max_json_bytes=len(asked()) + 100)
     for body, headers, status, words in UNREADABLE:
         response = post(live, body, headers)
         assert (response.status_code, response.json().keys()) == (status, {"error"})
@@ -416,7 +416,7 @@ def test_a_client_that_hangs_up_leaves_the_queue_and_is_counted(live, device):
         first = other.submit(post, live, asked())
         assert device.busy.acquire(timeout=10)
         with socket.create_connection(("127.0.0.1", live.port)) as gone:
-            head = b"POST /v2/models/pets/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+            head = b"POST /v2/models/pets/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
             gone.sendall(head % len(asked()) + asked())
             wait_for(lambda: batcher.depth() == 1)
         wait_for(lambda: batcher.depth() == 0)

@@ -31,6 +31,25 @@ def read(text: str, task: str) -> Labels:
     return labels.at(labels.read(Path("a.txt"), text, IDS, model), model, SIZE, px=False)
 
 
+TWINS = dataclasses.replace(fakes.MODEL, names={0: "car", 1: "dog", 2: "car"})
+
+
+def test_classes_are_the_models_of_the_same_name():
+    assert labels.class_ids({"a": "dog", "b": "cat", "c": "bird", "d": "cat"}, fakes.MODEL) == {"a": 1, "b": 0, "d": 0}
+    assert labels.class_ids({0: 7}, dataclasses.replace(fakes.MODEL, names={0: "7"})) == {0: 0}
+
+
+def test_classes_of_one_name_are_taken_in_their_order():
+    """All labels went to the last id of the name."""
+    assert labels.class_ids({5: "car", 6: "dog", 9: "car"}, TWINS) == {5: 0, 6: 1, 9: 2}
+
+
+@pytest.mark.parametrize("listed", [{5: "car"}, {5: "car", 6: "car", 7: "car"}], ids=["one", "three"])
+def test_a_name_that_stands_for_another_number_of_the_models_classes_is_refused(listed):
+    with pytest.raises(ValueError, match=rf"it has {len(listed)} class 'car' and pets has 2, 0, 2: give it as many"):
+        labels.class_ids(listed, TWINS)
+
+
 def test_polygons_become_masks_of_the_image():
     found = read(f"{SQUARE}\n5 0 0 1 0 1 0.5 0 0.5", "segment")
     assert found.classes.tolist() == [1, 2]

@@ -115,3 +115,48 @@ def test_a_logger_made_before_is_not_silenced(lines):
     log.configure("info", "text")
     early.info("heard")
     assert len(lines()) == 1
+
+
+FORGED = "/x\n2026-01-01 00:00:00,000 CRITICAL all is lost\x1b[2J\x9b1m\u2028"
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_control_characters_of_a_client_are_escaped(lines, style):
+    log.configure("info", style)
+    logging.getLogger("yolopard.access").info("request %s", FORGED, extra={"path": FORGED})
+    (line,) = lines()
+    assert not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in line)
+    assert "CRITICAL all is lost" in line
+
+
+def test_a_traceback_begins_no_line_of_its_own(lines):
+    log.configure("info", "text")
+    try:
+        raise ValueError(FORGED)
+    except ValueError:
+        logging.getLogger("yolopard").exception("failed")
+    first, *others = lines()
+    assert first.endswith("failed")
+    assert others
+    assert all(line.startswith("  ") for line in others)
+    assert "\x1b" not in "".join(others)
+
+
+def test_a_flood_of_one_kind_is_cut_short_and_counted(lines, monkeypatch):
+    log.configure("info", "text")
+    logger = logging.getLogger("yolopard.http")
+    for number in range(log.FLOOD + 30):
+        logger.warning("connection %d was closed", number)
+    logger.warning("another kind")
+    assert len(lines()) == log.FLOOD + 1
+    monkeypatch.setattr(log, "FLOOD_S", 0)
+    logger.warning("connection %d was closed", 99)
+    (line,) = lines()
+    assert "connection 99 was closed (and 30 more like this" in line
+
+
+def test_every_line_of_the_access_log_is_written(lines):
+    log.configure("info", "text")
+    for _ in range(log.FLOOD * 3):
+        logging.getLogger("yolopard.access").info("request")
+    assert len(lines()) == log.FLOOD * 3

@@ -54,6 +54,36 @@ def test_a_quota_that_is_not_understood_limits_nothing(host, text):
     assert machine.cpus() == 6
 
 
+MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+V2, V1 = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, MACHINE),
+        ({V2: "max\n"}, MACHINE),
+        ({V2: "1000000000\n"}, 1_000_000_000),
+        ({V1: "1000000000\n"}, 1_000_000_000),
+        ({V1: "9223372036854771712\n"}, MACHINE),  # version 1 for "no limit"
+        ({V2: ""}, MACHINE),
+    ],
+)
+def test_memory_is_the_machines_less_the_cgroups_limit(host, files, expected):
+    host(2, files)
+    assert machine.memory_bytes() == expected
+
+
+def test_memory_that_a_process_holds_is_seen_and_an_ended_one_holds_none():
+    before = machine.held_bytes(os.getpid())
+    block = b"x" * 50_000_000
+    assert 40_000_000 < machine.held_bytes(os.getpid()) - before < 200_000_000
+    del block
+    child = subprocess.Popen(["true"])
+    child.wait()
+    assert machine.held_bytes(child.pid) == 0
+
+
 def test_without_cgroups_the_affinity_counts(host):
     host(6, {})
     assert machine.cpus() == 6

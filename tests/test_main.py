@@ -71,13 +71,14 @@ def test_serve_finds_its_engine_is_ready_in_ten_seconds_and_its_curl_line_works(
         assert served.end(signal.SIGTERM) == 0
 
 
-def test_stop_answers_every_request_that_had_reached_the_socket(engine, sample):
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP], ids=lambda how: how.name)
+def test_stop_answers_every_request_that_had_reached_the_socket(engine, sample, how):
     served = Served("--engines-dir", str(engine))
-    request = b"POST /v1/detect HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(sample), sample)
+    request = b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(sample), sample)
     clients = [socket.create_connection(("127.0.0.1", served.port), timeout=30) for _ in range(30)]
     for client in clients:
         client.sendall(request)
-    served.process.send_signal(signal.SIGTERM)
+    served.process.send_signal(how)
     answers = [client.recv(16) for client in clients]
     for client in clients:
         client.close()
@@ -148,7 +149,7 @@ def test_build_prints_each_step_and_what_the_check_gave(tmp_path):
     ]  # fmt: skip
     assert re.search(r"accuracy gate +fp32 against PyTorch FP32 on 48 demo scenes", first.stdout)
     assert re.search(r"boxes found +100\.00% of \d{3}, 0\.00% of its own are new", first.stdout)
-    assert re.search(r"mAP50-95 +(0\.\d{4}), PyTorch \1", first.stdout)
+    assert re.search(r"mAP50-95 +(0\.\d{4}), reference \1", first.stdout)
     again = yolopard("build", "--engines_dir", str(tmp_path), "--backend", "onnxruntime", "--imgsz", "160")
     assert "engine" not in re.findall(r"\] yolov8n-demo: (\w+)", again.stdout)
     assert again.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]

@@ -26,6 +26,9 @@ SERIES = {  # name on /metrics: (type, labels); dashboards and alerts rely on th
     "yolopard_shadow_boxes_total": ("counter", {"model", "engine", "found_by"}),
     "yolopard_shadow_images_total": ("counter", {"model", "outcome"}),
     "yolopard_ready": ("gauge", set()),
+    "yolopard_inflight_bytes": ("gauge", set()),
+    "yolopard_inflight_pixels": ("gauge", set()),
+    "yolopard_decoders_stuck": ("gauge", set()),
 }
 ENGINE = Engine("pets", "pets-fp32", "openvino", "fp32", 640, 8, 'cpu "x"\\y')
 

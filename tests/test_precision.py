@@ -10,7 +10,7 @@ import scenes
 from fakes import rows_of
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from app import export, graph, precision
+from app import export, graph, plain, precision
 from app.backends import onnxruntime, pytorch
 from app.errors import WeightsError
 from app.settings import DEMO_WEIGHTS
@@ -206,7 +206,7 @@ def small(shared: NodeProto, path: Path) -> Path:
     constants = [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.float32(0.01), "scale")]
     model = helper.make_model(
         helper.make_graph(nodes, "small", [source], [target], constants),
-        opset_imports=[helper.make_opsetid("", export.OPSET)],
+        opset_imports=[helper.make_opsetid("", plain.OPSET)],
         ir_version=9,
     )
     onnx.save(model, path)

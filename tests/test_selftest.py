@@ -11,8 +11,8 @@ import pytest
 
 from app import __main__, backends, children, selftest
 from app.backends import onnxruntime
-from app.builder import Order
 from app.datasets import DEMO
+from app.order import Order
 from app.selftest import OK, Row
 from app.settings import DEMO_WEIGHTS
 

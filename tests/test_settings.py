@@ -30,6 +30,7 @@ SAMPLE = {  # a text of every field that is not its default, and the value it st
     "calibration_dir": ("/train", Path("/train")),
     "compare": ("pytorch", "pytorch"),
     "shadow": ("0.01", 0.01),
+    "build_memory_bytes": ("4000000000", 4_000_000_000),
     "engines_dir": ("/var/engines", Path("/var/engines")),
     "rect": ("false", False),
     "decode": ("fast", "fast"),
@@ -46,6 +47,18 @@ SAMPLE = {  # a text of every field that is not its default, and the value it st
     "max_wait_ms": ("2.5", 2.5),
     "max_pending": ("32", 32),
     "deadline_ms": ("500", 500.0),
+    "max_json_bytes": ("1000", 1000),
+    "max_side": ("4096", 4096),
+    "max_inflight_bytes": ("5000", 5000),
+    "max_inflight_pixels": ("6000", 6000),
+    "max_connections": ("10", 10),
+    "max_connections_per_peer": ("5", 5),
+    "max_head_bytes": ("2000", 2000),
+    "head_timeout_ms": ("300", 300.0),
+    "keep_alive_ms": ("400", 400.0),
+    "send_timeout_ms": ("600", 600.0),
+    "min_bytes_per_s": ("0", 0),
+    "allow_hosts": ("example.com,[::1]", ("example.com", "[::1]")),
     "max_body_bytes": ("1000", 1000),
     "max_tensor_bytes": ("2000", 2000),
     "max_pixels": ("1000000", 1_000_000),
@@ -159,6 +172,26 @@ def test_a_wrong_value_is_refused_by_name_and_value(field, text):
         (
             {"fallback": "onnxruntime", "backend": "onnxruntime"},
             "FALLBACK=onnxruntime is BACKEND=onnxruntime itself: name another one",
+        ),
+        (
+            {"compare": "pytorch", "weights": "a/w.onnx"},
+            "COMPARE=pytorch cannot run a/w.onnx: give the .pt that it was exported from, or leave COMPARE out",
+        ),
+        (
+            {"fallback": "pytorch", "weights": "w.onnx"},
+            "FALLBACK=pytorch cannot run w.onnx: give the .pt that it was exported from, or leave FALLBACK out",
+        ),
+        (
+            {"backend": "pytorch", "weights": "w.onnx"},
+            "BACKEND=pytorch cannot run w.onnx: give the .pt that it was exported from, or leave BACKEND out",
+        ),
+        (
+            {"fallback": "onnxruntime", "weights": "w.engine"},
+            "FALLBACK=onnxruntime cannot run w.engine: give the .pt that it was exported from, or leave FALLBACK out",
+        ),
+        (
+            {"compare": "pytorch", "weights": "w.engine"},
+            "COMPARE=pytorch cannot run w.engine: give the .pt that it was exported from, or leave COMPARE out",
         ),
     ],
 )

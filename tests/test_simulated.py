@@ -15,8 +15,8 @@ from app import __main__, backends
 from app.api.service import Service
 from app.backends import simulated
 from app.backends.simulated import SimulatedEngine, Source
-from app.builder import Order
 from app.errors import BuildFailed
+from app.order import Order
 from app.results import K, Thresholds, select
 from app.settings import Settings
 
@@ -216,7 +216,8 @@ def test_models_the_metrics_and_the_log_say_what_it_is(serve, caplog):
     device = "simulated: 3 ms a batch and 0.5 ms an image"
     assert model["name"] == "simulated"
     assert (engine["backend"], engine["precision"], engine["device"]) == ("simulated", "none", device)
-    assert engine["gate"] == {"on": "nothing: a simulated engine looks at no image", "images": "", "figures": None}
+    on = "nothing: a simulated engine looks at no image"
+    assert engine["gate"] == {"on": on, "images": "", "reference": "", "figures": None}
     assert live.value("engine_info", backend="simulated", device=device) == 1
     assert live.value("fallback") is None
     assert "[3/6] simulated: engine, no image is looked at, the boxes are made up" in caplog.messages

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 import fakes
 import pytest
 
-from app import store
+from app import safe_files, store
 from app.errors import StoreError
 from app.model import ModelInfo
 from app.store import Damaged, Fingerprint, Manifest, Verdict
@@ -23,7 +24,7 @@ FINGERPRINT = Fingerprint(
     name="pets",
     weights_sha256="0" * 64,
     graph_revision="1",
-    imgsz=None,
+    imgsz=640,
     shapes=None,
     batch=8,
     precision="fp32",
@@ -33,11 +34,11 @@ FINGERPRINT = Fingerprint(
     calibration="",
 )
 KEY = FINGERPRINT.key
-VERDICT = Verdict("2 pictures", "", fakes.FIGURES)
+VERDICT = Verdict("2 pictures", "", fakes.FIGURES, "PyTorch FP32")
 FILES = {"model.bin": b"weights " * 1000, "model.xml": b"<net/>"}
 HELPER = """
 import pathlib, sys
-from app import store
+from app import safe_files, store
 with store.lock(pathlib.Path(sys.argv[1]), sys.argv[2], lambda: None):
     print("held", flush=True)
     sys.stdin.read()
@@ -66,7 +67,7 @@ def engines(tmp_path) -> Path:
 def mounted(folder: Path, options: str) -> Iterator[Path]:
     """A file system of its own, in memory."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"{options},mode=755", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("mounting is not allowed here")
     try:
@@ -121,7 +122,8 @@ def test_manifests_of_before_there_were_shapes_are_other_engines_that_differ_in_
 def test_shapes_come_back_from_the_manifest_as_they_were(engines):
     shapes = ((384, 640), (640, 640))
     manifest = dataclasses.replace(put(engines), model=dataclasses.replace(put(engines).model, shapes=shapes))
-    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+    (engines / KEY / store.MANIFEST).write_text(json.dumps(manifest.to_json()))
+    assert store.find(engines, FINGERPRINT) == manifest
 
 
 def test_keys_are_folder_names_that_people_can_read():
@@ -151,6 +153,31 @@ def replaced_by(path: Path, target: Path) -> None:
     path.symlink_to(target)
 
 
+def of_model(folder: Path, **fields: object) -> None:
+    edited(folder, model=json.loads((folder / store.MANIFEST).read_text())["model"] | fields)
+
+
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def foldered(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def socketed(path: Path) -> None:
+    path.unlink()
+    os.mknod(path, stat.S_IFSOCK | 0o644)
+
+
+def moved_away(path: Path) -> None:
+    """Out of the engine's folder, with a link to it in its place."""
+    path.rename(path.parents[1] / path.name)
+    path.symlink_to(path.parents[1] / path.name)
+
+
 DAMAGES = {  # what happened: (the file named, how)
     "no manifest": ("manifest.json", lambda f: (f / "manifest.json").unlink()),
     "empty manifest": ("manifest.json", lambda f: (f / "manifest.json").write_bytes(b"")),
@@ -169,9 +196,28 @@ DAMAGES = {  # what happened: (the file named, how)
     "extra bytes": ("model.bin", lambda f: (f / "model.bin").write_bytes(FILES["model.bin"] + b"\0")),
     "one bit": ("model.bin", lambda f: (f / "model.bin").write_bytes(FILES["model.bin"].replace(b"w", b"v", 1))),
     "another file in its place": ("model.xml", lambda f: (f / "model.bin").replace(f / "model.xml")),
+    "manifest of deep JSON": ("manifest.json", lambda f: (f / "manifest.json").write_text('{"files":' * 100_000)),
+    "manifest of a long number": ("manifest.json", lambda f: (f / "manifest.json").write_text("1" * 100_000)),
+    "manifest of 300 MB": ("manifest.json", lambda f: os.truncate(f / "manifest.json", 300_000_000)),
+    "manifest that is a pipe": ("manifest.json", lambda f: piped(f / "manifest.json")),
+    "manifest that is a folder": ("manifest.json", lambda f: foldered(f / "manifest.json")),
+    "manifest that is a socket": ("manifest.json", lambda f: socketed(f / "manifest.json")),
+    "manifest that is a link": ("manifest.json", lambda f: replaced_by(f / "manifest.json", f / "model.xml")),
+    "names of another type": ("manifest.json", lambda f: of_model(f, names=["cat"])),
+    "names with other keys": ("manifest.json", lambda f: of_model(f, names={"cat": "cat"})),
+    "stride of another type": ("manifest.json", lambda f: of_model(f, stride="32")),
+    "shapes of another type": ("manifest.json", lambda f: of_model(f, shapes=[[1, 2, 3]])),
+    "digest of another type": ("manifest.json", lambda f: edited(f, files={"model.bin": None})),
+    "figures of another type": ("manifest.json", lambda f: edited(f, gate={"on": "", "images": "", "figures": [1]})),
     "link to nowhere": ("model.bin", lambda f: replaced_by(f / "model.bin", Path("/nowhere"))),
-    "folder in its place": ("model.bin", lambda f: replaced_by(f / "model.bin", Path("/tmp"))),
+    "link to the file itself": ("model.bin", lambda f: moved_away(f / "model.bin")),
+    "link in a circle": ("model.bin", lambda f: replaced_by(f / "model.bin", Path("model.bin"))),
+    "folder in its place": ("model.bin", lambda f: foldered(f / "model.bin")),
+    "pipe in its place": ("model.bin", lambda f: piped(f / "model.bin")),
+    "socket in its place": ("model.bin", lambda f: socketed(f / "model.bin")),
+    "link to a device": ("model.bin", lambda f: replaced_by(f / "model.bin", Path("/dev/zero"))),
     "file that cannot be read": ("model.bin", lambda f: replaced_by(f / "model.bin", Path("/proc/self/mem"))),
+    "file that the manifest does not name": ("model.fp16.bin", lambda f: (f / "model.fp16.bin").write_bytes(b"x")),
 }
 OTHER = dataclasses.replace(FINGERPRINT, batch=1)
 
@@ -187,6 +233,108 @@ def test_damage_is_noticed_and_the_file_is_named(engines, damage):
         store.find(engines, FINGERPRINT)
     manifest = put(engines)
     assert store.find(engines, FINGERPRINT) == manifest
+
+
+FOREIGN_NAMES = [
+    "", ".", "..", "../model.bin", "sub/model.bin", "/etc/hostname", "model\0.bin", "..\\model.bin", ".hidden",
+    "manifest.json", "x" * 10_000, "line\nbreak/", "\x1b[2J/",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN_NAMES)
+def test_a_manifest_that_names_something_outside_its_folder_is_refused(engines, name):
+    put(engines)
+    (engines / "model.bin").write_bytes(b"x")
+    (engines / KEY / "sub").mkdir(exist_ok=True)
+    (engines / KEY / "sub").rmdir()
+    files = {FILE: store.sha256(engines / KEY / FILE) for FILE in FILES}
+    edited(engines / KEY, files=files | {name: store.sha256(engines / "model.bin")})
+    with pytest.raises(Damaged, match=r"no plain file name|missing") as refused:
+        store.find(engines, FINGERPRINT)
+    assert len(str(refused.value)) < 500 or name == "x" * 10_000
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "pipe"])
+def test_a_key_that_is_no_folder_is_damage_and_a_build_takes_its_place(engines, tmp_path, kind):
+    put(engines)
+    (engines / KEY).rename(tmp_path / "elsewhere")
+    {"link": lambda p: p.symlink_to(tmp_path / "elsewhere"), "file": Path.touch, "pipe": os.mkfifo}[kind](engines / KEY)
+    with pytest.raises(Damaged, match=f"{KEY} is no folder"):
+        store.find(engines, FINGERPRINT)
+    manifest = put(engines)
+    assert store.find(engines, FINGERPRINT) == manifest
+    assert (tmp_path / "elsewhere").is_dir()
+
+
+@pytest.mark.parametrize("place", ["", KEY, f"{KEY}/model.bin", f"{KEY}/manifest.json"])
+def test_an_engine_that_others_can_write_to_is_refused_and_nothing_is_built_there(engines, place):
+    put(engines)
+    (engines / place).chmod(0o777)
+    with pytest.raises(StoreError, match=f"{place} can be written to by every user.*chmod -R go-w") as refused:
+        store.find(engines, FINGERPRINT)
+    assert not isinstance(refused.value, Damaged)  # which would be built again
+    if not place:
+        with pytest.raises(StoreError, match="can be written to"):
+            put(engines)
+
+
+def test_an_engines_folder_that_others_can_write_to_is_refused_before_anything_is_built(engines):
+    engines.mkdir(parents=True)
+    engines.chmod(0o777)
+    with pytest.raises(StoreError, match="can be written to by every user"):
+        store.find(engines, FINGERPRINT)
+
+
+@pytest.mark.parametrize("umask", [0, 0o002, 0o077])
+def test_what_is_published_belongs_to_this_user_alone_whatever_the_umask(engines, umask):
+    before = os.umask(umask)
+    try:
+        put(engines)
+    finally:
+        os.umask(before)
+    for path in (engines.parent, engines, *engines.rglob("*")):
+        assert not path.stat().st_mode & 0o022, path
+    assert store.find(engines, FINGERPRINT)
+
+
+def test_a_build_under_way_cannot_be_entered_by_others(engines):
+    with store.lock(engines, KEY, lambda: None), store.workplace(engines, KEY) as place:
+        assert place.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("name", ["weights", ".cache"])
+def test_weights_and_caches_that_others_can_write_to_are_refused(engines, name):
+    folder = store.subfolder(engines, name)
+    assert not folder.exists()
+    safe_files.make_folder(folder)
+    (folder / "file").touch(mode=0o644)
+    assert store.subfolder(engines, name) == folder
+    for path in (folder / "file", folder):
+        path.chmod(0o777)
+        with pytest.raises(StoreError, match=f"{path} can be written to by every user"):
+            store.subfolder(engines, name)
+        path.chmod(0o755)
+
+
+@pytest.mark.parametrize("other", ["pipe", "large", "deep", "list"])
+def test_other_engines_that_are_damaged_do_not_stop_the_search_for_a_difference(engines, other):
+    put(engines, OTHER)
+    near = engines / f"{KEY.rpartition('-')[0]}-0"
+    near.mkdir()
+    if other == "pipe":
+        os.mkfifo(near / store.MANIFEST)
+    else:
+        text = {"large": '{"fingerprint":{"name":"' + "x" * 2_000_000 + '"}}', "deep": "[" * 100_000}.get(other, "[]")
+        (near / store.MANIFEST).write_text(text)
+    assert store.difference(engines, FINGERPRINT) == f"{engines / OTHER.key} was built for another batch 1, now 8"
+
+
+def test_a_difference_is_one_short_line(engines):
+    put(engines, OTHER)
+    edited(engines / OTHER.key, fingerprint=dataclasses.asdict(FINGERPRINT) | {"device": "\n\x1b[2J" + "x" * 100_000})
+    assert len(store.difference(engines, FINGERPRINT)) < 400
+    assert store.difference(engines, FINGERPRINT).isprintable()
 
 
 def test_a_workplace_is_empty_whatever_a_killed_build_left(engines):
@@ -306,3 +454,11 @@ def test_a_file_where_the_folder_should_be_is_told(tmp_path, engines):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=rf"{tmp_path / 'file'}.*ENGINES_DIR"):
         put(tmp_path / engines)
+
+
+def test_an_engine_whose_reference_found_something_carries_no_warning():
+    nothing = dataclasses.replace(VERDICT, figures=dataclasses.replace(fakes.FIGURES, boxes=0))
+    assert VERDICT.nothing_found() == ""
+    assert nothing.nothing_found().startswith("PyTorch FP32 finds nothing in 2 pictures")
+    assert "GATE_DIR" in nothing.nothing_found()
+    assert Verdict("nothing", "", None).nothing_found() == ""

@@ -26,7 +26,6 @@ from tensorrt_standin import NO_IMPLEMENTATION, VERSIONS, TensorRT
 
 from app import backends, builder, datasets, export, footprint, graph, images, precision, quantize, results, selftest
 from app.backends import Recipe, cuda, onnxruntime, pytorch
-from app.builder import Order
 from app.deployment import deploy
 from app.errors import (
     BackendUnavailable,
@@ -37,6 +36,7 @@ from app.errors import (
     SettingsError,
     WeightsError,
 )
+from app.order import Order
 from app.parity import Limits
 from app.results import Thresholds
 from app.settings import DEMO_WEIGHTS, Settings

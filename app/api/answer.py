@@ -15,6 +15,7 @@ from app.model import ModelInfo
 from app.parity import pairs
 from app.predictor import Prediction, Timings
 from app.results import corners
+from app.threads import checkpoint
 
 _CORNERS = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")  # of a box the first two, of a turned one all
 
@@ -67,6 +68,7 @@ def _found_json(prediction: Prediction, model: ModelInfo, wording: Wording) -> d
             result["box"] = {side: round(value, wording.decimals) for side, value in zip(_CORNERS, box, strict=False)}
     if found.masks is not None:
         for result, mask in zip(results, found.masks, strict=True):
+            checkpoint()
             result.update(_mask_json(mask, prediction.placement, unit, wording))
     if found.keypoints is not None:
         scale = np.append(unit, 1)[: found.keypoints.shape[-1]]

@@ -22,7 +22,7 @@ from app.api.exchange import Exchange, ExchangeMiddleware
 from app.api.kserve import http as kserve
 from app.api.kserve.repository import Repository
 from app.api.service import Service
-from app.errors import Overloaded, ServiceError, Unauthorized, YolopardError
+from app.errors import MethodNotAllowed, ServiceError, Unauthorized, YolopardError
 
 _CLIENT_GONE = 499  # nginx's; nobody reads it, the metrics count it
 
@@ -130,8 +130,9 @@ def _explain(service: Service, scope: Scope, error: YolopardError) -> Response:
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
     if isinstance(error, ServiceError):
         service.count_refusal(error.code)
-        retry_s = service.predictor.retry_after_s if isinstance(error, Overloaded) else 1
-        headers = {"Retry-After": str(retry_s)} if error.status == 503 else {}
+        headers = {"Retry-After": str(service.retry_after_s(error))} if error.status == 503 else {}
+    if isinstance(error, MethodNotAllowed):
+        headers = {"Allow": error.allowed}
     return Exchange.of(scope).respond(error, headers)
 
 

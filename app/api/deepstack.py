@@ -16,7 +16,17 @@ from app import __version__
 from app.api import source
 from app.api.body import Form, read_form
 from app.api.docs import ERRORS
-from app.api.door import arrival, door, predict, require_boxes, respond, spoken
+from app.api.door import (
+    arrival,
+    body_limit,
+    door,
+    predict,
+    require_boxes,
+    require_key_in_front,
+    respond,
+    small_limit,
+    spoken,
+)
 from app.api.errors import explain_validation
 from app.api.exchange import Exchange
 from app.api.keys import described, require_key
@@ -85,8 +95,11 @@ def _server(service: Service) -> APIRouter:
 
     @router.post("/v1/vision/custom/list", summary="The models' names", dependencies=described(settings.api_keys))
     async def models(request: Request) -> dict[str, Any]:
-        form = await read_form(request, settings.max_body_bytes)
-        require_key(settings.api_keys, request.headers, form.fields.get("api_key", ""))
+        require_key_in_front(service, request.scope, Exchange.of(request.scope), key_inside=True)
+        form = await arrival(request, read_form(request, small_limit(service, request)))
+        require_key(
+            settings.api_keys, request.headers, request.query_params.get("api_key", ""), form.fields.get("api_key", "")
+        )
         return {"success": True, "models": [service.predictor.model.name], "code": 200}
 
     return router
@@ -103,13 +116,13 @@ def _vision(service: Service) -> APIRouter:
 
     async def answer(request: Request, model: str = GENERAL) -> Response:
         started = time.perf_counter()
-        form = await arrival(request, read_form(request, settings.max_body_bytes))
+        form = await arrival(request, read_form(request, body_limit(service, request)))
         fields = _parse(form)
-        require_key(settings.api_keys, request.headers, fields.api_key)
+        require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), fields.api_key)
         _require_model(model, service.predictor.model)
         if form.file is None and not fields.image:
             raise EmptyBody("there is no image: send it as the form's part 'image'")
-        image = source.from_base64(fields.image.encode()) if form.file is None else form.file
+        image = await source.from_text(fields.image) if form.file is None else form.file
         predictions = await predict(service, request, [image], Thresholds(fields.min_confidence, IOU, MOST))
         return await respond(
             service,

@@ -12,7 +12,7 @@ from starlette.datastructures import QueryParams
 from app.api.answer import Wording, server_timing, to_json
 from app.api.body import read_images
 from app.api.docs import ERRORS
-from app.api.door import arrival, compare, door, encoding, respond
+from app.api.door import arrival, body_limit, compare, door, encoding, respond
 from app.api.errors import explain_validation
 from app.api.exchange import Exchange
 from app.api.keys import described
@@ -89,7 +89,7 @@ class Wanted(BaseModel):
         """Raises BadParameter for a class that the model has not."""
         known = model.names.values()  # a name may itself hold a comma
         wanted = [name for entry in self.classes for name in ([entry] if entry in known else entry.split(","))]
-        ids = tuple(class_id(name.strip(), model) for name in wanted if name.strip()) or None
+        ids = class_ids([name.strip() for name in wanted if name.strip()], model)
         return Thresholds(self.conf, self.iou, self.max_det, ids, self.agnostic)
 
 
@@ -129,14 +129,20 @@ def parse_query(query: bytes) -> DetectQuery:
         raise explain_validation(error) from error
 
 
-def class_id(name: str, model: ModelInfo) -> int:
-    """By its name or its number. Raises BadParameter."""
-    by_name = {label: i for i, label in model.names.items()}
-    if name in by_name:
-        return by_name[name]
-    if name.isdecimal() and int(name) in model.names:
-        return int(name)
-    raise BadParameter(f"classes: {model.name} has no class {name!r}; it has {', '.join(model.names.values())}")
+def class_ids(wanted: list[str], model: ModelInfo) -> tuple[int, ...] | None:
+    """The ids of classes that are given by names or numbers, all ids of a name; None = no class is given.
+
+    Raises BadParameter for a class that the model has not.
+    """
+    ids: list[int] = []
+    for name in wanted:
+        found = [i for i, label in model.names.items() if label == name]
+        if not found and name.isdecimal() and int(name) in model.names:
+            found = [int(name)]
+        if not found:
+            raise BadParameter(f"classes: {model.name} has no class {name!r}; it has {', '.join(model.names.values())}")
+        ids += found
+    return tuple(dict.fromkeys(ids)) or None
 
 
 def routes(service: Service) -> APIRouter:
@@ -159,7 +165,7 @@ def routes(service: Service) -> APIRouter:
         started = time.perf_counter()
         predictor, settings = service.predictor, service.settings
         thresholds, engines = query.thresholds(predictor.model), query.engines(predictor)
-        reading = read_images(request, max_bytes=settings.max_body_bytes, max_files=settings.max_files)
+        reading = read_images(request, body_limit(service, request), max_files=settings.max_files)
         Exchange.of(request.scope).engine = engines[0]
         files = await arrival(request, reading)
         if query.format == "image" and len(files) > 1:

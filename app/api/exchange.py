@@ -6,6 +6,7 @@ import math
 import re
 import secrets
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import orjson
@@ -13,11 +14,15 @@ from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import Shape, native
+from app.api.eviction import evictable
 from app.api.service import Service
-from app.errors import YolopardError
+from app.errors import Overloaded, YolopardError
+from app.inflight import Share
 
 log = logging.getLogger("yolopard.access")
 crash_log = logging.getLogger("yolopard.crash")
+
+PIECE_BYTES = 128 << 10  # of an answer that are handed to the connection at a time
 
 _KEY = "yolopard.exchange"
 _START, _COUNT = secrets.token_hex(6), itertools.count()  # asking the system for each id takes 50 us
@@ -31,6 +36,10 @@ class Exchange:
     """Lives in the ASGI scope from the first byte to the last."""
 
     request_id: str
+    share: Share  # of all that is in flight
+    held: ExitStack = field(default_factory=ExitStack)  # places, given back when the answer is written
+    reading: ExitStack = field(default_factory=ExitStack)  # places, given back when the request has been read
+    key_inside: bool = False  # no key was seen yet: the body has to bring it
     started: float = field(default_factory=time.perf_counter)
     protocol: str = ""  # set by a protocol's routes; others are not counted
     shape: Shape = native  # of its errors
@@ -70,14 +79,19 @@ class ExchangeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = scope[_KEY] = Exchange(_request_id(scope))
+        if scope["method"] == "HEAD":  # as GET; uvicorn leaves out the body, by its own copy of the method
+            scope = {**scope, "method": "GET"}
+        exchange = scope[_KEY] = Exchange(_request_id(scope), self._service.inflight.share())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", exchange.request_id.encode())]
             try:
-                await send(message)
+                await _send(message, send, exchange.share)
+            except Overloaded as error:
+                self._service.count_refusal(error.code)
+                scope["yolopard.cut_off"]()
             except RuntimeError as error:
                 if _CLOSED not in str(error):
                     raise
@@ -90,6 +104,9 @@ class ExchangeMiddleware:
                 if not answered:
                     await response(scope, receive, send_with_id)
         finally:
+            exchange.reading.close()
+            exchange.held.close()
+            exchange.share.close()
             self._count(scope, exchange)
 
     def _count(self, scope: Scope, exchange: Exchange) -> None:
@@ -108,6 +125,21 @@ class ExchangeMiddleware:
                 "ms": round(seconds * 1000, 2),
             }
             log.info("request", extra=facts)
+
+
+async def _send(message: Message, send: Send, share: Share) -> None:
+    """A long answer goes out piece by piece, each when the client has taken most of the one before.
+
+    Raises Overloaded where a client takes it too slowly, and its memory is needed.
+    """
+    body = message.get("body", b"")
+    if len(body) <= PIECE_BYTES:
+        await send(message)
+        return
+    async with evictable(share):
+        for at in range(0, len(body), PIECE_BYTES):
+            last = at + PIECE_BYTES >= len(body) and not message.get("more_body", False)
+            await send({"type": message["type"], "body": body[at : at + PIECE_BYTES], "more_body": not last})
 
 
 def _request_id(scope: Scope) -> str:

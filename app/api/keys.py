@@ -18,14 +18,21 @@ def described(keys: Sequence[str]) -> list[Depends]:
 
 
 def require_key(keys: Sequence[str], headers: Mapping[str, str], *others: str) -> None:
-    """`headers` have names in lower case, `others` are keys that came elsewhere. Raises Unauthorized if none of `keys`
-    was shown.
-    """
-    if not keys:
-        return
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    shown = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""), *others]
-    fits = [hmac.compare_digest(key.encode(), one.encode()) for key in keys for one in shown]  # all, for equal times
-    if not any(fits):
-        text = "the key is none of this server's" if any(shown) else "this server wants a key"
+    """Raises Unauthorized where `has_key` is false."""
+    if not has_key(keys, headers, *others):
+        text = "the key is none of this server's" if any(_shown(headers, others)) else "this server wants a key"
         raise Unauthorized(f"{text}: send one of its API_KEYS as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
+
+
+def has_key(keys: Sequence[str], headers: Mapping[str, str], *others: str) -> bool:
+    """Whether one of `keys` was shown, or none is wanted. `headers` have names in lower case, `others` are keys that
+    came elsewhere.
+    """
+    shown = _shown(headers, others)
+    fits = [hmac.compare_digest(key.encode(), one.encode()) for key in keys for one in shown]  # all, for equal times
+    return not keys or any(fits)
+
+
+def _shown(headers: Mapping[str, str], others: Sequence[str]) -> list[str]:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""), *others]

@@ -10,6 +10,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from app.errors import BadParameter, EmptyBody, MalformedBody, TooManyFiles
 
 MAX_FIELDS = 64
+MAX_PREAMBLE = 16 << 10  # bytes before the first boundary (RFC 2046, 5.1.1)
 
 
 @dataclass(slots=True)
@@ -20,7 +21,7 @@ class Part:
 
 
 class Parts:
-    """Fed with the body's chunks, it holds the parts in order: files only, all named `file`, or with `fields` any."""
+    """Fed with the body's chunks, it holds the parts in order: files, all named `file`, or with `fields` any."""
 
     def __init__(self, content_type: str, max_files: int, *, fields: bool) -> None:
         boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
@@ -31,6 +32,8 @@ class Parts:
         self._field, self._value = bytearray(), bytearray()
         self._disposition = b""
         self._complete = False
+        self._delimiter, self._preamble = b"--" + boundary, bytearray()
+        self._begun = False
         callbacks = {
             "on_part_begin": self._begin_part,
             "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),
@@ -45,6 +48,8 @@ class Parts:
 
     def feed(self, chunk: bytes) -> None:
         """Raises MalformedBody, BadParameter for a part that may not be, or TooManyFiles."""
+        if not self._begun:
+            chunk = self._after_preamble(chunk)
         with _explained():
             self._parser.write(chunk)
 
@@ -55,6 +60,24 @@ class Parts:
         if not self._parts:
             raise EmptyBody("the multipart body has no part: send a file part named 'file' for each image")
         return self._parts
+
+    def field(self, name: str) -> str:
+        """The field of this name, if it has arrived whole; else empty."""
+        whole = self._parts if self._complete else self._parts[:-1]
+        return next((part.data.decode("utf-8", "replace") for part in whole if part.name == name), "")
+
+    def _after_preamble(self, chunk: bytes) -> bytes:
+        """What belongs to the first part. Some clients write a text before it, for readers without MIME."""
+        self._preamble += chunk
+        at = self._preamble.find(self._delimiter)
+        while at > 0 and self._preamble[at - 1] != 10:
+            at = self._preamble.find(self._delimiter, at + 1)
+        if at >= 0:
+            self._begun = True
+            return bytes(self._preamble[at:])
+        if len(self._preamble) > MAX_PREAMBLE:
+            raise MalformedBody("the multipart body does not begin with its boundary")
+        return b""
 
     def _begin_part(self) -> None:
         self._disposition = b""
@@ -67,9 +90,10 @@ class Parts:
 
     def _begin_data(self) -> None:
         options = parse_options_header(self._disposition)[1]
-        part = Part(options.get(b"name", b"").decode("utf-8", "replace"), b"filename" in options)
-        if not self._fields and (part.name != "file" or not part.is_file):
-            raise BadParameter(f"part {part.name!r}: images go in file parts named 'file', parameters in the query")
+        name = options.get(b"name", b"").decode("utf-8", "replace")
+        part = Part(name, not self._fields or b"filename" in options or b"filename*=" in self._disposition.lower())
+        if not self._fields and name != "file":
+            raise BadParameter(f"part {name[:99]!r}: images go in parts named 'file', parameters in the query")
         before = sum(each.is_file == part.is_file for each in self._parts)
         if part.is_file and before == self._max_files:
             raise TooManyFiles(f"a request may have {self._max_files} file{'s' * (self._max_files > 1)}")

@@ -14,8 +14,9 @@ from app.api import source
 from app.api.answer import Wording, to_json
 from app.api.body import Form, read_form
 from app.api.docs import ERRORS
-from app.api.door import arrival, door, predict, require_boxes, respond
+from app.api.door import arrival, body_limit, door, predict, require_boxes, respond
 from app.api.errors import explain_validation
+from app.api.exchange import Exchange
 from app.api.keys import described
 from app.api.service import Service
 from app.errors import EmptyBody, NotFound, YolopardError
@@ -97,11 +98,15 @@ def routes(service: Service) -> APIRouter:
         )
 
     async def _read(request: Request) -> tuple[Form, PredictForm, bytes]:
-        form = await read_form(request, settings.max_body_bytes)
+        form = await read_form(request, body_limit(service, request))
         fields = _parse({**request.query_params, **form.fields})
         if form.file is None and not fields.source:
             raise EmptyBody("there is no image: send it as the form's part 'file', or name it in the field 'source'")
-        image = await source.load(fields.source, settings) if form.file is None else form.file
+        image = (
+            await source.load(fields.source, settings, Exchange.of(request.scope).share)
+            if form.file is None
+            else form.file
+        )
         return form, fields, image
 
     @router.post("/predict", summary="An endpoint of its own, on Ultralytics Platform", openapi_extra=_OPENAPI)

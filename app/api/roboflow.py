@@ -5,22 +5,31 @@ import time
 import uuid
 from typing import Annotated, Any, Literal, TypeVar
 
-import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, ValidationError
 
 from app import __version__
 from app.api import source
-from app.api.body import read_body, read_form
-from app.api.detect import class_id
+from app.api.body import is_multipart, parsed, read_body, read_form, read_json
+from app.api.detect import class_ids
 from app.api.docs import ERRORS
-from app.api.door import arrival, door, predict, require_boxes, respond, spoken
+from app.api.door import (
+    arrival,
+    body_limit,
+    door,
+    predict,
+    require_boxes,
+    require_key_in_front,
+    respond,
+    small_limit,
+    spoken,
+)
 from app.api.errors import explain_validation
 from app.api.exchange import Exchange
 from app.api.keys import described, require_key
 from app.api.service import Service
-from app.errors import EmptyBody, MalformedBody, NotFound, TooManyFiles, YolopardError
+from app.errors import EmptyBody, NotFound, TooManyFiles, YolopardError
 from app.images import KINDS, sniff
 from app.model import ModelInfo
 from app.predictor import Prediction
@@ -29,6 +38,7 @@ from app.results import Thresholds, upright
 M = TypeVar("M", bound=BaseModel)
 
 PROTOCOL = "roboflow"
+MAX_IMAGES, MAX_CLASSES = 1024, 10_000  # in a list, before anything is looked at; MAX_FILES may allow fewer
 ALIASES = {  # what inference_sdk makes of "yolov8n-640" and the like before it asks
     **{f"yolov8{size}-640": f"coco/{version}" for size, version in zip("nsmlx", (3, 6, 8, 7, 5), strict=True)},
     **{f"yolov8{size}-1280": f"coco/{version}" for size, version in zip("nsmlx", range(9, 14), strict=True)},
@@ -55,7 +65,7 @@ class Wanted(BaseModel):
 
     def thresholds(self, classes: list[str], model: ModelInfo) -> Thresholds:
         """Raises BadParameter for a class that the model has not."""
-        ids = tuple(class_id(name, model) for name in classes) or None
+        ids = class_ids(classes, model)
         return Thresholds(self.confidence, self.iou, self.max_detections, ids, self.class_agnostic_nms)
 
 
@@ -68,8 +78,8 @@ class Inference(Wanted):
     """The body of /infer/object_detection."""
 
     model_id: str
-    image: Image | list[Image]
-    class_filter: list[str] | None = None
+    image: Image | Annotated[list[Image], Field(max_length=MAX_IMAGES)]
+    class_filter: Annotated[list[str], Field(max_length=MAX_CLASSES)] | None = None
     visualize_predictions: bool = False
 
 
@@ -142,8 +152,9 @@ def _registry(service: Service) -> APIRouter:
         "/model/add", summary="The same: the model is there already", openapi_extra=_json({"model_id": "yolov8n-demo"})
     )
     async def add(request: Request) -> dict[str, Any]:
-        wanted = _parse_json(await read_body(request, settings.max_body_bytes), Addition)
-        require_key(settings.api_keys, request.headers, wanted.api_key)
+        require_key_in_front(service, request.scope, Exchange.of(request.scope), key_inside=True)
+        wanted = _validate(await arrival(request, read_json(request, small_limit(service, request))), Addition)
+        require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), wanted.api_key)
         _require_model(wanted.model_id, service.predictor.model)
         return models()
 
@@ -164,14 +175,14 @@ def _inference(service: Service) -> APIRouter:
     )
     async def infer(request: Request) -> Response:
         started = time.perf_counter()
-        asked = _parse_json(await arrival(request, read_body(request, settings.max_body_bytes)), Inference)
-        require_key(settings.api_keys, request.headers, asked.api_key)
+        asked = _validate(await arrival(request, read_json(request, body_limit(service, request))), Inference)
+        require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), asked.api_key)
         predictor = service.predictor
         _require_model(asked.model_id, predictor.model)
         given = asked.image if isinstance(asked.image, list) else [asked.image]
         if not 1 <= len(given) <= settings.max_files:
             raise TooManyFiles(f"a request has 1 to {settings.max_files} images, not {len(given)}")
-        files = [await arrival(request, _load(image)) for image in given]
+        files = [await arrival(request, _load(request, image)) for image in given]
         thresholds = asked.thresholds(asked.class_filter or [], predictor.model)
         predictions = await predict(service, request, files, thresholds)
         answers = [_to_json(request, each, predictor.model, started) for each in predictions]
@@ -180,10 +191,10 @@ def _inference(service: Service) -> APIRouter:
                 answer["visualization"] = base64.b64encode(await predictor.draw(data, prediction, "jpeg")).decode()
         return await respond(service, predictions, lambda: answers if isinstance(asked.image, list) else answers[0])
 
-    async def _load(image: Image) -> bytes:
+    async def _load(request: Request, image: Image) -> bytes:
         if image.type == "base64":
-            return source.from_base64(image.value.encode())
-        return await source.load(image.value, settings)
+            return await source.from_text(image.value)
+        return await source.load(image.value, settings, Exchange.of(request.scope).share)
 
     @router.post("/{project}/{version:int}", summary="Boxes, as detect.roboflow.com answers")
     async def snippet(request: Request, project: str, version: int) -> Response:
@@ -202,24 +213,22 @@ def _inference(service: Service) -> APIRouter:
     async def _read(request: Request, url: str) -> bytes:
         """Base64 whatever the Content-Type says, or a form's file, or the image itself."""
         if url:
-            return await source.load(url, settings)
-        if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-            form = await read_form(request, settings.max_body_bytes)
+            return await source.load(url, settings, Exchange.of(request.scope).share)
+        if is_multipart(request):
+            form = await read_form(request, body_limit(service, request))
             body = form.file or form.fields.get("file", "").encode()
         else:
-            body = await read_body(request, settings.max_body_bytes)
+            body = await read_body(request, body_limit(service, request))
         if not body:
             raise EmptyBody("the body is empty: send an image, or one in base64")
-        return body if sniff(body) in KINDS else source.from_base64(body)
+        return body if sniff(body) in KINDS else await parsed(lambda: source.from_base64(body), body)
 
     return router
 
 
-def _parse_json(body: bytes, wanted: type[M]) -> M:
+def _validate(given: Any, wanted: type[M]) -> M:
     try:
-        return wanted.model_validate(orjson.loads(body))
-    except orjson.JSONDecodeError as error:
-        raise MalformedBody(f"the body is no JSON: {error}") from error
+        return wanted.model_validate(given)
     except ValidationError as error:
         raise explain_validation(error) from error
 

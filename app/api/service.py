@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from app import backends, gpu, machine
+from app.api.keyless import KeylessPlaces
 from app.batcher import Batcher
 from app.deployment import Deployed, EngineSource, deploy
 from app.errors import (
@@ -16,8 +17,11 @@ from app.errors import (
     EngineStale,
     GateFailed,
     NotReady,
+    Overloaded,
+    ServiceError,
     SetupError,
 )
+from app.inflight import Inflight
 from app.metrics import Metrics
 from app.predictor import Predictor
 from app.progress import Progress
@@ -43,6 +47,8 @@ class Service:
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.inflight = Inflight(settings.max_inflight_bytes, settings.max_inflight_pixels)
+        self.keyless = KeylessPlaces()
         self.deployed: list[Deployed] = []  # the one that serves, then the one it is compared with
         self.fallback: str | None = None  # why something else is served than was asked for
         self.failure: SetupError | None = None
@@ -54,6 +60,9 @@ class Service:
         self._stopping = False
         self._starting: asyncio.Task[None] | None = None
         self.metrics.ready.set_function(lambda: float(self.ready))
+        self.metrics.inflight_bytes.set_function(lambda: self.inflight.bytes)
+        self.metrics.decoders_stuck.set_function(lambda: self._predictor.stuck if self._predictor else 0)
+        self.metrics.inflight_pixels.set_function(lambda: self.inflight.pixels)
         if collector := gpu.open_gpu():
             self.metrics.add(collector)
 
@@ -81,10 +90,16 @@ class Service:
         if self._stopping:
             return {"phase": "stopping", "model": model}
         if self.ready:
-            return {"phase": "ready", "model": model} | ({"fallback": self.fallback} if self.fallback else {})
+            stuck = self._predictor.stuck if self._predictor else 0
+            more = {"fallback": self.fallback, "decoders_stuck": stuck}
+            return {"phase": "ready", "model": model} | {name: value for name, value in more.items() if value}
         if self._predictor is not None:
             return {"phase": "dead", "model": model, "reason": "the engine has stopped working"}
         return self._progress.to_json() if self._progress else {"phase": "starting", "model": model}
+
+    def retry_after_s(self, error: ServiceError) -> int:
+        """When who was refused may come again."""
+        return self._predictor.retry_after_s if self._predictor and isinstance(error, Overloaded) else 1
 
     def count_refusal(self, reason: str) -> None:
         """A request was refused or given up."""

@@ -3,18 +3,28 @@
 import base64
 import binascii
 
+from app.api.body import parsed
 from app.api.urls import fetch
 from app.errors import UndecodableImage
+from app.inflight import Share
 from app.settings import Settings
 
 _URLSAFE = bytes.maketrans(b"-_", b"+/")
 
 
-async def load(text: str, settings: Settings) -> bytes:
-    """Raises UndecodableImage for what is no base64, and what `fetch` raises."""
+async def load(text: str, settings: Settings, share: Share) -> bytes:
+    """The image, counted in `share`. Raises UndecodableImage for bad base64, Overloaded, and what `fetch` raises."""
     if text.startswith(("http://", "https://")):
-        return await fetch(text, settings.allow_urls, settings.max_body_bytes)
-    return from_base64(text.encode())
+        data = await fetch(text, settings.allow_urls, settings.max_body_bytes)
+        share.add_bytes(len(data))
+        return data
+    return await from_text(text)
+
+
+async def from_text(text: str) -> bytes:
+    """The bytes of base64. Raises UndecodableImage."""
+    data = text.encode()
+    return await parsed(lambda: from_base64(data), data)
 
 
 def from_base64(text: bytes) -> bytes:

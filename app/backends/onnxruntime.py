@@ -53,13 +53,15 @@ def load(folder: Path, lanes: int, threads: int) -> "OnnxruntimeEngine":
     return OnnxruntimeEngine(folder / _FILE, threads)
 
 
-def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
     # Spinning threads would eat the cores that decode JPEGs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
+    )
 
 
 class OnnxruntimeEngine:
@@ -81,8 +83,8 @@ class OnnxruntimeEngine:
 class PlainExport:
     """A plain Ultralytics export run as it is: the reference for .onnx weights. The rows are picked in numpy."""
 
-    def __init__(self, path: Path, model: ModelInfo, threads: int) -> None:
-        self._session = session(path, threads)
+    def __init__(self, export: Path | bytes, model: ModelInfo, threads: int) -> None:
+        self._session = session(export, threads)
         self._model = model
 
     def infer(self, frames: Sequence[Pixels]) -> list[Outputs]:

@@ -18,10 +18,12 @@ from typing import Any
 
 import tensorrt as trt
 
+from app import metadata
 from app.backends import Recipe, cuda
-from app.backends.tensorrt_engine import TensorrtEngine, describe, precision_of, split
+from app.backends.tensorrt_engine import TensorrtEngine, describe, precision_of
 from app.errors import BackendUnavailable, BuildFailed, EngineStale
 from app.model import Shape, spell
+from app.weights import engine_header
 
 __all__ = [
     "LANES",
@@ -102,12 +104,11 @@ def open_plans(folder: Path, lanes: int, *, graphs: bool = True) -> TensorrtEngi
     runtime = trt.Runtime(runtime_log)
     engines = []
     for path in sorted(folder.glob(f"*{PLAN}")):
-        header, plan = split(path.read_bytes())
-        engine = runtime.deserialize_cuda_engine(plan)
+        header, start = engine_header(path)
+        engine = runtime.deserialize_cuda_engine(memoryview(path.read_bytes())[start:])
         if engine is None:
             raise EngineStale(f"TensorRT {version()} does not load {path}: {runtime_log.reason()}")
-        height, width = header["imgsz"] if header else (0, 0)
-        engines.append((engine, (int(height), int(width))))
+        engines.append((engine, metadata.shape(header.get("imgsz")) or (0, 0)))
     return TensorrtEngine(engines, lanes, graphs=graphs, alive=(runtime, runtime_log))
 
 

@@ -6,7 +6,6 @@ format=engine` (NCHW in 0..1 in, raw head out).
 """
 
 import contextlib
-import json
 import logging
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -18,12 +17,13 @@ import numpy as np
 import tensorrt as trt
 from numpy.typing import NDArray
 
-from app import results
+from app import metadata, results
 from app.backends.cuda import DeviceMemory, Event, Graph, PinnedMemory, Stream
 from app.errors import EngineFailed, SettingsError, WeightsError
 from app.images import Pixels
 from app.model import ModelInfo, Shape, spell
 from app.results import Outputs
+from app.weights import engine_header
 
 log = logging.getLogger("yolopard.tensorrt")
 
@@ -34,38 +34,29 @@ _DTYPES = {
 }
 
 
-def split(data: bytes) -> tuple[dict[str, Any] | None, memoryview]:
-    """The header of an Ultralytics .engine file (a length in 4 bytes, then JSON), if it has one, and the plan."""
-    size = int.from_bytes(data[:4], "little")
-    if 0 < size <= len(data) - 4:
-        with contextlib.suppress(ValueError):
-            return json.loads(data[4 : 4 + size]), memoryview(data)[4 + size :]
-    return None, memoryview(data)
-
-
 def describe(path: Path, name: str, imgsz: int | None, shapes: tuple[Shape, ...] | None) -> ModelInfo:
     """What the header of an Ultralytics .engine says of its model. Raises WeightsError, SettingsError for its shape."""
-    header, _ = split(path.read_bytes())
-    if missing := {"task", "names", "stride", "imgsz"} - (header or {}).keys():
+    header, _ = engine_header(path)
+    if missing := {"task", "names", "stride", "imgsz"} - header.keys():
         raise WeightsError(f"{path} is not an engine by Ultralytics: its header lacks {', '.join(sorted(missing))}")
-    assert header is not None
     if header["task"] != "detect":
         raise WeightsError(
             f"{path} is a {header['task']} engine; of Ultralytics' own only those of detect are served: give the .pt"
         )
-    height, width = map(int, header["imgsz"])
-    own, side = (height, width), max(height, width)
+    own = metadata.shape(header["imgsz"])
+    if own is None:
+        raise WeightsError(f"{path} says that its frames are {header['imgsz']}: that is no height and width")
+    side = max(own)
     if shapes not in (None, (own,)) or imgsz not in (None, side):
         asked = f"SHAPES={spell(*shapes)}" if shapes else f"IMGSZ={imgsz}"
         raise SettingsError(f"{path} was exported for {spell(own)} only, not {asked}")
-    names = {int(i): str(label) for i, label in header["names"].items()}
-    return ModelInfo(name, "detect", names, int(header["stride"]), side, (own,))
+    stride = metadata.largest(header["stride"], metadata.STRIDE)
+    return ModelInfo(name, "detect", metadata.names(header["names"], None), stride, side, (own,))
 
 
 def precision_of(path: Path) -> str:
     """What an Ultralytics .engine was exported in, by its header."""
-    header, _ = split(path.read_bytes())
-    exported = (header or {}).get("args") or {}
+    exported = engine_header(path)[0].get("args") or {}
     return "int8" if exported.get("int8") else "fp16" if exported.get("half") else "fp32"
 
 

@@ -99,7 +99,7 @@ def _build(row: Row, open_source: Open, settings: Settings) -> None:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
-    head = ["engine", "images/s", "min-max", "speed-up", "agreement", "mAP50-95", "PyTorch's"]
+    head = ["engine", "images/s", "min-max", "speed-up", "agreement", "mAP50-95", "reference's"]
     lines = [head, ["---"] * len(head), *(_cells(row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

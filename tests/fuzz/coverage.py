@@ -16,10 +16,13 @@ sys.path.append(str(ROOT))
 
 with atheris.instrument_imports(include=["app", "python_multipart", "PIL"]):
     from app import images
-    from app.api.kserve import grpc, http
+    from app.api.body import Limit
+    from app.api.kserve import messages as kserve_messages
+    from app.api.kserve import wire
     from app.api.kserve.models import ImageModel, TensorModel
     from app.api.multipart import Parts
     from app.errors import RequestError, Unsupported
+    from app.inflight import Inflight
     from app.model import ModelInfo
 
 from starlette.datastructures import Headers  # noqa: E402
@@ -46,11 +49,11 @@ def kserve(data: bytes) -> None:
     told += [{"inference-header-content-length": str(size)} for size in range(60, 252)]
     picked, said, body = data[:1] or b"\0", data[1:2] or b"\0", data[2:]
     headers = Headers(told[said[0] % len(told)])
-    http.parse(body, headers, MODELS[picked[0] % 2], max_bytes=MOST, max_header=MOST)
+    wire.parse(body, headers, MODELS[picked[0] % 2], Limit(MOST, Inflight(None, None).share(), max_json_bytes=MOST))
 
 
 def message(data: bytes) -> None:
-    grpc._inference(grpc._read(messages.ModelInferRequest, data))
+    kserve_messages.read_inference(kserve_messages.read(messages.ModelInferRequest, data))
 
 
 def image(data: bytes) -> None:

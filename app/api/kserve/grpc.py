@@ -4,23 +4,36 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as messages
 
+from app.api.body import SMALL_BYTES
+from app.api.door import SMALL_S
 from app.api.keys import require_key
-from app.api.kserve.models import Model
-from app.api.kserve.repository import VERSION, Inference, Repository
-from app.api.kserve.tensors import BYTES, Tensor, from_elements, from_raw, from_values
+from app.api.kserve.messages import InferRequest, read, read_request, write_response
+from app.api.kserve.reading import Reads
+from app.api.kserve.repository import Repository
 from app.api.service import Service
-from app.errors import BadParameter, MalformedBody, NotReady, ServiceError, YolopardError
+from app.errors import (
+    BodyTooLarge,
+    NotReady,
+    Overloaded,
+    ServiceError,
+    YolopardError,
+)
+from app.inflight import Share
 
 crash_log = logging.getLogger("yolopard.crash")
+
+CALLS_PER_CONNECTION = 256
+IDLE_MS, PING_MS = 300_000, 30_000
+MIN_STREAMS = 16  # that may be open, however small the budget is
+LINGER_S = 0.5
 
 _SERVICE = "inference.GRPCInferenceService"
 _OPEN = ("ServerLive", "ServerReady", "ModelReady")  # to who shows no key
@@ -32,7 +45,6 @@ _STATUS = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }  # what else there is, the client can mend: INVALID_ARGUMENT
-_CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
 
 
 @asynccontextmanager
@@ -40,9 +52,21 @@ async def serving(service: Service, models: Repository, port: int) -> AsyncItera
     """Open meanwhile; at the end what has come in is still answered. Raises RuntimeError for a port that is taken."""
     settings = service.settings
     most = max(settings.max_tensor_bytes, settings.max_body_bytes)
-    limits = [("grpc.max_receive_message_length", most), ("grpc.max_send_message_length", -1)]
-    calls = _Calls(service, models)
-    server = grpc.aio.server(options=[*limits, ("grpc.so_reuseport", 0)])
+    limits = {
+        "grpc.max_receive_message_length": most,
+        "grpc.max_send_message_length": -1,
+        "grpc.max_metadata_size": settings.max_head_bytes,
+        "grpc.absolute_max_metadata_size": settings.max_head_bytes,
+        "grpc.max_concurrent_streams": CALLS_PER_CONNECTION,
+        "grpc.max_allowed_incoming_connections": settings.max_connections,
+        "grpc.server_handshake_timeout_ms": round(settings.head_timeout_ms),
+        "grpc.max_connection_idle_ms": IDLE_MS,
+        "grpc.keepalive_time_ms": PING_MS,  # a peer that is gone without a word is noticed
+        "grpc.keepalive_timeout_ms": round(settings.send_timeout_ms),
+        "grpc.so_reuseport": 0,
+    }
+    calls = _Calls(service, models, most)
+    server = grpc.aio.server(options=list(limits.items()), maximum_concurrent_rpcs=settings.max_connections)
     server.add_registered_method_handlers(_SERVICE, calls.handlers())
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     server.add_insecure_port(f"{host}:{port}")
@@ -50,39 +74,104 @@ async def serving(service: Service, models: Repository, port: int) -> AsyncItera
     try:
         yield
     finally:
-        calls.closing.set()
-        await server.stop(settings.deadline_ms / 1000)
+        calls.close()
+        stopping = asyncio.create_task(server.stop(settings.deadline_ms / 1000))
+        await calls.idle.wait()
+        await asyncio.wait({stopping}, timeout=LINGER_S)  # alone it would wait for peers that are half way in, too
 
 
 class _Calls:
-    """Those of the service that are answered here. gRPC itself answers UNIMPLEMENTED to the others."""
+    """Those of the service that are answered here. gRPC itself answers UNIMPLEMENTED to the others.
 
-    def __init__(self, service: Service, models: Repository) -> None:
+    Every call is a stream of requests to gRPC, be it of one: so its key is looked at before its first message is read,
+    and few messages are in memory before they are counted.
+    """
+
+    def __init__(self, service: Service, models: Repository, most: int) -> None:
         self._service, self._models = service, models
         self.closing = asyncio.Event()  # streams take no further request
+        budget = service.inflight.max_bytes
+        self._reads = Reads(max(1, budget // (2 * most)))
+        self._streams = max(MIN_STREAMS, budget // most)  # that may still be opened
+        self._open = 0  # calls
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def close(self) -> None:
+        """Take in no more: what is being read has a moment left."""
+        self.closing.set()
+        self._reads.close()
+
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        """A call is being answered."""
+        self._open += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self._open -= 1
+            if not self._open:
+                self.idle.set()
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
         """By name."""
         models = self._models
         facts: dict[str, Callable[[Any], dict[str, Any] | None]] = {
-            "ServerLive": lambda _: {"live": True},
-            "ServerReady": lambda _: {"ready": self._service.ready},
-            "ServerMetadata": lambda _: models.server(),
             "ModelReady": self._model_ready,
             "ModelMetadata": lambda asked: models.metadata(asked.name, asked.version),
             "ModelConfig": lambda asked: {"config": models.config(asked.name, asked.version)},
             "ModelStatistics": lambda asked: models.statistics(asked.name, asked.version),
-            "RepositoryIndex": lambda _: {"models": models.index()},
             "RepositoryModelLoad": lambda asked: models.load(asked.model_name, changed=bool(asked.parameters)),
             "RepositoryModelUnload": lambda asked: models.unload(asked.model_name),
         }
-        one, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-        keys = self._service.settings.api_keys
-        calls = {name: _fact(name, fact, () if name in _OPEN else keys) for name, fact in facts.items()}
+        of_all: dict[str, Callable[[], dict[str, Any]]] = {  # whose messages are empty, and not read
+            "ServerLive": lambda: {"live": True},
+            "ServerReady": lambda: {"ready": self._service.ready},
+            "ServerMetadata": models.server,
+            "RepositoryIndex": lambda: {"models": models.index()},
+        }
+        one, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        calls = {name: self._fact(name, fact) for name, fact in facts.items()}
+        calls |= {name: self._fact_of_all(name, fact) for name, fact in of_all.items()}
         return {name: _handler(one, name, call) for name, call in calls.items()} | {
             "ModelInfer": _handler(one, "ModelInfer", self._infer_one),
             "ModelStreamInfer": _handler(stream, "ModelStreamInfer", self._infer_stream),
         }
+
+    def _fact(self, name: str, fact: Callable[[Any], dict[str, Any] | None]) -> Callable[[Any, Any], Any]:
+        asked, told = (getattr(messages, f"{name}{side}") for side in ("Request", "Response"))
+
+        async def call(requests: AsyncIterator[bytes], context: Any) -> Any:
+            try:
+                with self._active(), self._service.inflight.share() as share:
+                    self._require_key(name, context)
+                    data = await self._reads.receive(requests, SMALL_S, share)
+                    if len(data) > SMALL_BYTES:
+                        raise BodyTooLarge(f"the message is larger than {SMALL_BYTES} bytes")
+                    return ParseDict(fact(read(asked, data)) or {}, told())
+            except YolopardError as error:
+                await _abort(context, error)
+
+        return call
+
+    def _fact_of_all(self, name: str, fact: Callable[[], dict[str, Any]]) -> Callable[[Any, Any], Any]:
+        told = getattr(messages, f"{name}Response")
+
+        async def call(_: AsyncIterator[bytes], context: Any) -> Any:
+            try:
+                self._require_key(name, context)
+                return ParseDict(fact(), told())
+            except YolopardError as error:
+                await _abort(context, error)
+
+        return call
+
+    def _require_key(self, name: str, context: Any) -> None:
+        """Raises Unauthorized."""
+        if name not in _OPEN:
+            shown = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+            require_key(self._service.settings.api_keys, shown)
 
     def _model_ready(self, asked: Any) -> dict[str, Any]:
         try:
@@ -91,38 +180,67 @@ class _Calls:
             return {"ready": False}
         return {"ready": True}
 
-    async def _infer_one(self, data: bytes, context: Any) -> Any:
+    async def _infer_one(self, requests: AsyncIterator[bytes], context: Any) -> Any:
         try:
-            with self._counted():
-                return await self._infer(_read(messages.ModelInferRequest, data), context)
+            with self._active(), self._counted(), self._service.inflight.share() as share:
+                self._require_key("ModelInfer", context)
+                deadline_s = self._deadline_s(context)
+                self._service.predictor.require_room(deadline_s)
+                request = self._read(await self._reads.receive(requests, deadline_s, share))
+                return await self._infer(request, share, context)
         except YolopardError as error:
             await _abort(context, error)
 
     async def _infer_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         """One after the other, as they came; an error ends only its own request."""
-        async for data in _until(self.closing, requests):
-            request_id = ""
-            try:
-                with self._counted():
-                    request = _read(messages.ModelInferRequest, data)
-                    request_id = request.id
-                    response = await self._infer(request, context)
-            except YolopardError as error:
-                nothing = messages.ModelInferResponse(id=request_id)
-                yield messages.ModelStreamInferResponse(error_message=str(error), infer_response=nothing)
-            else:
-                response.parameters["triton_final_response"].bool_param = True
-                yield messages.ModelStreamInferResponse(infer_response=response)
+        try:
+            self._require_key("ModelStreamInfer", context)
+            if not self._streams:
+                raise Overloaded("as many streams are open as the server takes")
+        except YolopardError as error:
+            await _abort(context, error)
+        self._streams -= 1
+        try:
+            with self._active():
+                async for data in _until(self.closing, requests):
+                    yield await self._infer_next(data, context)
+        finally:
+            self._streams += 1
 
-    async def _infer(self, request: Any, context: Any) -> Any:
-        service, models = self._service, self._models
-        remaining_s = context.time_remaining()
-        deadline_s = min(service.settings.deadline_ms / 1000, math.inf if remaining_s is None else remaining_s)
+    async def _infer_next(self, data: bytes, context: Any) -> Any:
+        """The answer to one request of a stream."""
+        request_id = ""
+        try:
+            with self._counted(), self._service.inflight.share() as share:
+                share.add_bytes(len(data))
+                request = self._read(data)
+                request_id = request.id
+                response = await self._infer(request, share, context)
+        except YolopardError as error:
+            nothing = messages.ModelInferResponse(id=request_id)
+            return messages.ModelStreamInferResponse(error_message=str(error), infer_response=nothing)
+        response.parameters["triton_final_response"].bool_param = True
+        return messages.ModelStreamInferResponse(infer_response=response)
+
+    def _read(self, data: bytes) -> InferRequest:
+        return read_request(data, self._service.settings.max_json_bytes)
+
+    async def _infer(self, request: InferRequest, share: Share, context: Any) -> Any:
+        models, deadline_s = self._models, self._deadline_s(context)
         deadline = asyncio.get_running_loop().time() + deadline_s
-        with _keyed(service.settings.api_keys, context), service.predictor.admitted(deadline_s):
-            model = models.find(request.model_name, request.model_version)
-            outputs = await models.infer(model, _inference(request), deadline)
-            return _response(model, request.id, outputs)
+        model = models.find(request.model, request.version)
+        pixels, answer_bytes = models.weigh(model, request.inference)
+        share.add_bytes(answer_bytes)
+        share.add_pixels(pixels)
+        share.admitted = True
+        with self._service.predictor.admitted(deadline_s):
+            outputs = await models.infer(model, request.inference, deadline)
+            share.add_bytes(sum(output.size for output in outputs))
+            return write_response(model, request.id, outputs)
+
+    def _deadline_s(self, context: Any) -> float:
+        remaining_s = context.time_remaining()
+        return min(self._service.settings.deadline_ms / 1000, math.inf if remaining_s is None else remaining_s)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -171,68 +289,5 @@ def _handler(kind: Callable[..., grpc.RpcMethodHandler], name: str, call: Callab
     return kind(call, response_serializer=getattr(messages, f"{name}Response").SerializeToString)
 
 
-def _read(kind: Any, data: bytes) -> Any:
-    """Raises MalformedBody."""
-    try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        raise MalformedBody(f"the message is no {kind.DESCRIPTOR.name}") from error
-
-
-@contextmanager
-def _keyed(keys: Sequence[str], context: Any) -> Iterator[None]:
-    """Raises Unauthorized."""
-    require_key(keys, {name: value for name, value in context.invocation_metadata() if isinstance(value, str)})
-    yield
-
-
-def _fact(name: str, fact: Callable[[Any], dict[str, Any] | None], keys: Sequence[str]) -> Callable[[Any, Any], Any]:
-    asked, told = (getattr(messages, f"{name}{side}") for side in ("Request", "Response"))
-
-    async def call(data: bytes, context: Any) -> Any:
-        try:
-            with _keyed(keys, context):
-                return ParseDict(fact(_read(asked, data)) or {}, told())
-        except YolopardError as error:
-            await _abort(context, error)
-
-    return call
-
-
 async def _abort(context: Any, error: YolopardError) -> None:
     await context.abort(_STATUS.get(error.status, grpc.StatusCode.INVALID_ARGUMENT), str(error))
-
-
-def _inference(request: Any) -> Inference:
-    """Raises BadParameter."""
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise BadParameter(f"raw_input_contents are those of {len(raw)} inputs, and there are {len(request.inputs)}")
-    inputs = [
-        from_raw(each.name, each.datatype, tuple(each.shape), raw[i]) if raw else _typed(each)
-        for i, each in enumerate(request.inputs)
-    ]
-    parameters = {name: _value(parameter) for name, parameter in request.parameters.items()}
-    return Inference(inputs, [output.name for output in request.outputs], parameters, request.id)
-
-
-def _typed(given: Any) -> Tensor:
-    """An input whose values are in `contents`."""
-    name, shape, contents = given.name, tuple(given.shape), given.contents
-    if given.datatype == BYTES:
-        return from_elements(name, shape, list(contents.bytes_contents))
-    if given.datatype not in _CONTENTS:
-        raise BadParameter(f"{name}: {given.datatype} is read from raw_input_contents")
-    return from_values(name, given.datatype, shape, list(getattr(contents, _CONTENTS[given.datatype])))
-
-
-def _value(parameter: Any) -> Any:
-    return getattr(parameter, parameter.WhichOneof("parameter_choice") or "bool_param")
-
-
-def _response(model: Model[Any], request_id: str, outputs: list[Tensor]) -> Any:
-    described = [{"name": output.name, "datatype": output.datatype, "shape": output.shape} for output in outputs]
-    raw = [output.raw for output in outputs]
-    return messages.ModelInferResponse(
-        model_name=model.name, model_version=VERSION, id=request_id, outputs=described, raw_output_contents=raw
-    )

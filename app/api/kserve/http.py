@@ -1,169 +1,30 @@
-"""/v2 over HTTP, with the binary extension: a JSON header, and behind it the bytes of the tensors."""
+"""The routes of /v2."""
 
-import asyncio
-import gzip
-import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import Headers
 
-from app.api.body import read_body
+from app.api.body import LONG_BYTES, on_parser, read_body
 from app.api.disconnect import unless_gone
-from app.api.door import arrival, door, spoken
+from app.api.door import admit, arrival, body_limit, door, small_limit, spoken
 from app.api.exchange import Exchange
 from app.api.keys import described, require_key
 from app.api.kserve.models import Model
-from app.api.kserve.repository import VERSION, Inference, Repository
-from app.api.kserve.tensors import BYTES, Tensor, from_raw, from_values
+from app.api.kserve.repository import Repository
+from app.api.kserve.tensors import Tensor
+from app.api.kserve.wire import COMPRESS, LENGTH, Question, encode, parse
 from app.api.service import Service
-from app.errors import BadParameter, BodyTooLarge, MalformedBody, Unsupported, YolopardError
+from app.errors import BadParameter, MalformedBody, Unsupported, YolopardError
 
 PROTOCOL = "kserve"
-_LENGTH = "Inference-Header-Content-Length"
-_COMPRESS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
-_ELSEWHERE = {"classification", "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"}
 _OPENAPI: dict[str, Any] = {"requestBody": {"content": {"application/json": {}, "application/octet-stream": {}}}}
 
-Length = Annotated[int, Field(ge=0, strict=True)]
-
-
-class InputHeader(BaseModel):
-    name: str
-    shape: list[Length]
-    datatype: str
-    parameters: dict[str, Any] = {}
-    data: Any = None
-
-
-class OutputHeader(BaseModel):
-    name: str
-    parameters: dict[str, Any] = {}
-
-
-class Header(BaseModel):
-    """The JSON of a request."""
-
-    id: str = ""
-    inputs: list[InputHeader]
-    outputs: list[OutputHeader] = []
-    parameters: dict[str, Any] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A request, and which of its outputs come as bytes."""
-
-    inference: Inference
-    binary: dict[str, bool] = field(default_factory=dict)  # by output
-    binary_unless_said: bool = True
-
-
-def parse(body: bytes, headers: Headers, model: Model[Any], *, max_bytes: int, max_header: int) -> Question:
-    """The request in a body; of one without a JSON header, which the image model takes, the body is the one image.
-
-    `max_bytes` are those of the body when it is inflated. Raises a RequestError.
-    """
-    body = _inflate(body, headers.get("content-encoding", "identity").strip().lower(), max_bytes)
-    length = headers.get(_LENGTH, str(len(body)))
-    if not length.isdecimal() or int(length) > len(body):
-        raise BadParameter(f"{_LENGTH}: {length!r} is no length within the body, which has {len(body)} bytes")
-    size = int(length)
-    if size > max_header:
-        advice = "send the tensors as bytes behind it, or raise MAX_BODY_BYTES"
-        raise BodyTooLarge(f"the JSON is larger than {max_header} bytes: {advice}")
-    if size == 0 and body:
-        return Question(Inference([_only_element(body, model)]))
-    header = _header(body[:size])
-    binary_unless_said = bool(header.parameters.pop("binary_data_output", False))
-    inputs, rest = [], memoryview(body)[size:]
-    for each in header.inputs:
-        tensor, rest = _input(each, rest)
-        inputs.append(tensor)
-    if rest:
-        raise BadParameter(f"unexpected additional input data for model {model.name!r}: {len(rest)} bytes")
-    for output in header.outputs:
-        _refuse_elsewhere(output.name, output.parameters)
-    outputs = [output.name for output in header.outputs]
-    binary = {
-        output.name: bool(output.parameters["binary_data"])
-        for output in header.outputs
-        if "binary_data" in output.parameters
-    }
-    return Question(Inference(inputs, outputs, header.parameters, header.id), binary, binary_unless_said)
-
-
-def encode(model: Model[Any], question: Question, outputs: Sequence[Tensor]) -> tuple[bytes, int | None]:
-    """The body of the answer, and the length of its JSON if bytes follow."""
-    described, raw = [], []
-    for output in outputs:
-        said: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
-        if question.binary.get(output.name, question.binary_unless_said):
-            raw.append(output.raw)
-            said["parameters"] = {"binary_data_size": len(raw[-1])}
-        else:
-            said["data"] = output.values
-        described.append(said)
-    answer = {"model_name": model.name, "model_version": VERSION, "outputs": described}
-    header = orjson.dumps(({"id": question.inference.id} if question.inference.id else {}) | answer)
-    return b"".join([header, *raw]), len(header) if raw else None
-
-
-def _inflate(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    if encoding == "identity":
-        return body
-    if encoding not in _COMPRESS:
-        raise Unsupported(f"Content-Encoding: {encoding!r} is not read here; gzip and deflate are")
-    inflater = zlib.decompressobj(32 + zlib.MAX_WBITS)  # either, by its first bytes
-    try:
-        inflated = inflater.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise MalformedBody(f"the body is not {encoding}: {error}") from error
-    if len(inflated) > max_bytes:
-        raise BodyTooLarge(f"the body is larger than {max_bytes} bytes when it is inflated")
-    if not inflater.eof:
-        raise MalformedBody(f"the {encoding} body is cut short")
-    return inflated
-
-
-def _only_element(body: bytes, model: Model[Any]) -> Tensor:
-    if model.input.datatype != BYTES:
-        raise BadParameter(f"a body without a JSON header is one image, and model {model.name!r} takes tensors")
-    return Tensor(model.input.name, BYTES, (1,), [body])
-
-
-def _header(text: bytes) -> Header:
-    try:
-        return Header.model_validate(orjson.loads(text))
-    except orjson.JSONDecodeError as error:
-        raise MalformedBody(f"the request is not JSON: {error}") from error
-    except ValidationError as error:
-        problems = (f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
-        raise BadParameter("; ".join(problems)) from error
-
-
-def _input(header: InputHeader, rest: memoryview) -> tuple[Tensor, memoryview]:
-    """The tensor, and what follows its bytes."""
-    _refuse_elsewhere(header.name, header.parameters)
-    size = header.parameters.get("binary_data_size")
-    if (size is None) == (header.data is None):
-        raise BadParameter(f"{header.name}: give its data, or the binary_data_size of its bytes behind the JSON")
-    name, datatype, shape = header.name, header.datatype, tuple(header.shape)
-    if header.data is not None:
-        return from_values(name, datatype, shape, header.data), rest
-    if not isinstance(size, int) or not 0 <= size <= len(rest):
-        raise BadParameter(f"{name}: binary_data_size {size!r} is no length within the {len(rest)} bytes that are left")
-    return from_raw(name, datatype, shape, rest[:size]), rest[size:]
-
-
-def _refuse_elsewhere(name: str, parameters: dict[str, Any]) -> None:
-    if asked := sorted(_ELSEWHERE & parameters.keys()):
-        raise Unsupported(f"{name}: {asked[0]} is not offered here")
+MAX_JSON_VALUES = 2_000_000  # in an answer
 
 
 def shape(error: YolopardError, request_id: str) -> tuple[int, dict[str, Any]]:
@@ -203,7 +64,7 @@ def routes(service: Service, models: Repository) -> APIRouter:
 
     @facts.post("/v2/repository/models/{model}/load", summary="Only confirms: models do not change")
     async def load(model: str, request: Request) -> dict[str, str]:
-        body = await read_body(request, service.settings.max_body_bytes)
+        body = await arrival(request, read_body(request, small_limit(service, request)))
         models.load(model, changed=_has_parameters(body))
         return {}
 
@@ -239,18 +100,37 @@ def routes(service: Service, models: Repository) -> APIRouter:
         asked, exchange = models.find(model, version), Exchange.of(request.scope)
         exchange.engine = service.predictor.engines[0]
         most = max(settings.max_tensor_bytes, settings.max_body_bytes)
-        body = await arrival(request, read_body(request, most))
-        question = await asyncio.to_thread(
-            parse, body, request.headers, asked, max_bytes=most, max_header=settings.max_body_bytes
-        )
+        limit = body_limit(service, request, most)
+        body = await arrival(request, read_body(request, limit))
+        question = await _parsed(lambda: parse(body, request.headers, asked, limit), body, request.headers)
+        pixels, answer_bytes = models.weigh(asked, question.inference)
+        exchange.share.add_bytes(answer_bytes)
+        admit(service, request, pixels)
         async with unless_gone(request):
             outputs = await models.infer(asked, question.inference, exchange.deadline)
-        return _respond(request, *encode(asked, question, outputs))
+        exchange.share.add_bytes(sum(output.size for output in outputs))
+        return await _respond(request, *await _encoded(asked, question, outputs))
 
     for path in ("trace/setting", "models/{model}/trace/setting", "logging", "{kind}sharedmemory/{rest:path}"):
         facts.add_api_route(f"/v2/{path}", elsewhere, methods=["GET", "POST"], include_in_schema=False)
 
     return APIRouter(routes=[*health.routes, *images.routes, *facts.routes])
+
+
+async def _parsed(work: Callable[[], Question], body: bytes, headers: Headers) -> Question:
+    """What takes long, inflating and much JSON, is done on a thread."""
+    binary = headers.get(LENGTH, "")
+    is_short = binary.isdecimal() and int(binary) <= LONG_BYTES and "content-encoding" not in headers
+    return work() if is_short or len(body) <= LONG_BYTES // 8 else await on_parser(work)
+
+
+async def _encoded(model: Model[Any], question: Question, outputs: list[Tensor]) -> tuple[bytes, int | None]:
+    """As `encode`. Raises BadParameter for numbers that are too many for JSON, which takes ten times their bytes."""
+    as_json = [each for each in outputs if not question.binary.get(each.name, question.binary_unless_said)]
+    if sum(output.size for output in as_json) > MAX_JSON_VALUES * 4:
+        raise BadParameter(f"the outputs hold more than {MAX_JSON_VALUES} numbers: ask for them with binary_data")
+    work = partial(encode, model, question, outputs)
+    return await on_parser(work) if sum(output.size for output in as_json) > LONG_BYTES else work()
 
 
 async def elsewhere(request: Request) -> None:
@@ -266,10 +146,12 @@ def _has_parameters(body: bytes) -> bool:
         raise MalformedBody("the request is not a JSON object") from error
 
 
-def _respond(request: Request, body: bytes, header_length: int | None) -> Response:
+async def _respond(request: Request, body: bytes, header_length: int | None) -> Response:
     """Compressed for who asks for one encoding only: others send a list with every request, and gain nothing."""
-    headers = {} if header_length is None else {_LENGTH: str(header_length)}
-    if compress := _COMPRESS.get(encoding := request.headers.get("accept-encoding", "")):
-        body, headers["Content-Encoding"] = compress(body), encoding
+    headers = {} if header_length is None else {LENGTH: str(header_length)}
+    if compress := COMPRESS.get(encoding := request.headers.get("accept-encoding", "")):
+        work = partial(compress, body)
+        body = await on_parser(work) if len(body) > LONG_BYTES else work()
+        headers["Content-Encoding"] = encoding
     kind = "application/json" if header_length is None else "application/octet-stream"
     return Response(body, headers=headers, media_type=kind)

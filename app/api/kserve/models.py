@@ -23,6 +23,7 @@ from app.images import Pixels
 from app.model import ModelInfo, spell
 from app.predictor import FramePrediction, Prediction, Predictor
 from app.results import Thresholds, corners
+from app.threads import checkpoint
 
 P = TypeVar("P", Prediction, FramePrediction)
 
@@ -73,7 +74,8 @@ class TensorModel(Model[FramePrediction]):
         if planes.ndim != 4 or planes.shape[1] != 3:
             raise BadParameter(f"images: shape {list(planes.shape)} is not [images, 3, height, width]")
         self._check_sides(planes.shape[2], planes.shape[3])
-        return [predictor.predict_frame(partial(to_frame, image), thresholds, deadline) for image in planes]
+        turns = predictor.turns(len(planes))
+        return [predictor.predict_frame(partial(to_frame, image), thresholds, deadline, turns) for image in planes]
 
     def _check_sides(self, height: int, width: int) -> None:
         stride, shapes, most = self.info.stride, self.info.shapes, self.info.imgsz * _LARGEST
@@ -107,8 +109,11 @@ class ImageModel(Model[Prediction]):
     def works(
         self, given: Tensor, predictor: Predictor, thresholds: Thresholds, deadline: float
     ) -> list[Coroutine[Any, Any, Prediction]]:
+        turns = predictor.turns(len(given.elements))
+
         async def predict(data: bytes) -> Prediction:
-            return (await predictor.predict(data, thresholds, deadline, predictor.engines[:1], shadowed=True))[0]
+            engines = predictor.engines[:1]
+            return (await predictor.predict(data, thresholds, deadline, engines, turns=turns, shadowed=True))[0]
 
         if given.shape[0] != len(given.elements):
             raise BadParameter(f"image: shape {list(given.shape)} is not [images]")
@@ -135,6 +140,7 @@ def _part(name: str, prediction: Prediction) -> NDArray[Any]:
 
 
 def _coco(mask: masks.Mask, prediction: Prediction) -> bytes:
+    checkpoint()
     counts = masks.run_lengths(mask, prediction.placement)
     return orjson.dumps({"size": prediction.placement.image, "counts": counts})
 

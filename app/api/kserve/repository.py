@@ -1,6 +1,7 @@
 """All of what can be asked over KServe: facts of the models, what they have done, and inference."""
 
 import asyncio
+import math
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from app import __version__
 from app.api.detect import Wanted
+from app.api.door import count_pixels
 from app.api.errors import explain_validation
 from app.api.kserve.models import ImageModel, Model, P, TensorModel, export_metadata
 from app.api.kserve.slots import Slot
@@ -21,6 +23,7 @@ from app.errors import BadParameter, NotFound, NotReady, Unsupported, YolopardEr
 from app.model import ModelInfo
 from app.results import Thresholds
 
+PROTO_BYTES = 8  # of segment's mask prototypes for each pixel of a frame: 32 in FP32, a quarter of its sides
 VERSION = "1"  # of every model; there is no other
 
 _PLATFORMS = {"tensorrt": "tensorrt_plan", "onnxruntime": "onnxruntime_onnx", "pytorch": "pytorch_libtorch"}
@@ -140,6 +143,15 @@ class Repository:
         """Raises NotFound or Unsupported."""
         self.find(name)
         raise Unsupported("models are not unloaded while the server runs: stop it")
+
+    def weigh(self, model: Model[Any], asked: Inference) -> tuple[int, int]:
+        """The pixels of the images in this request, and the bytes of what the engine will answer."""
+        pixels = sum(
+            count_pixels(tensor.elements) if tensor.datatype == BYTES else math.prod(tensor.shape) // 3
+            for tensor in asked.inputs
+        )
+        has_protos = model.info.task == "segment" and isinstance(model, TensorModel)
+        return pixels, PROTO_BYTES * pixels if has_protos else 0
 
     async def infer(self, model: Model[Any], asked: Inference, deadline: float) -> list[Tensor]:
         """The outputs asked for, in the order of the question. `deadline` is a loop time.

@@ -54,6 +54,11 @@ class Tensor:
         return self.data
 
     @property
+    def size(self) -> int:
+        """That it takes, about."""
+        return sum(map(len, self.data)) if isinstance(self.data, list) else self.data.nbytes
+
+    @property
     def raw(self) -> bytes:
         """As `from_raw` reads it."""
         if isinstance(self.data, list):

@@ -1,0 +1,70 @@
+"""How much an inference message of gRPC holds, told from its bytes: parsed, a field of two bytes takes a hundred."""
+
+from collections.abc import Iterator
+
+from app.errors import BadParameter, MalformedBody
+
+MAX_FIELDS = 10_000  # a message of 64 images has some hundred
+MAX_SHAPE = 1024  # bytes
+_PARAMETERS, _INPUTS, _OUTPUTS = 4, 5, 6  # of ModelInferRequest
+_SHAPE, _CONTENTS = 3, 5  # of InferInputTensor
+_BYTES = 8  # of InferTensorContents: images; the others are numbers
+
+
+def require_bounded(message: bytes, max_numbers: int) -> None:
+    """Raises MalformedBody for more than MAX_FIELDS, BadParameter for more bytes of typed numbers than `max_numbers`."""
+    count = numbers = 0
+
+    def inside(view: memoryview) -> Iterator[tuple[int, memoryview]]:
+        nonlocal count
+        for each in _fields(view):
+            count += 1
+            if count > MAX_FIELDS:
+                raise MalformedBody(f"the message has more than {MAX_FIELDS} fields")
+            yield each
+
+    for number, value in inside(memoryview(message)):
+        if number not in (_PARAMETERS, _INPUTS, _OUTPUTS):
+            continue
+        for part, content in inside(value):
+            if number != _INPUTS:
+                continue
+            if part == _SHAPE and len(content) > MAX_SHAPE:
+                raise BadParameter("the shape of an input is too long for one of a tensor")
+            if part == _CONTENTS:
+                numbers += sum(len(each) for kind, each in inside(content) if kind != _BYTES)
+    if numbers > max_numbers:
+        raise BadParameter(f"contents hold more than {max_numbers} bytes of numbers: send them as raw_input_contents")
+
+
+def _fields(view: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and content of each field; https://protobuf.dev/programming-guides/encoding. Raises MalformedBody."""
+    at, size = 0, len(view)
+    while at < size:
+        tag, at = _varint(view, at)
+        begins = at
+        match tag & 7:
+            case 0:
+                _, at = _varint(view, at)
+            case 1:
+                at += 8
+            case 2:
+                length, begins = _varint(view, at)
+                at = begins + length
+            case 5:
+                at += 4
+            case _:
+                raise MalformedBody("the message is no ModelInferRequest")
+        if at > size:
+            raise MalformedBody("the message is no ModelInferRequest: it is cut short")
+        yield tag >> 3, view[begins:at]
+
+
+def _varint(view: memoryview, at: int) -> tuple[int, int]:
+    """The number, and where it ends."""
+    value = 0
+    for shift, byte in enumerate(view[at : at + 10]):
+        value |= (byte & 127) << 7 * shift
+        if byte < 128:
+            return value, at + shift + 1
+    raise MalformedBody("the message is no ModelInferRequest")

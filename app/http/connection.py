@@ -1,0 +1,307 @@
+"""One HTTP connection: uvicorn's protocol on httptools, with limits.
+
+uvicorn reads a head of any length at any pace, closes on a client that still sends (which then never sees the answer),
+takes a half-closed request for a hang-up and an `Upgrade: h2c` for the end of the request.
+"""
+
+import asyncio
+import math
+from typing import Any
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from app.http import head
+from app.http.connections import DRAIN_S, LINGER_BYTES, LINGER_S, SWEEP_S, WINDOW_S, Connections
+from app.http.outlet import Outlet
+from app.http.rate import Rate
+from app.http.refusal import Refused, answer
+
+_AGAIN = b"POST / HTTP/1.1\r\nhost: again\r\n%s\r\n"
+
+
+class Connection(HttpToolsProtocol):
+    """`check` is called twice a second; all else is an asyncio protocol."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._all, self._limits = connections, connections.limits
+        self.peer = ""
+        self.waiting_since = self.loop.time()  # when the server began to wait for this client; inf while it works
+        self._has_answered = False
+        self._in_head = False
+        self._message_complete = True  # the request, whatever became of its answer
+        self._chunk = self._begun = 0  # bytes that are parsed at the moment, and requests that begin in them
+        self._fed = 0  # bytes of the request, less those that came in one chunk with its first one
+        self._body_bytes = 0
+        self._lingering_since = math.inf
+        self._half_closed = False  # the client has shut its writing side
+        self._muted = False  # while the parser reads a head a second time
+        self._without_upgrade = False
+        self._rate = Rate(connections.limits.bytes_per_s)
+        self._stopping_since = math.inf
+
+    @property
+    def waiting(self) -> bool:
+        """True while it is the client's turn."""
+        return self.waiting_since < math.inf
+
+    # asyncio's protocol
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.peer = self.client[0] if self.client else ""
+        self._outlet = Outlet(self.finish, transport)
+        self._all.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._chunk = len(data)
+        self._fed += self._chunk
+        if self._lingering_since < math.inf:
+            if self._fed > LINGER_BYTES:
+                self.transport.abort()
+            return
+        try:
+            self._feed(data)
+        except Refused as refusal:
+            self._refuse(refusal.status, str(refusal))
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            if isinstance(cause, Refused):
+                self._refuse(cause.status, str(cause))
+            else:
+                self._refuse(400, "this is no HTTP/1.1")
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A client that has sent its request and shuts its writing side still gets its answer."""
+        if self._working and self._message_complete and not self.transport.is_closing():
+            self._half_closed = True
+            self.cycle.keep_alive = False
+            return True
+        return False
+
+    def resume_writing(self) -> None:
+        self._rate.drained()
+        super().resume_writing()
+
+    def shutdown(self) -> None:
+        """The server stops: what has been received whole is answered."""
+        self._stopping_since = self.loop.time()
+        if self._working:
+            self.cycle.keep_alive = False
+        elif self._lingering_since == math.inf:
+            self.transport.close()
+
+    # The parser's callbacks
+
+    def on_message_begin(self) -> None:
+        if self._muted:
+            return
+        super().on_message_begin()
+        if self._has_answered and not self._working:
+            self.waiting_since = self.loop.time()
+        self._in_head, self._message_complete = True, False
+        self._fed = self._body_bytes = 0
+        self._begun += 1
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._muted:
+            super().on_header(name, value)
+
+    def on_url(self, url: bytes) -> None:
+        if not self._muted:
+            super().on_url(url)
+
+    def on_headers_complete(self) -> None:
+        if self._muted:
+            return
+        self._in_head = False
+        long = self._fed + self._chunk > self._limits.head_bytes  # it may be, or its body came with it
+        head.check(self.headers, self.url, self.parser.get_http_version(), self._limits, measure=long)
+        self.scope["yolopard.cut_off"] = self.cut_off  # type: ignore[typeddict-unknown-key]
+        super().on_headers_complete()
+        self.cycle.transport = self._outlet  # type: ignore[assignment]
+        self._without_upgrade = self.parser.should_upgrade() and bool(head.framing(self.headers))
+        self.headers = []  # what trailers add is nobody's
+        self.waiting_since = now = self.loop.time()
+        self._rate.begin(now)
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._muted or self._without_upgrade:
+            return
+        self._message_complete = True
+        if self._working:
+            self.waiting_since = math.inf
+        super().on_message_complete()
+
+    # uvicorn's hooks
+
+    def on_response_complete(self) -> None:
+        self._has_answered = True
+        self.waiting_since = self.loop.time()
+        super().on_response_complete()
+        self._unset_keepalive_if_required()  # `check` has the time
+        if self._working and self._message_complete:  # pipelined
+            self.waiting_since = math.inf
+        if self._half_closed and not self.pipeline:
+            self.transport.close()
+
+    def finish(self) -> None:
+        """Close once the answer is out; what the client still sends is read and dropped for a while.
+
+        The kernel resets a connection that is closed with bytes unread, and the client then loses the answer. nginx
+        calls this lingering close: https://nginx.org/en/docs/http/ngx_http_core_module.html#lingering_close
+        """
+        if self._message_complete or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._lingering_since = self.waiting_since = now = self.loop.time()
+        self._fed = 0
+        self._rate.begin(now)
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def cut_off(self) -> None:
+        """The application gives up an answer that its client does not take."""
+        self.cycle.disconnected = True
+        self.transport.abort()
+
+    def give_way(self) -> None:
+        """Another connection needs the place."""
+        if self._lingering_since < math.inf or not (self._in_head or not self._working):
+            self.transport.abort()
+        else:
+            self._refuse(503, "the server has as many connections as it takes")
+            self.transport.close()
+
+    def check(self, now: float) -> None:
+        """Close what has kept the server waiting for too long."""
+        limits = self._limits
+        waited = now - self.waiting_since
+        if self._lingering_since < math.inf:
+            longest = LINGER_S if self._stopping_since == math.inf else SWEEP_S
+            if now - self._lingering_since > longest or self._too_slow(now, WINDOW_S):
+                self.transport.abort()
+        elif now - self._stopping_since > DRAIN_S and self._stalls(now):
+            if self._reads_body:
+                self._refuse(503, "the server is stopping")
+            else:
+                self.transport.abort()
+        elif self._working:
+            self._check_request(now)
+        elif self._in_head:
+            if waited > limits.head_s:
+                self._refuse(408, f"the request's head took more than {limits.head_s:g} s")
+        elif not self._message_complete:  # answered, and the rest of the body comes
+            if waited > LINGER_S or self._too_slow(now, WINDOW_S) or self._body_bytes > LINGER_BYTES:
+                self.transport.abort()
+        elif waited > (limits.keep_alive_s if self._has_answered else limits.head_s):
+            self.transport.close()
+
+    # Our own
+
+    @property
+    def _working(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _reads_body(self) -> bool:
+        return self._working and not (self._message_complete or self._in_head)
+
+    def _feed(self, data: bytes) -> None:
+        limit, alone = self._limits.head_bytes, self._message_complete
+        self._begun = 0
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on(data[upgrade.args[0] :])
+        if alone and self._begun == 1:
+            self._fed = len(data)
+        if self._in_head and self._fed > limit:
+            if self.headers:
+                raise Refused(431, f"the request's head is larger than {limit} bytes")
+            raise Refused(414, f"the request's line is longer than {limit} bytes")
+        if not self._message_complete and self._fed > 2 * self._body_bytes + self._chunk + limit:
+            raise Refused(400, "the body's chunks are more frame than content")
+
+    def _go_on(self, rest: bytes) -> None:
+        """Read on after a head that offers an upgrade, which is not taken up.
+
+        llhttp stops there, and takes a body for what the other protocol says: https://github.com/nodejs/llhttp/issues/215
+        """
+        if self._without_upgrade:
+            self._without_upgrade = False
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self._muted = True
+            self.parser.feed_data(_AGAIN % head.framing(self.cycle.scope["headers"]))
+            self._muted = False
+        if rest:
+            self.parser.feed_data(rest)
+
+    def _check_request(self, now: float) -> None:
+        limits = self._limits
+        left = self.transport.get_write_buffer_size()
+        if self._reads_body:
+            if self.flow.read_paused:  # the application has enough for now
+                self._rate.begin(now, self._body_bytes)
+            elif self._too_slow(now, WINDOW_S):
+                self._refuse(408, f"the body comes at less than {limits.bytes_per_s} bytes a second")
+        elif not left:
+            self.waiting_since = math.inf
+            self._rate.begin(now, self._body_bytes)
+            self._probe()
+        elif not self._rate.sends:  # it has begun to send
+            self.waiting_since = now
+            self._rate.begin(now, self._body_bytes, left)
+        elif self._too_slow(now, limits.send_s):
+            self.transport.abort()
+
+    def _probe(self) -> None:
+        """Find out whether a client that has shut its writing side is gone: its kernel then refuses this line, which a
+        client that waits passes over.
+        """
+        if self._half_closed and not self.cycle.response_started and self.cycle.scope["http_version"] == "1.1":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _too_slow(self, now: float, window_s: float) -> bool:
+        received = self._fed if self._lingering_since < math.inf else self._body_bytes
+        return self._rate.too_slow(now, window_s, received, self.transport.get_write_buffer_size())
+
+    def _stalls(self, now: float) -> bool:
+        """Whether it is the client that keeps the server from stopping."""
+        if not self._working or self._reads_body:
+            return True
+        return bool(self.transport.get_write_buffer_size()) and self._too_slow(now, DRAIN_S)
+
+    def _refuse(self, status: int, message: str) -> None:
+        """An answer without the application; the connection ends."""
+        if self.transport.is_closing():
+            return
+        if self._working and not (self._reads_body and not self.cycle.response_started):
+            self.transport.close()  # another answer is on its way: this one would stand in its middle
+            return
+        if self._working:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self._in_head = self._message_complete = False
+        self.transport.write(answer(status, message))
+        self.finish()

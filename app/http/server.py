@@ -1,0 +1,93 @@
+"""Start and stop: uvicorn's server around our connections."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Generator
+from functools import partial
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from app import machine
+from app.http.connection import Connection
+from app.http.connections import Connections, Limits
+from app.settings import Settings
+
+log = logging.getLogger("yolopard.http")
+
+LINGER_S = 0.25
+OTHER_FILES = 64  # that the process has open besides connections: engines, logs, gRPC, images by URL
+
+
+class Server(uvicorn.Server):
+    """Takes in what has reached the socket before it closes the door; uvicorn alone would reset those connections."""
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self.connections = connections
+        self.on_stop: Callable[[], None] = lambda: None  # called when nothing more is to be taken in
+        self._watch: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._watch = asyncio.create_task(self.connections.watch(), name="connections")
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await asyncio.sleep(LINGER_S)
+        self.on_stop()
+        await super().shutdown(sockets)
+        if self._watch is not None:
+            self._watch.cancel()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """SIGHUP, which a closing terminal sends, stops the server as SIGTERM does; `nohup` has it ignored."""
+        before = signal.getsignal(signal.SIGHUP)
+        if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+            with super().capture_signals():
+                yield
+            return
+        signal.signal(signal.SIGHUP, lambda *_: self.handle_exit(signal.SIGTERM, None))
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+
+def make_server(settings: Settings, app: ASGIApp | str = "unset") -> Server:
+    """The server of an application, not yet started. Without one, `config.app` has to be set before it is."""
+    connections = Connections(_limits(settings))
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=partial(Connection, connections),  # type: ignore[arg-type]
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=round(settings.deadline_ms / 1000) + 1,
+    )
+    return Server(config, connections)
+
+
+def _limits(settings: Settings) -> Limits:
+    files = machine.allow_open_files(settings.max_connections + OTHER_FILES)
+    connections = max(1, min(settings.max_connections, files - OTHER_FILES))
+    if connections < settings.max_connections:
+        log.warning("the process may have %d files open: MAX_CONNECTIONS is %d", files, connections)
+    return Limits(
+        connections=connections,
+        per_peer=settings.max_connections_per_peer,
+        head_bytes=settings.max_head_bytes,
+        head_s=settings.head_timeout_ms / 1000,
+        keep_alive_s=settings.keep_alive_ms / 1000,
+        send_s=settings.send_timeout_ms / 1000,
+        bytes_per_s=settings.min_bytes_per_s,
+        hosts=settings.hosts,
+    )

@@ -1,0 +1,258 @@
+"""The HTTP server byte by byte: what a client may send, how slowly, and that it sees each refusal."""
+
+import json
+import socket
+import time
+
+import pytest
+from conftest import eventually
+
+from app.http import connection as module
+
+HOST = b"Host: localhost\r\n"
+
+
+def post(body: bytes, *, path: bytes = b"/v1/detect", more: bytes = b"", host: bytes = HOST, version=b"1.1") -> bytes:
+    head = b"POST %s HTTP/%s\r\n%s%sContent-Length: %d\r\n\r\n" % (path, version, host, more, len(body))
+    return head + body
+
+
+def chunked(*chunks: bytes, more: bytes = b"") -> bytes:
+    head = b"POST /v1/detect HTTP/1.1\r\n" + HOST + more + b"Transfer-Encoding: chunked\r\n\r\n"
+    return head + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+
+
+def talk(live, *data: bytes, half: bool = False) -> bytes:
+    """All that comes back until the server closes."""
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as client:
+        for piece in data:
+            client.sendall(piece)
+        if half:
+            client.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := client.recv(1 << 16):
+            answer += piece
+        return answer
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1]) if answer else 0
+
+
+def error(answer: bytes) -> tuple[int, str]:
+    return status(answer), json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"]
+
+
+CLOSE = b"Connection: close\r\n"
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /healthz HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 40_000,
+        b"GET /healthz HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 40_000 + b"\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n" + HOST + b"".join(b"X-%d: aaaaaaaa\r\n" % i for i in range(3000)),
+        post(b"", more=b"X: " + b"a" * 40_000 + b"\r\n") + b"x" * 100_000,
+    ],
+    ids=["one header", "one header, whole", "many headers", "with a body behind it"],
+)
+def test_a_head_over_its_limit_is_431(house, head):
+    assert error(talk(house, head)) == (431, "head_too_large")
+
+
+def test_a_request_line_over_its_limit_is_414(house):
+    assert error(talk(house, b"GET /" + b"a" * 40_000)) == (414, "url_too_long")
+
+
+def test_a_head_of_many_megabytes_is_refused_and_its_client_sees_why(house):
+    begin = b"GET / HTTP/1.1\r\n" + HOST + b"X: "
+    assert error(talk(house, begin, *[b"a" * 1_000_000] * 30)) == (431, "head_too_large")
+
+
+def test_a_head_behind_a_large_body_is_not_taken_for_a_large_head(house, sample):
+    first, second = post(sample + b"\0" * 200_000), post(sample, more=CLOSE)
+    assert talk(house, first + second[:50], second[50:]).count(b"HTTP/1.1 200") == 2
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET / HT", b"GET / HTTP/1.1\r\n" + HOST + b"X-Slow: "], ids=repr)
+def test_a_head_has_a_time_limit_from_connect(serve, begin):
+    live = serve(head_timeout_ms=200)
+    started = time.monotonic()
+    answer = talk(live, begin)
+    assert time.monotonic() - started < 5
+    assert status(answer) == (408 if begin else 0)
+
+
+def test_an_idle_connection_is_closed_after_its_time(serve):
+    live = serve(keep_alive_ms=200)
+    answer = talk(live, b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert answer.endswith(b'{"status":"ok"}')
+
+
+@pytest.fixture
+def hurried(monkeypatch) -> None:
+    monkeypatch.setattr(module, "WINDOW_S", 0.5)
+
+
+@pytest.mark.parametrize(
+    "path", [b"/v1/detect", b"/v1/vision/detection", b"/v1/vision/custom/list", b"/model/add", b"/v2/models/pets/infer"]
+)
+def test_a_body_has_a_least_rate_on_every_route(serve, hurried, path):
+    live = serve()
+    assert error(talk(live, post(b"x" * 60_000, path=path)[:-30_000])) == (408, "too_slow")
+    eventually(lambda: live.service.inflight.bytes == 0 and live.service.inflight.waiting == 0)
+
+
+def test_a_client_that_waits_for_100_continue_and_sends_nothing_is_closed(serve, hurried):
+    request = post(b"x" * 1000, more=b"Expect: 100-continue\r\n")[:-1000]
+    assert b"408" in talk(serve(), request)
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(serve, hurried):
+    live = serve(send_timeout_ms=300)
+    with socket.create_connection(("127.0.0.1", live.port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(b"".join([b"GET /openapi.json HTTP/1.1\r\n" + HOST + b"\r\n"] * 300))
+        eventually(lambda: len(live.server.connections) > 0)
+        eventually(lambda: len(live.server.connections) == 0)
+
+
+@pytest.mark.parametrize("connection", [CLOSE, b""], ids=["close", "keep-alive"])
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [(b"/nowhere", 404), (b"/v1/detect?conf=2", 422), (b"/v1/detect", 413), (b"/v2/models/none/infer", 404)],
+    ids=str,
+)
+def test_an_early_refusal_is_seen_by_a_client_that_first_sends_all_of_its_body(serve, path, expected, connection):
+    live = serve(max_body_bytes=1_000_000, max_tensor_bytes=1_000_000)
+    for _ in range(5):
+        request = post(b"x" * 8_000_000, path=path, more=connection)
+        assert status(talk(live, request, half=not connection)) == expected
+
+
+def test_the_connection_goes_on_after_an_early_refusal(house, sample):
+    refused, served = post(b"x" * 3_000_000, path=b"/nowhere"), post(sample, more=CLOSE)
+    answer = talk(house, refused, served)
+    assert status(answer) == 404
+    assert answer.count(b"HTTP/1.1 200") == 1
+
+
+def test_an_endless_body_that_was_refused_is_cut_off(serve, hurried, monkeypatch):
+    monkeypatch.setattr(module, "LINGER_S", 0.5)
+    live = serve()
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\n" + HOST + b"Content-Length: 999999999999\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 404"
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):
+            send_without_end(client)
+
+
+def send_without_end(client: socket.socket) -> None:
+    while True:
+        client.sendall(b"x" * 1_000_000)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_an_upgrade_is_ignored_and_the_body_is_read(house, sample, half):
+    more = UPGRADE if half else UPGRADE + CLOSE
+    assert status(talk(house, post(sample, more=more), half=half)) == 200
+
+
+def test_an_upgrade_is_ignored_with_a_chunked_body(house, sample):
+    assert status(talk(house, chunked(sample[:900], sample[900:], more=UPGRADE), half=True)) == 200
+
+
+def test_a_request_behind_an_offered_upgrade_is_answered(house, sample):
+    first = b"GET /healthz HTTP/1.1\r\n" + HOST + UPGRADE + b"\r\n"
+    assert talk(house, first + post(sample, more=CLOSE)).count(b"HTTP/1.1 200") == 2
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_a_client_that_shuts_its_writing_side_gets_its_answer(house, sample, version):
+    assert status(talk(house, post(sample, version=version), half=True)) == 200
+
+
+def test_a_half_closed_client_is_asked_whether_it_is_there_and_answered_late(serve, device, sample):
+    live = serve()
+    device.gate.clear()
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as client:
+        client.sendall(post(sample))
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        device.gate.set()
+        answer = b""
+        while piece := client.recv(1 << 16):
+            answer += piece
+    assert b"HTTP/1.1 200 OK" in answer
+
+
+@pytest.mark.parametrize(
+    ("host", "version", "expected"),
+    [
+        (b"", b"1.1", 400),
+        (b"", b"1.0", 200),
+        (HOST * 2, b"1.1", 400),
+        (b"Host: evil.example\r\n", b"1.1", 400),
+        (b"Host: localhost.evil.example:80\r\n", b"1.1", 400),
+        (b"Host: 127.0.0.1:8000\r\n", b"1.1", 200),
+        (b"Host: [::1]:8000\r\n", b"1.1", 200),
+        (b"Host: LOCALHOST\r\n", b"1.1", 200),
+    ],
+)
+def test_the_host_is_named_once_and_is_this_server_s_where_nobody_needs_a_key(house, sample, host, version, expected):
+    answer = talk(house, post(sample, host=host, version=version, more=CLOSE))
+    assert status(answer) == expected
+
+
+@pytest.mark.parametrize("settings", [{"api_keys": "k" * 16}, {"allow_hosts": "evil.example"}], ids=str)
+def test_any_host_is_taken_from_who_shows_a_key_and_the_names_in_allow_hosts(serve, sample, settings):
+    more = CLOSE + b"X-API-Key: " + b"k" * 16 + b"\r\n"
+    assert status(talk(serve(**settings), post(sample, host=b"Host: evil.example\r\n", more=more))) == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"1\r\na\r\n" * 100_000,
+        b"5;" + b"a" * 500_000,
+        b"0\r\n" + b"".join(b"X-%d: %s\r\n" % (i, b"a" * 900) for i in range(300)),
+        b"zz\r\n",
+    ],
+    ids=["chunks of one byte", "an endless extension", "many trailers", "no number"],
+)
+def test_chunks_that_are_more_frame_than_content_are_refused(house, body):
+    assert error(talk(house, chunked()[:-5] + body)) == (400, "bad_http")
+
+
+@pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\0\x01\0", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0" * 99])
+def test_bytes_that_are_no_http_are_refused_without_a_line_in_the_log(house, data, caplog):
+    assert error(talk(house, data)) == (400, "bad_http")
+    assert caplog.records == []
+
+
+def test_a_wrong_request_behind_one_that_is_being_answered_closes_the_connection_only(serve, device, sample):
+    live = serve()
+    device.gate.clear()
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as client:
+        client.sendall(post(sample) + b"\0\0 no HTTP\r\n\r\n")
+        assert client.recv(1) == b""
+    device.gate.set()
+    eventually(lambda: live.service.predictor.pending == 0)
+    assert live.client.post("/v1/detect", content=sample).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/v1/models", "/docs", "/v1/status/ping", "/metrics"])
+def test_head_is_get_without_the_body(house, path):
+    asked, got = house.client.head(path), house.client.get(path)
+    assert (asked.status_code, asked.content) == (200, b"")
+    assert asked.headers["content-type"] == got.headers["content-type"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("HEAD", "/v1/detect", "POST"), ("GET", "/v1/predict", "POST"), ("POST", "/healthz", "GET, HEAD")],
+)
+def test_a_405_says_what_is_allowed(house, method, path, allowed):
+    answer = house.client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)

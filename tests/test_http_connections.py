@@ -1,0 +1,67 @@
+"""How many connections there may be, and who gives way."""
+
+import logging
+import socket
+
+import pytest
+from conftest import eventually
+
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def connect(live, source: str = "127.0.0.1") -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", live.port), timeout=20, source_address=(source, 0))
+    client.sendall(b"GET / HT")
+    return client
+
+
+def closed(client: socket.socket) -> bool:
+    """Whether the server has closed it, with or without a word."""
+    try:
+        while client.recv(1 << 16):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+@pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_peer"])
+def test_where_there_are_too_many_the_one_that_keeps_the_server_waiting_longest_gives_way(serve, limit, caplog):
+    live = serve(**{limit: 8})
+    strangers = [connect(live) for _ in range(20)]
+    with caplog.at_level(logging.WARNING):
+        for _ in range(20):
+            assert live.client.get("/healthz").status_code == 200
+        assert closed(strangers[0])
+    eventually(lambda: len(live.server.connections) <= 8)
+    assert limit.upper() in caplog.text
+    for stranger in strangers:
+        stranger.close()
+
+
+def test_one_address_takes_no_places_from_another(serve):
+    live = serve(max_connections_per_peer=4)
+    neighbour = connect(live, "127.0.0.2")
+    strangers = [connect(live) for _ in range(20)]
+    assert closed(strangers[0])
+    neighbour.sendall(b"TP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert neighbour.recv(12) == b"HTTP/1.1 200"
+    for client in (neighbour, *strangers):
+        client.close()
+
+
+def test_a_request_that_is_being_answered_gives_way_to_nobody(serve, device, sample):
+    live = serve(max_connections=4)
+    device.gate.clear()
+    body = b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(sample), sample)
+    clients = [socket.create_connection(("127.0.0.1", live.port), timeout=20) for _ in range(4)]
+    for client in clients:
+        client.sendall(body)
+    eventually(lambda: live.service.predictor.pending == 4)
+    late = socket.create_connection(("127.0.0.1", live.port), timeout=20)
+    assert late.recv(12) == b"HTTP/1.1 503"
+    device.gate.set()
+    for client in clients:
+        assert client.recv(12) == b"HTTP/1.1 200"
+    for client in (late, *clients):
+        client.close()
