@@ -1,7 +1,9 @@
 """yolopard build | serve | bench | selftest"""
 
 import argparse
+import contextlib
 import json
+import logging
 import os
 import shlex
 import signal
@@ -10,6 +12,9 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
+
+import uvloop
 
 from app import __version__, log, machine, selftest, store
 from app.api.app import create_app
@@ -56,7 +61,7 @@ def build(settings: Settings) -> int:
     return 0
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings) -> NoReturn:
     """Serve until SIGTERM or SIGINT; what was admitted by then is still answered."""
     log.configure(settings.log_level, settings.log_format)
     settings.require_keys()
@@ -72,12 +77,13 @@ def serve(settings: Settings) -> int:
     )
     server.config.app = create_app(service)
     server.on_stop = service.inflight.close
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when all is answered
     listener = _listen(settings.host, settings.port, "PORT")
     if settings.grpc_port:
         _require_grpc(settings.host, settings.grpc_port)
-    server.run(sockets=[listener])
-    return _fail(service.failure) if service.failure else 0
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.new_event_loop().run_until_complete(server.serve([listener]))
+    _end(_fail(service.failure) if service.failure else 0)
 
 
 def selftest_(settings: Settings) -> int:
@@ -205,6 +211,16 @@ def _print_ready(settings: Settings, built: Built) -> None:
         f"  curl --data-binary @{shlex.quote(str(sample))} {url}/v1/predict\n",
         flush=True,
     )
+
+
+def _end(status: int) -> NoReturn:
+    """Leave at once. All is answered; the interpreter would wait for a decoder that does not come back, and for gRPC's
+    half-open peers.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _fail(error: SetupError) -> int:

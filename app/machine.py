@@ -7,12 +7,22 @@ import platform
 import resource
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 IDLE_S = 10.0  # between two looks whether there is something to do
 IDLE = 0.02  # of a core, under which there is not
+QUIET, MUCH = 0.25, 256 << 20  # of a core, under which there is little; bytes that malloc keeps and that are many
+
+
+_MALLINFO = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+
+
+class _MallInfo(ctypes.Structure):
+    """malloc.h; `fordblks` are the bytes that are free and kept."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _MALLINFO)
 
 
 def cpus() -> int:
@@ -97,20 +107,22 @@ def keep_freed_memory() -> None:
 
 
 def give_back_when_idle() -> None:
-    """Give the system what malloc keeps, once this process has nothing to do any more.
+    """Give the system what malloc keeps, once this process has little to do, or keeps more than it will want again.
 
     That is as much as was ever wanted at once, and rises as long as larger requests happen to meet.
     """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        threading.Thread(target=_give_back, args=(libc.malloc_trim,), name="give-back", daemon=True).start()
+    if hasattr(libc, "malloc_trim") and hasattr(libc, "mallinfo2"):  # glibc from 2.33 on
+        libc.mallinfo2.restype = _MallInfo
+        threading.Thread(target=_give_back, args=(libc,), name="give-back", daemon=True).start()
 
 
-def _give_back(trim: Callable[[int], int]) -> None:
+def _give_back(libc: Any) -> None:
     used, busy = time.process_time(), True
     while True:
         time.sleep(IDLE_S)
         before, used = used, time.process_time()
         was_busy, busy = busy, used - before > IDLE * IDLE_S
-        if was_busy and not busy:
-            trim(0)
+        quiet = used - before < QUIET * IDLE_S
+        if (was_busy and not busy) or (quiet and libc.mallinfo2().fordblks > MUCH):
+            libc.malloc_trim(0)

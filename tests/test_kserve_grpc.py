@@ -115,7 +115,12 @@ def test_a_message_may_be_larger_than_grpc_s_own_limit_of_4_mib(serve):
     with triton.InferenceServerClient(f"127.0.0.1:{live.service.settings.grpc_port}") as client:
         given = triton.InferInput("images", [2, 3, 640, 640], "FP32")
         given.set_data_from_numpy(np.zeros((2, 3, 640, 640), np.float32))
-        assert client.infer("pets", [given], compression_algorithm="gzip").as_numpy("output0").shape == (2, 300, 6)
+        assert client.infer("pets", [given]).as_numpy("output0").shape == (2, 300, 6)
+
+
+def test_a_packed_message_is_refused_by_its_name_as_it_could_not_be_counted_before_it_is_unpacked(client, sample):
+    with pytest.raises(InferenceServerException, match="gzip"):
+        client.infer("pets_image", images(sample), compression_algorithm="gzip")
 
 
 def test_values_may_be_typed_as_other_languages_send_them(url, device, sample):

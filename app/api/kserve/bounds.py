@@ -12,7 +12,7 @@ _BYTES = 8  # of InferTensorContents: images; the others are numbers
 
 
 def require_bounded(message: bytes, max_numbers: int) -> None:
-    """Raises MalformedBody for more than MAX_FIELDS, BadParameter for more bytes of typed numbers than `max_numbers`."""
+    """Raises MalformedBody for over MAX_FIELDS fields, BadParameter for over `max_numbers` bytes of typed numbers."""
     count = numbers = 0
 
     def inside(view: memoryview) -> Iterator[tuple[int, memoryview]]:

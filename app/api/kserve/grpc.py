@@ -31,7 +31,7 @@ from app.inflight import Share
 crash_log = logging.getLogger("yolopard.crash")
 
 CALLS_PER_CONNECTION = 256
-IDLE_MS, PING_MS = 300_000, 30_000
+PING_MS = 30_000
 MIN_STREAMS = 16  # that may be open, however small the budget is
 LINGER_S = 0.5
 
@@ -60,7 +60,8 @@ async def serving(service: Service, models: Repository, port: int) -> AsyncItera
         "grpc.max_concurrent_streams": CALLS_PER_CONNECTION,
         "grpc.max_allowed_incoming_connections": settings.max_connections,
         "grpc.server_handshake_timeout_ms": round(settings.head_timeout_ms),
-        "grpc.max_connection_idle_ms": IDLE_MS,
+        "grpc.max_connection_idle_ms": round(settings.keep_alive_ms),  # clients connect again by themselves
+        "grpc.compression_enabled_algorithms_bitset": 1,  # none: 90 KB would be 90 MB before anybody can count it
         "grpc.keepalive_time_ms": PING_MS,  # a peer that is gone without a word is noticed
         "grpc.keepalive_timeout_ms": round(settings.send_timeout_ms),
         "grpc.so_reuseport": 0,
@@ -151,7 +152,8 @@ class _Calls:
                         raise BodyTooLarge(f"the message is larger than {SMALL_BYTES} bytes")
                     return ParseDict(fact(read(asked, data)) or {}, told())
             except YolopardError as error:
-                await _abort(context, error)
+                refusal = _refusal(error)
+            return await context.abort(*refusal)
 
         return call
 
@@ -163,7 +165,8 @@ class _Calls:
                 self._require_key(name, context)
                 return ParseDict(fact(), told())
             except YolopardError as error:
-                await _abort(context, error)
+                refusal = _refusal(error)
+            return await context.abort(*refusal)
 
         return call
 
@@ -189,16 +192,13 @@ class _Calls:
                 request = self._read(await self._reads.receive(requests, deadline_s, share))
                 return await self._infer(request, share, context)
         except YolopardError as error:
-            await _abort(context, error)
+            refusal = _refusal(error)
+        return await context.abort(*refusal)
 
     async def _infer_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         """One after the other, as they came; an error ends only its own request."""
-        try:
-            self._require_key("ModelStreamInfer", context)
-            if not self._streams:
-                raise Overloaded("as many streams are open as the server takes")
-        except YolopardError as error:
-            await _abort(context, error)
+        if refusal := self._refuse_stream(context):
+            await context.abort(*refusal)
         self._streams -= 1
         try:
             with self._active():
@@ -206,6 +206,15 @@ class _Calls:
                     yield await self._infer_next(data, context)
         finally:
             self._streams += 1
+
+    def _refuse_stream(self, context: Any) -> tuple[grpc.StatusCode, str] | None:
+        try:
+            self._require_key("ModelStreamInfer", context)
+            if not self._streams:
+                raise Overloaded("as many streams are open as the server takes")
+        except YolopardError as error:
+            return _refusal(error)
+        return None
 
     async def _infer_next(self, data: bytes, context: Any) -> Any:
         """The answer to one request of a stream."""
@@ -289,5 +298,6 @@ def _handler(kind: Callable[..., grpc.RpcMethodHandler], name: str, call: Callab
     return kind(call, response_serializer=getattr(messages, f"{name}Response").SerializeToString)
 
 
-async def _abort(context: Any, error: YolopardError) -> None:
-    await context.abort(_STATUS.get(error.status, grpc.StatusCode.INVALID_ARGUMENT), str(error))
+def _refusal(error: YolopardError) -> tuple[grpc.StatusCode, str]:
+    """For `context.abort`, called when the error is gone: its traceback holds the message, and gRPC would keep it."""
+    return _STATUS.get(error.status, grpc.StatusCode.INVALID_ARGUMENT), str(error)
