@@ -115,6 +115,9 @@ def _accepted(order: Order, manifest: Manifest) -> bool:
     shortcomings = manifest.gate.shortcomings(precision, order.limits)
     if shortcomings:
         log.warning("%s %s is refused by the accuracy gate: %s", order.name, precision, "; ".join(shortcomings))
+    elif manifest.gate.figures:
+        for doubt in manifest.gate.figures.doubts(precision, order.limits):
+            log.warning("%s %s passes the accuracy gate, but %s", order.name, precision, doubt)
     return not shortcomings
 
 
@@ -287,7 +290,7 @@ def _is_demo(weights: Path) -> bool:
 def _revision(backend_file: str) -> str:
     """Of the code that makes graph and engine, and that judges: its own digest, which nobody can forget to raise."""
     here = Path(__file__).parent
-    rooms = ("export", "graph", "precision", "quantize", "accuracy", "parity", "judge")
+    rooms = ("export", "graph", "precision", "quantize", "calibration", "candidates", "accuracy", "parity", "judge")
     own = (here / f"{name}.py" for name in rooms)
     return "-".join(store.sha256(path)[:8] for path in (*own, Path(backend_file)))
 
