@@ -15,7 +15,7 @@ from app.results import Outputs
 
 log = logging.getLogger("yolopard.candidates")
 
-HELD_BACK = 3  # every third calibration image takes no part in the statistics: the methods are compared on these
+HELD_BACK = 3  # every third calibration image: methods are compared on these, calibrated on the others
 LIKELIEST = 30  # rows before NMS: few photos hold enough boxes to tell methods apart by what is found
 GAIN = 0.8  # the greatest share of the distance with which layers stay in float, as they cost a fifth of the speed
 
@@ -23,7 +23,7 @@ GAIN = 0.8  # the greatest share of the distance with which layers stay in float
 def to_int8(graph: Path, target: Path, frames: Iterable[Pixels]) -> dict[str, Any]:
     """Write the INT8 graph of the best method, calibrated on `frames`, uint8 [H, W, 3]; what was compared.
 
-    ONNX Runtime runs the candidates, whatever engine will serve.
+    ONNX Runtime runs the candidates, whatever engine will serve. The one that is kept is calibrated on all frames.
     """
     frames = list(frames)
     held_back = frames[::HELD_BACK] if len(frames) >= HELD_BACK else frames
@@ -42,7 +42,7 @@ def to_int8(graph: Path, target: Path, frames: Iterable[Pixels]) -> dict[str, An
     measure(slower := Method(best.rule, early_float=True))
     if distances[slower] <= distances[best] * GAIN:
         best = slower
-    quantizer.write(target, best)
+    Quantizer(graph, frames).write(target, best)
     log.info("int8 is made by %s", best)
     table = {str(method): distance for method, distance in distances.items()}
     return {"int8": {"method": str(best), "images": len(held_back), "distances": table}}

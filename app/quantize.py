@@ -22,7 +22,8 @@ from app import precision
 from app.calibration import RULES, STEPS, collect
 from app.images import Pixels
 
-OPSET = 19  # the first in which scales may be FP16
+# The first in which scales may be FP16. From 21 on ONNX Runtime 1.32 moves QuantizeLinear behind MaxPool as uint8 and fails.
+OPSET = 19
 EARLY = 3  # convolutions, the first in the graph: they work on the most pixels, and all others inherit their rounding
 
 _MOVE = {"Concat", "Split", "MaxPool", "Resize"}  # layers whose outputs are values of their inputs
@@ -48,7 +49,7 @@ class Quantizer:
 
     def __init__(self, graph: Path, frames: Iterable[Pixels]) -> None:
         self._model = onnx.load(graph)
-        if self._model.opset_import[0].version < OPSET:
+        if self._model.opset_import[0].version != OPSET:
             self._model = onnx.version_converter.convert_version(self._model, OPSET)
         self._names = [name for group in _groups(self._model.graph, _convs(self._model)) for name in group]
         self._statistics = collect(self._model, self._names, frames)

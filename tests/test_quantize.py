@@ -212,12 +212,13 @@ def test_openvino_runs_the_convolutions_in_int8_with_silu_inside(quantized):
     assert sum(count for (kind, _), count in kinds.items() if kind == "FakeQuantize") == 1
 
 
-def test_graph_of_an_older_opset_is_raised(single, frames, tmp_path):
+@pytest.mark.parametrize("opset", [17, 22])
+def test_graph_of_another_opset_is_converted(single, frames, tmp_path, opset):
     from ultralytics import YOLO
 
     copy = tmp_path / "demo.pt"
     copy.write_bytes(DEMO_WEIGHTS.read_bytes())
-    plain = Path(YOLO(copy).export(format="onnx", imgsz=SIDE, device="cpu", opset=17, batch=1))
+    plain = Path(YOLO(copy).export(format="onnx", imgsz=SIDE, device="cpu", opset=opset, batch=1))
     graph.to_serving_graph(plain, "demo", SIDE, tmp_path / "graph.onnx")
     quantize.Quantizer(tmp_path / "graph.onnx", frames).write(tmp_path / "int8.onnx", Method())
     precision.to_half(tmp_path / "int8.onnx", tmp_path / "half.onnx")
