@@ -17,7 +17,7 @@ log = logging.getLogger("yolopard.candidates")
 
 HELD_BACK = 3  # every third calibration image: methods are compared on these, calibrated on the others
 LIKELIEST = 30  # rows before NMS: few photos hold enough boxes to tell methods apart by what is found
-GAIN = 0.8  # the greatest share of the distance with which layers stay in float, as they cost a fifth of the speed
+NEAR = 0.015  # distance up to which no layer stays in float: that costs a fifth of the speed
 
 
 def to_int8(graph: Path, target: Path, frames: Iterable[Pixels]) -> dict[str, Any]:
@@ -39,9 +39,9 @@ def to_int8(graph: Path, target: Path, frames: Iterable[Pixels]) -> dict[str, An
     for rule in calibration.RULES:
         measure(Method(rule))
     best = min(distances, key=lambda method: distances[method])
-    measure(slower := Method(best.rule, early_float=True))
-    if distances[slower] <= distances[best] * GAIN:
-        best = slower
+    if distances[best] > NEAR:
+        measure(Method(best.rule, early_float=True))
+        best = min(distances, key=lambda method: distances[method])
     Quantizer(graph, frames).write(target, best)
     log.info("int8 is made by %s", best)
     table = {str(method): distance for method, distance in distances.items()}

@@ -22,7 +22,7 @@ from app import precision
 from app.calibration import RULES, STEPS, collect
 from app.images import Pixels
 
-# The first in which scales may be FP16. From 21 on ONNX Runtime 1.32 moves QuantizeLinear behind MaxPool as uint8 and fails.
+# The first in which scales may be FP16. From 21 on ONNX Runtime 1.32 moves QuantizeLinear behind MaxPool, and fails.
 OPSET = 19
 EARLY = 3  # convolutions, the first in the graph: they work on the most pixels, and all others inherit their rounding
 
