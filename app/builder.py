@@ -97,6 +97,9 @@ def _accepted(order: Order, manifest: Manifest) -> bool:
         log.warning("%s %s is refused by the accuracy gate: %s", order.name, precision, "; ".join(shortcomings))
     elif problem := manifest.gate.nothing_found():
         log.warning("%s %s: %s", order.name, precision, problem)
+    elif manifest.gate.figures:
+        for doubt in manifest.gate.figures.doubts(precision, order.limits):
+            log.warning("%s %s passes the accuracy gate, but %s", order.name, precision, doubt)
     return not shortcomings
 
 

@@ -16,7 +16,19 @@ from app.weights import Weights
 CALIBRATION_IMAGES = 48  # 30 are as good as 300 (loadtest/RESULTS.md)
 FIGURES_DEPEND_ON = (  # files of app/: whatever changes there may change an engine or how it is judged
     *("metadata", "plain", "describe", "export", "graph", "precision", "quantize"),
-    *("images", "results", "masks", "datasets", "labels", "coco", "accuracy", "parity", "judge"),
+    *(
+        "calibration",
+        "candidates",
+        "images",
+        "results",
+        "masks",
+        "datasets",
+        "labels",
+        "coco",
+        "accuracy",
+        "parity",
+        "judge",
+    ),
 )
 
 _SAFER = ("int8", "fp16", "fp32")  # each is safer than the ones before it
@@ -125,5 +137,6 @@ def _revision(backend_file: str) -> str:
     here, backend = Path(__file__).parent, Path(backend_file)
     own = [here / f"{name}.py" for name in FIGURES_DEPEND_ON]
     of_backend = [backend, *sorted(backend.parent.glob(f"{backend.stem}_*.py")), backend.parent / "shapes.py"]
-    digests = [store.sha256(path) for path in (*own, datasets.DEMO / "scenes.py", *of_backend)]
+    decoders = sorted((here / "formats").glob("*.py"))
+    digests = [store.sha256(path) for path in (*own, *decoders, datasets.DEMO / "scenes.py", *of_backend)]
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]

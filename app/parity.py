@@ -5,6 +5,7 @@ before NMS too, since NMS hides small differences and makes large ones of near t
 class stands for the box, and its probabilities for the rows.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -29,6 +30,9 @@ CLASS_CONF = 0.01  # below it all classes are about as unlikely, and which is th
 MAX_BOX_PX = 0.5
 MAX_SCORE = {"fp32": 0.005, "fp16": 0.01}
 MAX_SHIFT_PX = 0.5
+ENOUGH = 100  # boxes from which on a share counts as it is; of fewer its confidence interval does (docs/accuracy.md)
+Z = 1.96  # standard deviations: 95 % of a normal distribution lie within
+HALF = 0.5  # a lossy engine must be proven to find more than this share: broken ones find less
 
 _ALL = Thresholds(conf=0.001)  # as `yolo val`
 
@@ -58,6 +62,8 @@ class Figures:
     score_mean: float
     rows: int  # compared before NMS
     rows_agreement: float  # share of them within MAX_BOX_PX and MAX_SCORE
+    engine_boxes: int = 0  # that the engine finds, of score >= CONF
+    proven_shift_px: float = 0.0  # the least shift, of the worst side, that its 95 % confidence interval allows
     map50: float | None = None  # with labels: of the engine; by masks, keypoints or turned boxes where there are any
     map50_95: float | None = None
     reference_map50: float | None = None
@@ -78,30 +84,84 @@ class Figures:
             return (self.reference_top1 or 0) - self.top1
         return None if self.map50_95 is None else (self.reference_map50_95 or 0) - self.map50_95
 
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of `agreement`."""
+        return wilson(self.agreement, self.boxes)
+
+    def doubts(self, precision: str, limits: Limits) -> list[str]:
+        """What the figures of an engine that passes leave open, and how many images would settle it."""
+        least: float = getattr(limits, precision)
+        low, high = self.interval()
+        proven = precision != "int8" or self.lost() is not None  # by the rows before NMS, or by labels
+        if proven or not 0 < self.boxes < ENOUGH or low >= least:
+            return []
+        return [
+            f"{self.boxes} boxes do not prove that it finds {least} of the reference's: with 95 % confidence it finds "
+            f"{low:.2f} to {high:.2f}. {self._images_asked_for()}"
+        ]
+
+    def _images_asked_for(self) -> str:
+        images = math.ceil(ENOUGH * self.images / max(1, self.boxes))
+        return f"About {images} images like these would tell (GATE_DIR)"
+
     def shortcomings(self, precision: str, limits: Limits) -> list[str]:
-        """Why an engine of these figures must not be served; none = it may."""
+        """Why an engine of these figures must not be served; none = it may.
+
+        From fewer than ENOUGH boxes a share is below its limit only if its whole confidence interval is.
+        """
         least: float = getattr(limits, precision)
         lossy = precision == "int8"
+        low, high = self.interval()
+        found = high if self.boxes < ENOUGH else self.agreement
+        invented = wilson(self.invented, self.engine_boxes)[0] if self.engine_boxes < ENOUGH else self.invented
+        shift = self.proven_shift_px if self.boxes < ENOUGH else self.shift_px
         lost, what = self.lost(), "mAP50-95" if self.top1 is None else "of top-1"
         share_counts = not (lossy and lost is not None)
         rules = {
             "there are no images to judge it on": not self.images,
             "the reference finds nothing in the images: give others with GATE_DIR": lossy and not self.boxes,
             f"it finds {self.agreement:.4f} of the reference's boxes, {least} are asked for": (
-                share_counts and self.boxes and not self.agreement >= least
+                share_counts and self.boxes and not found >= least
+            ),
+            f"{self.boxes} boxes, of which it finds {self.agreement:.4f}, prove nothing. {self._images_asked_for()}": (
+                share_counts and lossy and self.boxes and found >= least and not low > HALF
             ),
             f"{self.invented:.4f} of its boxes are not the reference's, {1 - least:.2f} are allowed": (
-                share_counts and not self.invented <= 1 - least
+                share_counts and not invented <= 1 - least
             ),
             f"only {self.rows_agreement:.4f} of the rows are within {MAX_BOX_PX} px and the score's tolerance": (
                 not lossy and not self.rows_agreement >= least
             ),
-            f"its boxes are off by {self.shift_px:.2f} px to one side": not self.shift_px <= MAX_SHIFT_PX,
+            f"its boxes are off by {self.shift_px:.2f} px to one side": not shift <= MAX_SHIFT_PX,
             f"it loses {lost or 0:.4f} {what}, {limits.map_loss} are allowed": (
                 lost is not None and not lost <= limits.map_loss
             ),
         }
         return [text for text, broken in rules.items() if broken]
+
+
+def wilson(share: float, of: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share (E. B. Wilson, 1927, JASA 22); 0 to 1 of nothing."""
+    if not of:
+        return 0.0, 1.0
+    z = Z * Z / of
+    middle, half = share + z / 2, Z * math.sqrt(share * (1 - share) / of + z / (4 * of))
+    return min(share, (middle - half) / (1 + z)), max(share, (middle + half) / (1 + z))
+
+
+def _proven_shift(sides: NDArray[np.float32]) -> float:
+    """How far from 0 the 95 % confidence interval of the median of a side [N, 4] stays, of the worst side.
+
+    The interval lies between two of the sorted differences, whose ranks are those of a binomial of N and 1/2, by its
+    normal approximation; fewer than 8 pairs prove no shift.
+    """
+    pairs = len(sides)
+    rank = math.floor((pairs - 1 - Z * math.sqrt(pairs)) / 2)
+    if pairs < 8 or rank < 0:
+        return 0.0
+    ordered = np.sort(sides, axis=0)
+    low, high = ordered[rank], ordered[pairs - 1 - rank]
+    return float(np.maximum(low, -high).max(initial=0))
 
 
 def worst(figures: Sequence[Figures]) -> Figures:
@@ -110,7 +170,7 @@ def worst(figures: Sequence[Figures]) -> Figures:
 
     def of(name: str) -> Any:
         values = [getattr(each, name) for each in figures]
-        if name in ("images", "boxes", "rows"):
+        if name in ("images", "boxes", "rows", "engine_boxes"):
             return sum(values)
         if "map50" in name or "top" in name:
             return getattr(by_loss, name)
@@ -173,6 +233,8 @@ class Gate:
             shift_px=float(np.abs(np.median(sides, axis=0)).max()) if len(sides) else 0.0,
             score=float(scores.max(initial=0)),
             score_mean=float(scores.mean()) if len(scores) else 0.0,
+            engine_boxes=self._engine_boxes,
+            proven_shift_px=_proven_shift(sides),
             rows=self._rows,
             rows_agreement=self._rows_alike / self._rows if self._rows else 0.0,
             mask_iou=float(np.mean(self._mask_ious)) if self._mask_ious else None,

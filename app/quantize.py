@@ -10,61 +10,119 @@ CPUs without VNNI (AVX2, early AVX-512) add the products of two neighbouring inp
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from app import precision
+from app.calibration import RULES, STEPS, collect
 from app.images import Pixels
 
-OPSET = 19  # the first in which scales may be FP16
+# The first in which scales may be FP16. From 21 on ONNX Runtime 1.32 moves QuantizeLinear behind MaxPool, and fails.
+OPSET = 19
+EARLY = 3  # convolutions, the first in the graph: they work on the most pixels, and all others inherit their rounding
 
 _MOVE = {"Concat", "Split", "MaxPool", "Resize"}  # layers whose outputs are values of their inputs
-_STEPS = 127
 _LEAST = float(np.finfo(np.float16).tiny)  # of a scale: it must survive FP16, and TensorRT refuses 0
 
 
-def to_int8(graph: Path, target: Path, frames: Iterable[Pixels]) -> None:
-    """Write the INT8 graph, calibrated on `frames`, uint8 [H, W, 3]; some 30 are as good as 300.
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How a graph is quantized."""
 
-    Scales hold the greatest value of any frame. Few frames hold values far above those of the others, and to clip these
-    costs more than coarser steps for all: as the mean over the frames does it, 0.01 of mAP50-95 of turned boxes.
+    rule: str = "greatest value"  # a key of calibration.RULES
+    early_float: bool = False  # whether the first EARLY convolutions stay as they are
+
+    def __str__(self) -> str:
+        return f"{self.rule}, first {EARLY} convolutions in float" if self.early_float else self.rule
+
+
+class Quantizer:
+    """A graph and the statistics of its tensors, from which INT8 graphs are made by one method or another.
+
+    `frames` are uint8 [H, W, 3]; some 30 are as good as 300.
     """
-    model = onnx.load(graph)
-    if model.opset_import[0].version < OPSET:
-        model = onnx.version_converter.convert_version(model, OPSET)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def __init__(self, graph: Path, frames: Iterable[Pixels]) -> None:
+        self._model = onnx.load(graph)
+        if self._model.opset_import[0].version != OPSET:
+            self._model = onnx.version_converter.convert_version(self._model, OPSET)
+        self._names = [name for group in _groups(self._model.graph, _convs(self._model)) for name in group]
+        self._statistics = collect(self._model, self._names, frames)
+
+    def write(self, target: Path, method: Method) -> None:
+        """The INT8 graph, biases corrected for what rounding the weights changes on average."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        convs = _convs(model)[EARLY if method.early_float else 0 :]
+        groups = _groups(model.graph, convs)
+        ranges = dict(zip(self._names, RULES[method.rule](self._statistics), strict=True))
+        inserted: dict[str, list[NodeProto]] = {}
+        new: list[TensorProto] = [numpy_helper.from_array(np.zeros((), np.int8), "int8/zero")]
+        for group in groups:
+            scale = numpy_helper.from_array(_scale(max(ranges[name] for name in group)), f"{group[0]}/scale")
+            new.append(scale)
+            inserted |= {name: _pair(name, scale.name) for name in group}
+        means = _Means(model.graph, dict(zip(self._names, self._statistics.means, strict=True)))
+        _correct_biases(convs, weights, means)
+        for node in model.graph.node:
+            node.input[:] = [f"{name}/int8/float" if name in inserted else name for name in node.input]
+        nodes = [added for node in model.graph.node for added in (node, *_behind(node, inserted))]
+        for name in sorted({conv.input[1] for conv in convs}):
+            nodes.insert(0, _quantize_weights(weights[name], new))
+        for conv in convs:
+            conv.input[1] += "/int8/float"
+        del model.graph.node[:], model.graph.value_info[:]
+        model.graph.node.extend(nodes)
+        model.graph.initializer.extend(new)
+        read = {name for node in nodes for name in node.input}
+        kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, target)
+
+
+def _convs(model: onnx.ModelProto) -> list[NodeProto]:
     features = precision.features(model.graph)
-    convs = [node for node in model.graph.node if node.op_type == "Conv" and node.output[0] in features]
-    groups = _groups(model.graph, convs)
-    names = [name for group in groups for name in group]
-    peaks = dict(zip(names, _peaks(model, names, frames), strict=True))
-    inserted: dict[str, list[NodeProto]] = {}
-    new: list[TensorProto] = [numpy_helper.from_array(np.zeros((), np.int8), "int8/zero")]
-    for group in groups:
-        scale = numpy_helper.from_array(_scale(max(peaks[name] for name in group)), f"{group[0]}/scale")
-        new.append(scale)
-        inserted |= {name: _pair(name, scale.name) for name in group}
-    for node in model.graph.node:
-        node.input[:] = [f"{name}/int8/float" if name in inserted else name for name in node.input]
-    nodes = [added for node in model.graph.node for added in (node, *_behind(node, inserted))]
-    for name in sorted({conv.input[1] for conv in convs}):
-        nodes.insert(0, _quantize_weights(weights[name], new))
+    return [node for node in model.graph.node if node.op_type == "Conv" and node.output[0] in features]
+
+
+class _Means:
+    """The mean of every channel of what a convolution reads."""
+
+    def __init__(self, graph: onnx.GraphProto, known: dict[str, NDArray[np.float32]]) -> None:
+        self._known = known
+        self._producers = {name: node for node in graph.node for name in node.output}
+
+    def of(self, name: str) -> NDArray[np.float32]:
+        """[channels]; what MaxPool gives is taken for what it reads, Split's parts are equal."""
+        if name in self._known:
+            return self._known[name]
+        node = self._producers[name]
+        if node.op_type == "Concat":
+            return np.concatenate([self.of(each) for each in node.input])
+        source = self.of(node.input[0])
+        return np.split(source, len(node.output))[list(node.output).index(name)] if node.op_type == "Split" else source
+
+
+def _correct_biases(convs: list[NodeProto], weights: dict[str, TensorProto], means: _Means) -> None:
+    """Adds to each bias what the rounded weights lack, times the mean of what they are multiplied with."""
     for conv in convs:
-        conv.input[1] += "/int8/float"
-    del model.graph.node[:], model.graph.value_info[:]
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(new)
-    read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, target)
+        if len(conv.input) < 3:
+            continue
+        values, bias = (numpy_helper.to_array(weights[name]) for name in conv.input[1:3])
+        steps, scale = _rounded(values)
+        lacking = (values - steps * scale.reshape(-1, *[1] * (values.ndim - 1))).sum((2, 3))
+        mean = means.of(conv.input[0]).reshape(-1, lacking.shape[1])  # [groups, channels of a group]
+        each = np.repeat(mean, len(lacking) // len(mean), axis=0)
+        corrected = (bias + (lacking * each).sum(1)).astype(np.float32)
+        weights[conv.input[2]].CopyFrom(numpy_helper.from_array(corrected, conv.input[2]))
 
 
 def _groups(graph: onnx.GraphProto, convs: list[NodeProto]) -> list[list[str]]:
@@ -88,22 +146,6 @@ def _groups(graph: onnx.GraphProto, convs: list[NodeProto]) -> list[list[str]]:
     return [sorted(group) for group in groups]
 
 
-def _peaks(model: onnx.ModelProto, names: list[str], frames: Iterable[Pixels]) -> NDArray[np.float32]:
-    """[len(names)] the greatest absolute value of each tensor in any of the frames."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
-    for i, name in enumerate(names):
-        probe.graph.node.append(helper.make_node("Abs", [name], [f"abs/{i}"]))
-        probe.graph.node.append(helper.make_node("ReduceMax", [f"abs/{i}"], [f"peak/{i}"], keepdims=0))
-        probe.graph.output.append(helper.make_tensor_value_info(f"peak/{i}", TensorProto.FLOAT, []))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    peaks = [session.run(None, {"images": frame[None]}) for frame in frames]
-    return np.asarray(np.max(peaks, axis=0), np.float32)
-
-
 def _peaks_of_pairs(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """[O] of weights [O, I, H, W]: the most that one of them, or two neighbouring input channels together, reach."""
     odd = weights[:, 1::2]
@@ -113,7 +155,7 @@ def _peaks_of_pairs(weights: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _scale(peak: float | NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(np.maximum(np.asarray(peak) / _STEPS, _LEAST), np.float32)
+    return np.asarray(np.maximum(np.asarray(peak) / STEPS, _LEAST), np.float32)
 
 
 def _pair(name: str, scale: str) -> list[NodeProto]:
@@ -127,11 +169,15 @@ def _behind(node: NodeProto, inserted: dict[str, list[NodeProto]]) -> list[NodeP
     return [added for name in node.output for added in inserted.get(name, [])]
 
 
+def _rounded(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Weights [O, I, H, W] as steps, int8, and the scale [O] of a step."""
+    scale = _scale(_peaks_of_pairs(values))
+    return np.round(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8), scale
+
+
 def _quantize_weights(tensor: TensorProto, new: list[TensorProto]) -> NodeProto:
     """Adds the weights as int8 to `new`; the node that reads them."""
-    values = numpy_helper.to_array(tensor)
-    scale = _scale(_peaks_of_pairs(values))
-    steps = np.round(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8)
+    steps, scale = _rounded(numpy_helper.to_array(tensor))
     name = tensor.name
     for array, suffix in ((steps, "int8"), (scale, "scale"), (np.zeros(len(scale), np.int8), "zero")):
         new.append(numpy_helper.from_array(array, f"{name}/{suffix}"))

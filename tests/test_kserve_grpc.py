@@ -120,7 +120,7 @@ def test_a_message_may_be_larger_than_grpc_s_own_limit_of_4_mib(serve):
 
 def test_a_packed_message_is_refused_by_its_name_as_it_could_not_be_counted_before_it_is_unpacked(client, sample):
     with pytest.raises(InferenceServerException, match="gzip"):
-        client.infer("pets_image", images(sample), compression_algorithm="gzip")
+        client.infer("pets_image", encoded(sample), compression_algorithm="gzip")
 
 
 def test_values_may_be_typed_as_other_languages_send_them(url, device, sample):

@@ -204,6 +204,82 @@ def test_the_figures_are_plain_numbers():
     assert figures["box_px"] == pytest.approx(0.25, abs=1e-4)
 
 
+# Few boxes: the confidence interval counts
+
+
+def figures_of(boxes: int, found: int, **others: object) -> Figures:
+    few = dataclasses.replace(fakes.FIGURES, map50=None, map50_95=None, reference_map50=None, reference_map50_95=None)
+    share = found / boxes
+    return dataclasses.replace(
+        few, images=10, boxes=boxes, agreement=share, invented=1 - share, engine_boxes=boxes, **others
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "of", "low", "high"), [(4, 5, 0.376, 0.964), (5, 5, 0.566, 1), (50, 56, 0.785, 0.950)]
+)
+def test_interval_is_wilsons(found, of, low, high):
+    assert figures_of(of, found).interval() == pytest.approx((low, high), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "found", "passes", "doubted"),
+    [
+        (5, 4, False, False),  # proves nothing
+        (5, 5, True, True),
+        (10, 9, True, True),
+        (56, 50, True, True),  # 0.893, and the interval reaches 0.9
+        (56, 40, False, False),
+        (99, 99, True, False),
+        (100, 89, False, False),  # from 100 on the share itself counts
+        (100, 90, True, False),
+    ],
+)
+def test_int8_passes_unless_it_is_proven_to_fall_short_or_nothing_is_proven(boxes, found, passes, doubted):
+    figures = figures_of(boxes, found)
+    assert (figures.shortcomings("int8", LIMITS) == []) == passes
+    if passes:
+        assert bool(figures.doubts("int8", LIMITS)) == doubted
+
+
+def test_the_message_tells_how_many_images_would_settle_it():
+    assert "About 200 images like these would tell" in figures_of(5, 5).doubts("int8", LIMITS)[0]
+    assert figures_of(5, 5).doubts("fp32", LIMITS) == []  # its rows before NMS prove it
+    assert "About 200 images like these would tell" in figures_of(5, 4).shortcomings("int8", LIMITS)[0]
+
+
+@pytest.mark.parametrize("boxes", [10, 20, 50, 99])
+def test_of_few_boxes_sound_engines_pass_and_broken_ones_do_not(boxes):
+    """An engine that finds 0.97 of the boxes is refused, and one that finds 0.5 passes, once in a hundred at most."""
+    rng = np.random.default_rng(boxes)
+
+    def refused(rate: float) -> float:
+        found = rng.binomial(boxes, rate, 2000)
+        return float(np.mean([bool(figures_of(boxes, int(each)).shortcomings("int8", LIMITS)) for each in found]))
+
+    assert refused(0.97) <= 0.04 if boxes == 10 else refused(0.97) <= 0.01
+    assert refused(0.5) >= (0.98 if boxes == 10 else 0.99)
+
+
+def test_a_shift_is_refused_only_where_the_pairs_prove_it():
+    """Of two boxes half a pixel of rounding is no shift; of forty boxes a pixel is."""
+    rows = some_rows(seen=2)
+    shifted = rows + np.float32([1, 0, 1, 0, 0, 0])
+    few = judged((rows, shifted), precision="int8")
+    assert few.shift_px == pytest.approx(1, abs=1e-4)
+    assert few.proven_shift_px == 0
+    noisy = some_rows()
+    noisy[:, :4] += np.random.default_rng(2).normal(0.55, 2, (100, 4)).astype(np.float32)
+    assert judged((some_rows(), noisy), precision="int8").proven_shift_px < 0.5
+
+
+@pytest.mark.parametrize("pairs", [8, 12, 20, 40])
+def test_intervals_of_the_median_hold_it_in_95_of_100_trials(pairs):
+    rng = np.random.default_rng(pairs)
+    beyond = [parity._proven_shift(rng.normal(0, 1, (pairs, 1)).astype(np.float32)) > 0 for _ in range(2000)]
+    assert np.mean(beyond) <= 0.06
+
+
 # Of the other tasks: what is in a box must be the same too
 
 

@@ -12,8 +12,9 @@ import scenes
 from fakes import MODEL, rows_of
 from onnx import numpy_helper
 
-from app import export, graph, precision, quantize
+from app import calibration, candidates, export, graph, precision, quantize
 from app.backends import onnxruntime
+from app.quantize import Method
 from app.results import Thresholds, select
 from app.settings import DEMO_WEIGHTS
 
@@ -35,7 +36,7 @@ def single(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def quantized(single, frames) -> Path:
-    quantize.to_int8(single, single.with_name("int8.onnx"), frames)
+    quantize.Quantizer(single, frames).write(single.with_name("int8.onnx"), Method())
     return single.with_name("int8.onnx")
 
 
@@ -117,11 +118,39 @@ def test_no_two_products_that_a_cpu_without_vnni_adds_exceed_16_bits(model):
             assert greatest.min() >= 126
 
 
-def test_scales_hold_the_greatest_value_of_any_frame(single, tmp_path):
-    """Not the mean over the frames, which clips what few of them hold."""
+def test_scales_hold_what_their_rule_says(single, tmp_path):
     dark, bright = (np.full((64, 64, 3), level, np.uint8) for level in (51, 255))
-    quantize.to_int8(single, tmp_path / "int8.onnx", [dark, dark, bright, dark])
-    assert initializers(onnx.load(tmp_path / "int8.onnx"))["in/scaled/scale"] == pytest.approx(1 / 127)
+    quantizer = quantize.Quantizer(single, [dark, dark, bright, dark])
+    scales = {}
+    for rule in calibration.RULES:
+        quantizer.write(tmp_path / "int8.onnx", Method(rule))
+        scales[rule] = initializers(onnx.load(tmp_path / "int8.onnx"))["in/scaled/scale"] * 127
+    assert scales["greatest value"] == pytest.approx(1)
+    assert scales["mean of peaks"] == pytest.approx(0.4)
+    assert scales["least square error"] <= 1
+
+
+def test_first_convolutions_stay_in_float_where_the_method_says_so(single, frames, tmp_path):
+    quantize.Quantizer(single, frames[:2]).write(tmp_path / "int8.onnx", Method(early_float=True))
+    model = onnx.load(tmp_path / "int8.onnx")
+    made = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    convs = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert [conv.input[1] in made for conv in convs[: quantize.EARLY + 1]] == [False] * quantize.EARLY + [True]
+
+
+def test_biases_make_up_for_what_rounding_the_weights_changes_on_average(single, model):
+    before, after = initializers(onnx.load(single)), initializers(model)
+    biases = [name for name in before if name.endswith(".bias") and name in after]
+    assert len(biases) == 63
+    assert all(0 < np.abs(before[name] - after[name]).max() < 1 for name in biases)
+
+
+def test_the_nearest_candidate_is_kept_and_all_are_told(single, frames, tmp_path):
+    facts = candidates.to_int8(single, tmp_path / "int8.onnx", frames[:6])["int8"]
+    assert facts["images"] == 2
+    assert {*calibration.RULES, facts["method"]} <= set(facts["distances"])
+    least = min(facts["distances"][rule] for rule in calibration.RULES)
+    assert facts["distances"][facts["method"]] <= least
 
 
 def test_tensors_that_a_concat_joins_share_one_scale(model):
@@ -183,14 +212,16 @@ def test_openvino_runs_the_convolutions_in_int8_with_silu_inside(quantized):
     assert sum(count for (kind, _), count in kinds.items() if kind == "FakeQuantize") == 1
 
 
-def test_graph_of_an_older_opset_is_raised(single, frames, tmp_path):
+@pytest.mark.parametrize("opset", [17, 22])
+def test_graph_of_another_opset_is_converted(single, frames, tmp_path, opset):
     from ultralytics import YOLO
 
     copy = tmp_path / "demo.pt"
     copy.write_bytes(DEMO_WEIGHTS.read_bytes())
     plain = Path(YOLO(copy).export(format="onnx", imgsz=SIDE, device="cpu", opset=17, batch=1))
+    onnx.save(onnx.version_converter.convert_version(onnx.load(plain), opset), plain)
     graph.to_serving_graph(plain, "demo", SIDE, tmp_path / "graph.onnx")
-    quantize.to_int8(tmp_path / "graph.onnx", tmp_path / "int8.onnx", frames)
+    quantize.Quantizer(tmp_path / "graph.onnx", frames).write(tmp_path / "int8.onnx", Method())
     precision.to_half(tmp_path / "int8.onnx", tmp_path / "half.onnx")
     assert onnx.load(tmp_path / "half.onnx").opset_import[0].version == quantize.OPSET
     assert_same_boxes(run(tmp_path / "half.onnx", frames[:4]), run(single, frames[:4]), px=8, score=0.4)

@@ -24,7 +24,7 @@ from cuda_standin import Cuda
 from fakes import rows_of
 from tensorrt_standin import NO_IMPLEMENTATION, VERSIONS, TensorRT
 
-from app import backends, builder, datasets, export, footprint, graph, images, precision, quantize, results, selftest
+from app import backends, builder, candidates, datasets, export, footprint, graph, images, precision, results, selftest
 from app.backends import Recipe, cuda, onnxruntime, pytorch
 from app.deployment import deploy
 from app.errors import (
@@ -736,14 +736,14 @@ def test_one_shape_that_loses_accuracy_is_enough_to_be_refused(rig, wide, monkey
 
 def test_every_shape_is_calibrated_on_frames_of_its_own(rig, wide, monkeypatch):
     seen: dict[str, set] = {}
-    real = quantize.to_int8
+    real = candidates.to_int8
 
     def to_int8(source, target, frames):
         taken = list(frames)
         seen[source.parent.name] = {(len(taken), frame.shape) for frame in taken}
         real(source, target, taken)
 
-    monkeypatch.setattr(quantize, "to_int8", to_int8)
+    monkeypatch.setattr(candidates, "to_int8", to_int8)
     monkeypatch.setattr(builder, "CALIBRATION_IMAGES", 4)
     built = builder.build(dataclasses.replace(wide, precision="int8", limits=Limits(map_loss=1)), lambda _: None)
     assert built.manifest.fingerprint.precision == "int8"

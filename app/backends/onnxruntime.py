@@ -36,7 +36,7 @@ def device() -> str:
 
 def build(recipe: Recipe) -> dict[str, Any]:
     """INT8 is slower than FP32 here (loadtest/RESULTS.md): it tells how accurate TensorRT's will be."""
-    from app import precision, quantize
+    from app import candidates, precision
 
     (graph,) = recipe.graphs
     match recipe.precision:
@@ -45,7 +45,8 @@ def build(recipe: Recipe) -> dict[str, Any]:
         case "fp16":
             precision.to_half(graph, recipe.folder / _FILE)
         case "int8":
-            quantize.to_int8(graph, recipe.folder / _FILE, recipe.calibration(recipe.model.shapes))
+            frames = recipe.calibration(recipe.model.shapes)
+            return candidates.to_int8(graph, recipe.folder / _FILE, frames)
     return {}
 
 

@@ -37,17 +37,17 @@ def device() -> str:
 
 def build(recipe: Recipe) -> dict[str, Any]:
     """By convert_model: read_model gives other boxes for a quantized graph, without an error (docs/decisions.md)."""
-    from app import quantize
+    from app import candidates
 
-    (graph,) = recipe.graphs
+    (graph,), facts = recipe.graphs, {}
     if recipe.precision == "int8":
         quantized = graph.with_name("int8.onnx")
-        quantize.to_int8(graph, quantized, recipe.calibration(recipe.model.shapes))
+        facts = candidates.to_int8(graph, quantized, recipe.calibration(recipe.model.shapes))
         graph = quantized
     model = openvino.convert_model(graph)
     model.set_rt_info(spell(*recipe.model.shapes or ()), _SHAPES)
     openvino.save_model(model, recipe.folder / _FILE, compress_to_fp16=False)
-    return {}
+    return facts
 
 
 def load(folder: Path, lanes: int, threads: int) -> "OpenvinoEngine":

@@ -165,12 +165,12 @@ def _in_precision(recipe: Recipe, shape: Shape, graph: Path) -> Path:
     """INT8 with everything in FP16 that is not INT8 and not the decode."""
     if recipe.precision == "fp32":
         return graph
-    from app import precision, quantize
+    from app import candidates, precision
 
     half = graph.with_name("fp16.onnx")
     if recipe.precision == "int8":
         quantized = graph.with_name("int8.onnx")
-        quantize.to_int8(graph, quantized, recipe.calibration([shape]))
+        candidates.to_int8(graph, quantized, recipe.calibration([shape]))
         graph = quantized
     precision.to_half(graph, half)
     return half
