@@ -13,7 +13,7 @@ from typing import Any
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 IDLE_S = 10.0  # between two looks whether there is something to do
 IDLE = 0.02  # of a core, under which there is not
-QUIET, MUCH = 0.25, 256 << 20  # of a core, under which there is little; bytes that malloc keeps and that are many
+QUIET, MUCH = 0.25, 64 << 20  # of a core, under which there is little; bytes that malloc keeps and that are many
 
 
 _MALLINFO = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
