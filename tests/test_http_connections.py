@@ -65,3 +65,17 @@ def test_a_request_that_is_being_answered_gives_way_to_nobody(serve, device, sam
         assert client.recv(12) == b"HTTP/1.1 200"
     for client in (late, *clients):
         client.close()
+
+
+def test_an_idle_connection_gives_way_without_a_word(serve):
+    live = serve(max_connections=2)
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as idle:
+        idle.sendall(REQUEST)
+        assert idle.recv(12) == b"HTTP/1.1 200"
+        others = [connect(live) for _ in range(2)]
+        rest = b""
+        while piece := idle.recv(1 << 16):
+            rest += piece
+        assert b"HTTP/1.1" not in rest
+    for other in others:
+        other.close()

@@ -50,13 +50,6 @@ class Connection(HttpToolsProtocol):
         self._rate = Rate(connections.limits.bytes_per_s)
         self._stopping_since = math.inf
 
-    @property
-    def waiting(self) -> bool:
-        """True while it is the client's turn."""
-        return self.waiting_since < math.inf
-
-    # asyncio's protocol
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.peer = self.client[0] if self.client else ""
@@ -151,8 +144,6 @@ class Connection(HttpToolsProtocol):
             self.waiting_since = math.inf
         super().on_message_complete()
 
-    # uvicorn's hooks
-
     def on_response_complete(self) -> None:
         self._has_answered = True
         self.waiting_since = self.loop.time()
@@ -186,11 +177,12 @@ class Connection(HttpToolsProtocol):
 
     def give_way(self) -> None:
         """Another connection needs the place."""
-        if self._lingering_since < math.inf or not (self._in_head or not self._working):
+        if self._lingering_since < math.inf or (self._working and not self._reads_body):
             self.transport.abort()
-        else:
+            return
+        if self._in_head or self._reads_body or not self._has_answered:  # else nobody waits for an answer
             self._refuse(503, "the server has as many connections as it takes")
-            self.transport.close()
+        self.transport.close()
 
     def check(self, now: float) -> None:
         """Close what has kept the server waiting for too long."""
@@ -215,8 +207,6 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
         elif waited > (limits.keep_alive_s if self._has_answered else limits.head_s):
             self.transport.close()
-
-    # Our own
 
     @property
     def _working(self) -> bool:
@@ -245,7 +235,7 @@ class Connection(HttpToolsProtocol):
     def _go_on(self, rest: bytes) -> None:
         """Read on after a head that offers an upgrade, which is not taken up.
 
-        llhttp stops there, and takes a body for what the other protocol says: https://github.com/nodejs/llhttp/issues/215
+        httptools stops there: it tells llhttp that no body follows, whatever the head says (`cb_on_headers_complete`).
         """
         if self._without_upgrade:
             self._without_upgrade = False

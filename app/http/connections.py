@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -73,7 +74,7 @@ class Connections:
 
     def _close_slowest(self, connections: list["Connection"], newcomer: "Connection") -> None:
         slowest = min(connections, key=lambda each: each.waiting_since)
-        (slowest if slowest.waiting else newcomer).give_way()
+        (slowest if slowest.waiting_since < math.inf else newcomer).give_way()
 
     async def watch(self) -> None:
         """Close what is overdue, until cancelled."""
