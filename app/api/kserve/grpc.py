@@ -60,7 +60,8 @@ async def serving(service: Service, models: Repository, port: int) -> AsyncItera
         "grpc.max_concurrent_streams": CALLS_PER_CONNECTION,
         "grpc.max_allowed_incoming_connections": settings.max_connections,
         "grpc.server_handshake_timeout_ms": round(settings.head_timeout_ms),
-        "grpc.max_connection_idle_ms": round(settings.keep_alive_ms),  # clients connect again by themselves
+        # gRPC looks once in so long, so that a connection is idle for one to two of these; clients connect again by themselves.
+        "grpc.max_connection_idle_ms": round(settings.keep_alive_ms / 2),
         "grpc.compression_enabled_algorithms_bitset": 1,  # none: 90 KB would be 90 MB before anybody can count it
         "grpc.keepalive_time_ms": PING_MS,  # a peer that is gone without a word is noticed
         "grpc.keepalive_timeout_ms": round(settings.send_timeout_ms),
@@ -143,11 +144,11 @@ class _Calls:
     def _fact(self, name: str, fact: Callable[[Any], dict[str, Any] | None]) -> Callable[[Any, Any], Any]:
         asked, told = (getattr(messages, f"{name}{side}") for side in ("Request", "Response"))
 
-        async def call(requests: AsyncIterator[bytes], context: Any) -> Any:
+        async def call(_: AsyncIterator[bytes], context: Any) -> Any:
             try:
                 with self._active(), self._service.inflight.share() as share:
                     self._require_key(name, context)
-                    data = await self._reads.receive(requests, SMALL_S, share)
+                    data = await self._reads.receive(context, SMALL_S, share)
                     if len(data) > SMALL_BYTES:
                         raise BodyTooLarge(f"the message is larger than {SMALL_BYTES} bytes")
                     return ParseDict(fact(read(asked, data)) or {}, told())
@@ -183,13 +184,13 @@ class _Calls:
             return {"ready": False}
         return {"ready": True}
 
-    async def _infer_one(self, requests: AsyncIterator[bytes], context: Any) -> Any:
+    async def _infer_one(self, _: AsyncIterator[bytes], context: Any) -> Any:
         try:
             with self._active(), self._counted(), self._service.inflight.share() as share:
                 self._require_key("ModelInfer", context)
                 deadline_s = self._deadline_s(context)
                 self._service.predictor.require_room(deadline_s)
-                request = self._read(await self._reads.receive(requests, deadline_s, share))
+                request = self._read(await self._reads.receive(context, deadline_s, share))
                 return await self._infer(request, share, context)
         except YolopardError as error:
             refusal = _refusal(error)

@@ -1,7 +1,9 @@
 """Messages of gRPC calls, few of them in memory before they are counted."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
 
 from app.errors import DeadlineExceeded, MalformedBody
 from app.inflight import Share
@@ -20,8 +22,11 @@ class Reads:
         self._waiting = 0
         self._begun: dict[asyncio.Timeout, float] = {}  # loop time
 
-    async def receive(self, requests: AsyncIterator[bytes], seconds: float, share: Share) -> bytes:
-        """The one message of a call, counted in `share`. Raises DeadlineExceeded, MalformedBody or Overloaded."""
+    async def receive(self, context: Any, seconds: float, share: Share) -> bytes:
+        """The one message of a call, counted in `share`. Raises DeadlineExceeded, MalformedBody or Overloaded.
+
+        From its context: gRPC's iterator of messages would keep the last one until the garbage is collected.
+        """
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(min(seconds, MOST_S)) as timeout:
@@ -30,15 +35,17 @@ class Reads:
                     self._begun[timeout] = loop.time()
                     if self._waiting:
                         self._hurry(SLOW_S)
-                    async for data in requests:
-                        share.add_bytes(len(data))
-                        return data
+                    data = await context.read()
                 finally:
                     del self._begun[timeout]
                     self._places.release()
         except TimeoutError:
             raise DeadlineExceeded("the message did not arrive in time") from None
-        raise MalformedBody("the call has no message")
+        if data is grpc.aio.EOF:
+            raise MalformedBody("the call has no message")
+        share.add_bytes(len(data))
+        message: bytes = data
+        return message
 
     async def _take_place(self) -> None:
         self._waiting += 1
