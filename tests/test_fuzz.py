@@ -165,7 +165,7 @@ def test_any_body_is_a_question_of_kserve_or_refused(made, kind):
 @given(kserve.inferences("pets"))
 def test_any_message_is_an_inference_or_refused(message):
     with contextlib.suppress(RequestError):
-        for tensor in kserve_messages.read_inference(message).inputs:
+        for tensor in kserve_messages.read_inference(message, message.raw_input_contents).inputs:
             assert math.prod(tensor.shape) == np.size(tensor.data)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as messages
 
-from app.api.kserve.bounds import MAX_FIELDS, require_bounded
+from app.api.kserve.bounds import MAX_FIELDS, split
 from app.errors import BadParameter, MalformedBody
 
 
@@ -21,9 +21,9 @@ def input_of(**contents: object) -> messages.ModelInferRequest.InferInputTensor:
 def test_a_sound_message_passes():
     images = [messages.ModelInferRequest.InferInputTensor(name=f"images{i}", shape=[1, 3, 64, 64]) for i in range(64)]
     sound = request(inputs=images, raw_input_contents=[b"x" * 100_000] * 64, parameters={})
-    require_bounded(sound.SerializeToString(), 0)
-    require_bounded(request(inputs=[input_of(bytes_contents=[b"x" * 100_000] * 64)]).SerializeToString(), 0)
-    require_bounded(request(inputs=[input_of(fp32_contents=[0.5] * 100)]).SerializeToString(), 400)
+    split(sound.SerializeToString(), 0)
+    split(request(inputs=[input_of(bytes_contents=[b"x" * 100_000] * 64)]).SerializeToString(), 0)
+    split(request(inputs=[input_of(fp32_contents=[0.5] * 100)]).SerializeToString(), 400)
 
 
 @pytest.mark.parametrize(
@@ -39,28 +39,36 @@ def test_a_sound_message_passes():
 )
 def test_a_message_of_very_many_fields_is_refused(message):
     with pytest.raises(MalformedBody, match=f"more than {MAX_FIELDS} fields"):
-        require_bounded(message.SerializeToString(), 1 << 30)
+        split(message.SerializeToString(), 1 << 30)
 
 
 def test_numbers_in_typed_contents_are_bounded():
     message = request(inputs=[input_of(uint_contents=[1] * 500), input_of(uint_contents=[1] * 501)])
     with pytest.raises(BadParameter, match="raw_input_contents"):
-        require_bounded(message.SerializeToString(), 1000)
+        split(message.SerializeToString(), 1000)
 
 
 def test_a_long_shape_is_refused():
     shape = messages.ModelInferRequest.InferInputTensor(name="images", shape=[1] * 2000)
     with pytest.raises(BadParameter, match="shape"):
-        require_bounded(request(inputs=[shape]).SerializeToString(), 0)
+        split(request(inputs=[shape]).SerializeToString(), 0)
 
 
 @given(st.binary(max_size=300))
 def test_no_bytes_raise_anything_else(data):
     try:
-        require_bounded(data, 100)
+        split(data, 100)
     except (MalformedBody, BadParameter):
         return
     try:
         messages.ModelInferRequest.FromString(data)
     except DecodeError:
         return
+
+
+def test_raw_contents_are_kept_apart_and_not_copied():
+    whole = request(id="7", raw_input_contents=[b"abc", b"defg"]).SerializeToString()
+    small, raw = split(whole, 0)
+    assert messages.ModelInferRequest.FromString(small) == request(id="7")
+    assert [bytes(each) for each in raw] == [b"abc", b"defg"]
+    assert all(each.obj is whole for each in raw)

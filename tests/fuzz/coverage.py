@@ -53,7 +53,7 @@ def kserve(data: bytes) -> None:
 
 
 def message(data: bytes) -> None:
-    kserve_messages.read_inference(kserve_messages.read(messages.ModelInferRequest, data))
+    kserve_messages.read_request(data, MOST)
 
 
 def image(data: bytes) -> None:

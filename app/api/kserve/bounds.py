@@ -1,4 +1,4 @@
-"""How much an inference message of gRPC holds, told from its bytes: parsed, a field of two bytes takes a hundred."""
+"""An inference message of gRPC before it is parsed, since parsed a field of two bytes takes a hundred."""
 
 from collections.abc import Iterator
 
@@ -6,16 +6,20 @@ from app.errors import BadParameter, MalformedBody
 
 MAX_FIELDS = 10_000  # a message of 64 images has some hundred
 MAX_SHAPE = 1024  # bytes
-_PARAMETERS, _INPUTS, _OUTPUTS = 4, 5, 6  # of ModelInferRequest
+_PARAMETERS, _INPUTS, _OUTPUTS, _RAW = 4, 5, 6, 7  # of ModelInferRequest
 _SHAPE, _CONTENTS = 3, 5  # of InferInputTensor
 _BYTES = 8  # of InferTensorContents: images; the others are numbers
 
 
-def require_bounded(message: bytes, max_numbers: int) -> None:
-    """Raises MalformedBody for over MAX_FIELDS fields, BadParameter for over `max_numbers` bytes of typed numbers."""
-    count = numbers = 0
+def split(message: bytes, max_numbers: int) -> tuple[bytes, list[memoryview]]:
+    """The message without its raw_input_contents, and these, which are not copied.
 
-    def inside(view: memoryview) -> Iterator[tuple[int, memoryview]]:
+    Raises MalformedBody for over MAX_FIELDS fields, BadParameter for over `max_numbers` bytes of typed numbers.
+    """
+    count = numbers = 0
+    small, raw = list[memoryview](), list[memoryview]()
+
+    def inside(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
         nonlocal count
         for each in _fields(view):
             count += 1
@@ -23,24 +27,27 @@ def require_bounded(message: bytes, max_numbers: int) -> None:
                 raise MalformedBody(f"the message has more than {MAX_FIELDS} fields")
             yield each
 
-    for number, value in inside(memoryview(message)):
+    for number, field, value in inside(memoryview(message)):
+        (raw if number == _RAW else small).append(value if number == _RAW else field)
         if number not in (_PARAMETERS, _INPUTS, _OUTPUTS):
             continue
-        for part, content in inside(value):
+        for part, _, content in inside(value):
             if number != _INPUTS:
                 continue
             if part == _SHAPE and len(content) > MAX_SHAPE:
                 raise BadParameter("the shape of an input is too long for one of a tensor")
             if part == _CONTENTS:
-                numbers += sum(len(each) for kind, each in inside(content) if kind != _BYTES)
+                numbers += sum(len(each) for kind, _, each in inside(content) if kind != _BYTES)
     if numbers > max_numbers:
         raise BadParameter(f"contents hold more than {max_numbers} bytes of numbers: send them as raw_input_contents")
+    return b"".join(small), raw
 
 
-def _fields(view: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and content of each field; https://protobuf.dev/programming-guides/encoding. Raises MalformedBody."""
+def _fields(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """Number, all bytes and content of each field; https://protobuf.dev/programming-guides/encoding. Raises MalformedBody."""
     at, size = 0, len(view)
     while at < size:
+        start = at
         tag, at = _varint(view, at)
         begins = at
         match tag & 7:
@@ -57,7 +64,7 @@ def _fields(view: memoryview) -> Iterator[tuple[int, memoryview]]:
                 raise MalformedBody("the message is no ModelInferRequest")
         if at > size:
             raise MalformedBody("the message is no ModelInferRequest: it is cut short")
-        yield tag >> 3, view[begins:at]
+        yield tag >> 3, view[start:at], view[begins:at]
 
 
 def _varint(view: memoryview, at: int) -> tuple[int, int]:

@@ -60,7 +60,7 @@ async def serving(service: Service, models: Repository, port: int) -> AsyncItera
         "grpc.max_concurrent_streams": CALLS_PER_CONNECTION,
         "grpc.max_allowed_incoming_connections": settings.max_connections,
         "grpc.server_handshake_timeout_ms": round(settings.head_timeout_ms),
-        # gRPC looks once in so long, so that a connection is idle for one to two of these; clients connect again by themselves.
+        # gRPC looks once in so long: a connection is idle for one to two of these. Clients connect again by themselves.
         "grpc.max_connection_idle_ms": round(settings.keep_alive_ms / 2),
         "grpc.compression_enabled_algorithms_bitset": 1,  # none: 90 KB would be 90 MB before anybody can count it
         "grpc.keepalive_time_ms": PING_MS,  # a peer that is gone without a word is noticed

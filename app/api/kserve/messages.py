@@ -1,12 +1,13 @@
 """Messages of Triton's client package <-> what the models take and give."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as messages
 
-from app.api.kserve.bounds import require_bounded
+from app.api.kserve.bounds import split
 from app.api.kserve.models import Model
 from app.api.kserve.repository import VERSION, Inference
 from app.api.kserve.tensors import BYTES, Tensor, from_elements, from_raw, from_values
@@ -35,14 +36,13 @@ class InferRequest:
 
 def read_request(data: bytes, max_numbers: int) -> InferRequest:
     """Raises BadParameter, and MalformedBody for what is none or holds too much."""
-    require_bounded(data, max_numbers)
-    request = read(messages.ModelInferRequest, data)
-    return InferRequest(request.model_name, request.model_version, request.id, read_inference(request))
+    small, raw = split(data, max_numbers)
+    request = read(messages.ModelInferRequest, small)
+    return InferRequest(request.model_name, request.model_version, request.id, read_inference(request, raw))
 
 
-def read_inference(request: Any) -> Inference:
-    """Raises BadParameter."""
-    raw = request.raw_input_contents
+def read_inference(request: Any, raw: Sequence[bytes | memoryview]) -> Inference:
+    """`raw` are its raw_input_contents. Raises BadParameter."""
     if raw and len(raw) != len(request.inputs):
         raise BadParameter(f"raw_input_contents are those of {len(raw)} inputs, and there are {len(request.inputs)}")
     inputs = [
