@@ -44,7 +44,10 @@ def split(message: bytes, max_numbers: int) -> tuple[bytes, list[memoryview]]:
 
 
 def _fields(view: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """Number, all bytes and content of each field; https://protobuf.dev/programming-guides/encoding. Raises MalformedBody."""
+    """Number, all bytes and content of each field (https://protobuf.dev/programming-guides/encoding).
+
+    Raises MalformedBody.
+    """
     at, size = 0, len(view)
     while at < size:
         start = at
