@@ -17,13 +17,8 @@ _SECONDS = (
 _BATCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 REFUSALS = (
-    "overloaded",
-    "out_of_memory",
-    "deadline_exceeded",
-    "inference_failed",
-    "stopping",
-    "unsupported",
-    "client_gone",
+    *("overloaded", "out_of_memory", "deadline_exceeded", "inference_failed", "work_stuck", "stopping"),
+    *("unsupported", "client_gone"),
 )
 STAGES = ("decode", "queue", "infer", "postprocess", "encode")
 

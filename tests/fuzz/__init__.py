@@ -85,7 +85,8 @@ class Outcome:
         target = client.base_url.copy_with(raw_path=request.url.raw_path)
         sent = (request.method, str(request.url), dict(request.headers), request.content)
         try:
-            answer = client.request(request.method, target, headers=request.headers, content=request.content)
+            headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"host"]
+            answer = client.request(request.method, target, headers=headers, content=request.content)
         except httpx.HTTPError as error:
             self.failures.append(f"{protocol}: {error!r}: {sent!r}")
         else:
