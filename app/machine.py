@@ -12,6 +12,7 @@ from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 IDLE_S = 10.0  # between two looks whether there is something to do
+LOOK_S, TOO_MUCH = 1.0, 256 << 20  # between two looks at what malloc keeps, and bytes of it that go back under any load
 IDLE = 0.02  # of a core, under which there is not
 QUIET, MUCH = 0.25, 64 << 20  # of a core, under which there is little; bytes that malloc keeps and that are many
 
@@ -96,12 +97,12 @@ def keep_freed_memory() -> None:
     """Make malloc keep what is freed, for the next image, instead of giving it back to the system page by page.
 
     Images are megabytes each: as glibc comes, every one is mapped anew, and touching new pages cost as much as decoding
-    (loadtest/RESULTS.md). Blocks over 32 MiB still go back. All threads share one arena: with one each, what one had
+    (loadtest/RESULTS.md). Blocks over 16 MiB still go back. All threads share one arena: with one each, what one had
     freed was no use to the others, and memory grew for hours. Other C libraries have no such knobs.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(_M_MMAP_THRESHOLD, 16 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 512 << 20)
         libc.mallopt(_M_ARENA_MAX, 1)
 
@@ -120,7 +121,11 @@ def give_back_when_idle() -> None:
 def _give_back(libc: Any) -> None:
     used, busy = time.process_time(), True
     while True:
-        time.sleep(IDLE_S)
+        until = time.monotonic() + IDLE_S
+        while time.monotonic() < until:
+            time.sleep(min(LOOK_S, IDLE_S))
+            if libc.mallinfo2().fordblks > TOO_MUCH:
+                libc.malloc_trim(0)
         before, used = used, time.process_time()
         was_busy, busy = busy, used - before > IDLE * IDLE_S
         quiet = used - before < QUIET * IDLE_S

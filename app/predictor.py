@@ -34,6 +34,7 @@ SHADOW_DEADLINE_S = 60.0
 HOPEFUL = 0.8  # share of the deadline that the wait for the images before may take
 LEARN = 0.05  # weight of the newest image in what is known of decoding
 PATIENCE_S = 10.0  # with a decoder: the limits of app.formats keep the worst image to a few seconds
+DRAW_PATIENCE_S = 60.0  # with drawing and encoding
 FEW = 32  # boxes over the threshold; their NMS takes 0.1 ms
 
 
@@ -99,6 +100,7 @@ class Predictor:
         # One more than cores, to work while another waits for the interpreter: 14 % more images (loadtest/RESULTS.md).
         self._decoders = Threads(threads + 1, "decode", patience_s=PATIENCE_S)
         self._finishers = Threads(threads, "finish")  # not behind images yet to decode
+        self._drawers = Threads(max(1, threads // 2), "draw", patience_s=DRAW_PATIENCE_S)  # pictures take seconds
         self._preparation = preparation
         self._max_pending = max_pending
         self._threads, self._shares_cores = threads, shares_cores
@@ -115,7 +117,7 @@ class Predictor:
     @property
     def stuck(self) -> int:
         """Decoders that have not come back from an image in PATIENCE_S."""
-        return self._decoders.stuck
+        return self._decoders.stuck + self._drawers.stuck
 
     @property
     def pending(self) -> int:
@@ -283,7 +285,7 @@ class Predictor:
             checkpoint()
             return drawing.encode(picture, kind)
 
-        picture, _ = await _on(self._decoders, work)
+        picture, _ = await _on(self._drawers, work)
         return picture
 
     async def finish(self, work: Callable[[], T]) -> T:
@@ -296,7 +298,7 @@ class Predictor:
         await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
         if self._shadow is not None:
             await asyncio.gather(self._shadow, return_exceptions=True)
-        for pool in (self._decoders, self._finishers):
+        for pool in (self._decoders, self._drawers, self._finishers):
             pool.close()
 
     async def _finish(

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.http import head
-from app.http.connections import DRAIN_S, LINGER_BYTES, LINGER_S, SWEEP_S, WINDOW_S, Connections
+from app.http.connections import DRAIN_S, LINGER_BYTES, LINGER_S, MAX_PIPELINE, SWEEP_S, WINDOW_S, Connections
 from app.http.outlet import Outlet
 from app.http.rate import Rate
 from app.http.refusal import Refused, answer
@@ -93,6 +93,7 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """The server stops: what has been received whole is answered."""
         self._stopping_since = self.loop.time()
+        self.pipeline.clear()
         if self._working:
             self.cycle.keep_alive = False
         elif self._lingering_since == math.inf:
@@ -122,6 +123,8 @@ class Connection(HttpToolsProtocol):
         if self._muted:
             return
         self._in_head = False
+        if len(self.pipeline) >= MAX_PIPELINE:
+            raise Refused(400, f"more than {MAX_PIPELINE} requests wait on one connection")
         long = self._fed + self._chunk > self._limits.head_bytes  # it may be, or its body came with it
         head.check(self.headers, self.url, self.parser.get_http_version(), self._limits, measure=long)
         self.scope["yolopard.cut_off"] = self.cut_off  # type: ignore[typeddict-unknown-key]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("yolopard.http")
 
 SWEEP_S = 0.5
+MAX_PIPELINE = 32  # requests behind the one that is being answered
 WINDOW_S = 5.0  # over which a rate is seen
 LINGER_S = 12.0  # longest time for which the rest of a refused body is read
 LINGER_BYTES = 256 << 20
