@@ -121,7 +121,7 @@ class Settings(BaseModel):
     max_tensor_bytes: int = Field(
         96 * 1024 * 1024, ge=1, description="of one KServe request: sixteen images of 640x640 in FP32"
     )
-    max_json_bytes: int = Field(8 * 1024 * 1024, ge=1, description="of the JSON in one request")
+    max_json_bytes: int = Field(8 * 1024 * 1024, ge=1, description="of the JSON or urlencoded form in one request")
     max_pixels: int = Field(50_000_000, ge=1, description="of one image")
     max_side: int = Field(65_535, ge=1, description="of one image, px")
     max_files: int = Field(64, ge=1, description="of one request")

@@ -98,3 +98,14 @@ def test_at_most_five_problems_are_told(house):
 def test_json_that_is_too_much_is_not_parsed(text, error):
     with pytest.raises(error):
         load_json(text, 100 if error is BodyTooLarge else 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"source=" + b"%41" * 1_000_000, 400), (b"source=" + b"A" * 9_000_000, 413), (b"source=" + b"%2B" * 1000, 422)],
+    ids=["escapes", "long", "sound"],
+)
+def test_an_urlencoded_form_is_bounded_before_it_is_unquoted(house, body, status):
+    """20 MB of escapes took 2 GB."""
+    head = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert house.client.post("/predict", content=body, headers=head).status_code == status

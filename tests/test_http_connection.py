@@ -256,3 +256,19 @@ def test_head_is_get_without_the_body(house, path):
 def test_a_405_says_what_is_allowed(house, method, path, allowed):
     answer = house.client.request(method, path)
     assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+def test_very_many_requests_on_end_close_the_connection_and_no_answer_comes_out_of_turn(house, caplog):
+    answer = talk(house, (b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n") * 500)
+    assert b"400" not in answer
+    assert answer.count(b"HTTP/1.1 200") <= module.MAX_PIPELINE + 1
+    assert caplog.records == []
+
+
+def test_a_wrong_head_behind_a_request_that_is_being_answered_gets_no_answer_in_its_place(serve, device, sample):
+    live = serve()
+    device.gate.clear()
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as client:
+        client.sendall(post(sample) + post(sample, host=b""))
+        assert client.recv(1) == b""
+    device.gate.set()

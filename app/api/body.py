@@ -49,6 +49,11 @@ class Limit:
                 f"no key came in the first {KEYLESS_BYTES} bytes: send it before the image, or as 'X-API-Key: KEY'"
             )
 
+    def as_text(self) -> None:
+        """The body is JSON or an urlencoded form, which have a limit of their own."""
+        if self.max_json_bytes < self.max_bytes:
+            self.max_bytes, self.advice = self.max_json_bytes, _JSON_ADVICE
+
     def offer(self, key: str) -> None:
         """A key has arrived: if it is the server's, the body may have its full size."""
         if self.fits is not None and key and self.fits(key):
@@ -82,9 +87,12 @@ async def read_form(request: Request, limit: Limit) -> Form:
     """Multipart or urlencoded; any other body is the file itself. Raises what `read_images` raises."""
     if is_multipart(request):
         return _form(await _read_parts(request, limit, 1, fields=True))
-    body = await read_body(request, limit)
     if not request.headers.get("content-type", "").lower().startswith(_FORM):
-        return Form(body, {})
+        return Form(await read_body(request, limit), {})
+    limit.as_text()
+    body = await read_body(request, limit)
+    if body.count(b"%") > len(body) // 8 + MAX_STRINGS:  # of base64 a twentieth; unquoted, each takes 60 bytes
+        raise MalformedBody("the form has too many escapes")
     try:
         pairs = await parsed(lambda: parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS), body)
     except ValueError as error:
@@ -94,8 +102,7 @@ async def read_form(request: Request, limit: Limit) -> Form:
 
 async def read_json(request: Request, limit: Limit) -> Any:
     """JSON of at most `limit.max_json_bytes`. Raises what `read_images` raises."""
-    if limit.max_json_bytes < limit.max_bytes:
-        limit.max_bytes, limit.advice = limit.max_json_bytes, _JSON_ADVICE
+    limit.as_text()
     body = await read_body(request, limit)
     return await parsed(lambda: load_json(body, limit.max_json_bytes), body)
 

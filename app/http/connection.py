@@ -122,11 +122,11 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._muted:
             return
-        self._in_head = False
         if len(self.pipeline) >= MAX_PIPELINE:
             raise Refused(400, f"more than {MAX_PIPELINE} requests wait on one connection")
         long = self._fed + self._chunk > self._limits.head_bytes  # it may be, or its body came with it
         head.check(self.headers, self.url, self.parser.get_http_version(), self._limits, measure=long)
+        self._in_head = False
         self.scope["yolopard.cut_off"] = self.cut_off  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
         self.cycle.transport = self._outlet  # type: ignore[assignment]
