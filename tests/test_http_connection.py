@@ -1,5 +1,6 @@
 """The HTTP server byte by byte: what a client may send, how slowly, and that it sees each refusal."""
 
+import contextlib
 import json
 import socket
 import time
@@ -270,5 +271,6 @@ def test_a_wrong_head_behind_a_request_that_is_being_answered_gets_no_answer_in_
     device.gate.clear()
     with socket.create_connection(("127.0.0.1", live.port), timeout=20) as client:
         client.sendall(post(sample) + post(sample, host=b""))
-        assert client.recv(1) == b""
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
     device.gate.set()
