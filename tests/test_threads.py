@@ -129,7 +129,7 @@ async def test_work_that_does_not_come_back_fails_in_time_and_others_go_on(make)
 
 async def test_a_thread_that_comes_back_is_no_longer_stuck_and_ends(make):
     threads, go = await a_stuck_one(make)
-    stuck = next(thread for thread in threading.enumerate() if thread.name == "decode-0")
+    stuck = next(iter(threads._stuck)).thread
     go.set()
     await asyncio.to_thread(stuck.join, 10)
     await asyncio.sleep(0)
