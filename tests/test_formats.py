@@ -198,6 +198,11 @@ def test_the_frame_of_a_hair_costs_next_to_nothing(middle):
         assert time.thread_time() - started < 0.3
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_the_pixels_are_the_caller_s_own_to_draw_on(name):
+    assert decode(FILES[name], MAX_PIXELS).flags.writeable
+
+
 # The size that a header announces
 
 
