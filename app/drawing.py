@@ -12,13 +12,15 @@ from app.parity import VISIBLE
 from app.results import Detections, corners
 
 _COVER = 0.4  # of a mask's colour over the picture
+_ROWS = 256  # whose colours are swapped at a time
 _GOLDEN_ANGLE = 137.508  # degrees; neighbours in class id get hues far apart
 
 
-def draw(image: Pixels, detections: Detections, names: Mapping[int, str], outlines: Sequence[Points] = ()) -> Pixels:
-    """A copy of the image with the detections on it, the best on top; `outlines` are the masks', in image px."""
-    canvas = image.copy()
-    size = max(image.shape[:2])
+def draw(canvas: Pixels, detections: Detections, names: Mapping[int, str], outlines: Sequence[Points] = ()) -> Pixels:
+    """The detections drawn on the image itself, which may be too large for a copy, the best on top; `outlines` are the
+    masks', in image px. Returns the image.
+    """
+    size = max(canvas.shape[:2])
     thickness, scale = max(1, round(size / 400)), max(0.4, size / 1600)
     for i in reversed(range(len(detections))):
         colour = _colour(int(detections.classes[i]))
@@ -61,9 +63,12 @@ def _dot(canvas: Pixels, keypoints: NDArray[np.float32], colour: tuple[int, int,
 
 
 def encode(image: Pixels, kind: str) -> bytes:
-    """`kind` is "jpeg" or "png"."""
+    """`kind` is "jpeg" or "png". The image's own memory is used for it."""
     options = [cv2.IMWRITE_JPEG_QUALITY, 90] if kind == "jpeg" else []
-    return cv2.imencode(f".{kind}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+    for top in range(0, image.shape[0], _ROWS):
+        rows = image[top : top + _ROWS]
+        cv2.cvtColor(rows, cv2.COLOR_RGB2BGR, dst=rows)  # which copies them
+    return cv2.imencode(f".{kind}", image, options)[1].tobytes()
 
 
 def _label(canvas: Pixels, text: str, corner: tuple[int, int], colour: tuple[int, int, int], scale: float) -> None:

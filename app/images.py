@@ -5,6 +5,7 @@ centred on 114 grey, each rounding as there; the way back is `ultralytics/utils/
 the resized size from the frame, here it is known: of odd sizes some come back 0.2 % apart, and here to the right place.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ Boxes = NDArray[np.float32]  # [N, 4], x1 y1 x2 y2
 
 GREY = 114
 LONG = 16
+LARGE = 8_000_000  # pixels; Pillow copies an image of several colours at 4 bytes a pixel, so larger ones go one by one
+_METHOD = Image.Resampling.BILINEAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +143,21 @@ def crop(image: Pixels, placement: Placement) -> Pixels:
     """
     (height, width), (resized_h, resized_w) = placement.image, placement.resized
     left, top, side = -placement.left, -placement.top, placement.frame[0]
-    whole, method = Image.fromarray(image), Image.Resampling.BILINEAR
     if max(placement.resized) <= LONG * side:
-        resized = whole.resize((resized_w, resized_h), method)
-        return np.asarray(resized.crop((left, top, left + side, top + side)))
+        part = (slice(top, top + side), slice(left, left + side))
+        if height * width <= LARGE:
+            return _resize(image, resized_w, resized_h)[part]
+        return np.dstack([_resize(np.ascontiguousarray(image[..., i]), resized_w, resized_h)[part] for i in range(3)])
     x, y = width / resized_w, height / resized_h
+    begin_x, begin_y = max(int((left - 2) * x), 0), max(int((top - 2) * y), 0)
+    near = image[begin_y : math.ceil((top + side + 2) * y), begin_x : math.ceil((left + side + 2) * x)]
     box = (left * x, top * y, min((left + side) * x, width), min((top + side) * y, height))
-    return np.asarray(whole.resize((side, side), method, box))
+    moved = (box[0] - begin_x, box[1] - begin_y, box[2] - begin_x, box[3] - begin_y)
+    return np.asarray(Image.fromarray(near).resize((side, side), _METHOD, moved))
+
+
+def _resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(image).resize((width, height), _METHOD))
 
 
 def to_image(boxes: Boxes, placement: Placement) -> Boxes:

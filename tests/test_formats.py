@@ -198,6 +198,11 @@ def test_the_frame_of_a_hair_costs_next_to_nothing(middle):
         assert time.thread_time() - started < 0.3
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_the_pixels_are_the_caller_s_own_to_draw_on(name):
+    assert decode(FILES[name], MAX_PIXELS).flags.writeable
+
+
 # The size that a header announces
 
 
@@ -318,15 +323,25 @@ def test_a_stray_byte_before_the_end_of_a_jpeg_is_no_harm(capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("factors", [(4, 1, 1, 1), (1, 4, 1, 1), (2, 2, 2, 1), (1, 2, 1, 1)], ids=str)
-def test_a_jpeg_of_rare_sampling_is_served(factors):
-    """TurboJPEG has no name for some of them."""
-    h, v, chroma_h, chroma_v = factors
-    data = bytearray(save(Image.new("RGB", (64, 64), (200, 100, 50)), "JPEG", quality=95, subsampling="4:4:4"))
-    at = data.index(b"\xff\xc0") + 11
-    data[at], data[at + 3], data[at + 6] = h << 4 | v, chroma_h << 4 | chroma_v, chroma_h << 4 | chroma_v
-    with contextlib.suppress(UndecodableImage):  # its blocks are no longer as many as there should be
-        assert decode(bytes(data), MAX_PIXELS).shape == (64, 64, 3)
+def test_a_progressive_jpeg_that_ends_between_two_scans_is_cut_short():
+    scans = [at for marker, at in jpeg._scan_segments(PROGRESSIVE, jpeg.read_header(PROGRESSIVE)) if marker == 0xDA]
+    assert len(scans) == 10
+    for at in scans[1:]:
+        for end in (b"", PROGRESSIVE[at : at + 2]):
+            with pytest.raises(UndecodableImage):
+                decode(PROGRESSIVE[:at] + end, MAX_PIXELS)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:2:2"])
+def test_a_jpeg_that_turbojpeg_has_no_name_for_has_its_orientation_and_size(mode, subsampling):
+    """A CMYK of which every component but the first is sampled less often is one."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = save(LARGE.convert(mode), "JPEG", quality=95, subsampling=subsampling, exif=exif, comment=b"x" * 100)
+    upright = np.rot90(np.asarray(LARGE.convert(mode).convert("RGB")), -1)
+    assert np.abs(decode(data, MAX_PIXELS).astype(int) - upright).mean() < 3
+    assert decode_near(data, MAX_PIXELS, 100)[1] == (800, 600)
 
 
 def test_a_frame_smaller_than_its_canvas_lies_in_its_place():

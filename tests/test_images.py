@@ -489,6 +489,13 @@ def test_the_middle_is_what_torchvision_s_resize_and_center_crop_give_a_pil_imag
     np.testing.assert_array_equal(crop(image, placement), resized.crop((left, top, left + side, top + side)))
 
 
+def test_the_middle_of_a_large_image_is_the_same_made_of_one_colour_after_the_other(monkeypatch):
+    image = np.random.default_rng(3).integers(0, 255, (300, 200, 3), np.uint8)
+    expected = crop(image, place_middle(300, 200, 64))
+    monkeypatch.setattr("app.images.LARGE", 1000)
+    np.testing.assert_array_equal(crop(image, place_middle(300, 200, 64)), expected)
+
+
 def test_the_middle_of_a_long_image_is_off_by_one_level_at_most():
     image = np.random.default_rng(2).integers(0, 255, (40, 2000, 3), np.uint8)
     resized = Image.fromarray(image).resize((3200, 64), Image.Resampling.BILINEAR).crop((1568, 0, 1632, 64))

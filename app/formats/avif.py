@@ -21,7 +21,6 @@ def decode(data: bytes, limits: Limits) -> Pixels:
         limits.check_memory(width, height, len(data), BYTES_PER_PIXEL)
         # `load` would copy these bytes into an image of 4 bytes a pixel.
         stored = image._decoder.get_frame(0)[0]  # noqa: SLF001
-        pixels = np.frombuffer(stored, np.uint8).reshape(height, width, -1)
-    if pixels.shape[2] == 1:
-        pixels = np.broadcast_to(pixels, (height, width, 3))
-    return turn_upright(np.ascontiguousarray(pixels[..., :3]), orientation)
+        pixels = np.empty((height, width, 3), np.uint8)
+        pixels[:] = np.frombuffer(stored, np.uint8).reshape(height, width, -1)[..., :3]  # one colour is all three
+    return turn_upright(pixels, orientation)

@@ -1,6 +1,7 @@
 """JPEG: the segments before the pixels, the scans, and the pixels by libjpeg-turbo, which simplejpeg wraps."""
 
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -152,6 +153,8 @@ def decode(data: bytes, limits: Limits, side: int | None) -> tuple[Pixels, tuple
 def _decode_odd(data: bytes, header: Header, height: int, width: int, fraction: int, limits: Limits) -> Pixels:
     """One of which libjpeg has something to say. An end marker that lacks is no harm where no pixel does."""
     if not _is_ended(data, header):
+        if not _has_all_scans(data, header):
+            raise ValueError("it ends before its last scan")
         return _decode(data + b"\xff\xd9", height, width, fraction, strict=True)
     try:
         return _decode(data, height, width, fraction, strict=False)
@@ -175,33 +178,43 @@ def _check(data: bytes, header: Header, limits: Limits) -> None:
         )
 
 
-def _count_scans(data: bytes, header: Header, most: int) -> int:
-    """At most one more than `most`. Raises ValueError at more than MAX_SEGMENTS segments between them."""
-    at, scans = header.scan, 0
-    for _ in range(MAX_SEGMENTS):
-        found = _MARKER.search(data, at)
-        if found is None or data[found.start() + 1] == _EOI:
-            return scans
-        at = found.start()
-        scans += data[at + 1] == _SOS
-        if scans > most:
-            return scans
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    raise ValueError(f"more than {MAX_SEGMENTS} segments stand between its scans")
-
-
-def _is_ended(data: bytes, header: Header) -> bool:
-    """Whether an end marker stands behind the scans."""
+def _scan_segments(data: bytes, header: Header) -> Iterator[tuple[int, int]]:
+    """Marker and begin of each segment from the first scan on, the end marker included if there is one. Raises
+    ValueError at more than MAX_SEGMENTS.
+    """
     at = header.scan
     for _ in range(MAX_SEGMENTS):
         found = _MARKER.search(data, at)
         if found is None:
-            return False
+            return
         at = found.start()
+        yield data[at + 1], at
         if data[at + 1] == _EOI:
-            return True
+            return
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return False
+    raise ValueError(f"more than {MAX_SEGMENTS} segments stand between its scans")
+
+
+def _count_scans(data: bytes, header: Header, most: int) -> int:
+    """At most one more than `most`."""
+    scans = (at for marker, at in _scan_segments(data, header) if marker == _SOS)
+    return sum(1 for _ in itertools.islice(scans, most + 1))
+
+
+def _is_ended(data: bytes, header: Header) -> bool:
+    """Whether an end marker stands behind the scans."""
+    return any(marker == _EOI for marker, _ in _scan_segments(data, header))
+
+
+def _has_all_scans(data: bytes, header: Header) -> bool:
+    """Whether every coefficient of every component is sent down to its last bit, which each is once."""
+    sent = 0
+    for marker, at in _scan_segments(data, header):
+        if marker == _SOS:
+            components = data[at + 4]
+            first, last, bits = data[at + 5 + 2 * components : at + 8 + 2 * components]
+            sent += components * (last - first + 1) if not bits & 15 else 0
+    return sent >= 64 * len(header.factors)
 
 
 def _fraction(longer: int, side: int) -> int:
