@@ -738,10 +738,11 @@ def test_every_shape_is_calibrated_on_frames_of_its_own(rig, wide, monkeypatch):
     seen: dict[str, set] = {}
     real = candidates.to_int8
 
-    def to_int8(source, target, frames):
+    def to_int8(source, target, frames, *, zero_points):
         taken = list(frames)
         seen[source.parent.name] = {(len(taken), frame.shape) for frame in taken}
-        real(source, target, taken)
+        assert not zero_points
+        real(source, target, taken, zero_points=zero_points)
 
     monkeypatch.setattr(candidates, "to_int8", to_int8)
     monkeypatch.setattr(builder, "CALIBRATION_IMAGES", 4)
