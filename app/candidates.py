@@ -20,7 +20,7 @@ LIKELIEST = 30  # rows before NMS: few photos hold enough boxes to tell methods 
 NEAR = 0.007  # distance from the float graph that is near enough (docs/accuracy.md)
 LEAST_INT8 = 0.5  # share of the convolutions' work: with less there is little left to gain over FP32
 STEP = 4  # convolutions that are added to those in float at a time
-SWEPT = 8  # images on which convolutions are compared: each of them costs a graph
+SWEPT = 8  # images on which each convolution is tried alone
 
 
 class _Comparison:
@@ -53,6 +53,7 @@ class _Comparison:
         work they save. Nothing is clipped: what calibration has not seen is clipped furthest.
         """
         some = slice(SWEPT)
+        log.info("int8: no method is within %.3f, each of %d convolutions is tried alone", NEAR, len(self._work))
         alone = {
             name: self._distance(Method(floats=frozenset(self._work.keys() - {name})), some) for name in self._work
         }

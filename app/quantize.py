@@ -1,10 +1,11 @@
 """Serving graph FP32 -> INT8: QuantizeLinear and DequantizeLinear, as TensorRT, OpenVINO and ONNX Runtime read them.
 
-Every convolution of features (app/precision.py) runs in INT8: int8 weights with a scale for each output channel, biases
-as they are, and inputs with one scale each. Zero points are 0 for TensorRT, which knows no other; OpenVINO and ONNX
-Runtime take those that use all 255 steps of SiLU's outputs, of which few are negative. A tensor is quantized where its
-values are made, in front of Concat, Split, MaxPool and Resize, which only move them; what a Concat joins shares one
-scale. So these run in INT8 as well and engines need no rounding between two convolutions. What decodes stays FP32.
+Convolutions of features (app/precision.py) run in INT8: int8 weights with a scale for each output channel, biases
+as they are, and inputs with one scale each. Zero points are 0 for TensorRT, which knows no other, and for ONNX Runtime,
+which tells how accurate TensorRT's will be; OpenVINO's use all 255 steps of what SiLU gives. A tensor is quantized
+where its values are made, in front of Concat, Split, MaxPool and Resize, which only move them; what a Concat joins
+shares one scale. So these run in INT8 as well and engines need no rounding between two convolutions. Convolutions that
+the method leaves in float, and what decodes, stay FP32.
 
 CPUs without VNNI (AVX2, early AVX-512) add the products of two neighbouring input channels in 16 bits, which saturate:
 255 * (127 + 127) is twice what fits. Weights are scaled so that no two of them do, and any CPU computes the same.
