@@ -154,7 +154,7 @@ def test_zero_points_leave_no_step_unused(single, frames, tmp_path):
     assert share_of_same_boxes(run(tmp_path / "int8.onnx", frames), run(single, frames), px=4) == 1
 
 
-def test_work_is_a_share_and_the_first_convolution_writes_the_most_values(single, frames):
+def test_shares_of_work_are_of_all_convolutions_and_sum_to_one(single, frames):
     work = quantize.Quantizer(single, frames[:1], zero_points=True).work(SIDE, SIDE)
     assert len(work) == 63
     assert sum(work.values()) == pytest.approx(1)
