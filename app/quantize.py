@@ -1,14 +1,17 @@
 """Serving graph FP32 -> INT8: QuantizeLinear and DequantizeLinear, as TensorRT, OpenVINO and ONNX Runtime read them.
 
-Every convolution of features (app/precision.py) runs in INT8: int8 weights with a scale for each output channel, biases
-as they are, and inputs with one scale each and the zero point 0 (TensorRT knows no other). A tensor is quantized where
-its values are made, in front of Concat, Split, MaxPool and Resize, which only move them; what a Concat joins shares one
-scale. So these run in INT8 as well and engines need no rounding between two convolutions. What decodes stays FP32.
+Convolutions of features (app/precision.py) run in INT8: int8 weights with a scale for each output channel, biases
+as they are, and inputs with one scale each. Zero points are 0 for TensorRT, which knows no other, and for ONNX Runtime,
+which tells how accurate TensorRT's will be; OpenVINO's use all 255 steps of what SiLU gives. A tensor is quantized
+where its values are made, in front of Concat, Split, MaxPool and Resize, which only move them; what a Concat joins
+shares one scale. So these run in INT8 as well and engines need no rounding between two convolutions. Convolutions that
+the method leaves in float, and what decodes, stay FP32.
 
 CPUs without VNNI (AVX2, early AVX-512) add the products of two neighbouring input channels in 16 bits, which saturate:
 255 * (127 + 127) is twice what fits. Weights are scaled so that no two of them do, and any CPU computes the same.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,9 @@ from app.images import Pixels
 
 # The first in which scales may be FP16. From 21 on ONNX Runtime 1.32 moves QuantizeLinear behind MaxPool, and fails.
 OPSET = 19
-EARLY = 3  # convolutions, the first in the graph: they work on the most pixels, and all others inherit their rounding
+VALUE = (
+    100  # multiplications that take as long as a value that is written, about (AVX-512): the first layers write most
+)
 
 _MOVE = {"Concat", "Split", "MaxPool", "Resize"}  # layers whose outputs are values of their inputs
 _LEAST = float(np.finfo(np.float16).tiny)  # of a scale: it must survive FP16, and TensorRT refuses 0
@@ -35,39 +40,60 @@ class Method:
     """How a graph is quantized."""
 
     rule: str = "greatest value"  # a key of calibration.RULES
-    early_float: bool = False  # whether the first EARLY convolutions stay as they are
+    floats: frozenset[str] = frozenset()  # convolutions, by their output, that stay as they are
 
     def __str__(self) -> str:
-        return f"{self.rule}, first {EARLY} convolutions in float" if self.early_float else self.rule
+        return f"{self.rule}, {len(self.floats)} convolutions in float" if self.floats else self.rule
 
 
 class Quantizer:
     """A graph and the statistics of its tensors, from which INT8 graphs are made by one method or another.
 
-    `frames` are uint8 [H, W, 3]; some 30 are as good as 300.
+    `frames` are uint8 [H, W, 3]; some 30 are as good as 300. Without `zero_points` they are all 0, as TensorRT needs.
     """
 
-    def __init__(self, graph: Path, frames: Iterable[Pixels]) -> None:
+    def __init__(self, graph: Path, frames: Iterable[Pixels], zero_points: bool) -> None:
         self._model = onnx.load(graph)
         if self._model.opset_import[0].version != OPSET:
             self._model = onnx.version_converter.convert_version(self._model, OPSET)
         self._names = [name for group in _groups(self._model.graph, _convs(self._model)) for name in group]
-        self._statistics = collect(self._model, self._names, frames)
+        statistics = collect(self._model, self._names, frames)
+        self._statistics = statistics if zero_points else statistics.symmetric()
+
+    def work(self, height: int, width: int) -> dict[str, float]:
+        """The share of the time that each convolution, by its output, takes in frames of this shape: an estimate."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        for size, dimension in zip((1, height, width), model.graph.input[0].type.tensor_type.shape.dim, strict=False):
+            dimension.dim_value = size
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        shapes = {each.name: [size.dim_value for size in each.type.tensor_type.shape.dim] for each in graph.value_info}
+        weights = {tensor.name: math.prod(tensor.dims[1:]) for tensor in graph.initializer}
+        work = {
+            conv.output[0]: math.prod(shapes[conv.output[0]]) * (weights[conv.input[1]] + VALUE)
+            for conv in _convs(self._model)
+        }
+        return {name: each / sum(work.values()) for name, each in work.items()}
 
     def write(self, target: Path, method: Method) -> None:
         """The INT8 graph, biases corrected for what rounding the weights changes on average."""
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         weights = {tensor.name: tensor for tensor in model.graph.initializer}
-        convs = _convs(model)[EARLY if method.early_float else 0 :]
+        convs = [conv for conv in _convs(model) if conv.output[0] not in method.floats]
         groups = _groups(model.graph, convs)
-        ranges = dict(zip(self._names, RULES[method.rule](self._statistics), strict=True))
+        highs = dict(zip(self._names, RULES[method.rule](self._statistics), strict=True))
+        lows = dict(zip(self._names, self._statistics.lows, strict=True))
         inserted: dict[str, list[NodeProto]] = {}
-        new: list[TensorProto] = [numpy_helper.from_array(np.zeros((), np.int8), "int8/zero")]
+        new: list[TensorProto] = []
         for group in groups:
-            scale = numpy_helper.from_array(_scale(max(ranges[name] for name in group)), f"{group[0]}/scale")
-            new.append(scale)
-            inserted |= {name: _pair(name, scale.name) for name in group}
+            high = max(highs[name] for name in group)
+            low = max(min(lows[name] for name in group), -high)
+            scale = _scale((high - low) / 2)
+            zero = np.round(-STEPS - low / scale).astype(np.int8)
+            names = f"{group[0]}/scale", f"{group[0]}/zero"
+            new += [numpy_helper.from_array(array, name) for array, name in zip((scale, zero), names, strict=True)]
+            inserted |= {name: _pair(name, *names) for name in group}
         means = _Means(model.graph, dict(zip(self._names, self._statistics.means, strict=True)))
         _correct_biases(convs, weights, means)
         for node in model.graph.node:
@@ -158,10 +184,10 @@ def _scale(peak: float | NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(np.maximum(np.asarray(peak) / STEPS, _LEAST), np.float32)
 
 
-def _pair(name: str, scale: str) -> list[NodeProto]:
+def _pair(name: str, scale: str, zero: str) -> list[NodeProto]:
     return [
-        helper.make_node("QuantizeLinear", [name, scale, "int8/zero"], [f"{name}/int8"]),
-        helper.make_node("DequantizeLinear", [f"{name}/int8", scale, "int8/zero"], [f"{name}/int8/float"]),
+        helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}/int8"]),
+        helper.make_node("DequantizeLinear", [f"{name}/int8", scale, zero], [f"{name}/int8/float"]),
     ]
 
 

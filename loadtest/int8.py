@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import openvino
 
-from app import datasets, export, graph, judge, parity, precision
+from app import candidates, datasets, export, graph, judge, parity, precision
 from app.backends import onnxruntime
 from app.calibration import RULES
 from app.parity import Figures
@@ -70,10 +70,13 @@ def row(name: str, figures: Figures) -> str:
 
 
 def engines(serving: Path, target: Path, frames: list[np.ndarray]) -> Iterator[tuple[str, Engine]]:
-    quantizer = Quantizer(serving, frames)
-    for method in [Method(rule, early) for rule in RULES for early in (False, True)]:
-        quantizer.write(target, method)
-        yield str(method), Engine(openvino.convert_model(target))
+    for zero_points, name in ((False, "zero points 0"), (True, "zero points")):
+        quantizer = Quantizer(serving, frames, zero_points)
+        for rule in RULES:
+            quantizer.write(target, Method(rule))
+            yield f"{rule}, {name}", Engine(openvino.convert_model(target))
+        facts = candidates.to_int8(serving, target, frames, zero_points=zero_points)["int8"]
+        yield f"as built, {name}: {facts['method']}", Engine(openvino.convert_model(target))
     if util.find_spec("nncf"):
         yield from nncf_engines(serving, frames)
 

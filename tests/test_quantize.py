@@ -36,7 +36,7 @@ def single(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def quantized(single, frames) -> Path:
-    quantize.Quantizer(single, frames).write(single.with_name("int8.onnx"), Method())
+    quantize.Quantizer(single, frames, zero_points=False).write(single.with_name("int8.onnx"), Method())
     return single.with_name("int8.onnx")
 
 
@@ -120,7 +120,7 @@ def test_no_two_products_that_a_cpu_without_vnni_adds_exceed_16_bits(model):
 
 def test_scales_hold_what_their_rule_says(single, tmp_path):
     dark, bright = (np.full((64, 64, 3), level, np.uint8) for level in (51, 255))
-    quantizer = quantize.Quantizer(single, [dark, dark, bright, dark])
+    quantizer = quantize.Quantizer(single, [dark, dark, bright, dark], zero_points=False)
     scales = {}
     for rule in calibration.RULES:
         quantizer.write(tmp_path / "int8.onnx", Method(rule))
@@ -130,12 +130,35 @@ def test_scales_hold_what_their_rule_says(single, tmp_path):
     assert scales["least square error"] <= 1
 
 
-def test_first_convolutions_stay_in_float_where_the_method_says_so(single, frames, tmp_path):
-    quantize.Quantizer(single, frames[:2]).write(tmp_path / "int8.onnx", Method(early_float=True))
+def test_convolutions_that_the_method_names_stay_in_float(single, frames, tmp_path):
+    quantizer = quantize.Quantizer(single, frames[:2], zero_points=True)
+    names = list(quantizer.work(SIDE, SIDE))
+    kept = {names[0], names[9], names[-1]}
+    quantizer.write(tmp_path / "int8.onnx", Method(floats=frozenset(kept)))
     model = onnx.load(tmp_path / "int8.onnx")
     made = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
-    convs = [node for node in model.graph.node if node.op_type == "Conv"]
-    assert [conv.input[1] in made for conv in convs[: quantize.EARLY + 1]] == [False] * quantize.EARLY + [True]
+    convs = {node.output[0]: node.input[1] in made for node in model.graph.node if node.op_type == "Conv"}
+    assert {name for name in names if not convs[name]} == kept
+
+
+def test_zero_points_leave_no_step_unused(single, frames, tmp_path):
+    """SiLU gives no less than -0.28: ranges whose middle is 0 would leave nearly half of the steps unused."""
+    quantize.Quantizer(single, frames[:4], zero_points=True).write(tmp_path / "int8.onnx", Method())
+    model = onnx.load(tmp_path / "int8.onnx")
+    values = initializers(model)
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            scale, zero = (values[name] for name in node.input[1:])
+            least = float(scale) * (-127 - int(zero))
+            assert -1.2 < least <= float(scale)
+    assert share_of_same_boxes(run(tmp_path / "int8.onnx", frames), run(single, frames), px=4) == 1
+
+
+def test_shares_of_work_are_of_all_convolutions_and_sum_to_one(single, frames):
+    work = quantize.Quantizer(single, frames[:1], zero_points=True).work(SIDE, SIDE)
+    assert len(work) == 63
+    assert sum(work.values()) == pytest.approx(1)
+    assert all(0 < share < 0.2 for share in work.values())
 
 
 def test_biases_make_up_for_what_rounding_the_weights_changes_on_average(single, model):
@@ -145,12 +168,26 @@ def test_biases_make_up_for_what_rounding_the_weights_changes_on_average(single,
     assert all(0 < np.abs(before[name] - after[name]).max() < 1 for name in biases)
 
 
-def test_the_nearest_candidate_is_kept_and_all_are_told(single, frames, tmp_path):
-    facts = candidates.to_int8(single, tmp_path / "int8.onnx", frames[:6])["int8"]
+def test_a_graph_that_is_near_enough_is_all_int8(single, frames, tmp_path, monkeypatch):
+    monkeypatch.setattr(candidates, "NEAR", 1)
+    facts = candidates.to_int8(single, tmp_path / "int8.onnx", frames[:6], zero_points=True)["int8"]
+    compared = facts["compared"]
     assert facts["images"] == 2
-    assert {*calibration.RULES, facts["method"]} <= set(facts["distances"])
-    least = min(facts["distances"][rule] for rule in calibration.RULES)
-    assert facts["distances"][facts["method"]] <= least
+    assert set(compared) == set(calibration.RULES)
+    assert compared[facts["method"]]["distance"] == min(each["distance"] for each in compared.values())
+
+
+def test_convolutions_stay_in_float_until_too_little_is_int8_and_the_nearest_graph_is_kept(
+    single, frames, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(candidates, "NEAR", 0)
+    facts = candidates.to_int8(single, tmp_path / "int8.onnx", frames[:3], zero_points=True)["int8"]
+    compared = facts["compared"]
+    shares = [each["int8"] for each in compared.values()]
+    assert shares == sorted(shares, reverse=True)
+    assert candidates.LEAST_INT8 <= shares[-1] < 0.8
+    assert compared[facts["method"]]["distance"] == min(each["distance"] for each in compared.values())
+    assert compared[facts["method"]]["distance"] < min(compared[rule]["distance"] for rule in calibration.RULES)
 
 
 def test_tensors_that_a_concat_joins_share_one_scale(model):
@@ -187,7 +224,9 @@ def test_float_part_in_fp16_finds_the_same(quantized, frames, tmp_path):
     model = onnx.load(tmp_path / "half.onnx")
     onnx.checker.check_model(model, full_check=True)
     weights = initializers(model)
-    assert {value.dtype for name, value in weights.items() if "scale" in name} == {np.dtype(np.float16)}
+    assert {value.dtype for name, value in weights.items() if "scale" in name and "zero" not in name} == {
+        np.dtype(np.float16)
+    }
     assert share_of_same_boxes(run(tmp_path / "half.onnx", frames), run(quantized, frames), px=2) == 1
 
 
@@ -221,7 +260,7 @@ def test_graph_of_another_opset_is_converted(single, frames, tmp_path, opset):
     plain = Path(YOLO(copy).export(format="onnx", imgsz=SIDE, device="cpu", opset=17, batch=1))
     onnx.save(onnx.version_converter.convert_version(onnx.load(plain), opset), plain)
     graph.to_serving_graph(plain, "demo", SIDE, tmp_path / "graph.onnx")
-    quantize.Quantizer(tmp_path / "graph.onnx", frames).write(tmp_path / "int8.onnx", Method())
+    quantize.Quantizer(tmp_path / "graph.onnx", frames, zero_points=False).write(tmp_path / "int8.onnx", Method())
     precision.to_half(tmp_path / "int8.onnx", tmp_path / "half.onnx")
     assert onnx.load(tmp_path / "half.onnx").opset_import[0].version == quantize.OPSET
     assert_same_boxes(run(tmp_path / "half.onnx", frames[:4]), run(single, frames[:4]), px=8, score=0.4)

@@ -738,12 +738,14 @@ def test_every_shape_is_calibrated_on_frames_of_its_own(rig, wide, monkeypatch):
     seen: dict[str, set] = {}
     real = candidates.to_int8
 
-    def to_int8(source, target, frames):
+    def to_int8(source, target, frames, *, zero_points):
         taken = list(frames)
         seen[source.parent.name] = {(len(taken), frame.shape) for frame in taken}
-        real(source, target, taken)
+        assert not zero_points
+        real(source, target, taken, zero_points=zero_points)
 
     monkeypatch.setattr(candidates, "to_int8", to_int8)
+    monkeypatch.setattr(candidates, "NEAR", 1)
     monkeypatch.setattr(builder, "CALIBRATION_IMAGES", 4)
     built = builder.build(dataclasses.replace(wide, precision="int8", limits=Limits(map_loss=1)), lambda _: None)
     assert built.manifest.fingerprint.precision == "int8"

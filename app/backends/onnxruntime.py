@@ -46,7 +46,7 @@ def build(recipe: Recipe) -> dict[str, Any]:
             precision.to_half(graph, recipe.folder / _FILE)
         case "int8":
             frames = recipe.calibration(recipe.model.shapes)
-            return candidates.to_int8(graph, recipe.folder / _FILE, frames)
+            return candidates.to_int8(graph, recipe.folder / _FILE, frames, zero_points=False)
     return {}
 
 

@@ -42,7 +42,7 @@ def build(recipe: Recipe) -> dict[str, Any]:
     (graph,), facts = recipe.graphs, {}
     if recipe.precision == "int8":
         quantized = graph.with_name("int8.onnx")
-        facts = candidates.to_int8(graph, quantized, recipe.calibration(recipe.model.shapes))
+        facts = candidates.to_int8(graph, quantized, recipe.calibration(recipe.model.shapes), zero_points=True)
         graph = quantized
     model = openvino.convert_model(graph)
     model.set_rt_info(spell(*recipe.model.shapes or ()), _SHAPES)

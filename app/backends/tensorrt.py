@@ -170,7 +170,7 @@ def _in_precision(recipe: Recipe, shape: Shape, graph: Path) -> Path:
     half = graph.with_name("fp16.onnx")
     if recipe.precision == "int8":
         quantized = graph.with_name("int8.onnx")
-        candidates.to_int8(graph, quantized, recipe.calibration([shape]))
+        candidates.to_int8(graph, quantized, recipe.calibration([shape]), zero_points=False)
         graph = quantized
     precision.to_half(graph, half)
     return half
