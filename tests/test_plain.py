@@ -86,7 +86,7 @@ def test_passes_of_fp16_and_int8_run_in_onnx_runtime(exported, tmp_path, kind):
     expected = onnxruntime.OnnxruntimeEngine(served, 1).infer(0, frames)
     precision.to_half(served, tmp_path / "half.onnx")
     assert_same(onnxruntime.OnnxruntimeEngine(tmp_path / "half.onnx", 1).infer(0, frames), expected, "detect", 0.2)
-    quantize.Quantizer(served, frames).write(tmp_path / "int8.onnx", Method())
+    quantize.Quantizer(served, frames, zero_points=False).write(tmp_path / "int8.onnx", Method())
     convs = [node for node in onnx.load(tmp_path / "int8.onnx").graph.node if node.op_type == "Conv"]
     assert sum(node.input[1].endswith("/int8/float") for node in convs) == 63
     onnxruntime.OnnxruntimeEngine(tmp_path / "int8.onnx", 1).infer(0, frames)
@@ -97,7 +97,9 @@ def test_int8_of_fp16_weights_joins_what_fp32_weights_join(exported, tmp_path):
     counts = []
     for options in ({"opset": 17}, {"opset": 17, "half": True}):
         graph.to_serving_graph(exported("detect", **options), "detect", None, tmp_path / "graph.onnx")
-        quantize.Quantizer(tmp_path / "graph.onnx", frames_of("detect")).write(tmp_path / "int8.onnx", Method())
+        quantize.Quantizer(tmp_path / "graph.onnx", frames_of("detect"), zero_points=False).write(
+            tmp_path / "int8.onnx", Method()
+        )
         kinds = [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
         counts.append((kinds.count("QuantizeLinear"), kinds.count("DequantizeLinear")))
     assert counts[0] == counts[1]
