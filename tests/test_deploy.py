@@ -400,6 +400,10 @@ def ask_in_many_ways(live: Live, sample: bytes) -> None:
             return set(pool.map(lambda _: ask(params={"compare": "1"}), range(4 * HOUSE)))
 
     eventually(lambda: burst() == {200, 503})
+    gone = live.value("rejected_total", reason="client_gone")
+    with socket.create_connection(("127.0.0.1", live.port)) as client:
+        client.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf")
+    eventually(lambda: live.value("rejected_total", reason="client_gone") > gone)
 
 
 class Prometheus:
