@@ -91,6 +91,14 @@ def test_interrupt_ends_it_cleanly(engine):
     assert served.end(signal.SIGINT) in (0, 130)
 
 
+def test_a_simulated_server_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    served = Served("--backend", "simulated")
+    assert list(tmp_path.iterdir())
+    assert served.end(signal.SIGTERM) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def until_it_builds(*options: str) -> subprocess.Popen[str]:
     """`yolopard serve`, in the middle of its build."""
     serving = subprocess.Popen(

@@ -52,7 +52,7 @@ def build(recipe: Recipe) -> dict[str, Any]:
 
 def load(folder: Path, lanes: int, threads: int) -> "SimulatedEngine":
     fields = json.loads((folder / _FILE).read_bytes())
-    return SimulatedEngine(fields["a_ms"] / 1000, fields["b_ms"] / 1000, fields["imgsz"], lanes)
+    return SimulatedEngine(fields["a_ms"] / 1000, fields["b_ms"] / 1000, fields["imgsz"], lanes, folder)
 
 
 class Source:
@@ -77,7 +77,7 @@ class Source:
             calibration="",
         )
         self._folder = Path(tempfile.mkdtemp(prefix="yolopard-simulated-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # of an engine that was never closed
 
     def run(self, report: Report) -> Built:
         report(Progress.at("engine", NAME, "no image is looked at, the boxes are made up"))
@@ -90,9 +90,10 @@ class Source:
 
 
 class SimulatedEngine:
-    """A batch of n takes a + b * n seconds, one batch at a time over all lanes."""
+    """A batch of n takes a + b * n seconds, one batch at a time over all lanes. Its folder goes with it."""
 
-    def __init__(self, a: float, b: float, imgsz: int, lanes: int) -> None:
+    def __init__(self, a: float, b: float, imgsz: int, lanes: int, folder: Path | None = None) -> None:
+        self._folder = folder
         self._a, self._b = a, b
         rows = np.zeros((K, 6), np.float32)
         rows[: len(_BOXES), :4] = np.array(_BOXES) * imgsz
@@ -114,4 +115,6 @@ class SimulatedEngine:
         return self._seconds[lane]
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        """`serve` ends without the interpreter's own end, at which finalizers run."""
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
