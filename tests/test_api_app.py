@@ -148,7 +148,8 @@ def test_images_that_would_not_be_answered_in_time_are_refused_before_their_body
         asking.putheader("X-Deadline-Ms", "5000")
         asking.endheaders()
         answer = asking.getresponse()
-        assert (answer.status, answer.getheader("Retry-After")) == (503, "9")  # 8 s and what decoding took
+        assert answer.status == 503
+        assert answer.getheader("Retry-After") in ("8", "9")  # 8 s, what decoding takes, less what has passed of them
         assert b"overloaded" in answer.read()
         asking.close()
         device.gate.set()
