@@ -27,7 +27,7 @@ from app.errors import BenchFailed, SettingsError, SetupError
 from app.http.server import make_server
 from app.model import spell
 from app.order import Order
-from app.parity import Limits
+from app.parity import ENOUGH, Figures, Limits
 from app.progress import Progress
 from app.settings import Settings
 from app.store import Built
@@ -176,7 +176,7 @@ def _table(built: Built) -> str:
         return f"not judged: {gate.on}"
     lines = {
         "accuracy gate": f"{precision} against {gate.reference} on {gate.on}",
-        "boxes found": f"{figures.agreement:.2%} of {figures.boxes}, {figures.invented:.2%} of its own are new",
+        "boxes found": _found(figures),
         "boxes differ": f"{figures.box_px_mean:.4f} px on average, {figures.box_px:.4f} at most",
         "scores differ": f"{figures.score_mean:.6f} on average, {figures.score:.6f} at most",
         "rows before NMS": f"{figures.rows_agreement:.2%} of {figures.rows} alike",
@@ -191,9 +191,16 @@ def _table(built: Built) -> str:
     if figures.top1 is not None:
         lines["top-1"] = f"{figures.top1:.4f}, reference {figures.reference_top1:.4f}"
         lines["top-5"] = f"{figures.top5:.4f}, reference {figures.reference_top5:.4f}"
+    lines |= {name: made["method"] for name, made in built.manifest.built.items() if name.startswith("int8")}
     if warning := gate.nothing_found():
         lines["warning"] = warning
     return "\n".join(f"  {name:16} {text}" for name, text in lines.items())
+
+
+def _found(figures: Figures) -> str:
+    low, high = figures.interval()
+    open_ = f" (with 95 % confidence {low:.2f} to {high:.2f})" if 0 < figures.boxes < ENOUGH else ""
+    return f"{figures.agreement:.2%} of {figures.boxes}{open_}, {figures.invented:.2%} of its own are new"
 
 
 def _print_ready(settings: Settings, built: Built) -> None:

@@ -16,7 +16,7 @@ STEPS = 127  # of int8 to either side of 0; -128 is not used
 _SAMPLE = 1 << 17  # values of a tensor that are counted for each image
 _SHIFT = 17  # of a float's bits: what is left are 8 bits of exponent and 6 of mantissa, so bins are 1.6 % wide
 _BINS = 1 << 14
-_CENTRES = ((np.arange(_BINS, dtype=np.uint32) << _SHIFT) + (1 << (_SHIFT - 1))).view(np.float32)
+CENTRES = ((np.arange(_BINS, dtype=np.uint32) << _SHIFT) + (1 << (_SHIFT - 1))).view(np.float32)
 _CLIPS = np.linspace(0.1, 1, 91)  # shares of the greatest value that are tried as the range
 
 
@@ -90,7 +90,7 @@ def least_square_error(statistics: Statistics) -> NDArray[np.float32]:
 
 def _best(counts: NDArray[np.int64], peak: float, low: float) -> float:
     filled = np.flatnonzero(counts)
-    values, weights = _CENTRES[filled].astype(np.float64), counts[filled]
+    values, weights = CENTRES[filled].astype(np.float64), counts[filled]
 
     def error(clip: float) -> float:
         step = (peak * clip + min(-low, peak * clip)) / (2 * STEPS)

@@ -32,7 +32,7 @@ class _Comparison:
         used = [frame for i, frame in enumerate(frames) if i % HELD_BACK] or frames
         self._quantizer = Quantizer(graph, used, zero_points)
         self._work = self._quantizer.work(*frames[0].shape[:2])
-        self._expected = _outputs(graph, self._held_back)
+        self._expected = outputs(graph, self._held_back)
         self._found: dict[Method, dict[str, float]] = {}
 
     def best(self) -> Method:
@@ -74,7 +74,7 @@ class _Comparison:
 
     def _distance(self, method: Method, images: slice = slice(None)) -> float:
         self._quantizer.write(self._target, method)
-        return _distance(self._expected[images], _outputs(self._target, self._held_back[images]))
+        return distance(self._expected[images], outputs(self._target, self._held_back[images]))
 
     def _share_of_int8(self, method: Method) -> float:
         return 1 - sum(self._work[name] for name in method.floats)
@@ -95,12 +95,12 @@ def to_int8(graph: Path, target: Path, frames: Iterable[Pixels], *, zero_points:
     return {"int8": comparison.to_json()}
 
 
-def _outputs(graph: Path, frames: list[Pixels]) -> list[Outputs]:
+def outputs(graph: Path, frames: list[Pixels]) -> list[Outputs]:
     session = calibration.session(graph.read_bytes())
     return [tuple(output[0] for output in session.run(None, {"images": frame[None]})) for frame in frames]
 
 
-def _distance(expected: list[Outputs], found: list[Outputs]) -> float:
+def distance(expected: list[Outputs], found: list[Outputs]) -> float:
     """The mean difference of the LIKELIEST scores, best first; of classify of all probabilities, class by class."""
     return float(
         np.mean([np.abs(_scores(one) - _scores(other)).mean() for one, other in zip(expected, found, strict=True)])

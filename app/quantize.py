@@ -172,7 +172,7 @@ def _groups(graph: onnx.GraphProto, convs: list[NodeProto]) -> list[list[str]]:
     return [sorted(group) for group in groups]
 
 
-def _peaks_of_pairs(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+def peaks_of_pairs(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """[O] of weights [O, I, H, W]: the most that one of them, or two neighbouring input channels together, reach."""
     odd = weights[:, 1::2]
     even = weights[:, ::2][:, : odd.shape[1]]
@@ -197,7 +197,7 @@ def _behind(node: NodeProto, inserted: dict[str, list[NodeProto]]) -> list[NodeP
 
 def _rounded(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Weights [O, I, H, W] as steps, int8, and the scale [O] of a step."""
-    scale = _scale(_peaks_of_pairs(values))
+    scale = _scale(peaks_of_pairs(values))
     return np.round(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8), scale
 
 

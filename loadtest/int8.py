@@ -1,26 +1,40 @@
-"""Every way to make INT8 that the builder chooses among, side by side, and NNCF's where it is installed: a table.
+"""INT8 by every method, side by side: what the builder chooses among, NNCF's and ModelOpt's.
 
-    python loadtest/int8.py --weights W --calibration-dir A --gate-dir B
+    python loadtest/int8.py --weights W --calibration-dir A --gate-dir B [--graph NAME=FILE ...]
 
-A and B hold different images. NNCF is no dependency: without it (`pip install nncf`) its rows say so.
+A and B hold different images. All graphs run in OpenVINO on two threads and are compared with the FP32 graph in ONNX
+Runtime. NNCF and ModelOpt are no dependencies: where they are not installed (`pip install nncf`; ModelOpt's onnx extra
+wants an onnx of its own, so a virtual environment) a row says so. `--graph` adds an INT8 graph made elsewhere.
+
+Columns: boxes of score >= 0.25 found (IoU >= 0.9, same class) and new ones; score: greatest and mean difference of a
+pair; px: greatest difference of a side of more than 100 px, after NMS and, since NMS may keep either of two rows with
+nearly the same score, of the nearest row before it; times FP32: speed of one frame, median of alternating rounds.
 """
 
 import argparse
+import statistics
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from importlib import util
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx
 import openvino
 
-from app import candidates, datasets, export, graph, judge, parity, precision
+from app import calibration, candidates, datasets, export, graph, judge, parity, precision, quantize, results
 from app.backends import onnxruntime
-from app.calibration import RULES
-from app.parity import Figures
+from app.calibration import RULES, Statistics
+from app.images import Pixels
+from app.model import ModelInfo
 from app.quantize import Method, Quantizer
-from app.results import Outputs
+from app.results import Outputs, Thresholds
+
+LARGE = 100  # px of a side
+ROUNDS = 12
+HEAD = ("method", "boxes found", "new", "score", "mean", "px", "before NMS", "times FP32")
 
 
 class Engine:
@@ -30,14 +44,67 @@ class Engine:
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2, "ENABLE_CPU_PINNING": False}
         self._compiled = openvino.Core().compile_model(model, "CPU", options)
 
-    def infer(self, frame: np.ndarray) -> Outputs:
+    def infer(self, frame: Pixels) -> Outputs:
         return tuple(np.array(output[0]) for output in self._compiled({"images": frame[None]}).values())
+
+
+class Judge:
+    """The FP32 graph's outputs on the gate's images, beside which engines are judged."""
+
+    def __init__(self, serving: Path, model: ModelInfo, images: datasets.Dataset) -> None:
+        self._model = model
+        self._framed = list(judge.frames(images, model, model.shapes))
+        reference = onnxruntime.OnnxruntimeEngine(serving, 2)
+        self._expected = [reference.infer(0, [frame])[0] for _, _, frame in self._framed]
+        self._float = Engine(openvino.convert_model(serving))
+
+    def row(self, name: str, engine: Engine) -> str:
+        gate, px, px_before = parity.Gate("int8", self._model), 0.0, 0.0
+        for (picture, placement, frame), expected in zip(self._framed, self._expected, strict=True):
+            found = engine.infer(frame)
+            gate.add(picture, placement, expected, found)
+            after, before = self._sides(expected, found)
+            px, px_before = max(px, after), max(px_before, before)
+        figures = gate.figures()
+        cells = [
+            f"{figures.agreement:.4f} of {figures.boxes}",
+            *(f"{value:.4f}" for value in (figures.invented, figures.score, figures.score_mean)),
+            *(f"{value:.1f}" for value in (px, px_before)),
+            f"{self._speed(engine):.2f}",
+        ]
+        return f"| {name} | {' | '.join(cells)} |"
+
+    def _sides(self, expected: Outputs, found: Outputs) -> tuple[float, float]:
+        """Greatest difference of a large box's side: of the pair, and of the nearest row of its class before NMS."""
+        faint = Thresholds(conf=parity.FAINT)
+        wanted, offered = (results.select(outputs, faint, self._model) for outputs in (expected, found))
+        wanted = wanted.first(int(np.count_nonzero(wanted.scores >= parity.CONF)))
+        after = before = 0.0
+        for i, j in parity.pairs(wanted, offered):
+            box = wanted.boxes[i, :4]
+            sides = np.tile(box[2:] - box[:2], 2) > LARGE
+            rows = found[0][(found[0][:, 5] == wanted.classes[i]) & (found[0][:, 4] >= parity.FAINT)]
+            after = max(after, float(np.abs(offered.boxes[j, :4] - box)[sides].max(initial=0)))
+            nearest = np.abs(rows[:, :4] - box)[:, sides].max(1, initial=0).min(initial=np.inf)
+            before = max(before, float(nearest))
+        return after, before
+
+    def _speed(self, engine: Engine) -> float:
+        frame = self._framed[0][2]
+        return statistics.median(seconds(self._float, frame) / seconds(engine, frame) for _ in range(ROUNDS))
+
+
+def seconds(engine: Engine, frame: Pixels) -> float:
+    began = time.perf_counter()
+    engine.infer(frame)
+    return time.perf_counter() - began
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("--weights", "--calibration-dir", "--gate-dir"):
         parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--graph", action="append", default=[], metavar="NAME=FILE")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -45,55 +112,122 @@ def main() -> None:
         model = graph.to_serving_graph(plain, given.weights.stem, None, serving)
         images = {name: datasets.folder(getattr(given, name), model, name) for name in ("calibration_dir", "gate_dir")}
         frames = [frame for _, _, frame in judge.frames(images["calibration_dir"], model, model.shapes)]
-        gate = list(judge.frames(images["gate_dir"], model, model.shapes))
-        reference = onnxruntime.OnnxruntimeEngine(serving, 2)
-        expected = [reference.infer(0, [frame])[0] for _, _, frame in gate]
-        print("| method | boxes found | new | score, worst | mean | px, worst | mean | mAP50-95 lost |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+        seat = Judge(serving, model, images["gate_dir"])
+        print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}", flush=True)
         for name, engine in engines(serving, folder / "int8.onnx", frames):
-            collected = parity.Gate("int8", model)
-            for (picture, placement, frame), outputs in zip(gate, expected, strict=True):
-                collected.add(picture, placement, outputs, engine.infer(frame))
-            print(row(name, collected.figures()), flush=True)
-        if not util.find_spec("nncf"):
-            print("| NNCF | not installed | | | | | | |")
+            print(seat.row(name, engine), flush=True)
+        for name, file in (each.split("=", 1) for each in given.graph):
+            print(seat.row(name, Engine(openvino.convert_model(file))), flush=True)
 
 
-def row(name: str, figures: Figures) -> str:
-    lost = figures.lost()
-    cells = [
-        f"{figures.agreement:.4f} of {figures.boxes}",
-        *(f"{getattr(figures, name):.4f}" for name in ("invented", "score", "score_mean", "box_px", "box_px_mean")),
-        "" if lost is None else f"{lost:.4f}",
-    ]
-    return f"| {name} | {' | '.join(cells)} |"
+def engines(serving: Path, target: Path, frames: list[Pixels]) -> Iterator[tuple[str, Engine]]:
+    yield from own_engines(serving, target, frames)
+    for package, made in (("nncf", nncf_engines), ("modelopt", modelopt_engines)):
+        if util.find_spec(package):
+            yield from made(serving, target, frames)
+        else:
+            print(f"| {package} is not installed |{' |' * (len(HEAD) - 1)}")
 
 
-def engines(serving: Path, target: Path, frames: list[np.ndarray]) -> Iterator[tuple[str, Engine]]:
+def own_engines(serving: Path, target: Path, frames: list[Pixels]) -> Iterator[tuple[str, Engine]]:
+    def write(quantizer: Quantizer, rule: str) -> Engine:
+        quantizer.write(target, Method(rule))
+        return Engine(openvino.convert_model(target))
+
+    with mock.patch.dict(RULES, {f"{share} of the values": percentile(share) for share in (0.999, 0.9999)}):
+        for zero_points, name in ((False, "zero points 0"), (True, "zero points")):
+            quantizer = Quantizer(serving, frames, zero_points)
+            for rule in RULES:
+                yield f"{rule}, {name}", write(quantizer, rule)
+            with mock.patch.object(quantize, "peaks_of_pairs", of_all_channels(quantize.peaks_of_pairs)):
+                yield f"greatest value, {name}, weights per tensor", write(quantizer, "greatest value")
     for zero_points, name in ((False, "zero points 0"), (True, "zero points")):
-        quantizer = Quantizer(serving, frames, zero_points)
-        for rule in RULES:
-            quantizer.write(target, Method(rule))
-            yield f"{rule}, {name}", Engine(openvino.convert_model(target))
         facts = candidates.to_int8(serving, target, frames, zero_points=zero_points)["int8"]
-        yield f"as built, {name}: {facts['method']}", Engine(openvino.convert_model(target))
-    if util.find_spec("nncf"):
-        yield from nncf_engines(serving, frames)
+        yield f"**as built, {name}**: {facts['method']}", Engine(openvino.convert_model(target))
 
 
-def nncf_engines(serving: Path, frames: list[np.ndarray]) -> Iterator[tuple[str, Engine]]:
+def percentile(share: float) -> Callable[[Statistics], np.ndarray]:
+    """The rule that clips all but this share of a tensor's values."""
+
+    def rule(found: Statistics) -> np.ndarray:
+        below = np.cumsum(found.counts, axis=1) / found.counts.sum(1, keepdims=True)
+        return np.minimum(calibration.CENTRES[(below >= share).argmax(1)], found.peaks.max(0))
+
+    return rule
+
+
+def of_all_channels(peaks: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """One scale a tensor: the greatest of all channels."""
+    return lambda weights: np.full(len(weights), peaks(weights).max(), np.float32)
+
+
+def decode(serving: Path) -> set[str]:
+    """The names of the nodes behind the features, and of their outputs: what no method quantizes."""
+    nodes = onnx.load(serving).graph
+    features = precision.features(nodes)
+    return {name for node in nodes.node if node.output[0] not in features for name in (node.name, *node.output)}
+
+
+def nncf_engines(serving: Path, target: Path, frames: list[Pixels]) -> Iterator[tuple[str, Engine]]:
     """PTQ of OpenVINO's model without the decode; the mixed preset has zero points, which TensorRT has not."""
     import nncf  # noqa: PLC0415 - optional
 
-    nodes = onnx.load(serving).graph
-    features = precision.features(nodes)
-    decode = {name for node in nodes.node if node.output[0] not in features for name in (node.name, *node.output)}
+    behind = decode(serving)
+    model = openvino.convert_model(serving)
+    names = [op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name() in behind]
+    options = {"ignored_scope": nncf.IgnoredScope(names=names), "subset_size": len(frames)}
+
+    def data(some: Sequence[Pixels]) -> nncf.Dataset:
+        return nncf.Dataset(some, lambda frame: frame[None])
+
     for preset in (nncf.QuantizationPreset.PERFORMANCE, nncf.QuantizationPreset.MIXED):
-        model = openvino.convert_model(serving)
-        names = [op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name() in decode]
-        scope, data = nncf.IgnoredScope(names=names), nncf.Dataset(frames, lambda frame: frame[None])
-        quantized = nncf.quantize(model, data, preset=preset, ignored_scope=scope, subset_size=len(frames))
+        quantized = nncf.quantize(openvino.convert_model(serving), data(frames), preset=preset, **options)
         yield f"NNCF PTQ, {preset.value}", Engine(quantized)
+
+    # The builder's own goal, on the same images that it holds back
+    held_back, used = frames[:: candidates.HELD_BACK], [f for i, f in enumerate(frames) if i % candidates.HELD_BACK]
+    expected = candidates.outputs(serving, held_back)
+
+    def nearness(compiled: openvino.CompiledModel, validation: Sequence[Pixels]) -> tuple[float, list[float]]:
+        apart = []
+        for wanted, frame in zip(expected, validation, strict=False):
+            found = tuple(np.array(output[0]) for output in compiled(frame).values())
+            apart.append(candidates.distance([wanted], [found]))
+        return 1 - float(np.mean(apart)), [1 - each for each in apart]
+
+    controlled = nncf.quantize_with_accuracy_control(
+        model, data(used), data(held_back), nearness, max_drop=candidates.NEAR,
+        preset=nncf.QuantizationPreset.MIXED, ignored_scope=options["ignored_scope"], subset_size=len(used),
+    )  # fmt: skip
+    yield "NNCF PTQ with accuracy control, mixed", Engine(controlled)
+
+
+def modelopt_engines(serving: Path, target: Path, frames: list[Pixels]) -> Iterator[tuple[str, Engine]]:
+    """NVIDIA's ONNX PTQ, as for TensorRT: zero points 0."""
+    from modelopt.onnx.quantization import quantize as modelopt  # noqa: PLC0415 - optional
+    from onnxruntime.quantization import CalibrationDataReader  # noqa: PLC0415
+
+    class Frames(CalibrationDataReader):
+        """One frame at a time, of any shape."""
+
+        def __init__(self) -> None:
+            self.rewind()
+
+        def get_next(self) -> dict[str, Pixels] | None:
+            return next(self._left, None)
+
+        def rewind(self) -> None:
+            self._left = iter([{"images": frame[None]} for frame in frames])
+
+        def get_first(self) -> dict[str, Pixels]:
+            return {"images": frames[0][None]}
+
+    for method in ("max", "entropy"):
+        modelopt(
+            str(serving), calibration_method=method, calibration_data_reader=Frames(), calibration_eps=["cpu"],
+            nodes_to_exclude=sorted(decode(serving)), high_precision_dtype="fp32", output_path=str(target),
+        )  # fmt: skip
+        yield f"ModelOpt PTQ, {method}", Engine(openvino.convert_model(target))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The commands as a user runs them: real processes, real output."""
 
+import dataclasses
 import json
 import os
 import re
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from conftest import eventually, free_port
+
+from app import __main__
 
 ROOT = Path(__file__).parents[1]
 
@@ -161,6 +164,19 @@ def test_build_prints_each_step_and_what_the_check_gave(tmp_path):
     again = yolopard("build", "--engines_dir", str(tmp_path), "--backend", "onnxruntime", "--imgsz", "160")
     assert "engine" not in re.findall(r"\] yolov8n-demo: (\w+)", again.stdout)
     assert again.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]
+
+
+def test_table_says_how_sure_few_boxes_are_and_how_int8_was_made(build):
+    built = build()
+    few = dataclasses.replace(built.manifest.gate.figures, boxes=12, agreement=1.0, invented=0.0)
+    manifest = dataclasses.replace(
+        built.manifest,
+        gate=dataclasses.replace(built.manifest.gate, figures=few),
+        built={"int8": {"method": "mean of peaks"}},
+    )
+    lines = __main__._table(dataclasses.replace(built, manifest=manifest)).splitlines()
+    assert "  boxes found      100.00% of 12 (with 95 % confidence 0.76 to 1.00), 0.00% of its own are new" in lines
+    assert "  int8             mean of peaks" in lines
 
 
 def test_settings_come_from_the_environment_and_the_command_line_wins(tmp_path):

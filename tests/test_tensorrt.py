@@ -326,6 +326,7 @@ def test_int8_is_compiled_from_the_quantized_graph_with_its_float_part_in_fp16(r
     plan = (built.folder / "160x160.plan").read_bytes()
     assert b"QuantizeLinear" in plan  # the stand-in's plans hold their graph
     assert b"in/scale/half" in plan
+    assert built.manifest.built["int8 160x160"]["method"] in built.manifest.built["int8 160x160"]["compared"]
 
 
 # Running

@@ -77,7 +77,10 @@ def build(recipe: Recipe) -> dict[str, Any]:
     if recipe.weights.suffix == ".engine":
         shutil.copyfile(recipe.weights, paths[0])
         return {"gpu": gpu.name, "driver_cuda": gpu.driver}
-    graphs = {shape: _in_precision(recipe, shape, graph) for shape, graph in zip(shapes, recipe.graphs, strict=True)}
+    facts: dict[str, Any] = {}
+    graphs = {
+        shape: _in_precision(recipe, shape, graph, facts) for shape, graph in zip(shapes, recipe.graphs, strict=True)
+    }
     needed = _require_memory(recipe, graphs)
     started = time.monotonic()
     for (shape, graph), path in zip(graphs.items(), paths, strict=True):
@@ -90,6 +93,7 @@ def build(recipe: Recipe) -> dict[str, Any]:
         "compile_seconds": round(time.monotonic() - started, 1),
         "estimated_device_bytes": needed,
         **_measured_memory(recipe),
+        **facts,
     }
 
 
@@ -161,8 +165,8 @@ class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         return True
 
 
-def _in_precision(recipe: Recipe, shape: Shape, graph: Path) -> Path:
-    """INT8 with everything in FP16 that is not INT8 and not the decode."""
+def _in_precision(recipe: Recipe, shape: Shape, graph: Path, facts: dict[str, Any]) -> Path:
+    """INT8 with everything in FP16 that is not INT8 and not the decode; how INT8 was made is added to `facts`."""
     if recipe.precision == "fp32":
         return graph
     from app import candidates, precision
@@ -170,7 +174,8 @@ def _in_precision(recipe: Recipe, shape: Shape, graph: Path) -> Path:
     half = graph.with_name("fp16.onnx")
     if recipe.precision == "int8":
         quantized = graph.with_name("int8.onnx")
-        candidates.to_int8(graph, quantized, recipe.calibration([shape]), zero_points=False)
+        made = candidates.to_int8(graph, quantized, recipe.calibration([shape]), zero_points=False)
+        facts[f"int8 {spell(shape)}"] = made["int8"]
         graph = quantized
     precision.to_half(graph, half)
     return half
