@@ -177,3 +177,16 @@ class GateFailed(SetupError):
 
 class BenchFailed(SetupError):
     code = "bench_failed"
+
+
+def forget(error: BaseException | None) -> None:
+    """Let go of the frames in the error's tracebacks and in those that it came from, once it has been answered or told.
+
+    Frames hold the request's bytes, and one of them the future that holds the error: a circle that only the garbage
+    collector breaks, much later.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__

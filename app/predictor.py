@@ -23,6 +23,7 @@ from app.metrics import Metrics
 from app.model import ModelInfo
 from app.results import Detections, Outputs, Thresholds
 from app.threads import Threads, checkpoint
+from app.together import together
 
 T = TypeVar("T")
 Turns = AbstractAsyncContextManager[Any]
@@ -242,12 +243,7 @@ class Predictor:
         """At the same time. The first failure ends it, and the frame leaves the queues of the others."""
         if len(engines) == 1:
             return [await self._batchers[engines[0]].submit(frame, deadline)]
-        tasks = [asyncio.create_task(self._batchers[engine].submit(frame, deadline)) for engine in engines]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        return await together(self._batchers[engine].submit(frame, deadline) for engine in engines)
 
     def _begin_shadow(self, frame: Pixels, answer: Answer) -> None:
         """Let the second engine look at the frame too, if it has nothing else to do: nobody ever waits for it."""

@@ -125,7 +125,7 @@ class Threads:
                 worker.job = done, time.monotonic()
                 _own.done = done
                 self._answer(done, work)
-                worker.job = None
+                worker.job = _own.done = None
             del entry, done, work  # or an image would be kept until the next one comes
         if worker.stuck:
             self._tell(self._stuck.discard, worker)

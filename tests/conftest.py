@@ -1,10 +1,12 @@
 """The real engine of the demo model, built once a session, and servers on real sockets."""
 
 import functools
+import gc
 import shutil
 import socket
 import threading
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ from app.order import Order
 from app.settings import DEMO_WEIGHTS, Settings
 from app.store import Built
 
+ROOT = Path(__file__).parents[1]
 PATIENCE_S = 300  # for what comes in seconds, on a machine that is slow or busy with something else
 
 
@@ -37,6 +40,24 @@ def eventually(done: Callable[[], Any], what: Callable[[], object] = lambda: "")
     while not done():
         assert time.monotonic() < deadline, what()
         time.sleep(0.1)
+
+
+@contextmanager
+def without_collector() -> Iterator[list[str]]:
+    """What only the garbage collector would have freed meanwhile: the names of the app's frames."""
+    gc.collect()
+    gc.disable()
+    left: list[str] = []
+    try:
+        yield left
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        frames = [thing for thing in gc.garbage if isinstance(thing, types.FrameType)]
+        left += [frame.f_code.co_qualname for frame in frames if frame.f_code.co_filename.startswith(str(ROOT / "app"))]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

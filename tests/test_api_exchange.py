@@ -1,12 +1,17 @@
 """Request ids, the access log, and what a defect looks like from outside."""
 
+import contextlib
+import http.client
 import json
 import logging
 import socket
+from pathlib import Path
 
 import pytest
+from conftest import eventually, without_collector
 from test_api_detect import wait_for
 
+import app
 from app.log import JsonLines
 
 
@@ -79,3 +84,100 @@ def test_no_http_behind_a_request_that_is_being_answered_is_no_defect(serve, dev
     wait_for(lambda: live.value("requests_total", protocol="v1") is not None)
     assert live.service.predictor.pending == 0
     assert [record for record in caplog.records if record.name == "yolopard.crash"] == []
+
+
+# What a request leaves behind
+
+LARGE = 2 << 20
+
+
+def _multipart(*parts: bytes) -> tuple[bytes, dict[str, str]]:
+    heads = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n'
+    body = b"".join(heads + part + b"\r\n" for part in parts) + b"--b--\r\n"
+    return body, {"Content-Type": "multipart/form-data; boundary=b"}
+
+
+def _of(path: str, body: bytes, **headers: str) -> tuple[str, bytes, dict[str, str]]:
+    return path, body, {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+PADDED = b"\xff\xd8" + b"\xff" * LARGE
+SAMPLE = sorted((Path(app.__file__).parents[1] / "models/demo/samples").glob("*.jpg"))[0].read_bytes()
+CUT = SAMPLE[: len(SAMPLE) // 2] + bytes(LARGE)
+WRONG = {
+    "damaged": _of("/v1/detect", PADDED),
+    "padded": _of("/v1/detect", SAMPLE[:2] + b"\xff" * LARGE + SAMPLE[2:]),
+    "cut short": _of("/v1/detect", CUT),
+    "two cut short": ("/v1/detect", *_multipart(CUT, CUT)),
+    "DeepStack: cut short": ("/v1/vision/detection", *_multipart(CUT)),
+    "two damaged": ("/v1/detect", *_multipart(PADDED, PADDED)),
+    "of no kind": _of("/v1/detect", bytes(LARGE)),
+    "no multipart": _of("/v1/detect", bytes(LARGE), Content_Type="multipart/form-data; boundary=b"),
+    "no gzip": _of("/v1/detect", bytes(LARGE), Content_Encoding="gzip"),
+    "too large": _of("/v1/detect", bytes(8 * LARGE)),
+    "too late": _of("/v1/detect", PADDED, X_Deadline_Ms="0.01"),
+    "JSON for images": _of("/v1/detect", b"[" * LARGE, Content_Type="application/json"),
+    "KServe: no JSON": _of("/v2/models/fake/infer", b"[" * LARGE),
+    "KServe: wrong JSON": _of("/v2/models/fake/infer", b'{"inputs":[%s]}' % (b"1," * LARGE)[:-1]),
+    "Roboflow: no image": _of("/fake/1", bytes(LARGE), Content_Type="application/x-www-form-urlencoded"),
+    "DeepStack: damaged": ("/v1/vision/detection", *_multipart(PADDED)),
+    "wrong query": _of("/v1/detect?conf=7", PADDED),
+    "no route": _of("/nowhere", PADDED),
+}
+
+
+def post(live, path, body, headers) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("POST", path, body, headers)
+        answer = connection.getresponse()
+        answer.read()
+    return answer.status
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_refusal_leaves_no_body_to_the_garbage_collector(serve, name):
+    live = serve(max_body_bytes=6 * LARGE)
+    post(live, *WRONG[name])
+    with without_collector() as left:
+        assert post(live, *WRONG[name]) >= 400
+        eventually(lambda: live.service.inflight.bytes == 0)
+    assert left == []
+
+
+def test_a_passed_deadline_leaves_no_body_to_the_garbage_collector(serve, device):
+    live = serve()
+    sound = _of("/v1/detect", SAMPLE + bytes(LARGE), X_Deadline_Ms="200")
+    device.gate.clear()
+    with without_collector() as left:
+        for each in (sound, ("/v1/detect", *_multipart(sound[1], sound[1])[:1], _multipart()[1] | sound[2])):
+            assert post(live, *each) == 504
+        eventually(lambda: live.service.inflight.bytes == 0)
+        device.gate.set()
+        eventually(lambda: live.service.predictor._images == 0)
+        assert post(live, *sound) == 200
+    assert left == []
+
+
+def test_a_client_that_leaves_takes_its_body_along(serve, device):
+    live = serve()
+    device.gate.clear()
+    with without_collector() as left:
+        for path in (b"/v1/detect", b"/v1/detect", b"/v1/vision/detection"):
+            head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (path, LARGE)
+            with socket.create_connection(("127.0.0.1", live.port)) as client:
+                client.sendall(head)
+                client.sendall(bytes(LARGE // 2))
+        eventually(lambda: live.value("rejected_total", reason="client_gone") == 3)
+        eventually(lambda: live.service.inflight.bytes == 0)
+    device.gate.set()
+    assert left == []
+
+
+def test_a_defect_leaves_no_body_to_the_garbage_collector(serve, monkeypatch):
+    live = serve()
+    monkeypatch.setattr(type(live.service.predictor), "predict", lambda *_, **__: 1 / 0)
+    with without_collector() as left:
+        assert post(live, *WRONG["damaged"]) == 500
+        eventually(lambda: live.service.inflight.bytes == 0)
+    assert left == []

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from conftest import free_port
+from conftest import eventually, free_port, without_collector
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
@@ -66,6 +66,17 @@ def test_with_keys_only_health_is_told_to_who_shows_none(serve):
         for headers in ({"x-api-key": key}, {"authorization": f"Bearer {key}"}):
             assert client.get_server_metadata(headers=headers).name == "yolopard"
             assert client.infer("pets", images(), headers=headers).as_numpy("output0")[0, :2, 5].tolist() == [1, 0]
+
+
+def test_no_refusal_leaves_its_message_to_the_garbage_collector(live, client, sample):
+    cut = sample[: len(sample) // 2] + bytes(1 << 20)
+    for given in (cut, bytes(1 << 20)):
+        refusal(client.infer, "pets_image", encoded(given))
+        with without_collector() as left:
+            refusal(client.infer, "pets_image", encoded(given))
+            refusal(client.infer, "none", encoded(given))
+            eventually(lambda: live.service.inflight.bytes == 0)
+        assert set(left) <= {"_aborting.<locals>.answer"}  # gRPC's own error has it; it holds no message
 
 
 def test_every_fact_is_the_one_that_http_tells(live, client):

@@ -22,7 +22,7 @@ from app.api.exchange import Exchange, ExchangeMiddleware
 from app.api.kserve import http as kserve
 from app.api.kserve.repository import Repository
 from app.api.service import Service
-from app.errors import MethodNotAllowed, ServiceError, Unauthorized, YolopardError
+from app.errors import MethodNotAllowed, ServiceError, Unauthorized, YolopardError, forget
 
 _CLIENT_GONE = 499  # nginx's; nobody reads it, the metrics count it
 
@@ -98,8 +98,8 @@ class _Shortcut:
             await route.handle(scope, receive, send)
         except YolopardError as error:
             await _explain(self._service, scope, error)(scope, receive, send)
-        except ClientDisconnect:
-            await _hang_up(self._service)(scope, receive, send)
+        except ClientDisconnect as error:
+            await _hang_up(self._service, error)(scope, receive, send)
 
 
 def _handle_errors(app: FastAPI, service: Service) -> None:
@@ -113,7 +113,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return _hang_up(service)
+        return _hang_up(service, error)
 
     @app.exception_handler(HTTPException)
     async def routers(request: Request, error: HTTPException) -> Response:
@@ -136,6 +136,7 @@ def _explain(service: Service, scope: Scope, error: YolopardError) -> Response:
     return Exchange.of(scope).respond(error, headers)
 
 
-def _hang_up(service: Service) -> Response:
+def _hang_up(service: Service, error: ClientDisconnect) -> Response:
+    forget(error)
     service.count_refusal("client_gone")
     return Response(status_code=_CLIENT_GONE)

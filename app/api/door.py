@@ -22,11 +22,12 @@ from app.api.eviction import evictable
 from app.api.exchange import Exchange
 from app.api.keys import has_key, require_key
 from app.api.service import Service
-from app.errors import BadParameter, DeadlineExceeded, Unsupported, YolopardError
+from app.errors import BadParameter, DeadlineExceeded, Unsupported
 from app.formats import KINDS, announced_pixels, sniff
 from app.model import ModelInfo
 from app.predictor import Prediction
 from app.results import Thresholds
+from app.together import together
 
 T = TypeVar("T")
 
@@ -200,24 +201,9 @@ async def compare(
         shadowed=shadowed,
     )
     async with unless_gone(request):
-        return await _all(files, one)
-
-
-async def _all(
-    files: list[bytes], one: Callable[[bytes], Coroutine[Any, Any, list[Prediction]]]
-) -> list[list[Prediction]]:
-    """All at once, in the order of the files. The first error ends the request and takes its other images along."""
-    if len(files) == 1:
-        return [await one(files[0])]
-    tasks = [asyncio.create_task(one(data)) for data in files]
-    try:
-        return await asyncio.gather(*tasks)
-    except YolopardError as error:
-        failed = next(i for i, task in enumerate(tasks, 1) if task.done() and task.exception() is error)
-        raise type(error)(f"file {failed} of {len(files)}: {error}") from error
-    finally:
-        for task in tasks:
-            task.cancel()
+        if len(files) == 1:
+            return [await one(files[0])]
+        return await together(map(one, files), "file")
 
 
 def require_boxes(model: ModelInfo) -> None:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.errors import Shape, native
 from app.api.eviction import evictable
 from app.api.service import Service
-from app.errors import Overloaded, YolopardError
+from app.errors import Overloaded, YolopardError, forget
 from app.inflight import Share
 
 log = logging.getLogger("yolopard.access")
@@ -55,6 +55,7 @@ class Exchange:
 
     def respond(self, error: YolopardError, headers: dict[str, str] | None = None) -> Response:
         """The error, in the shape that the protocol's clients read."""
+        forget(error)
         status, content = self.shape(error, self.request_id)
         return Response(orjson.dumps(content), status, headers, "application/json")
 
@@ -62,6 +63,7 @@ class Exchange:
         """What the client is told; the log has the rest under the same id."""
         self.defect = True
         crash_log.error("a defect, please report it", exc_info=error, extra={"request_id": self.request_id})
+        forget(error)
         return self.respond(YolopardError("an internal error; the server's log has more under this request id"))
 
 

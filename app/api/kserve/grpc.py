@@ -25,6 +25,7 @@ from app.errors import (
     Overloaded,
     ServiceError,
     YolopardError,
+    forget,
 )
 from app.inflight import Share
 
@@ -137,7 +138,7 @@ class _Calls:
         calls = {name: self._fact(name, fact) for name, fact in facts.items()}
         calls |= {name: self._fact_of_all(name, fact) for name, fact in of_all.items()}
         return {name: _handler(one, name, call) for name, call in calls.items()} | {
-            "ModelInfer": _handler(one, "ModelInfer", self._infer_one),
+            "ModelInfer": _handler(one, "ModelInfer", _aborting(self._infer_one)),
             "ModelStreamInfer": _handler(stream, "ModelStreamInfer", self._infer_stream),
         }
 
@@ -145,31 +146,23 @@ class _Calls:
         asked, told = (getattr(messages, f"{name}{side}") for side in ("Request", "Response"))
 
         async def call(_: AsyncIterator[bytes], context: Any) -> Any:
-            try:
-                with self._active(), self._service.inflight.share() as share:
-                    self._require_key(name, context)
-                    data = await self._reads.receive(context, SMALL_S, share)
-                    if len(data) > SMALL_BYTES:
-                        raise BodyTooLarge(f"the message is larger than {SMALL_BYTES} bytes")
-                    return ParseDict(fact(read(asked, data)) or {}, told())
-            except YolopardError as error:
-                refusal = _refusal(error)
-            return await context.abort(*refusal)
+            with self._active(), self._service.inflight.share() as share:
+                self._require_key(name, context)
+                data = await self._reads.receive(context, SMALL_S, share)
+                if len(data) > SMALL_BYTES:
+                    raise BodyTooLarge(f"the message is larger than {SMALL_BYTES} bytes")
+                return ParseDict(fact(read(asked, data)) or {}, told())
 
-        return call
+        return _aborting(call)
 
     def _fact_of_all(self, name: str, fact: Callable[[], dict[str, Any]]) -> Callable[[Any, Any], Any]:
         told = getattr(messages, f"{name}Response")
 
         async def call(_: AsyncIterator[bytes], context: Any) -> Any:
-            try:
-                self._require_key(name, context)
-                return ParseDict(fact(), told())
-            except YolopardError as error:
-                refusal = _refusal(error)
-            return await context.abort(*refusal)
+            self._require_key(name, context)
+            return ParseDict(fact(), told())
 
-        return call
+        return _aborting(call)
 
     def _require_key(self, name: str, context: Any) -> None:
         """Raises Unauthorized."""
@@ -185,16 +178,12 @@ class _Calls:
         return {"ready": True}
 
     async def _infer_one(self, _: AsyncIterator[bytes], context: Any) -> Any:
-        try:
-            with self._active(), self._counted(), self._service.inflight.share() as share:
-                self._require_key("ModelInfer", context)
-                deadline_s = self._deadline_s(context)
-                self._service.predictor.require_room(deadline_s)
-                request = self._read(await self._reads.receive(context, deadline_s, share))
-                return await self._infer(request, share, context)
-        except YolopardError as error:
-            refusal = _refusal(error)
-        return await context.abort(*refusal)
+        with self._active(), self._counted(), self._service.inflight.share() as share:
+            self._require_key("ModelInfer", context)
+            deadline_s = self._deadline_s(context)
+            self._service.predictor.require_room(deadline_s)
+            request = self._read(await self._reads.receive(context, deadline_s, share))
+            return await self._infer(request, share, context)
 
     async def _infer_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         """One after the other, as they came; an error ends only its own request."""
@@ -227,6 +216,7 @@ class _Calls:
                 request_id = request.id
                 response = await self._infer(request, share, context)
         except YolopardError as error:
+            forget(error)
             nothing = messages.ModelInferResponse(id=request_id)
             return messages.ModelStreamInferResponse(error_message=str(error), infer_response=nothing)
         response.parameters["triton_final_response"].bool_param = True
@@ -299,6 +289,20 @@ def _handler(kind: Callable[..., grpc.RpcMethodHandler], name: str, call: Callab
     return kind(call, response_serializer=getattr(messages, f"{name}Response").SerializeToString)
 
 
+def _aborting(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """The call, whose YolopardErrors end it with their status."""
+
+    async def answer(requests: AsyncIterator[bytes], context: Any) -> Any:
+        try:
+            return await call(requests, context)
+        except YolopardError as error:
+            refusal = _refusal(error)
+        return await context.abort(*refusal)
+
+    return answer
+
+
 def _refusal(error: YolopardError) -> tuple[grpc.StatusCode, str]:
     """For `context.abort`, called when the error is gone: its traceback holds the message, and gRPC would keep it."""
+    forget(error)
     return _STATUS.get(error.status, grpc.StatusCode.INVALID_ARGUMENT), str(error)

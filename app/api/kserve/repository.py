@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,9 +19,10 @@ from app.api.kserve.slots import Slot
 from app.api.kserve.statistics import Statistics
 from app.api.kserve.tensors import BYTES, Tensor
 from app.api.service import Service
-from app.errors import BadParameter, NotFound, NotReady, Unsupported, YolopardError
+from app.errors import BadParameter, NotFound, NotReady, Unsupported
 from app.model import ModelInfo
 from app.results import Thresholds
+from app.together import together
 
 PROTO_BYTES = 8  # of segment's mask prototypes for each pixel of a frame: 32 in FP32, a quarter of its sides
 VERSION = "1"  # of every model; there is no other
@@ -179,7 +180,7 @@ class Repository:
         if len(set(asked.outputs)) < len(asked.outputs):
             raise BadParameter(f"outputs: {', '.join(asked.outputs[:9])}: each may be asked for once")
         predictor = self._service.predictor
-        found = await _all(model.works(given, predictor, thresholds, deadline))
+        found = await together(model.works(given, predictor, thresholds, deadline), "image")
         write = partial(model.tensors, found, thresholds, asked.outputs or there)
         return found, await predictor.finish(write) if model.info.task == "segment" else write()  # masks take long
 
@@ -212,18 +213,3 @@ def _deadline(timeout_us: Any) -> float:
     if not isinstance(timeout_us, int) or timeout_us <= 0:
         raise BadParameter(f"timeout: {timeout_us!r} is not a number of microseconds")
     return asyncio.get_running_loop().time() + timeout_us / 1e6
-
-
-async def _all(works: Sequence[Coroutine[Any, Any, P]]) -> list[P]:
-    """At the same time. The first failure ends the others, and says which image it was of several."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    except YolopardError as error:
-        if len(tasks) == 1:
-            raise
-        failed = next(i for i, task in enumerate(tasks, 1) if task.done() and task.exception() is error)
-        raise type(error)(f"image {failed} of {len(tasks)}: {error}") from error
-    finally:
-        for task in tasks:
-            task.cancel()
