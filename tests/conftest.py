@@ -44,7 +44,7 @@ def eventually(done: Callable[[], Any], what: Callable[[], object] = lambda: "")
 
 @contextmanager
 def without_collector() -> Iterator[list[str]]:
-    """What only the garbage collector would have freed meanwhile: the names of the app's frames."""
+    """What only the garbage collector would have freed meanwhile: the names of the app's frames and classes."""
     gc.collect()
     gc.disable()
     left: list[str] = []
@@ -52,8 +52,12 @@ def without_collector() -> Iterator[list[str]]:
         yield left
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
-        frames = [thing for thing in gc.garbage if isinstance(thing, types.FrameType)]
-        left += [frame.f_code.co_qualname for frame in frames if frame.f_code.co_filename.startswith(str(ROOT / "app"))]
+        for thing in gc.garbage:
+            if isinstance(thing, types.FrameType):
+                code = thing.f_code
+                left += [code.co_qualname] * code.co_filename.startswith(str(ROOT / "app"))
+            elif type(thing).__module__.startswith("app."):
+                left.append(type(thing).__qualname__)
     finally:
         gc.set_debug(0)
         gc.garbage.clear()

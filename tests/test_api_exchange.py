@@ -1,5 +1,6 @@
 """Request ids, the access log, and what a defect looks like from outside."""
 
+import base64
 import contextlib
 import http.client
 import json
@@ -7,6 +8,7 @@ import logging
 import socket
 from pathlib import Path
 
+import orjson
 import pytest
 from conftest import eventually, without_collector
 from test_api_detect import wait_for
@@ -143,6 +145,34 @@ def test_a_refusal_leaves_no_body_to_the_garbage_collector(serve, name):
         assert post(live, *WRONG[name]) >= 400
         eventually(lambda: live.service.inflight.bytes == 0)
     assert left == []
+
+
+@pytest.mark.parametrize("name", ["raw", "multipart", "KServe", "Roboflow", "DeepStack", "urlencoded"])
+def test_a_request_that_was_answered_leaves_no_body_to_the_garbage_collector(serve, name):
+    live = serve()
+    large = SAMPLE + bytes(LARGE)
+    text = base64.b64encode(large)
+    sound = {
+        "raw": _of("/v1/detect", large),
+        "multipart": ("/v1/detect?conf=0.5", *_multipart(large, large)),
+        "KServe": _of("/v2/models/pets_image/infer", orjson.dumps(_tensor(text))),
+        "Roboflow": _of("/infer/object_detection", orjson.dumps(_roboflow(text))),
+        "DeepStack": ("/v1/vision/detection", *_multipart(large)),
+        "urlencoded": _of("/pets/1", text, Content_Type="application/x-www-form-urlencoded"),
+    }
+    for collected in (contextlib.nullcontext([]), without_collector()):
+        with collected as left:
+            assert post(live, *sound[name]) == 200
+            eventually(lambda: len(live.server.connections) == 0)
+        assert left == []
+
+
+def _tensor(text: bytes) -> dict[str, object]:
+    return {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [text.decode()]}]}
+
+
+def _roboflow(text: bytes) -> dict[str, object]:
+    return {"model_id": "pets", "image": {"type": "base64", "value": text.decode()}}
 
 
 def test_a_passed_deadline_leaves_no_body_to_the_garbage_collector(serve, device):

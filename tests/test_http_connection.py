@@ -6,7 +6,7 @@ import socket
 import time
 
 import pytest
-from conftest import eventually
+from conftest import eventually, without_collector
 
 from app.http import connection as module
 
@@ -224,6 +224,41 @@ def test_any_host_is_taken_from_who_shows_a_key_and_the_names_in_allow_hosts(ser
 )
 def test_chunks_that_are_more_frame_than_content_are_refused(house, body):
     assert error(talk(house, chunked()[:-5] + body)) == (400, "bad_http")
+
+
+@pytest.mark.parametrize(("size", "expected"), [(4, 400), (16, 200)])
+def test_short_chunks_pass_if_they_are_not_mostly_frame(house, sample, size, expected):
+    chunks = [sample[at : at + size] for at in range(0, len(sample), size)]
+    assert len(chunks) > 1024
+    assert status(talk(house, chunked(*chunks, more=CLOSE))) == expected
+
+
+@pytest.mark.parametrize(("lines", "expected"), [(254, 200), (255, 431)])
+def test_a_head_has_as_many_lines_as_it_may(house, sample, lines, expected):
+    """Two more are Host and Content-Length."""
+    assert status(talk(house, post(sample, more=b"a:b\r\n" * (lines - 1) + CLOSE))) == expected
+
+
+def test_a_closed_connection_leaves_nothing_to_the_garbage_collector(serve, sample):
+    live = serve()
+    kinds = (
+        post(sample),
+        b"GET /healthz HTTP/1.1\r\n" + HOST + b"a: b\r\n" * 300,
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n") * 3,
+        chunked()[:-5] + b"1\r\na\r\n" * 5000,
+        b"no HTTP\r\n\r\n",
+        b"POST /v1/detect HTTP/1.1\r\n" + HOST + b"Content-Length: 9\r\n\r\nhalf",
+        b"GET / HTTP/1.1\r\n" + HOST,
+    )
+    for collected in (contextlib.nullcontext([]), without_collector()):
+        with collected as left:
+            for data in kinds:
+                with socket.create_connection(("127.0.0.1", live.port), timeout=20) as client:
+                    client.sendall(data)
+                    if data != kinds[-1] and data != kinds[-2]:
+                        client.recv(1000)
+            eventually(lambda: len(live.server.connections) == 0)
+        assert left == []
 
 
 @pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\0\x01\0", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0" * 99])

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -12,6 +12,7 @@ import orjson
 from fastapi import Request
 
 from app.api.multipart import MAX_FIELDS, Part, Parts
+from app.api.pacing import FREE_BYTES, Pacing
 from app.errors import BodyTooLarge, EmptyBody, MalformedBody, Unauthorized
 from app.inflight import Share
 
@@ -38,6 +39,7 @@ class Limit:
     share: Share
     fits: Callable[[str], bool] | None = None  # whether a key is the server's; None = no key has to come in the body
     max_json_bytes: int = SMALL_BYTES
+    pacing: Pacing = field(default_factory=Pacing)
     advice: str = ""
 
     def require(self, size: int) -> None:
@@ -184,3 +186,5 @@ async def _limited(request: Request, limit: Limit) -> AsyncGenerator[bytes, None
         limit.require(received)
         limit.share.add_bytes(len(chunk))
         yield chunk
+        if received > FREE_BYTES:
+            await limit.pacing.piece()

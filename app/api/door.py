@@ -117,7 +117,7 @@ def body_limit(service: Service, request: Request, most: int | None = None) -> L
     """What this request's body may be: MAX_BODY_BYTES, unless `most` says otherwise."""
     settings, exchange = service.settings, Exchange.of(request.scope)
     fits = partial(has_key, settings.api_keys, {}) if exchange.key_inside else None
-    return Limit(most or settings.max_body_bytes, exchange.share, fits, settings.max_json_bytes)
+    return Limit(most or settings.max_body_bytes, exchange.share, fits, settings.max_json_bytes, service.pacing)
 
 
 def _deadline_s(scope: Scope, longest_ms: float) -> float:

@@ -109,6 +109,7 @@ class ExchangeMiddleware:
             exchange.reading.close()
             exchange.held.close()
             exchange.share.close()
+            scope.pop("yolopard.cut_off", None)  # it holds the connection, which holds the scope
             self._count(scope, exchange)
 
     def _count(self, scope: Scope, exchange: Exchange) -> None:

@@ -1,6 +1,6 @@
 """multipart/form-data -> its parts, in memory. Starlette's own parser goes by temporary files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -27,24 +27,11 @@ class Parts:
         boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
         if not boundary:
             raise MalformedBody("the Content-Type of a multipart body names its boundary; this one does not")
-        self._max_files, self._fields = max_files, fields
-        self._parts: list[Part] = []
-        self._field, self._value = bytearray(), bytearray()
-        self._disposition = b""
-        self._complete = False
+        self._collector = _Collector(max_files, fields=fields)
         self._delimiter, self._preamble = b"--" + boundary, bytearray()
         self._begun = False
-        callbacks = {
-            "on_part_begin": self._begin_part,
-            "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-            "on_header_end": self._end_header,
-            "on_headers_finished": self._begin_data,
-            "on_part_data": lambda data, start, end: self._parts[-1].data.extend(data[start:end]),
-            "on_end": self._end,
-        }
         with _explained():
-            self._parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
+            self._parser = MultipartParser(boundary, self._collector.callbacks())  # type: ignore[arg-type]
 
     def feed(self, chunk: bytes) -> None:
         """Raises MalformedBody, BadParameter for a part that may not be, or TooManyFiles."""
@@ -55,15 +42,16 @@ class Parts:
 
     def parts(self) -> list[Part]:
         """After the last chunk. Raises MalformedBody for a body that was cut short, EmptyBody for one without parts."""
-        if not self._complete:
+        if not self._collector.complete:
             raise MalformedBody("the multipart body ends before its closing boundary")
-        if not self._parts:
+        if not self._collector.parts:
             raise EmptyBody("the multipart body has no part: send a file part named 'file' for each image")
-        return self._parts
+        return self._collector.parts
 
     def field(self, name: str) -> str:
         """The field of this name, if it has arrived whole; else empty."""
-        whole = self._parts if self._complete else self._parts[:-1]
+        parts = self._collector.parts
+        whole = parts if self._collector.complete else parts[:-1]
         return next((part.data.decode("utf-8", "replace") for part in whole if part.name == name), "")
 
     def _after_preamble(self, chunk: bytes) -> bytes:
@@ -78,6 +66,28 @@ class Parts:
         if len(self._preamble) > MAX_PREAMBLE:
             raise MalformedBody("the multipart body does not begin with its boundary")
         return b""
+
+
+class _Collector:
+    """Called by the parser, of which it knows nothing: in a circle with it, each body would be freed late."""
+
+    def __init__(self, max_files: int, *, fields: bool) -> None:
+        self.parts: list[Part] = []
+        self.complete = False
+        self._max_files, self._fields = max_files, fields
+        self._field, self._value = bytearray(), bytearray()
+        self._disposition = b""
+
+    def callbacks(self) -> dict[str, Callable[..., None]]:
+        return {
+            "on_part_begin": self._begin_part,
+            "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._begin_data,
+            "on_part_data": lambda data, start, end: self.parts[-1].data.extend(data[start:end]),
+            "on_end": self._end,
+        }
 
     def _begin_part(self) -> None:
         self._disposition = b""
@@ -94,15 +104,15 @@ class Parts:
         part = Part(name, not self._fields or b"filename" in options or b"filename*=" in self._disposition.lower())
         if not self._fields and name != "file":
             raise BadParameter(f"part {name[:99]!r}: images go in parts named 'file', parameters in the query")
-        before = sum(each.is_file == part.is_file for each in self._parts)
+        before = sum(each.is_file == part.is_file for each in self.parts)
         if part.is_file and before == self._max_files:
             raise TooManyFiles(f"a request may have {self._max_files} file{'s' * (self._max_files > 1)}")
         if before == MAX_FIELDS and not part.is_file:
             raise MalformedBody(f"the form has more than {MAX_FIELDS} fields")
-        self._parts.append(part)
+        self.parts.append(part)
 
     def _end(self) -> None:
-        self._complete = True
+        self.complete = True
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 from app import backends, gpu, machine
 from app.api.keyless import KeylessPlaces
+from app.api.pacing import Pacing
 from app.batcher import Batcher
 from app.deployment import Deployed, EngineSource, deploy
 from app.errors import (
@@ -49,6 +50,7 @@ class Service:
         self.metrics = Metrics()
         self.inflight = Inflight(settings.max_inflight_bytes, settings.max_inflight_pixels)
         self.keyless = KeylessPlaces()
+        self.pacing = Pacing()
         self.deployed: list[Deployed] = []  # the one that serves, then the one it is compared with
         self.fallback: str | None = None  # why something else is served than was asked for
         self.failure: SetupError | None = None

@@ -13,8 +13,20 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from app.errors import forget
 from app.http import head
-from app.http.connections import DRAIN_S, LINGER_BYTES, LINGER_S, MAX_PIPELINE, SWEEP_S, WINDOW_S, Connections
+from app.http.connections import (
+    CHUNK_BYTES,
+    DRAIN_S,
+    FEW_CHUNKS,
+    LINGER_BYTES,
+    LINGER_S,
+    MAX_HEADERS,
+    MAX_PIPELINE,
+    SWEEP_S,
+    WINDOW_S,
+    Connections,
+)
 from app.http.outlet import Outlet
 from app.http.rate import Rate
 from app.http.refusal import Refused, answer
@@ -42,7 +54,7 @@ class Connection(HttpToolsProtocol):
         self._message_complete = True  # the request, whatever became of its answer
         self._chunk = self._begun = 0  # bytes that are parsed at the moment, and requests that begin in them
         self._fed = 0  # bytes of the request, less those that came in one chunk with its first one
-        self._body_bytes = 0
+        self._lines = self._pieces = self._body_bytes = 0  # of the request: headers and trailers; of its body
         self._lingering_since = math.inf
         self._half_closed = False  # the client has shut its writing side
         self._muted = False  # while the parser reads a head a second time
@@ -59,6 +71,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._all.remove(self)
         super().connection_lost(exc)
+        self._outlet.close = self.transport.close  # not the connection's: circles are freed late
+        self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
         self._chunk = len(data)
@@ -69,12 +83,11 @@ class Connection(HttpToolsProtocol):
             return
         try:
             self._feed(data)
-        except Refused as refusal:
-            self._refuse(refusal.status, str(refusal))
-        except httptools.HttpParserError as error:
-            cause = error.__context__
-            if isinstance(cause, Refused):
-                self._refuse(cause.status, str(cause))
+        except (Refused, httptools.HttpParserError) as error:
+            refusal = error if isinstance(error, Refused) else error.__context__
+            forget(error)
+            if isinstance(refusal, Refused):
+                self._refuse(refusal.status, str(refusal))
             else:
                 self._refuse(400, "this is no HTTP/1.1")
 
@@ -108,11 +121,16 @@ class Connection(HttpToolsProtocol):
         if self._has_answered and not self._working:
             self.waiting_since = self.loop.time()
         self._in_head, self._message_complete = True, False
-        self._fed = self._body_bytes = 0
+        self._fed = self._lines = self._pieces = self._body_bytes = 0
         self._begun += 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._muted:
+        if self._muted:
+            return
+        self._lines += 1
+        if self._lines > MAX_HEADERS:
+            raise Refused(431 if self._in_head else 400, f"the request has more than {MAX_HEADERS} header lines")
+        if self._in_head:  # else a trailer, which is nobody's
             super().on_header(name, value)
 
     def on_url(self, url: bytes) -> None:
@@ -131,12 +149,14 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self.cycle.transport = self._outlet  # type: ignore[assignment]
         self._without_upgrade = self.parser.should_upgrade() and bool(head.framing(self.headers))
-        self.headers = []  # what trailers add is nobody's
         self.waiting_since = now = self.loop.time()
         self._rate.begin(now)
 
     def on_body(self, body: bytes) -> None:
+        self._pieces += 1
         self._body_bytes += len(body)
+        if self._pieces > FEW_CHUNKS and self._body_bytes < CHUNK_BYTES * self._pieces:
+            raise Refused(400, "the body's chunks are more frame than content")
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -295,6 +315,8 @@ class Connection(HttpToolsProtocol):
         if self._working:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+        if self._in_head:
+            self.headers.clear()  # the connection may stay for a while
         self._in_head = self._message_complete = False
         self.transport.write(answer(status, message))
         self.finish()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from app.errors import BadParameter, MalformedBody
 
-MAX_FIELDS = 10_000  # a message of 64 images has some hundred
+MAX_FIELDS = 2_000  # a message of 64 images has some hundred
 MAX_SHAPE = 1024  # bytes
 _PARAMETERS, _INPUTS, _OUTPUTS, _RAW = 4, 5, 6, 7  # of ModelInferRequest
 _SHAPE, _CONTENTS = 3, 5  # of InferInputTensor
