@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 
 FREE_BYTES = 1 << 20  # of a body, that come at any pace
-PIECES = 2  # of all larger bodies together, in one turn of the event loop; uvloop's are of 256 KiB
+PIECES = 1  # of all larger bodies together, in one turn of the event loop; uvloop's are of 256 KiB
 
 
 class Pacing:

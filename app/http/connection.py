@@ -20,6 +20,7 @@ from app.http.connections import (
     DRAIN_S,
     FEW_CHUNKS,
     LINGER_BYTES,
+    LINGER_PAUSE_S,
     LINGER_S,
     MAX_HEADERS,
     MAX_PIPELINE,
@@ -80,6 +81,8 @@ class Connection(HttpToolsProtocol):
         if self._lingering_since < math.inf:
             if self._fed > LINGER_BYTES:
                 self.transport.abort()
+            self.flow.pause_reading()
+            self.loop.call_later(LINGER_PAUSE_S, self.flow.resume_reading)
             return
         try:
             self._feed(data)

@@ -18,7 +18,7 @@ MAX_HEADERS = 256  # lines of a head, and of trailers: as objects they take fort
 FEW_CHUNKS, CHUNK_BYTES = 1024, 8  # of a chunked body: from so many on, the least that they hold on average
 WINDOW_S = 5.0  # over which a rate is seen
 LINGER_S = 12.0  # longest time for which the rest of a refused body is read
-LINGER_BYTES = 256 << 20
+LINGER_BYTES, LINGER_PAUSE_S = 256 << 20, 0.002  # most of it, and a pause after each piece
 DRAIN_S = 2.0  # for which a client may keep the server waiting that is stopping
 
 
