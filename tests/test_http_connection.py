@@ -250,15 +250,22 @@ def test_a_closed_connection_leaves_nothing_to_the_garbage_collector(serve, samp
         b"POST /v1/detect HTTP/1.1\r\n" + HOST + b"Content-Length: 9\r\n\r\nhalf",
         b"GET / HTTP/1.1\r\n" + HOST,
     )
-    for collected in (contextlib.nullcontext([]), without_collector()):
-        with collected as left:
-            for data in kinds:
-                with socket.create_connection(("127.0.0.1", live.port), timeout=20) as client:
-                    client.sendall(data)
-                    if data != kinds[-1] and data != kinds[-2]:
-                        client.recv(1000)
-            eventually(lambda: len(live.server.connections) == 0)
-        assert left == []
+
+    def all_of_them() -> None:
+        for data in kinds:
+            with socket.create_connection(("127.0.0.1", live.port), timeout=20) as client:
+                client.sendall(data)
+                if data not in kinds[-2:]:
+                    client.recv(1000)
+        eventually(lambda: len(live.server.connections) == 0)
+
+    def what_is_left() -> list[str]:
+        with without_collector() as left:
+            all_of_them()
+        return left
+
+    all_of_them()
+    assert min((what_is_left() for _ in range(3)), key=len) == []  # servers of other tests may end meanwhile
 
 
 @pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\0\x01\0", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0" * 99])

@@ -16,18 +16,16 @@ from uvicorn.server import ServerState
 from app.errors import forget
 from app.http import head
 from app.http.connections import (
-    CHUNK_BYTES,
     DRAIN_S,
-    FEW_CHUNKS,
     LINGER_BYTES,
     LINGER_PAUSE_S,
     LINGER_S,
-    MAX_HEADERS,
     MAX_PIPELINE,
     SWEEP_S,
     WINDOW_S,
     Connections,
 )
+from app.http.measure import Measure
 from app.http.outlet import Outlet
 from app.http.rate import Rate
 from app.http.refusal import Refused, answer
@@ -53,9 +51,7 @@ class Connection(HttpToolsProtocol):
         self._has_answered = False
         self._in_head = False
         self._message_complete = True  # the request, whatever became of its answer
-        self._chunk = self._begun = 0  # bytes that are parsed at the moment, and requests that begin in them
-        self._fed = 0  # bytes of the request, less those that came in one chunk with its first one
-        self._lines = self._pieces = self._body_bytes = 0  # of the request: headers and trailers; of its body
+        self._came = Measure(connections.limits.head_bytes)
         self._lingering_since = math.inf
         self._half_closed = False  # the client has shut its writing side
         self._muted = False  # while the parser reads a head a second time
@@ -76,10 +72,9 @@ class Connection(HttpToolsProtocol):
         self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
-        self._chunk = len(data)
-        self._fed += self._chunk
+        self._came.add(len(data))
         if self._lingering_since < math.inf:
-            if self._fed > LINGER_BYTES:
+            if self._came.bytes > LINGER_BYTES:
                 self.transport.abort()
             self.flow.pause_reading()
             self.loop.call_later(LINGER_PAUSE_S, self.flow.resume_reading)
@@ -124,15 +119,12 @@ class Connection(HttpToolsProtocol):
         if self._has_answered and not self._working:
             self.waiting_since = self.loop.time()
         self._in_head, self._message_complete = True, False
-        self._fed = self._lines = self._pieces = self._body_bytes = 0
-        self._begun += 1
+        self._came.begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._muted:
             return
-        self._lines += 1
-        if self._lines > MAX_HEADERS:
-            raise Refused(431 if self._in_head else 400, f"the request has more than {MAX_HEADERS} header lines")
+        self._came.add_line(in_head=self._in_head)
         if self._in_head:  # else a trailer, which is nobody's
             super().on_header(name, value)
 
@@ -145,7 +137,7 @@ class Connection(HttpToolsProtocol):
             return
         if len(self.pipeline) >= MAX_PIPELINE:
             raise Refused(400, f"more than {MAX_PIPELINE} requests wait on one connection")
-        long = self._fed + self._chunk > self._limits.head_bytes  # it may be, or its body came with it
+        long = self._came.head_may_be_long
         head.check(self.headers, self.url, self.parser.get_http_version(), self._limits, measure=long)
         self._in_head = False
         self.scope["yolopard.cut_off"] = self.cut_off  # type: ignore[typeddict-unknown-key]
@@ -156,10 +148,7 @@ class Connection(HttpToolsProtocol):
         self._rate.begin(now)
 
     def on_body(self, body: bytes) -> None:
-        self._pieces += 1
-        self._body_bytes += len(body)
-        if self._pieces > FEW_CHUNKS and self._body_bytes < CHUNK_BYTES * self._pieces:
-            raise Refused(400, "the body's chunks are more frame than content")
+        self._came.add_body(len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -190,7 +179,7 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
             return
         self._lingering_since = self.waiting_since = now = self.loop.time()
-        self._fed = 0
+        self._came.begin()
         self._rate.begin(now)
         self.flow.resume_reading()
         if self.transport.can_write_eof():
@@ -229,7 +218,7 @@ class Connection(HttpToolsProtocol):
             if waited > limits.head_s:
                 self._refuse(408, f"the request's head took more than {limits.head_s:g} s")
         elif not self._message_complete:  # answered, and the rest of the body comes
-            if waited > LINGER_S or self._too_slow(now, WINDOW_S) or self._body_bytes > LINGER_BYTES:
+            if waited > LINGER_S or self._too_slow(now, WINDOW_S) or self._came.body_bytes > LINGER_BYTES:
                 self.transport.abort()
         elif waited > (limits.keep_alive_s if self._has_answered else limits.head_s):
             self.transport.close()
@@ -243,20 +232,14 @@ class Connection(HttpToolsProtocol):
         return self._working and not (self._message_complete or self._in_head)
 
     def _feed(self, data: bytes) -> None:
-        limit, alone = self._limits.head_bytes, self._message_complete
-        self._begun = 0
+        alone = self._message_complete
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._go_on(data[upgrade.args[0] :])
-        if alone and self._begun == 1:
-            self._fed = len(data)
-        if self._in_head and self._fed > limit:
-            if self.headers:
-                raise Refused(431, f"the request's head is larger than {limit} bytes")
-            raise Refused(414, f"the request's line is longer than {limit} bytes")
-        if not self._message_complete and self._fed > 2 * self._body_bytes + self._chunk + limit:
-            raise Refused(400, "the body's chunks are more frame than content")
+        self._came.end_piece(
+            alone=alone, in_head=self._in_head, complete=self._message_complete, has_lines=bool(self.headers)
+        )
 
     def _go_on(self, rest: bytes) -> None:
         """Read on after a head that offers an upgrade, which is not taken up.
@@ -278,16 +261,16 @@ class Connection(HttpToolsProtocol):
         left = self.transport.get_write_buffer_size()
         if self._reads_body:
             if self.flow.read_paused:  # the application has enough for now
-                self._rate.begin(now, self._body_bytes)
+                self._rate.begin(now, self._came.body_bytes)
             elif self._too_slow(now, WINDOW_S):
                 self._refuse(408, f"the body comes at less than {limits.bytes_per_s} bytes a second")
         elif not left:
             self.waiting_since = math.inf
-            self._rate.begin(now, self._body_bytes)
+            self._rate.begin(now, self._came.body_bytes)
             self._probe()
         elif not self._rate.sends:  # it has begun to send
             self.waiting_since = now
-            self._rate.begin(now, self._body_bytes, left)
+            self._rate.begin(now, self._came.body_bytes, left)
         elif self._too_slow(now, limits.send_s):
             self.transport.abort()
 
@@ -299,7 +282,7 @@ class Connection(HttpToolsProtocol):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _too_slow(self, now: float, window_s: float) -> bool:
-        received = self._fed if self._lingering_since < math.inf else self._body_bytes
+        received = self._came.bytes if self._lingering_since < math.inf else self._came.body_bytes
         return self._rate.too_slow(now, window_s, received, self.transport.get_write_buffer_size())
 
     def _stalls(self, now: float) -> bool:

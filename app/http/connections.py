@@ -14,8 +14,6 @@ log = logging.getLogger("yolopard.http")
 
 SWEEP_S = 0.5
 MAX_PIPELINE = 32  # requests behind the one that is being answered
-MAX_HEADERS = 256  # lines of a head, and of trailers: as objects they take forty times their bytes
-FEW_CHUNKS, CHUNK_BYTES = 1024, 8  # of a chunked body: from so many on, the least that they hold on average
 WINDOW_S = 5.0  # over which a rate is seen
 LINGER_S = 12.0  # longest time for which the rest of a refused body is read
 LINGER_BYTES, LINGER_PAUSE_S = 256 << 20, 0.002  # most of it, and a pause after each piece

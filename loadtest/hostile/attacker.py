@@ -14,7 +14,7 @@ from loadtest.hostile import attacks  # noqa: F401  # which registers them
 from loadtest.hostile.row import ROWS, Target
 
 LIMIT_S = 45.0  # of an attack
-LEAST_S = 3.0  # for which it goes on, again and again, so that the good client has asked often enough to tell
+LEAST_S, PAUSE_S = 3.0, 0.5  # for which it is begun again and again, so that the good client has asked often enough
 
 
 def main(name: str, told: str) -> None:
@@ -30,9 +30,12 @@ async def _run(name: str, target: Target) -> None:
     asyncio.get_running_loop().set_exception_handler(_ignore)
     try:
         async with asyncio.timeout(LIMIT_S):
-            until = time.monotonic() + (0 if target.quick else LEAST_S)
+            begun = time.monotonic()
+            until = begun + (0 if target.once else LEAST_S)
             await ROWS[name].attack(target)
-            while time.monotonic() < until:
+            while (now := time.monotonic()) < until:
+                await asyncio.sleep(max(0, begun + PAUSE_S - now))
+                begun = time.monotonic()
                 await ROWS[name].attack(target)
     except TimeoutError:
         target.outcome.statuses["unfinished"] += 1

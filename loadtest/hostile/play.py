@@ -144,7 +144,7 @@ def _median_ms(seen: list[Any]) -> float:
 
 
 def _finished(row: Row, server: Server, *, quick: bool) -> dict[str, Any]:
-    attack = start_attack(server, quick=quick)
+    attack = start_attack(server, quick=quick, once=quick)
     try:
         text, _ = attack.communicate(timeout=ATTACK_S)
     except Exception as error:
@@ -169,7 +169,7 @@ def _rest(server: Server, base_mb: float) -> tuple[float, float]:
 
 def _end(row: Row, server: Server, *, quick: bool) -> tuple[float, dict[str, Any]]:
     """Seconds from the signal, which meets the same attack, to the exit; and what the attackers saw, if it matters."""
-    attack = start_attack(server, quick=quick)
+    attack = start_attack(server, quick=quick, once=True)
     assert attack.stdout
     attack.stdout.readline()
     time.sleep(min(row.end_after_s, 0.5) if quick else row.end_after_s)

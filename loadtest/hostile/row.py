@@ -36,6 +36,7 @@ class Target:
     grpc_port: int
     pid: int
     quick: bool = False
+    once: bool = False  # the attack is not begun again when it is over
     outcome: Outcome = field(default_factory=Outcome)
 
     def size(self, full: int, quick: int) -> int:

@@ -133,8 +133,8 @@ def _status_mb(pid: int, name: str) -> float:
     return 0.0
 
 
-def start_attack(server: Server, *, quick: bool) -> "subprocess.Popen[str]":
-    told = vars(server.target(quick=quick)) | {"outcome": None}
+def start_attack(server: Server, *, quick: bool, once: bool) -> "subprocess.Popen[str]":
+    told = vars(server.target(quick=quick)) | {"once": once, "outcome": None}
     del told["outcome"]
     command = [sys.executable, "-m", "loadtest.hostile.attacker", server.row.name, json.dumps(told)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
