@@ -110,6 +110,14 @@ def test_a_client_that_waits_for_100_continue_and_sends_nothing_is_closed(serve,
     assert b"408" in talk(serve(), request)
 
 
+def test_a_body_that_is_refused_where_it_begins_is_not_asked_for(house, caplog):
+    """Its route began to read, and `100 Continue` was written behind the answer."""
+    head = b"POST /v1/detect HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for _ in range(5):
+        assert error(talk(house, head + b"no chunk\r\n")) == (400, "bad_http")
+    assert caplog.records == []
+
+
 def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(serve, hurried):
     live = serve(send_timeout_ms=300)
     with socket.create_connection(("127.0.0.1", live.port)) as client:

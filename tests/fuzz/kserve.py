@@ -208,7 +208,14 @@ def inferences(draw: Draw, model: str) -> Any:
 
 
 def ask(channel: grpc.Channel, method: str, sent: list[bytes]) -> list[str]:
-    """The status of the call; of a stream also one for each answer."""
+    """The status of the call; of a stream also one for each answer. Once more where the server has just closed the idle
+    connection, as a client does that knows of it.
+    """
+    statuses = _ask(channel, method, sent)
+    return _ask(channel, method, sent) if statuses == ["connection idle"] else statuses
+
+
+def _ask(channel: grpc.Channel, method: str, sent: list[bytes]) -> list[str]:
     identity = {"request_serializer": bytes, "response_deserializer": bytes}
     try:
         if method != "ModelStreamInfer":
@@ -216,7 +223,7 @@ def ask(channel: grpc.Channel, method: str, sent: list[bytes]) -> list[str]:
             return ["OK"]
         return [*_answers(channel.stream_stream(SERVICE + method, **identity)(iter(sent), timeout=30))]
     except grpc.RpcError as error:
-        return [error.code().name]
+        return ["connection idle" if "connection idle" in (error.details() or "") else error.code().name]
 
 
 def _answers(stream: Any) -> Iterator[str]:
