@@ -46,10 +46,12 @@ class Inflight:
         self._closed = True
 
     def _change(self, share: "Share", size: int, pixels: int) -> None:
-        if share.bytes + size > self.max_bytes:
-            raise BodyTooLarge(f"the request holds more than MAX_INFLIGHT_BYTES={self.max_bytes}")
-        if share.pixels + pixels > self.max_pixels:
-            raise TooManyPixels(f"the request's images have more pixels than MAX_INFLIGHT_PIXELS={self.max_pixels}")
+        if share.bytes + size > _most(self.max_bytes, SMALL_BYTES):
+            raise BodyTooLarge(f"the request holds more than one may of MAX_INFLIGHT_BYTES={self.max_bytes}")
+        if share.pixels + pixels > _most(self.max_pixels, SMALL_PIXELS):
+            raise TooManyPixels(
+                f"the request's images have more pixels than one request may of MAX_INFLIGHT_PIXELS={self.max_pixels}"
+            )
         if self._closed and not share.admitted and (size > 0 or pixels > 0):
             raise Stopping("the server is stopping")
         with self._lock:
@@ -63,7 +65,7 @@ class Inflight:
     def _require_bytes(self, share: "Share", size: int) -> None:
         if size <= 0:
             return
-        most = self.max_bytes if share.bytes + size <= SMALL_BYTES else self.max_bytes - self.max_bytes // 8
+        most = self.max_bytes if share.bytes + size <= SMALL_BYTES else _most(self.max_bytes, SMALL_BYTES)
         old = monotonic() - SLOW_S
         while self.bytes + size > most and (slow := next((each for each in self._waiting if each.bytes), None)):
             if slow is share or slow.waiting_since > old:
@@ -76,9 +78,14 @@ class Inflight:
             raise Overloaded(f"the requests in flight hold {self.bytes} bytes, of {self.max_bytes} allowed")
 
     def _require_pixels(self, share: "Share", pixels: int) -> None:
-        most = self.max_pixels if share.pixels + pixels <= SMALL_PIXELS else self.max_pixels - self.max_pixels // 8
+        most = self.max_pixels if share.pixels + pixels <= SMALL_PIXELS else _most(self.max_pixels, SMALL_PIXELS)
         if pixels > 0 and self.pixels + pixels > most:
             raise Overloaded(f"the images in flight have {self.pixels} pixels, of {self.max_pixels} allowed")
+
+
+def _most(limit: int, small: int) -> int:
+    """What large requests may have of a limit: its last eighth is for small ones."""
+    return max(limit - limit // 8, min(limit, small))
 
 
 class Share:

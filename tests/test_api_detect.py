@@ -6,6 +6,7 @@ import http.client
 import io
 import logging
 import socket
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -641,3 +642,13 @@ def wait_for(condition) -> None:
     while not condition():
         assert time.monotonic() < until
         tick.wait(0.002)
+
+
+def test_an_image_over_max_pixels_is_too_large_and_not_busy_whatever_is_in_flight(serve):
+    """GIF of 14,940 x 32,382 px by its header: 503 where the pixels in flight were to have more than they may."""
+    live = serve(max_inflight_pixels=60_000_000)
+    gif = b"GIF89a" + struct.pack("<HH", 14_940, 32_382) + bytes(99)
+    for files in ([gif], [gif] * 3):
+        answer = live.client.post("/v1/detect", files=[("file", ("a.gif", each)) for each in files])
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_many_pixels")
+        assert "14940" in answer.json()["error"]["message"] or "483" in answer.json()["error"]["message"]

@@ -110,6 +110,14 @@ def test_a_client_that_waits_for_100_continue_and_sends_nothing_is_closed(serve,
     assert b"408" in talk(serve(), request)
 
 
+@pytest.mark.parametrize("more", [UPGRADE, UPGRADE + b"Expect: 100-continue\r\n"], ids=["upgrade", "and expect"])
+def test_each_of_several_upgrades_on_end_is_ignored(house, sample, more, caplog):
+    """The second one in the same bytes was an error of the server."""
+    answer = talk(house, post(sample, more=more) + post(sample, more=more) + post(sample, more=more + CLOSE))
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+    assert caplog.records == []
+
+
 def test_a_body_that_is_refused_where_it_begins_is_not_asked_for(house, caplog):
     """Its route began to read, and `100 Continue` was written behind the answer."""
     head = b"POST /v1/detect HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -79,6 +79,16 @@ def test_who_has_been_read_loses_nothing(budget, monkeypatch):
         late.add_bytes(500)
 
 
+def test_what_no_request_alone_could_have_is_too_large_and_not_busy():
+    budget = Inflight(80 * MIB, 80_000_000)
+    with pytest.raises(BodyTooLarge):
+        budget.share().add_bytes(75 * MIB)
+    with pytest.raises(TooManyPixels):
+        budget.share().add_pixels(75_000_000)
+    budget.share().add_bytes(70 * MIB)
+    budget.share().add_pixels(70_000_000)
+
+
 @pytest.mark.parametrize(
     ("memory", "size", "pixels"),
     [(1 << 30, 128 * MIB, 64_000_000), (4 << 30, 512 * MIB, 134_217_728), (1 << 40, 1024 * MIB, 512_000_000)],

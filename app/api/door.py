@@ -148,9 +148,12 @@ async def arrival(request: Request, reading: Coroutine[Any, Any, T]) -> T:
         exchange.reading.close()
 
 
-def count_pixels(files: Sequence[bytes]) -> int:
-    """That these images have by their headers; where a header tells them late, an ordinary photo's."""
-    return sum(_count_pixels(data) for data in files)
+def count_pixels(files: Sequence[bytes], max_pixels: int) -> int:
+    """That these images have by their headers; where a header tells them late, an ordinary photo's. One of more than
+    `max_pixels` counts for nothing: it is refused, and not decoded.
+    """
+    counts = (_count_pixels(data) for data in files)
+    return sum(count for count in counts if count <= max_pixels)
 
 
 def _count_pixels(data: bytes) -> int:
@@ -191,7 +194,7 @@ async def compare(
     """
     exchange = Exchange.of(request.scope)
     exchange.engine = engines[0]
-    admit(service, request, count_pixels(files))
+    admit(service, request, count_pixels(files, service.settings.max_pixels))
     one = partial(
         service.predictor.predict,
         thresholds=thresholds,

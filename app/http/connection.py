@@ -235,15 +235,18 @@ class Connection(HttpToolsProtocol):
 
     def _feed(self, data: bytes) -> None:
         alone = self._message_complete
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._go_on(data[upgrade.args[0] :])
+        while data:
+            try:
+                self.parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                self._go_on()
         self._came.end_piece(
             alone=alone, in_head=self._in_head, complete=self._message_complete, has_lines=bool(self.headers)
         )
 
-    def _go_on(self, rest: bytes) -> None:
+    def _go_on(self) -> None:
         """Read on after a head that offers an upgrade, which is not taken up.
 
         httptools stops there: it tells llhttp that no body follows, whatever the head says (`cb_on_headers_complete`).
@@ -255,8 +258,6 @@ class Connection(HttpToolsProtocol):
             self._muted = True
             self.parser.feed_data(_AGAIN % head.framing(self.cycle.scope["headers"]))
             self._muted = False
-        if rest:
-            self.parser.feed_data(rest)
 
     def _check_request(self, now: float) -> None:
         limits = self._limits

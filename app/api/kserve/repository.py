@@ -147,8 +147,9 @@ class Repository:
 
     def weigh(self, model: Model[Any], asked: Inference) -> tuple[int, int]:
         """The pixels of the images in this request, and the bytes of what the engine will answer."""
+        most = self._service.settings.max_pixels
         pixels = sum(
-            count_pixels(tensor.elements) if tensor.datatype == BYTES else math.prod(tensor.shape) // 3
+            count_pixels(tensor.elements, most) if tensor.datatype == BYTES else math.prod(tensor.shape) // 3
             for tensor in asked.inputs
         )
         has_protos = model.info.task == "segment" and isinstance(model, TensorModel)
