@@ -110,6 +110,17 @@ def test_a_client_that_waits_for_100_continue_and_sends_nothing_is_closed(serve,
     assert b"408" in talk(serve(), request)
 
 
+@pytest.mark.parametrize("more", [b"", b"Expect: 100-continue\r\n"], ids=["plain", "expect"])
+@pytest.mark.parametrize("first", [b"HTTP/1.1\r\n" + HOST + CLOSE, b"HTTP/1.0\r\n"], ids=["close", "HTTP/1.0"])
+def test_what_comes_behind_the_last_request_is_not_answered(house, caplog, first, more):
+    """It was written behind the end of the connection."""
+    behind = post(b"x" * 1000, path=b"/v1/detect?conf=7", more=more)[:-1]
+    answer = talk(house, b"GET /healthz " + first + b"\r\n" + behind)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert status(answer) == 200
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("more", [UPGRADE, UPGRADE + b"Expect: 100-continue\r\n"], ids=["upgrade", "and expect"])
 def test_each_of_several_upgrades_on_end_is_ignored(house, sample, more, caplog):
     """The second one in the same bytes was an error of the server."""

@@ -178,8 +178,9 @@ class Connection(HttpToolsProtocol):
         if self._message_complete or self.transport.is_closing():
             self.transport.close()
             return
+        self.pipeline.clear()  # nothing can be written behind the end
         if self.cycle is not None:
-            self.cycle.waiting_for_100_continue = False  # nothing can be written behind the end
+            self.cycle.waiting_for_100_continue = False
         self._lingering_since = self.waiting_since = now = self.loop.time()
         self._came.begin()
         self._rate.begin(now)
