@@ -299,8 +299,8 @@ class Connection(HttpToolsProtocol):
         """An answer without the application; the connection ends."""
         if self.transport.is_closing():
             return
-        if self._working and not (self._reads_body and not self.cycle.response_started):
-            self.transport.close()  # another answer is on its way: this one would stand in its middle
+        if self.pipeline or (self._working and not (self._reads_body and not self.cycle.response_started)):
+            self.transport.close()  # another answer is on its way: this one would stand in its middle, or before it
             return
         if self._working:
             self.cycle.disconnected = True
