@@ -306,6 +306,17 @@ def test_a_wrong_request_behind_one_that_is_being_answered_closes_the_connection
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
+def test_who_leaves_with_several_requests_on_end_is_seen_to_leave(serve, device, sample):
+    """Only the last of them was told, and the first one was worked on for nobody."""
+    live = serve()
+    device.gate.clear()
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as client:
+        client.sendall(post(sample) * 3)
+        eventually(lambda: live.service.predictor.pending)
+    eventually(lambda: live.value("rejected_total", reason="client_gone") == 1)
+    device.gate.set()
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/v1/models", "/docs", "/v1/status/ping", "/metrics"])
 def test_head_is_get_without_the_body(house, path):
     asked, got = house.client.head(path), house.client.get(path)

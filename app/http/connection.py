@@ -10,7 +10,7 @@ from typing import Any
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from app.errors import forget
@@ -52,6 +52,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._message_complete = True  # the request, whatever became of its answer
         self._came = Measure(connections.limits.head_bytes)
+        self._answering: RequestResponseCycle | None = None  # `cycle` is that of the last head, which may have to wait
         self._lingering_since = math.inf
         self._half_closed = False  # the client has shut its writing side
         self._muted = False  # while the parser reads a head a second time
@@ -68,6 +69,10 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._all.remove(self)
         super().connection_lost(exc)
+        if self._answering is not None:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+            self._answering = None
         self._outlet.close = self.transport.close  # not the connection's: circles are freed late
         self.pipeline.clear()
 
@@ -190,7 +195,8 @@ class Connection(HttpToolsProtocol):
 
     def cut_off(self) -> None:
         """The application gives up an answer that its client does not take."""
-        self.cycle.disconnected = True
+        if self._answering is not None:
+            self._answering.disconnected = True
         self.transport.abort()
 
     def give_way(self) -> None:
@@ -225,6 +231,10 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
         elif waited > (limits.keep_alive_s if self._has_answered else limits.head_s):
             self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     @property
     def _working(self) -> bool:

@@ -32,7 +32,7 @@ MEANT = {  # statuses of the server's fault that these protocols give on purpose
     "roboflow": {"501"},
     "openapi": {"501"},
     "wire": {"504"},  # a deadline that passes while the body comes
-    "slow": {"503", "504"},  # who keeps a place may be told that there is none
+    "slow": {"501", "503", "504"},  # who keeps a place may be told that there is none
 }
 FAULTS = {"UNKNOWN", "INTERNAL", "UNIMPLEMENTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "DATA_LOSS"}  # of gRPC
 PARTS = 10  # of a whole run, with the vital signs after each
