@@ -95,8 +95,8 @@ class Outcome:
             self.add(protocol, str(answer.status_code), sent, readable=readable)
 
     def judge_growth(self) -> None:
-        """Memory from the first part to the last; threads and files by the median of the first and the last third, as the
-        number of connected strangers changes all the time.
+        """Memory from the first part to the last; threads and files by the medians of the first and the last third, as
+        strangers come and go all the time.
         """
         before, *_, after = self.vitals
         third = max(1, len(self.vitals) // 3)
