@@ -79,7 +79,6 @@ def test_no_http_behind_a_request_that_is_being_answered_is_no_defect(serve, dev
     with socket.create_connection(("127.0.0.1", live.port)) as connection:
         head = b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
         connection.sendall(head + b"%d\r\n\r\n" % len(sample) + sample + head + b"5\r\n\r\nabcde\0\0 no HTTP\r\n\r\n")
-        assert device.busy.acquire(timeout=10)
         while connection.recv(1 << 16):
             pass
     device.gate.set()

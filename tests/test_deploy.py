@@ -392,7 +392,8 @@ def ask_in_many_ways(live: Live, sample: bytes) -> None:
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(lambda _: ask(), range(6))) == [200] * 6
     assert [ask(params={"engine": "pytorch"}), ask(params={"compare": "1"}), ask()] == [200] * 3
-    assert [ask(b"no image"), ask(headers={"X-Deadline-Ms": "0.001"})] == [422, 504]
+    assert ask(b"no image") == 422
+    eventually(lambda: ask(headers={"X-Deadline-Ms": "0.001"}) == 504)  # 503 while the server expects to be late
 
     def burst() -> set[int]:
         """The statuses of far more requests at a time than may be pending."""
@@ -523,7 +524,7 @@ def test_panels_tell_what_has_happened(prometheus):
 
     eventually(lambda: codes() == {"200", "422", "499", "503", "504"}, codes)  # a rate takes two scrapes
     eventually(lambda: reasons() == {"overloaded", "deadline_exceeded", "client_gone"}, reasons)
-    assert 0 < prometheus.panel("Refused")[0][1] < 0.5
+    assert 0 < prometheus.panel("Refused")[0][1] < 1
     assert prometheus.panel("Errors") == [({}, 0)]
     assert {labels["found_by"] for labels, _ in prometheus.panel("Shadow: boxes by who finds them")} == {
         *("both", "first", "second")

@@ -743,7 +743,7 @@ def test_every_shape_is_calibrated_on_frames_of_its_own(rig, wide, monkeypatch):
         taken = list(frames)
         seen[source.parent.name] = {(len(taken), frame.shape) for frame in taken}
         assert not zero_points
-        real(source, target, taken, zero_points=zero_points)
+        return real(source, target, taken, zero_points=zero_points)
 
     monkeypatch.setattr(candidates, "to_int8", to_int8)
     monkeypatch.setattr(candidates, "NEAR", 1)

@@ -72,9 +72,9 @@ class Connection(HttpToolsProtocol):
         if self._answering is not None:
             self._answering.disconnected = True
             self._answering.message_event.set()
-            self._answering = None
         self._outlet.close = self.transport.close  # not the connection's: circles are freed late
         self.pipeline.clear()
+        self.scope = self.cycle = self._answering = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         self._came.add(len(data))
