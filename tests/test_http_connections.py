@@ -6,6 +6,8 @@ import socket
 import pytest
 from conftest import eventually
 
+from app.http.connections import Connections, Limits
+
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -37,6 +39,29 @@ def test_where_there_are_too_many_the_one_that_keeps_the_server_waiting_longest_
     assert limit.upper() in caplog.text
     for stranger in strangers:
         stranger.close()
+
+
+def test_of_connections_of_the_same_moment_the_oldest_gives_way():
+    """uvloop's clock stands still while it accepts: a sound client was closed in the place of a stranger."""
+    limits = Limits(
+        connections=8, per_peer=8, head_bytes=0, head_s=0, keep_alive_s=0, send_s=0, bytes_per_s=0, hosts=None
+    )
+    connections = Connections(limits)
+    gone: list[int] = []
+
+    class Stub:
+        peer, waiting_since = "127.0.0.1", 1.0
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def give_way(self) -> None:
+            gone.append(self.number)
+            connections.remove(self)
+
+    for number in range(30):
+        connections.add(Stub(number))
+    assert gone == list(range(22))
 
 
 def test_one_address_takes_no_places_from_another(serve):

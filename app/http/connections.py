@@ -42,7 +42,7 @@ class Connections:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.draining = False
-        self._open: set[Connection] = set()
+        self._open: dict[Connection, None] = {}  # the oldest first: many have the same time in uvloop
         self._of_peer: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class Connections:
 
     def add(self, connection: "Connection") -> None:
         """A new one; it or another one is closed where there are too many."""
-        self._open.add(connection)
+        self._open[connection] = None
         self._of_peer[connection.peer] += 1
         if self._of_peer[connection.peer] > self.limits.per_peer:
             log.warning(
@@ -68,7 +68,7 @@ class Connections:
     def remove(self, connection: "Connection") -> None:
         """It is closed."""
         if connection in self._open:
-            self._open.remove(connection)
+            del self._open[connection]
             self._of_peer[connection.peer] -= 1
             if not self._of_peer[connection.peer]:
                 del self._of_peer[connection.peer]
