@@ -84,7 +84,7 @@ class Inflight:
 
 
 def _most(limit: int, small: int) -> int:
-    """What large requests may have of a limit: its last eighth is for small ones."""
+    """The part of a limit that one large request may hold: the last eighth is reserved for small ones."""
     return max(limit - limit // 8, min(limit, small))
 
 

@@ -149,8 +149,9 @@ async def arrival(request: Request, reading: Coroutine[Any, Any, T]) -> T:
 
 
 def count_pixels(files: Sequence[bytes], max_pixels: int) -> int:
-    """That these images have by their headers; where a header tells them late, an ordinary photo's. One of more than
-    `max_pixels` counts for nothing: it is refused, and not decoded.
+    """Count the pixels of these images by their headers; an ordinary photo's where the header gives them late.
+
+    An image of more than `max_pixels` counts as 0: it is refused before it is decoded.
     """
     counts = (_count_pixels(data) for data in files)
     return sum(count for count in counts if count <= max_pixels)

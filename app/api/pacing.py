@@ -8,7 +8,7 @@ PIECES = 1  # of all larger bodies together, in one turn of the event loop; uvlo
 
 
 class Pacing:
-    """First come, first served. Belongs to one event loop; a body that is alone is not slowed down."""
+    """First come, first served. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._left = PIECES  # in this turn

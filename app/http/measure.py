@@ -1,4 +1,4 @@
-"""How much of a request has come, and what is too much."""
+"""Counts what has arrived of a request, and refuses too much of it."""
 
 from app.http.refusal import Refused
 
@@ -8,7 +8,7 @@ _FRAMED = "the body's chunks are more frame than content"
 
 
 class Measure:
-    """Of one request after the other on a connection. Its methods raise Refused."""
+    """Counts the requests of one connection, one after the other. Its methods raise Refused."""
 
     def __init__(self, head_bytes: int) -> None:
         self._head_bytes = head_bytes
