@@ -4,6 +4,7 @@ import base64
 import contextlib
 import math
 import os
+import socket
 import time
 
 import conftest
@@ -12,7 +13,7 @@ import fuzz
 import grpc
 import numpy as np
 import pytest
-from fuzz import kserve, parts, web
+from fuzz import kserve, parts, slow, web
 from fuzz.cost import Meter
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -188,6 +189,19 @@ def test_growth_would_be_told():
         outcome.vitals = [before, after]
         outcome.judge_growth()
         assert len(outcome.failures) == failures
+
+
+def test_open_files_are_counted_without_the_connections_of_slow_clients():
+    with socket.create_server(("127.0.0.1", 0)) as listening, contextlib.ExitStack() as kept:
+        before = fuzz.Vitals.of(os.getpid()).files
+        strangers = slow.Strangers(f"http://127.0.0.1:{listening.getsockname()[1]}", lambda *_: None)
+        kept.callback(strangers.close)
+        for _ in range(3):
+            strangers.add(slow.Stranger(b"GET", b"", half=False))
+            kept.enter_context(listening.accept()[0])
+        own = 3  # the strangers' ends, in the same process here
+        assert fuzz.Vitals.of(os.getpid()).files == before + 2 * own
+        assert fuzz.Vitals.of(os.getpid(), strangers.ports()).files == before + own
 
 
 @pytest.mark.parametrize("kind", range(len(parts.IMAGES)))

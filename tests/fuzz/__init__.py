@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -61,10 +61,17 @@ class Vitals:
     files: int
 
     @classmethod
-    def of(cls, pid: int) -> "Vitals":
+    def of(cls, pid: int, ports: Set[int] = frozenset()) -> "Vitals":
+        """Without the files that are connections from these `ports`: their clients have them open still."""
         status = Path(f"/proc/{pid}/status").read_text()
         kilobytes, threads = (int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("VmRSS", "Threads"))
-        return cls(kilobytes / 1000, threads, len(list(Path(f"/proc/{pid}/fd").iterdir())))
+        table = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+        known = {f"socket:[{each[9]}]" for each in table if int(each[2].rpartition(":")[2], 16) in ports}
+        files = []
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                files.append(str(each.readlink()))
+        return cls(kilobytes / 1000, threads, sum(each not in known for each in files))
 
 
 @dataclass
@@ -74,6 +81,7 @@ class Outcome:
     statuses: Counter[tuple[str, str]] = field(default_factory=Counter)  # by protocol
     failures: list[str] = field(default_factory=list)
     vitals: list[Vitals] = field(default_factory=list)  # after each part of the run
+    strangers: slow.Strangers | None = None  # that have connections open
 
     def add(self, protocol: str, status: str, sent: Any, *, readable: bool = True) -> None:
         self.statuses[protocol, status] += 1
@@ -154,9 +162,9 @@ def of_wire(server: Server, client: httpx.Client, outcome: Outcome, kept: contex
 
 def of_slow(server: Server, client: httpx.Client, outcome: Outcome, kept: contextlib.ExitStack) -> Sender:
     """Connections that stay open while others are made, until `kept` is closed."""
-    strangers = slow.Strangers(server.url, lambda status, sent: outcome.add("slow", status, sent))
-    kept.callback(strangers.close)
-    return slow.strangers(), strangers.add
+    outcome.strangers = slow.Strangers(server.url, lambda status, sent: outcome.add("slow", status, sent))
+    kept.callback(outcome.strangers.close)
+    return slow.strangers(), outcome.strangers.add
 
 
 def of_openapi(server: Server, client: httpx.Client, outcome: Outcome, kept: contextlib.ExitStack) -> Sender:
@@ -199,7 +207,8 @@ def run(
                 at_once = SENDERS[name][1]
                 watched = partial(meter.watch, send)
                 _draw(strategy, watched, count // parts // len(senders) // at_once, number + part)
-            outcome.vitals.append(Vitals.of(server.pid))
+            ports = outcome.strangers.ports() if outcome.strangers else set()
+            outcome.vitals.append(Vitals.of(server.pid, ports))
     outcome.judge_growth()
     return outcome
 

@@ -73,6 +73,10 @@ class Strangers:
         if len(self._open) > KEPT:
             self._end(self._open.popleft())
 
+    def ports(self) -> set[int]:
+        """Local ports of the connections that are open here."""
+        return {each.connection.getsockname()[1] for each in self._open if each.connection}
+
     def _go_on(self, stranger: Stranger) -> None:
         if not stranger.connection:
             return
