@@ -16,21 +16,23 @@ from typing import NoReturn
 
 import uvloop
 
-from app import __version__, log, machine, selftest, store
+from app import __version__
 from app.api.app import create_app
-from app.api.service import Service
 from app.backends import simulated
-from app.build_process import BuildProcess
-from app.datasets import DEMO
-from app.deployment import EngineSource
+from app.bench import selftest
+from app.building.build_process import BuildProcess
+from app.building.order import Order
 from app.errors import BenchFailed, SettingsError, SetupError
+from app.evaluation.parity import ENOUGH, Figures, Limits
 from app.http.server import make_server
 from app.model import spell
-from app.order import Order
-from app.parity import ENOUGH, Figures, Limits
 from app.progress import Progress
-from app.settings import Settings
-from app.store import Built
+from app.serving.deployment import EngineSource
+from app.serving.service import Service
+from app.settings import DEMO, Settings
+from app.store import store
+from app.store.store import Built
+from app.system import log, machine
 
 SWITCH_S = 0.0005  # for which a thread may keep the interpreter from the others; decode threads want it often
 

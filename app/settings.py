@@ -20,11 +20,12 @@ from pydantic import (
 )
 
 from app.errors import SettingsError
-from app.images import Preparation
 from app.model import ModelInfo, Shape, spell, unspell
+from app.vision.images import Preparation
 
 PREFIX = "YOLOPARD_"
-DEMO_WEIGHTS = Path(__file__).parents[1] / "models" / "demo" / "yolov8n-demo.pt"
+DEMO = Path(__file__).parents[1] / "models" / "demo"
+DEMO_WEIGHTS = DEMO / "yolov8n-demo.pt"
 ENGINES_DIR = Path(__file__).parents[1] / "engines"
 LEAST_SIDE, MOST_SIDE = 32, 8192  # of a frame, px
 MOST_SHAPES = 16

@@ -18,12 +18,18 @@ import cv2
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from app import backends, machine, parity  # noqa: E402
-from app.builder import Order, build, find  # noqa: E402
-from app.datasets import DEMO, Picture  # noqa: E402
-from app.images import Preparation  # noqa: E402
-from app.labels import Labels  # noqa: E402
-from app.settings import DEMO_WEIGHTS, ENGINES_DIR  # noqa: E402
+from app import backends  # noqa: E402
+from app.building.builder import Order, build, find  # noqa: E402
+from app.evaluation import parity  # noqa: E402
+from app.evaluation.datasets import Picture  # noqa: E402
+from app.evaluation.datasets.labels import Labels  # noqa: E402
+from app.settings import (  # noqa: E402
+    DEMO,
+    DEMO_WEIGHTS,
+    ENGINES_DIR,
+)
+from app.system import machine  # noqa: E402
+from app.vision.images import Preparation  # noqa: E402
 
 SCENES, FIRST, QUALITY = 40, 700_000, 92
 

@@ -26,13 +26,15 @@ import numpy as np
 import onnx
 import openvino
 
-from app import calibration, candidates, datasets, export, graph, judge, parity, precision, quantize, results
 from app.backends import onnxruntime
-from app.calibration import RULES, Statistics
-from app.images import Pixels
+from app.evaluation import datasets, judge, parity
+from app.graphs import calibration, candidates, export, graph, precision, quantize
+from app.graphs.calibration import RULES, Statistics
+from app.graphs.quantize import Method, Quantizer
 from app.model import ModelInfo
-from app.quantize import Method, Quantizer
-from app.results import Outputs, Thresholds
+from app.vision import results
+from app.vision.images import Pixels
+from app.vision.results import Outputs, Thresholds
 
 LARGE = 100  # px of a side
 ROUNDS = 12

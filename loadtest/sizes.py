@@ -27,9 +27,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "models" / "demo")]
 
 import scenes  # noqa: E402
 
-from app import backends, export, graph  # noqa: E402
+from app import backends  # noqa: E402
 from app.backends import Recipe, pytorch  # noqa: E402
 from app.errors import YolopardError  # noqa: E402
+from app.graphs import export, graph  # noqa: E402
 
 TASKS = ("", "-seg", "-pose", "-obb", "-cls")
 SIDES = {"n": 640, "s": 640, "m": 320, "l": 320, "x": 320}  # px: larger ones take minutes on two cores

@@ -25,17 +25,17 @@ import uvloop
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from app import machine  # noqa: E402
 from app.__main__ import open_source  # noqa: E402
 from app.backends.simulated import SimulatedEngine  # noqa: E402
-from app.batcher import Batcher  # noqa: E402
 from app.bench.alone import Alone  # noqa: E402
 from app.bench.load import Target, closed_loop, multipart, open_loop  # noqa: E402
 from app.bench.report import circumstances, machine_line  # noqa: E402
 from app.bench.server import Server, started  # noqa: E402
-from app.capacity import Capacity  # noqa: E402
-from app.metrics import Metrics  # noqa: E402
+from app.serving.batcher import Batcher  # noqa: E402
+from app.serving.capacity import Capacity  # noqa: E402
 from app.settings import Settings  # noqa: E402
+from app.system import machine  # noqa: E402
+from app.system.metrics import Metrics  # noqa: E402
 
 median = statistics.median
 JPEG = compare.photo().read_bytes()

@@ -18,18 +18,18 @@ import fakes
 import httpx
 import pytest
 
-from app import backends, capacity
+from app import backends
 from app.api.app import create_app
-from app.api.service import Service
 from app.backends import Engine
-from app.build_process import BuildProcess
-from app.capacity import Capacity
-from app.datasets import DEMO
+from app.building.build_process import BuildProcess
+from app.building.order import Order
 from app.http.server import make_server
 from app.model import ModelInfo
-from app.order import Order
-from app.settings import DEMO_WEIGHTS, Settings
-from app.store import Built
+from app.serving import capacity
+from app.serving.capacity import Capacity
+from app.serving.service import Service
+from app.settings import DEMO, DEMO_WEIGHTS, Settings
+from app.store.store import Built
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 300  # for what comes in seconds, on a machine that is slow or busy with something else
@@ -107,7 +107,7 @@ def of_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OfTask]
 
     @functools.cache
     def make(task: str) -> OfTask:
-        from app import export, graph
+        from app.graphs import export, graph
 
         folder, weights = tmp_path_factory.mktemp(task), DEMO / f"yolov8-demo-{task}.pt"
         plain, serving = export.to_plain_onnx(weights, None, folder), folder / "graph.onnx"

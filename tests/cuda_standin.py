@@ -1,5 +1,5 @@
 # ruff: noqa: N802, N815 (the names are CUDA's)
-"""A stand-in for cuda.bindings.runtime, as far as app/backends/cuda.py uses it: real memory, lazy streams.
+"""A stand-in for cuda.bindings.runtime, as far as app/backends/tensorrt/cuda.py uses it: real memory, lazy streams.
 
 What is queued runs when its stream, or an event behind it, is synchronized: who reads too early reads stale bytes.
 What would end or corrupt a real process fails the test, even where the app catches exceptions.

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from app.backends import Recipe
-from app.capacity import Capacity
+from app.evaluation.parity import Figures
 from app.model import ModelInfo
-from app.parity import Figures
 from app.progress import Progress, Report
-from app.results import Outputs
-from app.store import Built, Fingerprint, Manifest, Verdict
+from app.serving.capacity import Capacity
+from app.store.store import Built, Fingerprint, Manifest, Verdict
+from app.vision.results import Outputs
 
 NAMES = {0: "cat", 1: "dog", 2: "red, large cat"}
 MODEL = ModelInfo("pets", "detect", NAMES, stride=32, imgsz=64, shapes=None)

@@ -8,11 +8,11 @@ import torch
 from ultralytics.engine.validator import BaseValidator
 from ultralytics.utils import metrics
 
-from app import images, masks
-from app.accuracy import Tally, TopTally
-from app.labels import Labels
-from app.masks import Mask
-from app.results import Detections
+from app.evaluation.accuracy import Tally, TopTally
+from app.evaluation.datasets.labels import Labels
+from app.vision import images, masks
+from app.vision.masks import Mask
+from app.vision.results import Detections
 
 SIDE, CLASSES, POINTS = 320, 3, 5
 SQUARE = images.place(SIDE, SIDE, SIDE, 32, None)  # the frame is the image

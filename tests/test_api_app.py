@@ -11,8 +11,9 @@ import httpx
 import pytest
 from test_api_detect import error, jpeg, names, post, wait_for
 
-from app.api import detect, exchange
-from app.api.detect import DetectQuery, parse_query
+from app.api import exchange
+from app.api.protocols import detect
+from app.api.protocols.detect import DetectQuery, parse_query
 from app.errors import BadParameter
 
 # What is no POST of an image

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from app.api.body import MAX_CONTAINERS, MAX_STRINGS, load_json
-from app.api.multipart import MAX_PREAMBLE
+from app.api.request.body import MAX_CONTAINERS, MAX_STRINGS, load_json
+from app.api.request.multipart import MAX_PREAMBLE
 from app.errors import BodyTooLarge, MalformedBody
 
 BOUNDARY = {"Content-Type": "multipart/form-data; boundary=b0"}

@@ -11,7 +11,7 @@ import pytest
 import requests
 from test_api_detect import jpeg, post, wait_for
 
-from app.api.deepstack import MOST
+from app.api.protocols.deepstack import MOST
 from app.errors import BackendUnavailable
 
 PATH = "/v1/vision/detection"

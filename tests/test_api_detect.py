@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.api.detect import DetectQuery, class_ids
-from app.metrics import STAGES
+from app.api.protocols.detect import DetectQuery, class_ids
+from app.system.metrics import STAGES
 
 
 def jpeg(width: int = 64, height: int = 64, **options) -> bytes:

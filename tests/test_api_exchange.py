@@ -14,7 +14,7 @@ from conftest import eventually, without_collector
 from test_api_detect import wait_for
 
 import app
-from app.log import JsonLines
+from app.system.log import JsonLines
 
 
 def test_every_answer_carries_a_request_id(serve):

@@ -9,10 +9,11 @@ import pytest
 from fastapi.routing import APIRoute
 from test_api_detect import error, jpeg, names, post
 
-from app.api import deepstack, detect, platform, roboflow, system
-from app.api.kserve import http as kserve
-from app.api.kserve.repository import Repository
-from app.log import JsonLines
+from app.api import system
+from app.api.protocols import deepstack, detect, platform, roboflow
+from app.api.protocols.kserve import http as kserve
+from app.api.protocols.kserve.repository import Repository
+from app.system.log import JsonLines
 
 KEY, OTHER = "key-of-the-tests-0", "key-of-the-tests-1"
 OPEN = {

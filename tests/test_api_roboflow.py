@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_api_detect import jpeg, wait_for
 
-from app.api.roboflow import ALIASES, model_ids
+from app.api.protocols.roboflow import ALIASES, model_ids
 from app.model import ModelInfo
 
 TEXT = base64.b64encode(jpeg()).decode()

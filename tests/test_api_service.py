@@ -7,9 +7,6 @@ import os
 import fakes
 import pytest
 
-from app import capacity
-from app.api.service import SHADOW_NICE
-from app.capacity import measure
 from app.errors import (
     BackendUnavailable,
     BuildFailed,
@@ -20,6 +17,9 @@ from app.errors import (
     StoreError,
     WeightsError,
 )
+from app.serving import capacity
+from app.serving.capacity import measure
+from app.serving.service import SHADOW_NICE
 
 
 def test_healthz_answers_and_readyz_shows_progress_while_the_engine_is_built(serve):

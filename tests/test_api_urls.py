@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from test_api_detect import jpeg
 
-from app.api import urls
-from app.api.urls import fetch, is_public
+from app.api.request import urls
+from app.api.request.urls import fetch, is_public
 from app.errors import BodyTooLarge, UrlFailed, UrlNotAllowed
 
 ASKED = []  # path and headers of what reached the test's server

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from fakes import MODEL, Device, rows_of
 
-from app import backends, export, graph, images
+from app import backends
 from app.backends import Recipe, openvino, pytorch, shapes, simulated
-from app.datasets import DEMO
 from app.errors import BackendUnavailable
-from app.results import Detections, Outputs, Thresholds, select
-from app.settings import DEMO_WEIGHTS
+from app.graphs import export, graph
+from app.settings import DEMO, DEMO_WEIGHTS
+from app.vision import images
+from app.vision.results import Detections, Outputs, Thresholds, select
 
 NAMES = ["openvino", "onnxruntime", "pytorch"]
 SIDE = 320

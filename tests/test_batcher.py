@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from fakes import Device
 
-from app.batcher import LEARN, MAX_FAILURES, Batcher
-from app.capacity import HANDLING_S, Capacity
 from app.errors import DeadlineExceeded, InferenceFailed, Stopping
-from app.metrics import Metrics
+from app.serving.batcher import LEARN, MAX_FAILURES, Batcher
+from app.serving.capacity import HANDLING_S, Capacity
+from app.system.metrics import Metrics
 
 NEVER = float("inf")
 

@@ -18,8 +18,8 @@ from app.bench.load import Run
 from app.bench.plan import Case, Measured, Plan, measure, steps, target
 from app.bench.server import Server, started
 from app.errors import BenchFailed
-from app.images import sniff
 from app.settings import Settings
+from app.vision.images import sniff
 
 SIMULATED = ("--backend", "simulated", "--simulated-ms", "1,2", "--imgsz", "160")
 SHORT = ("--clients", "1,2", "--seconds", "0.3", "--rounds", "2")

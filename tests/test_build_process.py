@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from app import builder
-from app.build_process import BuildProcess
+from app.building import builder
+from app.building.build_process import BuildProcess
+from app.building.order import Order
 from app.errors import BuildFailed, WeightsError
-from app.order import Order
 from app.progress import Progress
 from app.settings import DEMO_WEIGHTS
 
@@ -76,8 +76,8 @@ def test_errors_of_the_builder_arrive_as_they_are(order, tmp_path):
 PARENT = """
 import sys
 from pathlib import Path
-from app.build_process import BuildProcess
-from app.order import Order
+from app.building.build_process import BuildProcess
+from app.building.order import Order
 from app.settings import DEMO_WEIGHTS
 process = BuildProcess(Order(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", Path(sys.argv[1])))
 process.run(lambda progress: print(progress.phase, process._process and process._process.pid, flush=True))

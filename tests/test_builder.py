@@ -15,11 +15,13 @@ import onnx
 import pytest
 from fakes import rows_of
 
-from app import backends, builder, datasets
-from app import order as order_module
+from app import backends
 from app.backends import onnxruntime
+from app.building import builder
+from app.building import order as order_module
+from app.building.order import Order
 from app.errors import BackendUnavailable, GateFailed, SettingsError, StoreError, WeightsError
-from app.order import Order
+from app.evaluation import datasets
 from app.settings import DEMO_WEIGHTS
 
 SIDE = 160
@@ -157,7 +159,7 @@ def test_an_engine_whose_reference_found_nothing_says_so_at_every_start(tmp_path
 
 
 def test_finding_an_engine_needs_neither_torch_nor_ultralytics_nor_onnx(with_engine, monkeypatch):
-    for name in ("torch", "ultralytics", "onnx", "app.graph", "app.export"):
+    for name in ("torch", "ultralytics", "onnx", "app.graphs.graph", "app.graphs.export"):
         monkeypatch.setitem(sys.modules, name, None)
     assert builder.find(with_engine) is not None
 
@@ -222,7 +224,7 @@ def test_engine_that_gives_other_boxes_is_not_kept(order, monkeypatch, how):
 
 
 def test_onnx_weights_are_built_and_checked_without_torch(order, tmp_path, monkeypatch):
-    from app import export
+    from app.graphs import export
 
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path)
     for name in ("torch", "ultralytics"):
@@ -235,7 +237,7 @@ def test_onnx_weights_are_built_and_checked_without_torch(order, tmp_path, monke
 
 
 def test_pytorch_backend_refuses_onnx_weights_by_name(order, tmp_path):
-    from app import export
+    from app.graphs import export
 
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path)
     with pytest.raises(WeightsError, match=r"BACKEND=pytorch needs \.pt weights, not "):
@@ -244,7 +246,7 @@ def test_pytorch_backend_refuses_onnx_weights_by_name(order, tmp_path):
 
 def test_building_without_the_build_extra_says_how_to_get_it(order, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    for name in ("app.export", "app.graph"):
+    for name in ("app.graphs.export", "app.graphs.graph"):
         monkeypatch.delitem(sys.modules, name, raising=False)
         monkeypatch.delattr(name, raising=False)
     with pytest.raises(BackendUnavailable, match=r"pip install 'yolopard\[build\]'"):

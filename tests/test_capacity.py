@@ -8,8 +8,8 @@ import fakes
 import numpy as np
 import pytest
 
-from app import capacity
-from app.capacity import HANDLING_S, LONGEST_S, PAYS, Capacity, images_per_second, measure
+from app.serving import capacity
+from app.serving.capacity import HANDLING_S, LONGEST_S, PAYS, Capacity, images_per_second, measure
 
 FRAME = np.zeros((2, 2, 3), np.uint8)
 

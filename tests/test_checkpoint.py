@@ -7,8 +7,8 @@ import odd_weights
 import pytest
 import torch
 
-from app import checkpoint
 from app.settings import DEMO_WEIGHTS
+from app.weights import checkpoint
 
 
 def test_a_checkpoint_tells_model_names_and_size():

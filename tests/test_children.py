@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app import children
-from app.children import ChildDied
+from app.system import children
+from app.system.children import ChildDied
 
 TESTS = Path(__file__).parent
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from test_masks import spots
 
-from app import coco, images, labels, masks
 from app.errors import SettingsError
-from app.labels import Labels
-from app.masks import Mask
+from app.evaluation.datasets import coco, labels
+from app.evaluation.datasets.labels import Labels
 from app.model import ModelInfo
+from app.vision import images, masks
+from app.vision.masks import Mask
 
 SIZE = (20, 40)  # height, width
 SEGMENT = dataclasses.replace(fakes.MODEL, task="segment")

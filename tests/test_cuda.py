@@ -11,9 +11,9 @@ import pytest
 from cuda.bindings import runtime
 from cuda_standin import ALIGNMENT, Cuda, Error
 
-import app.backends.cuda
-from app.backends import cuda as seam
-from app.backends.cuda import DeviceMemory, Event, Graph, PinnedMemory, Stream
+import app.backends.tensorrt.cuda
+from app.backends.tensorrt import cuda as seam
+from app.backends.tensorrt.cuda import DeviceMemory, Event, Graph, PinnedMemory, Stream
 from app.errors import BackendUnavailable, EngineFailed
 
 FUNCTIONS = [name for name in dir(Cuda) if re.match("cuda[A-Z]", name) and inspect.isfunction(getattr(Cuda, name))]
@@ -23,7 +23,7 @@ no_driver = pytest.mark.skipif(bool(runtime.cudaDriverGetVersion()[1]), reason="
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     standin = Cuda()
-    monkeypatch.setattr(app.backends.cuda, "runtime", standin)
+    monkeypatch.setattr(app.backends.tensorrt.cuda, "runtime", standin)
     return standin
 
 

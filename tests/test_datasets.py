@@ -10,11 +10,12 @@ import pytest
 import scenes
 from PIL import Image
 
-from app import datasets, masks
-from app.datasets import Picture
 from app.errors import SettingsError
-from app.labels import Labels
+from app.evaluation import datasets
+from app.evaluation.datasets import Picture
+from app.evaluation.datasets.labels import Labels
 from app.model import TASKS, ModelInfo
+from app.vision import masks
 
 PETS = ModelInfo("pets", "detect", {0: "cat", 1: "dog", 2: "cow"}, stride=32, imgsz=64, shapes=None)
 WIDTH, HEIGHT = 40, 20

@@ -27,13 +27,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_gpu import Driver
 from test_metrics import used
 
-from app import errors, gpu
-from app.api.service import Service
-from app.build_process import BuildProcess
+from app import errors
+from app.building.build_process import BuildProcess
+from app.building.order import Order
 from app.errors import BackendUnavailable
-from app.metrics import STAGES
-from app.order import Order
+from app.serving.service import Service
 from app.settings import DEMO_WEIGHTS, Settings
+from app.system import gpu
+from app.system.metrics import STAGES
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

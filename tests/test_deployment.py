@@ -10,13 +10,15 @@ from types import SimpleNamespace
 import fakes
 import pytest
 
-from app import backends, capacity, machine
-from app.capacity import Capacity
-from app.deployment import Deployed, deploy
+from app import backends
 from app.errors import BuildFailed, EngineFailed, EngineStale
-from app.metrics import Engine as EngineLabels
 from app.progress import Progress
-from app.store import Built
+from app.serving import capacity
+from app.serving.capacity import Capacity
+from app.serving.deployment import Deployed, deploy
+from app.store.store import Built
+from app.system import machine
+from app.system.metrics import Engine as EngineLabels
 
 
 class Device(fakes.Device):

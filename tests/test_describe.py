@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from app import plain
-from app.describe import describe
 from app.errors import WeightsError
+from app.graphs import plain
+from app.graphs.describe import describe
 from app.model import ModelInfo
 
 WEIGHTS = Path("w.onnx")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.drawing import draw, encode
-from app.results import Detections
+from app.vision.drawing import draw, encode
+from app.vision.results import Detections
 
 NAMES = {0: "cat", 1: "Straße 猫 \N{CAT FACE}", 2: "", 3: "a name much longer than any picture is wide " * 5}
 GREY = np.full((300, 400, 3), 114, np.uint8)

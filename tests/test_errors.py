@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from app import errors, store
+from app import errors
 from app.errors import RequestError, ServiceError, SetupError, YolopardError
+from app.store import store
 
 
 def tree(parent: type[YolopardError]) -> Iterator[type[YolopardError]]:

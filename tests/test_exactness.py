@@ -12,7 +12,7 @@ from ultralytics.data.augment import LetterBox
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import scale_boxes
 
-from app import export
+from app.graphs import export
 from app.settings import DEMO_WEIGHTS
 
 PHOTOS = sorted((Path(ultralytics.__file__).parent / "assets").glob("*.jpg"))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app import export
 from app.errors import WeightsError
+from app.graphs import export
 
 
 def test_other_files_are_refused(tmp_path):

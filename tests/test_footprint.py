@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from app import export, footprint, graph, precision
+from app.graphs import export, footprint, graph, precision
 from app.settings import DEMO_WEIGHTS
 
 SIDE = 8

@@ -32,8 +32,8 @@ from odd_images import (
 from PIL import Image
 
 from app.errors import OutOfMemory, RequestError, TooManyPixels, UndecodableImage
-from app.formats import KINDS, announced_pixels, jpeg
-from app.images import Preparation, decode, decode_near
+from app.vision.formats import KINDS, announced_pixels, jpeg
+from app.vision.images import Preparation, decode, decode_near
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 

@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 from test_kserve_grpc import free_port
 
-from app import images
-from app.api import urls
-from app.api.body import Limit
-from app.api.kserve import messages as kserve_messages
-from app.api.kserve.models import ImageModel, TensorModel
-from app.api.kserve.wire import parse
-from app.api.multipart import Parts
-from app.api.source import from_base64
+from app.api.protocols.kserve import messages as kserve_messages
+from app.api.protocols.kserve.models import ImageModel, TensorModel
+from app.api.protocols.kserve.wire import parse
+from app.api.request import urls
+from app.api.request.body import Limit
+from app.api.request.multipart import Parts
+from app.api.request.source import from_base64
 from app.errors import RequestError, Unsupported
-from app.inflight import Inflight
+from app.serving.inflight import Inflight
+from app.vision import images
 
 KEY = b"0123456789abcdef"
 HOSTS = ["images.example", "images.example:8443"]

@@ -11,10 +11,12 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from app import datasets, export, graph, images, parity, precision, quantize
 from app.backends import onnxruntime, pytorch
-from app.parity import Figures, Limits
+from app.evaluation import datasets, parity
+from app.evaluation.parity import Figures, Limits
+from app.graphs import export, graph, precision, quantize
 from app.settings import DEMO_WEIGHTS
+from app.vision import images
 
 SIDE, SCENES = 320, 24
 PRECISIONS = ["fp32", "fp16", "int8"]

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app import gpu
+from app.system import gpu
 
 VALUES = {
     "yolopard_gpu_utilization_ratio": 0.87,

@@ -9,9 +9,9 @@ import pytest
 import scenes
 from fakes import rows_of
 
-from app import export, graph
 from app.backends import onnxruntime, pytorch
 from app.errors import WeightsError
+from app.graphs import export, graph
 from app.settings import DEMO_WEIGHTS
 
 SIDE = 160

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from app.errors import EmptyBody, TooManyPixels, UndecodableImage, UnsupportedImage
-from app.images import (
+from app.vision.images import (
     KINDS,
     Placement,
     Preparation,
@@ -31,7 +31,7 @@ from app.images import (
     to_image,
 )
 
-# app.images does so too, but pytest begins every test with filters of its own
+# app.vision.images does so too, but pytest begins every test with filters of its own
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 
 MAX_PIXELS = 10_000_000
@@ -492,7 +492,7 @@ def test_the_middle_is_what_torchvision_s_resize_and_center_crop_give_a_pil_imag
 def test_the_middle_of_a_large_image_is_the_same_made_of_one_colour_after_the_other(monkeypatch):
     image = np.random.default_rng(3).integers(0, 255, (300, 200, 3), np.uint8)
     expected = crop(image, place_middle(300, 200, 64))
-    monkeypatch.setattr("app.images.LARGE", 1000)
+    monkeypatch.setattr("app.vision.images.LARGE", 1000)
     np.testing.assert_array_equal(crop(image, place_middle(300, 200, 64)), expected)
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from app import inflight, machine
 from app.errors import BodyTooLarge, Overloaded, TooManyPixels
-from app.inflight import MIB, Inflight
+from app.serving import inflight
+from app.serving.inflight import MIB, Inflight
+from app.system import machine
 
 
 @pytest.fixture

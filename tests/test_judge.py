@@ -6,8 +6,8 @@ import fakes
 import numpy as np
 import pytest
 
-from app import judge
-from app.datasets import Picture
+from app.evaluation import judge
+from app.evaluation.datasets import Picture
 
 SIZES = [(64, 64), (30, 60), (64, 64), (64, 64), (30, 60)]  # height, width; the second kind becomes 32x64
 

@@ -6,9 +6,9 @@ import socket
 import pytest
 from conftest import eventually
 
-from app.api import keyless
-from app.api.body import KEYLESS_BYTES
-from app.inflight import Inflight
+from app.api.request.body import KEYLESS_BYTES
+from app.serving import keyless
+from app.serving.inflight import Inflight
 
 KEY = "k" * 16
 

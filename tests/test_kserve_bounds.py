@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as messages
 
-from app.api.kserve.bounds import MAX_FIELDS, split
+from app.api.protocols.kserve.bounds import MAX_FIELDS, split
 from app.errors import BadParameter, MalformedBody
 
 

@@ -264,7 +264,7 @@ def test_a_full_house_is_unavailable_and_counted(serve, device):
 
 
 def test_a_defect_is_internal_and_in_the_log(live, client, monkeypatch, caplog):
-    monkeypatch.setattr("app.api.kserve.grpc.read_request", lambda *_: 1 / 0)
+    monkeypatch.setattr("app.api.protocols.kserve.grpc.read_request", lambda *_: 1 / 0)
     assert refusal(client.infer, "pets", images()) == (
         "StatusCode.INTERNAL", "an internal error; the server's log has more",
     )  # fmt: skip

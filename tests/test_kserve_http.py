@@ -433,7 +433,7 @@ def test_a_failing_engine_and_a_defect_are_500_of_one_text(live, device, monkeyp
         response = post(live, asked())
     assert (response.status_code, response.json()) == (500, {"error": "the engine failed on this batch"})
     device.failure = None
-    monkeypatch.setattr("app.api.kserve.http.parse", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("app.api.protocols.kserve.http.parse", lambda *_, **__: 1 / 0)
     response = post(live, asked())
     assert (response.status_code, response.json().keys()) == (500, {"error"})
     assert "ZeroDivisionError" in caplog.text

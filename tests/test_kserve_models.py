@@ -9,14 +9,14 @@ from test_exactness import CONF, by_ultralytics
 from test_masks import decoded
 from ultralytics import YOLO
 
-from app import export, images
-from app.api.kserve.models import ImageModel, TensorModel, to_frame
-from app.datasets import DEMO
-from app.masks import Mask
+from app.api.protocols.kserve.models import ImageModel, TensorModel, to_frame
+from app.graphs import export
 from app.model import ModelInfo
-from app.predictor import FramePrediction, Prediction, Timings
-from app.results import Detections, Thresholds
-from app.settings import DEMO_WEIGHTS
+from app.serving.predictor import FramePrediction, Prediction, Timings
+from app.settings import DEMO, DEMO_WEIGHTS
+from app.vision import images
+from app.vision.masks import Mask
+from app.vision.results import Detections, Thresholds
 
 SAMPLES = sorted((DEMO / "samples").glob("*.jpg"))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.api.kserve import slots
+from app.api.protocols.kserve import slots
 from app.model import ModelInfo
 
 

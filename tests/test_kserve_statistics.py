@@ -1,8 +1,8 @@
 """What a model counts."""
 
-from app.api.kserve.statistics import Statistics
-from app.predictor import Prediction, Timings
-from app.results import Detections
+from app.api.protocols.kserve.statistics import Statistics
+from app.serving.predictor import Prediction, Timings
+from app.vision.results import Detections
 
 
 def image(batch_size: int, infer: float = 0.2, decode: float = 0.01) -> Prediction:

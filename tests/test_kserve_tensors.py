@@ -5,7 +5,7 @@ import base64
 import numpy as np
 import pytest
 
-from app.api.kserve.tensors import Tensor, from_raw, from_values
+from app.api.protocols.kserve.tensors import Tensor, from_raw, from_values
 from app.errors import BadParameter
 
 VALUES = np.arange(6, dtype=np.int32).reshape(2, 3)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from ultralytics.utils.ops import xyxyxyxy2xywhr
 
-from app import labels
 from app.errors import SettingsError
-from app.labels import Labels
+from app.evaluation.datasets import labels
+from app.evaluation.datasets.labels import Labels
 from app.model import ModelInfo
 
 SIZE = (20, 40)  # height, width

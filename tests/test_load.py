@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from app.api.multipart import Parts
+from app.api.request.multipart import Parts
 from app.bench.load import LOST, Target, closed_loop, multipart, open_loop
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nServer-Timing: decode;dur=1.5, batch;desc="4"\r\n\r\nok'

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app import log
+from app.system import log
 
 NAMES = (None, "yolopard", "yolopard.api", "uvicorn", "uvicorn.error", "other")
 

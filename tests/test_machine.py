@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app import machine
+from app.system import machine
 
 ROOT = Path(__file__).parents[1]
 

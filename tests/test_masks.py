@@ -7,8 +7,8 @@ import pytest
 import torch
 from ultralytics.utils import ops
 
-from app import images
-from app.masks import Mask, cut, iou, polygon, run_lengths, to_frame
+from app.vision import images
+from app.vision.masks import Mask, cut, iou, polygon, run_lengths, to_frame
 
 FRAME = (96, 160)
 PLACEMENT = images.place(333, 517, 160, 32, None)  # in a frame of 128x160

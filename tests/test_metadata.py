@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from app import metadata
+from app.weights import metadata
 
 NAMES = {0: "car", 1: 'it\'s a "truck"', 2: "köttbulle\nzwei"}
 

@@ -5,7 +5,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from app.errors import NotReady, ServiceError
-from app.metrics import REFUSALS, STAGES, Engine, Metrics
+from app.system.metrics import REFUSALS, STAGES, Engine, Metrics
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
 SERIES = {  # name on /metrics: (type, labels); dashboards and alerts rely on them

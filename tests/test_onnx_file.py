@@ -5,7 +5,7 @@ import odd_weights
 import onnx
 import pytest
 
-from app import onnx_file
+from app.weights import onnx_file
 
 
 def test_what_it_reads_is_what_onnx_reads(exported):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import scenes
 
-from app import export, graph
 from app.backends import Recipe, openvino, pytorch
 from app.backends.shapes import OFTEN
+from app.graphs import export, graph
 from app.settings import DEMO_WEIGHTS
 
 SHAPES = ((64, 160), (160, 64), (96, 160))

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from app import backends, order
+from app import backends
 from app.backends import onnxruntime, openvino
+from app.building import order
+from app.building.order import Order, fingerprints, sized
 from app.errors import SettingsError
-from app.order import Order, fingerprints, sized
 from app.settings import DEMO_WEIGHTS
-from app.weights import Weights
+from app.weights.weights import Weights
 
 SQUARE, WIDE = ((640, 640),), ((384, 640),)
 
@@ -59,13 +60,18 @@ def test_an_engine_of_tensorrt_runs_nowhere_else(wanted):
 
 @pytest.mark.parametrize(
     "changed",
-    [*(f"{name}.py" for name in order.FIGURES_DEPEND_ON), "backends/onnxruntime.py", "backends/shapes.py"],
+    [
+        *("vision/images.py", "vision/results.py", "vision/masks.py", "vision/formats/jpeg.py"),
+        *("evaluation/datasets/__init__.py", "evaluation/datasets/coco.py", "evaluation/parity.py"),
+        *("graphs/calibration.py", "weights/metadata.py", "building/builder.py"),
+        *("backends/onnxruntime.py", "backends/shapes.py"),
+    ],
 )
 def test_code_that_changes_figures_changes_the_fingerprint(wanted, tmp_path, monkeypatch, changed):
     """images, results, masks and datasets were missing."""
     copy = tmp_path / "app"
-    shutil.copytree(Path(order.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__", "api", "bench"))
-    monkeypatch.setattr(order, "__file__", str(copy / "order.py"))
+    shutil.copytree(Path(order.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__", "api", "bench"))
+    monkeypatch.setattr(order, "__file__", str(copy / "building" / "order.py"))
     backend = str(copy / "backends" / "onnxruntime.py")
     before = order._revision(backend)
     assert order._revision(backend) == before

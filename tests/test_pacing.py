@@ -2,7 +2,7 @@
 
 import asyncio
 
-from app.api.pacing import PIECES, Pacing
+from app.serving.pacing import PIECES, Pacing
 
 
 def test_a_body_that_is_alone_never_waits_twice_in_a_turn():

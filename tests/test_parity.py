@@ -6,11 +6,12 @@ import fakes
 import numpy as np
 import pytest
 
-from app import images, parity
-from app.datasets import Picture
-from app.labels import Labels
+from app.evaluation import parity
+from app.evaluation.datasets import Picture
+from app.evaluation.datasets.labels import Labels
+from app.evaluation.parity import CONF, TOP, Figures, Gate, Limits
 from app.model import ModelInfo
-from app.parity import CONF, TOP, Figures, Gate, Limits
+from app.vision import images
 
 SEEN = 40  # boxes of a score worth seeing
 SIDE = 640

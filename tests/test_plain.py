@@ -6,13 +6,12 @@ import pytest
 import scenes
 from onnx import TensorProto, helper, numpy_helper
 
-from app import graph, plain, precision, quantize
 from app.backends import onnxruntime, pytorch
-from app.datasets import DEMO
-from app.describe import dims
 from app.errors import WeightsError
-from app.quantize import Method
-from app.settings import DEMO_WEIGHTS
+from app.graphs import graph, plain, precision, quantize
+from app.graphs.describe import dims
+from app.graphs.quantize import Method
+from app.settings import DEMO, DEMO_WEIGHTS
 
 TASKS = ["detect", "segment", "pose", "obb", "classify"]
 SIDE = 96

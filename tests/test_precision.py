@@ -10,9 +10,9 @@ import scenes
 from fakes import rows_of
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from app import export, graph, plain, precision
 from app.backends import onnxruntime, pytorch
 from app.errors import WeightsError
+from app.graphs import export, graph, plain, precision
 from app.settings import DEMO_WEIGHTS
 
 SIDE = 320

@@ -10,13 +10,13 @@ import fakes
 import numpy as np
 import pytest
 
-from app.batcher import Batcher
 from app.errors import DeadlineExceeded, Overloaded, UndecodableImage
-from app.images import Preparation
-from app.metrics import Metrics
 from app.model import ModelInfo
-from app.predictor import FEW, HOPEFUL, LEARN, Predictor, random
-from app.results import Thresholds
+from app.serving.batcher import Batcher
+from app.serving.predictor import FEW, HOPEFUL, LEARN, Predictor, random
+from app.system.metrics import Metrics
+from app.vision.images import Preparation
+from app.vision.results import Thresholds
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ async def test_the_time_of_decoding_is_learned_from_every_image(make, sample, mo
     """CPU time: a thread that waits for a core takes nothing from the others."""
     looks = iter([0.0, 2.0, 10.0, 14.0])
     clock = SimpleNamespace(thread_time=lambda: next(looks), perf_counter=time.perf_counter)
-    monkeypatch.setattr("app.predictor.time", clock)
+    monkeypatch.setattr("app.serving.predictor.time", clock)
     predictor = make()
     await predictor.predict(sample, Thresholds(), soon(), ["fake"])
     assert predictor._decode_s == pytest.approx(2 * LEARN)

@@ -12,11 +12,11 @@ import scenes
 from fakes import MODEL, rows_of
 from onnx import numpy_helper
 
-from app import calibration, candidates, export, graph, precision, quantize
 from app.backends import onnxruntime
-from app.quantize import Method
-from app.results import Thresholds, select
+from app.graphs import calibration, candidates, export, graph, precision, quantize
+from app.graphs.quantize import Method
 from app.settings import DEMO_WEIGHTS
+from app.vision.results import Thresholds, select
 
 SIDE = 320
 

@@ -11,10 +11,10 @@ from ultralytics.utils.metrics import batch_probiou
 from ultralytics.utils.nms import TorchNMS, non_max_suppression
 from ultralytics.utils.ops import xywhr2xyxyxyxy
 
-from app import results
 from app.backends.pytorch import select_rows
 from app.model import ModelInfo
-from app.results import Detections, K, Thresholds, candidates, nms
+from app.vision import results
+from app.vision.results import Detections, K, Thresholds, candidates, nms
 
 THRESHOLDS = [
     Thresholds(conf, iou, max_det, classes, agnostic)

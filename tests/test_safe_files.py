@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from app import safe_files
 from app.errors import StoreError
+from app.store import safe_files
 
 ME = os.geteuid()
 STRANGER, SERVER = 12345, 10001  # user ids

@@ -11,7 +11,7 @@ import pytest
 import scenes
 from ultralytics.data.utils import polygons2masks_overlap, verify_image_label
 
-from app.datasets import DEMO
+from app.settings import DEMO
 
 SIZES = [(640, 640), (320, 200), (97, 333)]  # width, height
 SAMPLES = {1: (500011, 640, 480), 2: (500022, 480, 640), 3: (500031, 640, 640), 4: (500041, 800, 600)}

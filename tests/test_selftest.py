@@ -9,12 +9,13 @@ import fakes
 import numpy as np
 import pytest
 
-from app import __main__, backends, children, selftest
+from app import __main__, backends
 from app.backends import onnxruntime
-from app.datasets import DEMO
-from app.order import Order
-from app.selftest import OK, Row
-from app.settings import DEMO_WEIGHTS
+from app.bench import selftest
+from app.bench.selftest import OK, Row
+from app.building.order import Order
+from app.settings import DEMO, DEMO_WEIGHTS
+from app.system import children
 
 SIDE = 160
 

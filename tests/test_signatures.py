@@ -2,8 +2,8 @@
 
 import pytest
 
-from app import signatures
 from app.settings import DEMO_WEIGHTS
+from app.weights import signatures
 
 
 def test_weights_have_none_of_the_signatures(exported):

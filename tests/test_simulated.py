@@ -12,13 +12,13 @@ from conftest import Live
 from fakes import MODEL, rows_of
 
 from app import __main__, backends
-from app.api.service import Service
 from app.backends import simulated
 from app.backends.simulated import SimulatedEngine, Source
+from app.building.order import Order
 from app.errors import BuildFailed
-from app.order import Order
-from app.results import K, Thresholds, select
+from app.serving.service import Service
 from app.settings import Settings
+from app.vision.results import K, Thresholds, select
 
 FRAME = np.zeros((64, 64, 3), np.uint8)
 

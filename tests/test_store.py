@@ -15,10 +15,10 @@ from pathlib import Path
 import fakes
 import pytest
 
-from app import safe_files, store
 from app.errors import StoreError
 from app.model import ModelInfo
-from app.store import Damaged, Fingerprint, Manifest, Verdict
+from app.store import safe_files, store
+from app.store.store import Damaged, Fingerprint, Manifest, Verdict
 
 FINGERPRINT = Fingerprint(
     name="pets",

@@ -26,8 +26,8 @@ from ultralytics.models.yolo.pose.predict import PosePredictor
 from ultralytics.models.yolo.segment.predict import SegmentationPredictor
 from ultralytics.utils import ops
 
-from app import export
 from app.backends import onnxruntime
+from app.graphs import export
 
 PREDICTORS = {"segment": SegmentationPredictor, "pose": PosePredictor, "obb": OBBPredictor}
 SIZES = [(320, 320), (333, 517), (640, 480), (200, 900)]

@@ -24,9 +24,12 @@ from cuda_standin import Cuda
 from fakes import rows_of
 from tensorrt_standin import NO_IMPLEMENTATION, VERSIONS, TensorRT
 
-from app import backends, builder, candidates, datasets, export, footprint, graph, images, precision, results, selftest
-from app.backends import Recipe, cuda, onnxruntime, pytorch
-from app.deployment import deploy
+from app import backends
+from app.backends import Recipe, onnxruntime, pytorch
+from app.backends.tensorrt import cuda
+from app.bench import selftest
+from app.building import builder
+from app.building.order import Order
 from app.errors import (
     BackendUnavailable,
     BuildFailed,
@@ -36,10 +39,13 @@ from app.errors import (
     SettingsError,
     WeightsError,
 )
-from app.order import Order
-from app.parity import Limits
-from app.results import Thresholds
-from app.settings import DEMO_WEIGHTS, Settings
+from app.evaluation import datasets
+from app.evaluation.parity import Limits
+from app.graphs import candidates, export, footprint, graph, precision
+from app.serving.deployment import deploy
+from app.settings import DEMO, DEMO_WEIGHTS, Settings
+from app.vision import images, results
+from app.vision.results import Thresholds
 
 SIDE, BATCH = 160, 3
 OOM = runtime.cudaError_t.cudaErrorMemoryAllocation
@@ -63,10 +69,10 @@ def rig(request, monkeypatch) -> Iterator[Rig]:
     trt = TensorRT(request.param, gpu)
     monkeypatch.setattr(cuda, "runtime", gpu)
     monkeypatch.setitem(sys.modules, "tensorrt", trt.module)
-    for name in ("tensorrt", "tensorrt_engine"):
+    for name in ("tensorrt", "tensorrt.engine"):
         monkeypatch.delitem(sys.modules, f"app.backends.{name}", raising=False)
     yield Rig(cuda=gpu, trt=trt, backend=importlib.import_module("app.backends.tensorrt"))
-    for name in ("tensorrt", "tensorrt_engine"):
+    for name in ("tensorrt", "tensorrt.engine"):
         sys.modules.pop(f"app.backends.{name}", None)
         if hasattr(backends, name):
             delattr(backends, name)
@@ -889,7 +895,7 @@ def test_engine_by_ultralytics_gives_the_rows_of_the_weights(rig, exported, orde
 
 
 def test_engine_by_ultralytics_is_found_again_though_there_are_gate_images(rig, exported, order):
-    judged = dataclasses.replace(order, weights=str(exported()), gate=datasets.DEMO / "samples")
+    judged = dataclasses.replace(order, weights=str(exported()), gate=DEMO / "samples")
     assert builder.find(judged) is None
     built = builder.build(judged, lambda _: None)
     assert builder.find(judged) == built

@@ -27,8 +27,8 @@ from cuda_standin import Cuda
 from onnx import TensorProto, helper
 from tensorrt_standin import NO_IMPLEMENTATION, SURFACES, TYPES, VERSIONS, TensorRT
 
-import app.backends.cuda
-from app.backends.cuda import DeviceMemory, Event, PinnedMemory, Stream
+import app.backends.tensorrt.cuda
+from app.backends.tensorrt.cuda import DeviceMemory, Event, PinnedMemory, Stream
 
 FROZEN, FREE = (2, 4, 4, 3), (4, 4, 3)
 STUB = "".join(
@@ -164,7 +164,7 @@ class Lane:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     standin = Cuda()
-    monkeypatch.setattr(app.backends.cuda, "runtime", standin)
+    monkeypatch.setattr(app.backends.tensorrt.cuda, "runtime", standin)
     return standin
 
 

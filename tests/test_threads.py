@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import WorkStuck
-from app.threads import Abandoned, Threads, checkpoint
+from app.system.threads import Abandoned, Threads, checkpoint
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ async def test_without_patience_there_is_no_timer(make):
 
 def test_a_stuck_thread_does_not_hold_up_the_exit():
     code = (
-        "import asyncio, threading\nfrom app.errors import WorkStuck\nfrom app.threads import Threads\n"
+        "import asyncio, threading\nfrom app.errors import WorkStuck\nfrom app.system.threads import Threads\n"
         "async def main():\n"
         "    threads = Threads(1, 'decode', lambda: None, 0.05)\n"
         "    try: await threads.run(threading.Event().wait)\n"

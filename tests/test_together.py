@@ -7,7 +7,7 @@ import weakref
 import pytest
 
 from app.errors import BadParameter
-from app.together import together
+from app.system.together import together
 
 
 def test_results_come_in_the_order_of_the_works():

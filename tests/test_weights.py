@@ -9,10 +9,9 @@ import onnx
 import pytest
 from odd_weights import ODD
 
-from app import weights
-from app.datasets import DEMO
 from app.errors import WeightsError
-from app.settings import DEMO_WEIGHTS
+from app.settings import DEMO, DEMO_WEIGHTS
+from app.weights import weights
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -14,15 +14,16 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import __version__
-from app.api import deepstack, detect, platform, roboflow, system
+from app.api import system
 from app.api.docs import add_docs
 from app.api.door import ImageRoute
 from app.api.errors import explain_http, explain_validation
 from app.api.exchange import Exchange, ExchangeMiddleware
-from app.api.kserve import http as kserve
-from app.api.kserve.repository import Repository
-from app.api.service import Service
+from app.api.protocols import deepstack, detect, platform, roboflow
+from app.api.protocols.kserve import http as kserve
+from app.api.protocols.kserve.repository import Repository
 from app.errors import MethodNotAllowed, ServiceError, Unauthorized, YolopardError, forget
+from app.serving.service import Service
 
 _CLIENT_GONE = 499  # nginx's; nobody reads it, the metrics count it
 
@@ -71,7 +72,7 @@ def _grpc(service: Service, models: Repository) -> AbstractAsyncContextManager[N
     """The second door, where GRPC_PORT opens one."""
     if service.settings.grpc_port is None or "kserve" not in service.settings.protocols:
         return nullcontext()
-    from app.api.kserve import grpc  # noqa: PLC0415  # without the package only this door is missing
+    from app.api.protocols.kserve import grpc  # noqa: PLC0415  # without the package only this door is missing
 
     return grpc.serving(service, models, service.settings.grpc_port)
 

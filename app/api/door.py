@@ -15,19 +15,19 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.types import Receive, Scope, Send
 
 from app.api.answer import server_timing
-from app.api.body import SMALL_BYTES, Limit
-from app.api.disconnect import unless_gone
 from app.api.errors import Shape, native
-from app.api.eviction import evictable
 from app.api.exchange import Exchange
 from app.api.keys import has_key, require_key
-from app.api.service import Service
+from app.api.request.body import SMALL_BYTES, Limit
+from app.api.request.disconnect import unless_gone
+from app.api.request.eviction import evictable
 from app.errors import BadParameter, DeadlineExceeded, Unsupported
-from app.formats import KINDS, announced_pixels, sniff
 from app.model import ModelInfo
-from app.predictor import Prediction
-from app.results import Thresholds
-from app.together import together
+from app.serving.predictor import Prediction
+from app.serving.service import Service
+from app.system.together import together
+from app.vision.formats import KINDS, announced_pixels, sniff
+from app.vision.results import Thresholds
 
 T = TypeVar("T")
 

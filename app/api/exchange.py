@@ -14,10 +14,10 @@ from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import Shape, native
-from app.api.eviction import evictable
-from app.api.service import Service
+from app.api.request.eviction import evictable
 from app.errors import Overloaded, YolopardError, forget
-from app.inflight import Share
+from app.serving.inflight import Share
+from app.serving.service import Service
 
 log = logging.getLogger("yolopard.access")
 crash_log = logging.getLogger("yolopard.crash")

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from app.api.keys import described, require_key
-from app.api.service import Service
+from app.serving.service import Service
 
 PAGE = Path(__file__).with_name("page.html")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from app.errors import BackendUnavailable
-from app.images import Pixels
 from app.model import ModelInfo, Shape
-from app.results import Outputs
+from app.vision.images import Pixels
+from app.vision.results import Outputs
 
 PREFERRED = ("tensorrt", "openvino", "onnxruntime", "pytorch")  # for BACKEND=auto; the first that is available
 
@@ -18,7 +18,7 @@ class Engine(Protocol):
     """A loaded engine. `infer` is called from `lanes` threads at a time, each with its own lane number."""
 
     def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
-        """N frames, uint8 [H, W, 3] RGB of one shape -> the outputs of each, in the graph's order (app/graph.py).
+        """N frames, uint8 [H, W, 3] RGB of one shape -> the outputs of each, in the order of app/graphs/graph.py.
 
         `alone` tells that no other batch runs or waits: all cores may work on this one.
         """

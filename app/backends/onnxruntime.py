@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from app import machine, results
 from app.backends import Recipe
-from app.images import Pixels
 from app.model import ModelInfo
-from app.results import K, Outputs
+from app.system import machine
+from app.vision import results
+from app.vision.images import Pixels
+from app.vision.results import K, Outputs
 
 PRECISIONS = ("fp32", "fp16", "int8")
 LANES = 1
@@ -36,7 +37,7 @@ def device() -> str:
 
 def build(recipe: Recipe) -> dict[str, Any]:
     """INT8 is slower than FP32 here (loadtest/RESULTS.md): it tells how accurate TensorRT's will be."""
-    from app import candidates, precision
+    from app.graphs import candidates, precision
 
     (graph,) = recipe.graphs
     match recipe.precision:

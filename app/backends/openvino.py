@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import openvino
 
-from app import machine
 from app.backends import Recipe
 from app.backends.shapes import Shapes
-from app.images import Pixels
 from app.model import spell, unspell
-from app.results import Outputs
+from app.system import machine
+from app.vision.images import Pixels
+from app.vision.results import Outputs
 
 PRECISIONS = ("fp32", "int8")
 LANES = None
@@ -37,7 +37,7 @@ def device() -> str:
 
 def build(recipe: Recipe) -> dict[str, Any]:
     """By convert_model: read_model gives other boxes for a quantized graph, without an error (docs/decisions.md)."""
-    from app import candidates
+    from app.graphs import candidates
 
     (graph,), facts = recipe.graphs, {}
     if recipe.precision == "int8":

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from app import machine
 from app.backends import Recipe
 from app.errors import WeightsError
-from app.export import load_module
-from app.images import Pixels
-from app.results import K, Outputs
+from app.graphs.export import load_module
+from app.system import machine
+from app.vision.images import Pixels
+from app.vision.results import K, Outputs
 
 PRECISIONS = ("fp32", "fp16") if torch.cuda.is_available() else ("fp32",)
 LANES = 1

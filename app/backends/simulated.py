@@ -18,11 +18,11 @@ import numpy as np
 
 from app.backends import Recipe
 from app.errors import BuildFailed
-from app.images import Pixels
 from app.model import ModelInfo, Shape, spell
 from app.progress import Progress, Report
-from app.results import K, Outputs
-from app.store import Built, Fingerprint, Manifest, Verdict
+from app.store.store import Built, Fingerprint, Manifest, Verdict
+from app.vision.images import Pixels
+from app.vision.results import K, Outputs
 
 NAME = "simulated"
 PRECISIONS = ("none",)

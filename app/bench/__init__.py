@@ -13,8 +13,8 @@ from app.bench.alone import Alone, Open
 from app.bench.plan import Plan, measure, steps
 from app.bench.server import Server, started
 from app.errors import BenchFailed
-from app.images import sniff
 from app.settings import Settings
+from app.vision.images import sniff
 
 __all__ = ["Plan", "compare", "run"]
 

@@ -6,10 +6,11 @@ from concurrent.futures import ProcessPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from app import capacity, children, machine
-from app.deployment import Deployed, EngineSource, deploy
-from app.images import Pixels
+from app.serving import capacity
+from app.serving.deployment import Deployed, EngineSource, deploy
 from app.settings import Settings
+from app.system import children, machine
+from app.vision.images import Pixels
 
 Open = Callable[[Settings, str], EngineSource]
 

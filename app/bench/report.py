@@ -11,9 +11,10 @@ from typing import Any
 import orjson
 from matplotlib.figure import Figure
 
-from app import __version__, gpu, machine
+from app import __version__
 from app.bench.load import Run
 from app.bench.plan import Case, Measured
+from app.system import gpu, machine
 
 IN_SIGHT = 3  # times the served rate; limits beyond are not drawn
 

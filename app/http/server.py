@@ -12,10 +12,10 @@ from functools import partial
 import uvicorn
 from starlette.types import ASGIApp
 
-from app import machine
 from app.http.connection import Connection
 from app.http.connections import Connections, Limits
 from app.settings import Settings
+from app.system import machine
 
 log = logging.getLogger("yolopard.http")
 

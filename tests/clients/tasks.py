@@ -20,7 +20,7 @@ import tritonclient.http
 import tritonclient.http.aio
 from ultralytics import YOLO
 
-from app.datasets import DEMO
+from app.settings import DEMO
 from clients import Check, model
 from clients.kserve import GRPC_PORT, PX, TRITON, ULTRALYTICS, own_nms
 

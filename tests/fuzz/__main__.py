@@ -14,9 +14,8 @@ sys.path.append(str(ROOT))
 
 import fuzz  # noqa: E402
 from app.bench.server import started  # noqa: E402
-from app.datasets import DEMO  # noqa: E402
 from app.model import TASKS  # noqa: E402
-from app.settings import Settings  # noqa: E402
+from app.settings import DEMO, Settings  # noqa: E402
 
 
 def main(count: int, number: int = 0) -> int:

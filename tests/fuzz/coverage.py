@@ -15,15 +15,15 @@ sys.path[0] = str(ROOT / "tests")
 sys.path.append(str(ROOT))
 
 with atheris.instrument_imports(include=["app", "python_multipart", "PIL"]):
-    from app import images
-    from app.api.body import Limit
-    from app.api.kserve import messages as kserve_messages
-    from app.api.kserve import wire
-    from app.api.kserve.models import ImageModel, TensorModel
-    from app.api.multipart import Parts
+    from app.api.protocols.kserve import messages as kserve_messages
+    from app.api.protocols.kserve import wire
+    from app.api.protocols.kserve.models import ImageModel, TensorModel
+    from app.api.request.body import Limit
+    from app.api.request.multipart import Parts
     from app.errors import RequestError, Unsupported
-    from app.inflight import Inflight
     from app.model import ModelInfo
+    from app.serving.inflight import Inflight
+    from app.vision import images
 
 from starlette.datastructures import Headers  # noqa: E402
 from tritonclient.grpc import service_pb2 as messages  # noqa: E402

@@ -1,0 +1,327 @@
+"""A TensorRT engine at work: one or more plans, each for one shape of frame, and lanes with a stream, buffers, and an
+execution context for each shape and size of batch.
+
+Serves plans of our own (uint8 frames in, a serving graph's outputs out) and, of detect, those of `yolo export
+format=engine` (NCHW in 0..1 in, raw head out).
+"""
+
+import contextlib
+import logging
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorrt as trt
+from numpy.typing import NDArray
+
+from app.backends.tensorrt.cuda import DeviceMemory, Event, Graph, PinnedMemory, Stream
+from app.errors import EngineFailed, SettingsError, WeightsError
+from app.model import ModelInfo, Shape, spell
+from app.vision import results
+from app.vision.images import Pixels
+from app.vision.results import Outputs
+from app.weights import metadata
+from app.weights.weights import engine_header
+
+log = logging.getLogger("yolopard.tensorrt")
+
+_DTYPES = {
+    int(trt.DataType.UINT8): np.uint8,
+    int(trt.DataType.FLOAT): np.float32,
+    int(trt.DataType.HALF): np.float16,
+}
+
+
+def describe(path: Path, name: str, imgsz: int | None, shapes: tuple[Shape, ...] | None) -> ModelInfo:
+    """What the header of an Ultralytics .engine says of its model. Raises WeightsError, SettingsError for its shape."""
+    header, _ = engine_header(path)
+    if missing := {"task", "names", "stride", "imgsz"} - header.keys():
+        raise WeightsError(f"{path} is not an engine by Ultralytics: its header lacks {', '.join(sorted(missing))}")
+    if header["task"] != "detect":
+        raise WeightsError(
+            f"{path} is a {header['task']} engine; of Ultralytics' own only those of detect are served: give the .pt"
+        )
+    own = metadata.shape(header["imgsz"])
+    if own is None:
+        raise WeightsError(f"{path} says that its frames are {header['imgsz']}: that is no height and width")
+    side = max(own)
+    if shapes not in (None, (own,)) or imgsz not in (None, side):
+        asked = f"SHAPES={spell(*shapes)}" if shapes else f"IMGSZ={imgsz}"
+        raise SettingsError(f"{path} was exported for {spell(own)} only, not {asked}")
+    stride = metadata.largest(header["stride"], metadata.STRIDE)
+    return ModelInfo(name, "detect", metadata.names(header["names"], None), stride, side, (own,))
+
+
+def precision_of(path: Path) -> str:
+    """What an Ultralytics .engine was exported in, by its header."""
+    exported = engine_header(path)[0].get("args") or {}
+    return "int8" if exported.get("int8") else "fp16" if exported.get("half") else "fp32"
+
+
+def allowed(call: bool, what: str) -> None:
+    """TensorRT answers False where other libraries raise."""
+    if not call:
+        raise EngineFailed(f"TensorRT refused {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input or output; `shape` is that of one image."""
+
+    name: str
+    dtype: type[np.generic]
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of one image."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What goes into an engine and what comes out of it."""
+
+    source: Tensor
+    targets: tuple[Tensor, ...]
+    least: int  # images in the smallest batch
+    most: int  # and in the largest
+
+    @classmethod
+    def of(cls, engine: Any, context: Any, shape: Shape) -> "Layout":
+        """By the engine's own tensors; `shape` is what an export that leaves it open is used with.
+
+        Raises EngineFailed for what is neither our plan nor a detect export.
+        """
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        outputs = [name for name in names if name not in inputs]
+        if len(inputs) != 1:
+            raise EngineFailed(f"the engine has the tensors {names}; one input is expected")
+        batch, *sides = tuple(engine.get_tensor_shape(inputs[0]))
+        frame = tuple(size if size > 0 else own for size, own in zip(sides, (3, *shape), strict=True))
+        least = most = batch
+        if batch < 0:
+            least, _, most = (shape[0] for shape in engine.get_tensor_profile_shape(inputs[0], 0))
+        allowed(context.set_input_shape(inputs[0], (most, *frame)), f"frames {frame}")
+        if missing := context.infer_shapes():
+            raise EngineFailed(f"the engine leaves the shape of {missing} open")
+        shapes = {name: tuple(context.get_tensor_shape(name))[1:] for name in outputs} | {inputs[0]: frame}
+        tensors = []
+        for name in (inputs[0], *outputs):
+            kind = _DTYPES.get(int(engine.get_tensor_dtype(name)))
+            if min(shapes[name], default=-1) < 0:
+                raise EngineFailed(f"the shape of {name} depends on the image; export with nms=False")
+            if kind is None:
+                raise EngineFailed("the engine's tensors are neither uint8, FP32 nor FP16")
+            tensors.append(Tensor(name, kind, shapes[name]))  # type: ignore[arg-type]
+        source, *targets = tensors
+        if source.dtype is not np.uint8 and len(targets) > 1:
+            raise EngineFailed(f"the engine has the tensors {names}; a detect engine has one input and one output")
+        return cls(source, tuple(targets), least, most)
+
+    @property
+    def shape(self) -> Shape:
+        """Of a frame."""
+        height, width = self.source.shape[:2] if self.source.dtype is np.uint8 else self.source.shape[1:]
+        return height, width
+
+    @property
+    def batches(self) -> list[int]:
+        """The sizes that are run: powers of two, and the largest; others are padded."""
+        sizes = [1 << i for i in range(self.most.bit_length()) if self.least <= 1 << i < self.most]
+        return [*sizes, self.most]
+
+    def write(self, frames: Sequence[Pixels], target: NDArray[Any]) -> None:
+        """Frames into the host's side of the input, [most, *source.shape]."""
+        if self.source.dtype is np.uint8:
+            np.stack(frames, out=target[: len(frames)])
+            return
+        for frame, place in zip(frames, target, strict=False):
+            np.multiply(frame.transpose(2, 0, 1), np.float32(1 / 255), out=place, casting="unsafe")
+
+    def read(self, found: Sequence[NDArray[Any]]) -> list[Outputs]:
+        """The outputs of each image from the host's side of them, copied: the next batch writes over it."""
+        copies = [output.astype(np.float32) for output in found]
+        if self.source.dtype is not np.uint8 and copies[0].shape[2] != 6:  # 6: an end-to-end head, or NMS
+            copies = [results.from_head(copies[0], results.K, copies[0].shape[1] - 4, centred=False)]
+        return list(zip(*copies, strict=True))
+
+
+class TensorrtEngine:
+    """Deserialized engines, each with the shape it is used with where it leaves that open, and their lanes.
+
+    `alive` is what has to outlive them: TensorRT holds plain pointers.
+    """
+
+    def __init__(
+        self, engines: Sequence[tuple[Any, Shape]], lanes: int, *, graphs: bool, alive: tuple[Any, ...]
+    ) -> None:
+        self._alive = (engines, *alive)
+        self.activation_bytes = max(int(engine.device_memory_size_v2) for engine, _ in engines)
+        with contextlib.ExitStack() as opening:
+            self._lanes = [
+                opening.enter_context(contextlib.closing(Lane(engines, self.activation_bytes, graphs)))
+                for _ in range(lanes)
+            ]
+            self._open = opening.pop_all()
+
+    @property
+    def captured(self) -> bool:
+        """Whether every size of batch runs as a CUDA graph."""
+        return all(lane.captured for lane in self._lanes)
+
+    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
+        return self._lanes[lane].infer(frames)
+
+    def device_seconds(self, lane: int) -> float | None:
+        return self._lanes[lane].device_seconds
+
+    def close(self) -> None:
+        self._lanes.clear()
+        self._open.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The part of a lane that is of one shape."""
+
+    layout: Layout
+    contexts: dict[int, "_Context"]  # by size of batch
+    frames: NDArray[Any]  # [most, *source.shape], the lane's memory
+    outputs: list[NDArray[Any]]  # each [most, *target.shape], the lane's memory
+
+    def context(self, count: int) -> "_Context":
+        """That of the smallest size which so many images fit."""
+        sizes = self.layout.batches
+        return self.contexts[sizes[bisect_left(sizes, count)]]
+
+
+class Lane:
+    """What one batch at a time needs: nothing of it is shared with another lane but the weights.
+
+    Its memory, scratch and in- and outputs, is as large as its largest shape needs, and is used by all of them.
+    """
+
+    def __init__(self, engines: Sequence[tuple[Any, Shape]], scratch: int, graphs: bool) -> None:
+        self.device_seconds = 0.0
+        self._plans: dict[Shape, _Plan] = {}
+        with contextlib.ExitStack() as opening:
+
+            def own(thing: Any) -> Any:
+                return opening.enter_context(contextlib.closing(thing))
+
+            self._stream: Stream = own(Stream())
+            self._begun, self._ended, self._copied = (own(Event()) for _ in range(3))
+            memory = own(DeviceMemory(max(scratch, 256)))
+            firsts = [_Context(engine, memory, self._stream) for engine, _ in engines]
+            layouts = [
+                Layout.of(engine, first.context, shape) for (engine, shape), first in zip(engines, firsts, strict=True)
+            ]
+            pixels = max(layout.most * layout.source.size for layout in layouts)
+            outputs = [
+                max(layout.most * target.size for layout, target in zip(layouts, targets, strict=True))
+                for targets in zip(*(layout.targets for layout in layouts), strict=True)
+            ]
+            self._on_host, self._on_device = own(PinnedMemory(pixels)), own(DeviceMemory(pixels))
+            self._found_on_host = [own(PinnedMemory(size)) for size in outputs]
+            self._found_on_device = [own(DeviceMemory(size)) for size in outputs]
+            for (engine, _), first, layout in zip(engines, firsts, layouts, strict=True):
+                contexts: dict[int, _Context] = {}
+                for size in reversed(layout.batches):
+                    context = _Context(engine, memory, self._stream) if contexts else first
+                    context.prepare(layout, size, self._on_device, self._found_on_device)
+                    if graphs:
+                        context.capture(own)
+                    contexts[size] = context
+                frames_there = _view(self._on_host, layout.source, layout.most)
+                found_there = [
+                    _view(memory, target, layout.most)
+                    for memory, target in zip(self._found_on_host, layout.targets, strict=True)
+                ]
+                self._plans[layout.shape] = _Plan(layout, contexts, frames_there, found_there)
+            self._opened = opening.pop_all()
+
+    @property
+    def captured(self) -> bool:
+        """Whether every size of batch of every shape runs as a CUDA graph."""
+        return all(context.graph for plan in self._plans.values() for context in plan.contexts.values())
+
+    def infer(self, frames: Sequence[Pixels]) -> list[Outputs]:
+        """Blocks until the outputs are there. Raises EngineFailed for frames of a shape that was not built."""
+        height, width = frames[0].shape[:2]
+        plan = self._plans.get((height, width))
+        if plan is None:
+            raise EngineFailed(f"there is no plan for frames of {height}x{width}, only for {spell(*self._plans)}")
+        most = plan.layout.most
+        parts = (self._infer(plan, frames[i : i + most]) for i in range(0, len(frames), most))
+        return [outputs for part in parts for outputs in part]
+
+    def _infer(self, plan: _Plan, frames: Sequence[Pixels]) -> list[Outputs]:
+        count, layout = len(frames), plan.layout
+        layout.write(frames, plan.frames)
+        self._stream.to_device(self._on_device, self._on_host, count * layout.source.size)
+        self._begun.record(self._stream)
+        plan.context(count).run()
+        self._ended.record(self._stream)
+        for there, here, target in zip(self._found_on_device, self._found_on_host, layout.targets, strict=True):
+            self._stream.to_host(here, there, count * target.size)
+        self._copied.record(self._stream)
+        self._copied.synchronize()
+        self.device_seconds = self._ended.seconds_since(self._begun)
+        return layout.read([output[:count] for output in plan.outputs])
+
+    def close(self) -> None:
+        self._stream.synchronize()
+        self._plans.clear()  # before the memory they work in
+        self._opened.close()
+
+
+def _view(memory: PinnedMemory, tensor: Tensor, images: int) -> NDArray[Any]:
+    """So many images' values at the start of the memory."""
+    return memory.array[: images * tensor.size].view(tensor.dtype).reshape(images, *tensor.shape)
+
+
+class _Context:
+    """An execution context for one size of batch, and its captured graph. One graph needs one context of its own."""
+
+    def __init__(self, engine: Any, memory: DeviceMemory, stream: Stream) -> None:
+        self._stream = stream
+        self.graph: Graph | None = None
+        self.context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self.context is None:
+            raise EngineFailed("TensorRT gives no further execution context: use fewer LANES")
+        self.context.set_device_memory(memory.address, memory.size)
+        allowed(self.context.set_optimization_profile_async(0, stream.handle), "a context of the profile")
+        stream.synchronize()
+
+    def prepare(self, layout: Layout, size: int, source: DeviceMemory, targets: Sequence[DeviceMemory]) -> None:
+        """Fix shape and addresses, and run once, as capturing wants it."""
+        allowed(self.context.set_input_shape(layout.source.name, (size, *layout.source.shape)), f"a batch of {size}")
+        if missing := self.context.infer_shapes():
+            raise EngineFailed(f"the engine leaves the shape of {missing} open")
+        for tensor, memory in zip((layout.source, *layout.targets), (source, *targets), strict=True):
+            allowed(self.context.set_tensor_address(tensor.name, memory.address), f"the address of {tensor.name}")
+        allowed(self._enqueue(), f"to run a batch of {size}")
+        self._stream.synchronize()
+        self._size = size
+
+    def capture(self, own: Any) -> None:
+        graph = self._stream.capture(self._enqueue)
+        if graph is None:
+            log.info("batches of %d cannot be captured as a CUDA graph; they are enqueued each time", self._size)
+            return
+        self.graph = own(graph)
+
+    def run(self) -> None:
+        """Into the stream; does not wait."""
+        if self.graph is not None:
+            self.graph.launch(self._stream)
+        else:
+            allowed(self._enqueue(), f"to run a batch of {self._size}")
+
+    def _enqueue(self) -> bool:
+        return bool(self.context.execute_async_v3(self._stream.handle))

@@ -1,0 +1,237 @@
+"""From nothing to ready and down again: engines, batchers, predictor. What /readyz speaks of."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from app import backends
+from app.errors import (
+    BackendUnavailable,
+    BuildFailed,
+    EngineFailed,
+    EngineStale,
+    GateFailed,
+    NotReady,
+    Overloaded,
+    ServiceError,
+    SetupError,
+)
+from app.progress import Progress
+from app.serving.batcher import Batcher
+from app.serving.deployment import Deployed, EngineSource, deploy
+from app.serving.inflight import Inflight
+from app.serving.keyless import KeylessPlaces
+from app.serving.pacing import Pacing
+from app.serving.predictor import Predictor
+from app.settings import Settings
+from app.store.store import Built, Manifest
+from app.system import gpu, machine
+from app.system.metrics import Metrics
+
+log = logging.getLogger("yolopard.service")
+
+FALLS_BACK = (BackendUnavailable, BuildFailed, EngineFailed, EngineStale, GateFailed)
+SHADOW_NICE = 15  # of the second engine's threads where it looks at everybody's images: they use what is left
+
+
+class Service:
+    """One model behind one predictor."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        source_of: Callable[[str], EngineSource],  # backend: where its engine comes from
+        *,
+        on_ready: Callable[[Deployed], None],
+        on_failure: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.inflight = Inflight(settings.max_inflight_bytes, settings.max_inflight_pixels)
+        self.keyless = KeylessPlaces()
+        self.pacing = Pacing()
+        self.deployed: list[Deployed] = []  # the one that serves, then the one it is compared with
+        self.fallback: str | None = None  # why something else is served than was asked for
+        self.failure: SetupError | None = None
+        self._source_of = source_of
+        self._source: EngineSource | None = None  # of the engine that is being found or built
+        self._on_ready, self._on_failure = on_ready, on_failure
+        self._progress: Progress | None = None
+        self._predictor: Predictor | None = None
+        self._stopping = False
+        self._starting: asyncio.Task[None] | None = None
+        self.metrics.ready.set_function(lambda: float(self.ready))
+        self.metrics.inflight_bytes.set_function(lambda: self.inflight.bytes)
+        self.metrics.decoders_stuck.set_function(lambda: self._predictor.stuck if self._predictor else 0)
+        self.metrics.inflight_pixels.set_function(lambda: self.inflight.pixels)
+        if collector := gpu.open_gpu():
+            self.metrics.add(collector)
+
+    @property
+    def built(self) -> Built | None:
+        """The served engine in the store."""
+        return self.deployed[0].built if self.deployed else None
+
+    @property
+    def ready(self) -> bool:
+        """True when images are answered."""
+        return self._predictor is not None and self._predictor.alive and not self._stopping
+
+    @property
+    def predictor(self) -> Predictor:
+        """Raises NotReady while there is none."""
+        if self._predictor is None:
+            phase = self._progress.phase if self._progress else "starting"
+            raise NotReady(f"the server is not ready yet ({phase}): watch /readyz")
+        return self._predictor
+
+    def readiness(self) -> dict[str, Any]:
+        """The body of /readyz."""
+        model = self.built.manifest.model.name if self.built else None
+        if self._stopping:
+            return {"phase": "stopping", "model": model}
+        if self.ready:
+            stuck = self._predictor.stuck if self._predictor else 0
+            more = {"fallback": self.fallback, "decoders_stuck": stuck}
+            return {"phase": "ready", "model": model} | {name: value for name, value in more.items() if value}
+        if self._predictor is not None:
+            return {"phase": "dead", "model": model, "reason": "the engine has stopped working"}
+        return self._progress.to_json() if self._progress else {"phase": "starting", "model": model}
+
+    def retry_after_s(self, error: ServiceError) -> int:
+        """When who was refused may come again."""
+        return self._predictor.retry_after_s if self._predictor and isinstance(error, Overloaded) else 1
+
+    def count_refusal(self, reason: str) -> None:
+        """A request was refused or given up."""
+        model = self.built.manifest.model.name if self.built else ""
+        self.metrics.rejected.labels(model, reason).inc()
+
+    def start(self) -> None:
+        """Begin in the background; the server answers meanwhile."""
+        self._starting = asyncio.create_task(self._start(), name="start")
+
+    async def stop(self) -> None:
+        """Finish what was admitted, or give up the start."""
+        self._stopping = True
+        if self._source is not None:
+            self._source.cancel()
+        if self._starting is not None:
+            await asyncio.gather(self._starting, return_exceptions=True)
+        if self._predictor is not None:
+            await self._predictor.close()
+        for deployed in self.deployed:
+            deployed.engine.close()
+
+    async def _start(self) -> None:
+        try:
+            first = await self._deploy_or_fall_back()
+            self.deployed.append(first)
+            if self.settings.compare == first.name:
+                log.warning("COMPARE=%s: %s serves already, there is nothing to compare it with", *[first.name] * 2)
+            elif self.settings.compare != "none":
+                self.deployed.append(await self._deploy_second(self.settings.compare))
+            self._open_doors()
+        except SetupError as error:
+            self._fail(error)
+        except Exception as error:
+            log.exception("the start failed")
+            self._fail(SetupError(f"the start failed: {type(error).__name__}: {error}"))
+
+    async def _deploy_or_fall_back(self) -> Deployed:
+        settings = self.settings
+        try:
+            deployed = await self._deploy(settings.backend, lanes=settings.lanes)
+        except FALLS_BACK as error:
+            if settings.fallback == "none" or self._stopping:
+                raise
+            return await self._fall_back(error)
+        self._tell_downgrade(deployed.built.manifest)
+        return deployed
+
+    async def _fall_back(self, error: SetupError) -> Deployed:
+        fallback, asked = self.settings.fallback, self.settings.backend
+        self._tell_fallback(error.code, f"{fallback} serves instead of {asked} ({error.code}), since {error}")
+        try:
+            return await self._deploy(fallback, lanes=None)
+        except SetupError as second:
+            text = f"FALLBACK={fallback} failed too: {second}; before it BACKEND={asked}: {error}"
+            raise type(second)(text) from second
+
+    async def _deploy_second(self, backend: str) -> Deployed:
+        try:
+            return await self._deploy(backend, lanes=1)
+        except SetupError as error:
+            raise type(error)(f"COMPARE={backend} cannot be had: {error}") from error
+
+    def _tell_downgrade(self, manifest: Manifest) -> None:
+        if manifest.gate.figures is None:  # an engine from elsewhere is served as it is
+            return
+        got, own = manifest.fingerprint.precision, backends.get(manifest.fingerprint.backend).PRECISIONS[0]
+        asked = own if self.settings.precision == "auto" else self.settings.precision
+        if got != asked:
+            self._tell_fallback(GateFailed.code, f"{got} is served, since the accuracy gate refused {asked}")
+
+    def _tell_fallback(self, reason: str, text: str) -> None:
+        self.fallback = text
+        log.error("FALLBACK: %s", text)
+        self.metrics.fallback.labels(Path(self.settings.weights).stem, reason).set(1)
+
+    async def _deploy(self, backend: str, lanes: int | None) -> Deployed:
+        loop = asyncio.get_running_loop()
+
+        def report(progress: Progress) -> None:  # called from the thread of `deploy`
+            loop.call_soon_threadsafe(self._report, progress)
+
+        self._source = self._source_of(backend)
+        if self._stopping:
+            self._source.cancel()
+        return await asyncio.to_thread(deploy, self._source, report, lanes=lanes, threads=self.settings.threads)
+
+    def _report(self, progress: Progress) -> None:
+        self._progress = progress
+        log.info("%s", progress)
+
+    def _fail(self, error: SetupError) -> None:
+        if not self._stopping:
+            self.failure = error
+            self._on_failure()
+
+    def _open_doors(self) -> None:
+        settings, first = self.settings, self.deployed[0]
+        model = first.built.manifest.model
+        batchers = {deployed.name: self._open_batcher(deployed) for deployed in self.deployed}
+        self._predictor = Predictor(
+            model,
+            settings.preparation(model),
+            batchers,
+            self.metrics,
+            threads=settings.threads or machine.cpus(),
+            max_pending=settings.max_pending,
+            shares_cores=not first.one_device,
+            shadow=settings.shadow,
+        )
+        rate, best = first.capacity.images_per_second, first.capacity.batch
+        log.info("ready: %s on %s, %.1f images per second alone in batches of %d", model.name, first.name, rate, best)
+        self._on_ready(first)
+
+    def _open_batcher(self, deployed: Deployed) -> Batcher:
+        manifest = deployed.built.manifest
+        figures = manifest.gate.figures.to_json() if manifest.gate.figures else {}
+        known = {name: value for name, value in figures.items() if value is not None}
+        self.metrics.announce(deployed.labels, deployed.capacity.images_per_second, known)
+        batcher = Batcher(
+            deployed.engine,
+            lanes=deployed.lanes,
+            capacity=deployed.capacity,
+            one_device=deployed.one_device,
+            max_wait_s=self.settings.max_wait_ms / 1000,
+            metrics=self.metrics,
+            model=manifest.model.name,
+            name=deployed.name,
+            nice=SHADOW_NICE if self.settings.shadow and deployed is not self.deployed[0] else 0,
+        )
+        batcher.start()
+        return batcher

@@ -1,0 +1,310 @@
+"""engines/<key>/: what the builder made, and the proof that it is whole.
+
+An engine is a folder of files and a manifest.json that is written last, names every file with its sha256, and holds
+the fingerprint of all that the engine depends on. A folder appears under its key in one rename: it is whole or absent.
+It is read only if nobody else can have changed it, by the rule of app/store/safe_files.py.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
+
+from app.errors import StoreError
+from app.evaluation.parity import Figures, Limits
+from app.model import ModelInfo
+from app.store import safe_files
+
+MANIFEST = "manifest.json"
+
+_FULL_BYTES = _MAX_MANIFEST_BYTES = 1 << 20  # the manifest of a thousand classes has 40 KB
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """All that an engine depends on. Anything different is another engine."""
+
+    name: str
+    weights_sha256: str
+    graph_revision: str  # of the code that makes the graph
+    imgsz: int  # longest side of a frame, px
+    shapes: str | None  # asked for, such as "384x640,640x640"; None = the smallest rectangle, or the engine's only one
+    batch: int
+    precision: str
+    backend: str
+    backend_version: str
+    device: str
+    calibration: str  # digest of the images that int8 was calibrated on; "" otherwise
+
+    @property
+    def key(self) -> str:
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return f"{self.name}-{self.backend}-{self.precision}-{digest[:12]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How an engine was judged. Whether that is enough is asked anew at every start, with the limits of that day."""
+
+    on: str  # the images, in words
+    images: str  # their digest, if they are a folder's
+    figures: Figures | None  # None: there was nothing to compare with
+    reference: str = ""  # what it was compared with, in words
+
+    def to_json(self) -> dict[str, Any]:
+        figures = self.figures and self.figures.to_json()
+        return {"on": self.on, "images": self.images, "reference": self.reference, "figures": figures}
+
+    def shortcomings(self, precision: str, limits: Limits) -> list[str]:
+        """Why the engine must not be served."""
+        return self.figures.shortcomings(precision, limits) if self.figures else []
+
+    def nothing_found(self) -> str:
+        """A warning where the engine passed on images that say little; "" where they say enough."""
+        if self.figures is None or self.figures.boxes:
+            return ""
+        return (
+            f"{self.reference} finds nothing in {self.on}, so that the gate compared the rows before NMS alone: give "
+            "images like those to be served with GATE_DIR"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What stands beside an engine's files, or in their place where the gate refused the engine."""
+
+    fingerprint: Fingerprint
+    model: ModelInfo
+    gate: Verdict
+    built: dict[str, Any]  # when, where, with what: for people, nothing depends on it
+    files: dict[str, str]  # file name: sha256
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"model": self.model.to_json(), "gate": self.gate.to_json()}
+
+
+_MANIFEST = TypeAdapter(Manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An engine in the store."""
+
+    folder: Path
+    manifest: Manifest
+
+
+class Damaged(StoreError):
+    """A stored engine is not what its manifest says. The message names the file."""
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find(engines: Path, fingerprint: Fingerprint) -> Manifest | None:
+    """The manifest of this engine, every file checked; None when there is no such engine.
+
+    Raises Damaged, and StoreError if somebody else can have changed it.
+    """
+    folder = engines / fingerprint.key
+    with explained(engines):
+        safe_files.require_safe(folder, engines)
+        if not os.path.lexists(folder):
+            return None
+        if folder.is_symlink() or not folder.is_dir():
+            raise Damaged(f"{folder} is no folder")
+        present = _present(folder)
+        for path in present:
+            if not safe_files.is_plain(path):
+                raise Damaged(f"{path} is no plain file")
+            safe_files.require_safe(path, engines)
+    manifest = read(folder)
+    if manifest.fingerprint != fingerprint:
+        raise Damaged(f"{folder / MANIFEST} belongs to another engine")
+    for name, digest in manifest.files.items():
+        if not _is_file_name(name):
+            raise Damaged(f"{folder / MANIFEST} names the file {_shortened(name)}, which is no plain file name")
+        _require_digest(folder / name, digest)
+    if unknown := [path for path in present if path.name not in (MANIFEST, *manifest.files)]:
+        raise Damaged(f"{unknown[0]} is not in the manifest")
+    return manifest
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest in this folder, whose files are not checked. Raises Damaged."""
+    path = folder / MANIFEST
+    try:
+        return _MANIFEST.validate_json(safe_files.read_plain(path, _MAX_MANIFEST_BYTES), strict=True, extra="forbid")
+    except OSError as error:
+        raise Damaged(f"{path} is missing or unreadable ({error.strerror or error})") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "the file"
+        raise Damaged(f"{path} is no manifest ({_shortened(where)}: {_shortened(problem['msg'])})") from error
+
+
+def _present(folder: Path) -> list[Path]:
+    """What is in the folder, except hidden files such as NFS's .nfs0001, which no engine has."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError as error:  # another start builds it again
+        raise Damaged(f"{folder} was removed meanwhile") from error
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether it names something in the folder itself, and not the manifest."""
+    return name not in ("", MANIFEST) and not name.startswith(".") and not set(name) & set("/\\\0")
+
+
+def _require_digest(path: Path, digest: str) -> None:
+    """Raises Damaged unless it is a plain file with this sha256."""
+    try:
+        with safe_files.open_plain(path) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == digest:
+                return
+    except OSError:  # it is not there, or the disk cannot read it
+        pass
+    raise Damaged(f"{path} is missing, cut short or was replaced since it was built")
+
+
+def _shortened(text: object) -> str:
+    """For a log line: without control characters, and of no more than 80 characters."""
+    shown = repr(text)
+    return shown if len(shown) <= 80 else f"{shown[:79]}…"
+
+
+def difference(engines: Path, fingerprint: Fingerprint) -> str | None:
+    """In what the stored engine that is most like this one differs from it, in one line; None when there is none."""
+    wanted, nearest = asdict(fingerprint), None
+    for path in sorted(engines.glob(f"{fingerprint.name}-{fingerprint.backend}-{fingerprint.precision}-*/{MANIFEST}")):
+        if path.parent.name == fingerprint.key:
+            continue  # its own place, damaged: `find` has told
+        try:
+            stored = json.loads(safe_files.read_plain(path, _MAX_MANIFEST_BYTES))["fingerprint"]
+            fields = [
+                f"{name} {_shortened(stored.get(name))}, now {value!r}"
+                for name, value in wanted.items()
+                if stored.get(name) != value
+            ]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue
+        if fields and (nearest is None or len(fields) < len(nearest[1])):
+            nearest = path.parent, fields
+    return nearest and f"{nearest[0]} was built for another {'; '.join(nearest[1])}"
+
+
+def subfolder(engines: Path, name: str) -> Path:
+    """The folder of this name beside the engines, if there is one. Raises StoreError if others can change it."""
+    folder = engines / name
+    with explained(engines):
+        for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
+            safe_files.require_safe(path, engines)
+    return folder
+
+
+def discard(built: Built) -> None:
+    """Remove an engine that does not load any more."""
+    with explained(built.folder.parent):
+        shutil.rmtree(built.folder)
+
+
+@contextlib.contextmanager
+def lock(engines: Path, key: str, wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the right to build this key; `wait` is called when somebody else holds it.
+
+    The kernel lets go of it when the holder dies, however it dies.
+    """
+    with explained(engines):
+        safe_files.require_safe(engines, engines)
+        safe_files.make_folder(engines)
+        guard = FileLock(engines / f".{key}.lock", mode=0o644)
+        try:
+            guard.acquire(timeout=0)
+        except Timeout:
+            wait()
+            guard.acquire()
+    try:
+        yield
+    finally:
+        guard.release()
+
+
+@contextlib.contextmanager
+def workplace(engines: Path, key: str) -> Iterator[Path]:
+    """An empty folder to build this key in; under the key's lock, so what is left of a killed build can go."""
+    folder = engines / f".{key}.building"
+    with explained(engines):
+        _remove(folder)
+        folder.mkdir(mode=0o700)  # what libraries write there has the umask's modes until it is published
+        try:
+            yield folder
+        except Exception as error:  # exporters and engines have many words for a full disk
+            if shutil.disk_usage(engines).free < _FULL_BYTES:
+                raise OSError(errno.ENOSPC, "disk full", str(engines)) from error
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(engines: Path, built: Path, manifest: Manifest) -> Path:
+    """Write the manifest into the built folder and move it to its key, in place of what may be there."""
+    target = engines / manifest.fingerprint.key
+    with explained(engines):
+        (built / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=2) + "\n")
+        for name in (*manifest.files, MANIFEST):
+            safe_files.close_to_others(built / name, 0o644)
+            _sync(built / name)
+        safe_files.close_to_others(built, 0o755)
+        _sync(built)
+        _remove(target)
+        built.rename(target)
+        _sync(engines)
+    return target
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:  # rmtree would wait for the writer of a pipe
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """To the disk, so that a power cut cannot leave a manifest without its files."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def explained(engines: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one line that names the file and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or engines
+        advice = {
+            errno.ENOSPC: "the disk is full: free some space",
+            errno.EDQUOT: "the disk quota is used up: free some space",
+            errno.EACCES: "no permission to read or write there",
+            errno.EPERM: "no permission to read or write there",
+            errno.EROFS: "the file system is read-only",
+            errno.EEXIST: "it is no folder: move it away",
+            errno.ENOTDIR: "it is no folder: move it away",
+            errno.ENOENT: "it was removed meanwhile: start again",
+        }.get(error.errno or 0, error.strerror or str(error))
+        raise StoreError(f"{path}: {advice}, or give another folder with ENGINES_DIR") from error
