@@ -23,7 +23,6 @@ from app.bench import selftest
 from app.building.build_process import BuildProcess
 from app.building.order import Order
 from app.errors import BenchFailed, SettingsError, SetupError
-from app.evaluation.parity import ENOUGH, Figures, Limits
 from app.http.server import make_server
 from app.model import spell
 from app.progress import Progress
@@ -31,6 +30,7 @@ from app.serving.deployment import EngineSource
 from app.serving.service import Service
 from app.settings import DEMO, Settings
 from app.store import store
+from app.store.accuracy import ENOUGH, Figures, Limits
 from app.store.store import Built
 from app.system import log, machine
 

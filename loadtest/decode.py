@@ -20,9 +20,9 @@ sys.path.insert(0, str(ROOT))
 
 from app import backends  # noqa: E402
 from app.building.builder import Order, build, find  # noqa: E402
-from app.evaluation import parity  # noqa: E402
 from app.evaluation.datasets import Picture  # noqa: E402
 from app.evaluation.datasets.labels import Labels  # noqa: E402
+from app.evaluation.gate import Gate  # noqa: E402
 from app.settings import (  # noqa: E402
     DEMO,
     DEMO_WEIGHTS,
@@ -47,7 +47,7 @@ def main() -> None:
     print("| image | exact ms | fast ms | agreement | box px mean | box px at most | mAP50-95 exact | fast |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for times in (2, 4, 8):
-        gate, spent = parity.Gate("fp32", model), {False: list[float](), True: list[float]()}
+        gate, spent = Gate("fp32", model), {False: list[float](), True: list[float]()}
         for seed in range(FIRST, FIRST + SCENES):
             item = scene(seed, 640, 480)
             image = cv2.resize(item.image, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)

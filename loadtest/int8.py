@@ -27,12 +27,13 @@ import onnx
 import openvino
 
 from app.backends import onnxruntime
-from app.evaluation import datasets, judge, parity
+from app.evaluation import datasets, judge
+from app.evaluation.gate import Gate
 from app.graphs import calibration, candidates, export, graph, precision, quantize
 from app.graphs.calibration import RULES, Statistics
 from app.graphs.quantize import Method, Quantizer
 from app.model import ModelInfo
-from app.vision import results
+from app.vision import matching, results
 from app.vision.images import Pixels
 from app.vision.results import Outputs, Thresholds
 
@@ -63,7 +64,7 @@ class Judge:
         self._float = Engine(openvino.convert_model(serving))
 
     def row(self, name: str, engine: Engine) -> str:
-        gate, px, px_before = parity.Gate("int8", self._model), 0.0, 0.0
+        gate, px, px_before = Gate("int8", self._model), 0.0, 0.0
         for (picture, placement, frame), expected in zip(self._framed, self._expected, strict=True):
             found = engine.infer(frame)
             gate.add(picture, placement, expected, found)
@@ -80,14 +81,14 @@ class Judge:
 
     def _sides(self, expected: Outputs, found: Outputs) -> tuple[float, float]:
         """Greatest difference of a large box's side: of the pair, and of the nearest row of its class before NMS."""
-        faint = Thresholds(conf=parity.FAINT)
+        faint = Thresholds(conf=matching.FAINT)
         wanted, offered = (results.select(outputs, faint, self._model) for outputs in (expected, found))
-        wanted = wanted.first(int(np.count_nonzero(wanted.scores >= parity.CONF)))
+        wanted = wanted.first(int(np.count_nonzero(wanted.scores >= matching.CONF)))
         after = before = 0.0
-        for i, j in parity.pairs(wanted, offered):
+        for i, j in matching.pairs(wanted, offered):
             box = wanted.boxes[i, :4]
             sides = np.tile(box[2:] - box[:2], 2) > LARGE
-            rows = found[0][(found[0][:, 5] == wanted.classes[i]) & (found[0][:, 4] >= parity.FAINT)]
+            rows = found[0][(found[0][:, 5] == wanted.classes[i]) & (found[0][:, 4] >= matching.FAINT)]
             after = max(after, float(np.abs(offered.boxes[j, :4] - box)[sides].max(initial=0)))
             nearest = np.abs(rows[:, :4] - box)[:, sides].max(1, initial=0).min(initial=np.inf)
             before = max(before, float(nearest))

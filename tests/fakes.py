@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from app.backends import Recipe
-from app.evaluation.parity import Figures
 from app.model import ModelInfo
 from app.progress import Progress, Report
 from app.serving.capacity import Capacity
+from app.store.accuracy import Figures
 from app.store.store import Built, Fingerprint, Manifest, Verdict
 from app.vision.results import Outputs
 

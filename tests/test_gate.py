@@ -12,10 +12,11 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from app.backends import onnxruntime, pytorch
-from app.evaluation import datasets, parity
-from app.evaluation.parity import Figures, Limits
+from app.evaluation import datasets
+from app.evaluation.gate import Gate
 from app.graphs import export, graph, precision, quantize
 from app.settings import DEMO_WEIGHTS
+from app.store.accuracy import Figures, Limits
 from app.vision import images
 
 SIDE, SCENES = 320, 24
@@ -49,7 +50,7 @@ def graphs(tmp_path_factory, pictures) -> dict[str, Path]:
 
 def judge(path: Path, pictures: list[tuple], kind: str, *, labels: bool = True) -> Figures:
     engine = onnxruntime.OnnxruntimeEngine(path, 2)
-    gate = parity.Gate(kind, fakes.MODEL)
+    gate = Gate(kind, fakes.MODEL)
     for picture, placement, frame, expected in pictures:
         seen = picture if labels else datasets.Picture(picture.pixels)
         gate.add(seen, placement, expected, engine.infer(0, [frame])[0])
@@ -138,7 +139,7 @@ def seen(of_task):
 
 
 def figures_of(model, scenes: list[tuple], kind: str, break_it, *, labels: bool) -> Figures:
-    gate = parity.Gate(kind, model)
+    gate = Gate(kind, model)
     for picture, frame, outputs in scenes:
         shown = picture if labels else datasets.Picture(picture.pixels)
         gate.add(shown, images.whole(frame), outputs, break_it(*outputs))

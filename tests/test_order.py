@@ -62,7 +62,7 @@ def test_an_engine_of_tensorrt_runs_nowhere_else(wanted):
     "changed",
     [
         *("vision/images.py", "vision/results.py", "vision/masks.py", "vision/formats/jpeg.py"),
-        *("evaluation/datasets/__init__.py", "evaluation/datasets/coco.py", "evaluation/parity.py"),
+        *("evaluation/datasets/__init__.py", "evaluation/datasets/coco.py", "evaluation/gate.py"),
         *("graphs/calibration.py", "weights/metadata.py", "building/builder.py"),
         *("backends/onnxruntime.py", "backends/shapes.py"),
     ],

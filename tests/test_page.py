@@ -15,8 +15,8 @@ from conftest import serve_engine
 from playwright.sync_api import Page, expect, sync_playwright
 
 from app.backends import onnxruntime
-from app.evaluation.parity import VISIBLE
 from app.settings import DEMO
+from app.vision.matching import VISIBLE
 
 CHROMIUM = shutil.which("chromium")
 OFFLINE = [

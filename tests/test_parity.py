@@ -6,12 +6,15 @@ import fakes
 import numpy as np
 import pytest
 
-from app.evaluation import parity
+from app.evaluation import gate as gate_module
 from app.evaluation.datasets import Picture
 from app.evaluation.datasets.labels import Labels
-from app.evaluation.parity import CONF, TOP, Figures, Gate, Limits
+from app.evaluation.gate import TOP, Gate, worst
 from app.model import ModelInfo
-from app.vision import images
+from app.store.accuracy import Figures, Limits
+from app.vision import images, matching, results
+from app.vision.matching import CONF
+from app.vision.results import Thresholds
 
 SEEN = 40  # boxes of a score worth seeing
 SIDE = 640
@@ -185,9 +188,9 @@ def test_with_labels_int8_is_judged_by_the_map_that_it_loses():
 def test_boxes_are_matched_one_to_one():
     twice = np.repeat(some_rows()[:1], 2, axis=0)
     twice[1, 5] += 1  # NMS keeps it: another class
-    both, ours, theirs = parity.difference(
-        parity.results.select((some_rows()[:1],), parity.Thresholds(), fakes.MODEL),
-        parity.results.select((twice,), parity.Thresholds(), fakes.MODEL),
+    both, ours, theirs = matching.difference(
+        results.select((some_rows()[:1],), Thresholds(), fakes.MODEL),
+        results.select((twice,), Thresholds(), fakes.MODEL),
     )
     assert (both, ours, theirs) == (1, 0, 1)
 
@@ -277,7 +280,7 @@ def test_a_shift_is_refused_only_where_the_pairs_prove_it():
 @pytest.mark.parametrize("pairs", [8, 12, 20, 40])
 def test_intervals_of_the_median_hold_it_in_95_of_100_trials(pairs):
     rng = np.random.default_rng(pairs)
-    beyond = [parity._proven_shift(rng.normal(0, 1, (pairs, 1)).astype(np.float32)) > 0 for _ in range(2000)]
+    beyond = [gate_module._proven_shift(rng.normal(0, 1, (pairs, 1)).astype(np.float32)) > 0 for _ in range(2000)]
     assert np.mean(beyond) <= 0.06
 
 
@@ -356,5 +359,5 @@ def test_classes_agree_where_the_likeliest_is_the_same():
 
 def test_of_several_shapes_the_worst_masks_and_keypoints_count():
     some = [dataclasses.replace(fakes.FIGURES, mask_iou=iou, keypoint_px=px) for iou, px in ((0.9, 1.0), (0.8, 0.5))]
-    assert (parity.worst(some).mask_iou, parity.worst(some).keypoint_px) == (0.8, 1.0)
-    assert parity.worst([fakes.FIGURES] * 2).mask_iou is None
+    assert (worst(some).mask_iou, worst(some).keypoint_px) == (0.8, 1.0)
+    assert worst([fakes.FIGURES] * 2).mask_iou is None

@@ -40,10 +40,10 @@ from app.errors import (
     WeightsError,
 )
 from app.evaluation import datasets
-from app.evaluation.parity import Limits
 from app.graphs import candidates, export, footprint, graph, precision
 from app.serving.deployment import deploy
 from app.settings import DEMO, DEMO_WEIGHTS, Settings
+from app.store.accuracy import Limits
 from app.vision import images, results
 from app.vision.results import Thresholds
 

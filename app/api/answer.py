@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import __version__
-from app.evaluation.parity import pairs
 from app.model import ModelInfo
 from app.serving.predictor import Prediction, Timings
 from app.serving.service import Service
@@ -16,6 +15,7 @@ from app.system.threads import checkpoint
 from app.vision import masks
 from app.vision.images import Placement
 from app.vision.masks import Mask
+from app.vision.matching import pairs
 from app.vision.results import corners
 
 _CORNERS = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")  # of a box the first two, of a turned one all

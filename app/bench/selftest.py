@@ -20,14 +20,14 @@ from app.backends import Engine
 from app.building.build_process import BuildProcess
 from app.building.order import Order
 from app.errors import BackendUnavailable, GateFailed, SetupError
-from app.evaluation import datasets, judge, parity
+from app.evaluation import datasets, judge
 from app.model import ModelInfo
 from app.serving import capacity
 from app.store import store
 from app.store.store import Manifest
 from app.system import children, gpu, machine
 from app.system.children import ChildDied
-from app.vision import results
+from app.vision import matching, results
 from app.vision.images import Pixels
 from app.vision.results import Outputs, Thresholds
 
@@ -181,7 +181,7 @@ def _graphs(folder: Path, model: ModelInfo, frames: list[list[Pixels]]) -> str:
 def _difference(expected: Outputs, outputs: Outputs, model: ModelInfo) -> str:
     """How the detections differ, in words; "" if they do not."""
     first, second = (results.select(each, Thresholds(), model) for each in (expected, outputs))
-    both = parity.pairs(first, second)
+    both = matching.pairs(first, second)
     box_px = float(np.abs(first.boxes[both[:, 0]] - second.boxes[both[:, 1]]).max(initial=0))
     score = float(np.abs(first.scores[both[:, 0]] - second.scores[both[:, 1]]).max(initial=0))
     if len(both) == len(first) == len(second) and box_px <= MAX_BOX_PX and score <= MAX_SCORE:

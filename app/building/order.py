@@ -9,10 +9,10 @@ from app import backends
 from app.backends import Backend
 from app.errors import SettingsError
 from app.evaluation import datasets
-from app.evaluation.parity import Limits
 from app.model import Shape, spell
 from app.settings import DEMO
 from app.store import store
+from app.store.accuracy import Limits
 from app.store.store import Fingerprint
 from app.weights.weights import Weights
 

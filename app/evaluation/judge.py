@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 from app.backends import Backend
-from app.evaluation import parity
 from app.evaluation.datasets import Dataset, Picture
-from app.evaluation.parity import Figures
+from app.evaluation.gate import Gate, worst
 from app.model import ModelInfo, Shape
+from app.store.accuracy import Figures
 from app.system import machine
 from app.vision import images
 from app.vision.images import Pixels, Placement
@@ -29,7 +29,7 @@ def figures(
     engine = backend.load(folder, 1, threads)
     found = []
     for shapes in [(shape,) for shape in model.shapes] if model.shapes else [None]:
-        gate = parity.Gate(precision, model)
+        gate = Gate(precision, model)
         for number, together in enumerate(_batches(frames(dataset, model, shapes), batch)):
             taken = [frame for _, _, frame in together]
             outputs = [engine.infer(0, [frame])[0] for frame in taken] if number % 2 else engine.infer(0, taken)
@@ -37,7 +37,7 @@ def figures(
                 gate.add(picture, placement, reference([frame])[0], its_outputs)
         found.append(gate.figures())
     engine.close()
-    return parity.worst(found)
+    return worst(found)
 
 
 def reference_name(weights: Path) -> str:

@@ -16,13 +16,12 @@ from functools import partial
 from typing import Any, TypeVar
 
 from app.errors import DeadlineExceeded, Overloaded
-from app.evaluation import parity
 from app.model import ModelInfo
 from app.serving.batcher import Answer, Batcher
 from app.system.metrics import Metrics
 from app.system.threads import Threads, checkpoint
 from app.system.together import together
-from app.vision import drawing, images, masks, results
+from app.vision import drawing, images, masks, matching, results
 from app.vision.images import Pixels, Placement, Preparation
 from app.vision.results import Detections, Outputs, Thresholds
 
@@ -342,5 +341,5 @@ def _detections(outputs: Outputs, placement: Placement, thresholds: Thresholds, 
 
 def _difference(ours: Outputs, theirs: Outputs, model: ModelInfo) -> tuple[int, int, int]:
     """Boxes that two engines find in one frame: both of them, only the first, only the second."""
-    first, second = (results.select(outputs, Thresholds(parity.FAINT), model) for outputs in (ours, theirs))
-    return parity.difference(first, second)
+    first, second = (results.select(outputs, Thresholds(matching.FAINT), model) for outputs in (ours, theirs))
+    return matching.difference(first, second)

@@ -20,9 +20,9 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from app.errors import StoreError
-from app.evaluation.parity import Figures, Limits
 from app.model import ModelInfo
 from app.store import safe_files
+from app.store.accuracy import Figures, Limits
 
 MANIFEST = "manifest.json"
 

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from app.evaluation.parity import VISIBLE
 from app.vision.images import Pixels
 from app.vision.masks import Points
+from app.vision.matching import VISIBLE
 from app.vision.results import Detections, corners
 
 _COVER = 0.4  # of a mask's colour over the picture
