@@ -20,8 +20,7 @@ from pydantic import (
 )
 
 from app.errors import SettingsError
-from app.model import ModelInfo, Shape, spell, unspell
-from app.vision.images import Preparation
+from app.model import Shape, spell, unspell
 
 PREFIX = "YOLOPARD_"
 DEMO = Path(__file__).parents[1] / "models" / "demo"
@@ -266,14 +265,6 @@ class Settings(BaseModel):
     def longest_side(self) -> int | None:
         """Of all frames, px; None = the model's own."""
         return max(map(max, self.shapes)) if self.shapes else self.imgsz
-
-    def preparation(self, model: ModelInfo) -> Preparation:
-        """How the model's images are made into frames."""
-        shapes = model.shapes if model.shapes or self.rect else ((model.imgsz, model.imgsz),)
-        middle = model.task == "classify"
-        return Preparation(
-            model.imgsz, model.stride, shapes, self.decode == "fast", self.max_pixels, middle, self.max_side
-        )
 
     @classmethod
     def read(cls, options: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Self:

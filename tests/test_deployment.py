@@ -12,10 +12,12 @@ import pytest
 
 from app import backends
 from app.errors import BuildFailed, EngineFailed, EngineStale
+from app.model import ModelInfo
 from app.progress import Progress
 from app.serving import capacity
 from app.serving.capacity import Capacity
-from app.serving.deployment import Deployed, deploy
+from app.serving.deployment import Deployed, deploy, preparation
+from app.settings import Settings
 from app.store.store import Built
 from app.system import machine
 from app.system.metrics import Engine as EngineLabels
@@ -280,3 +282,22 @@ def test_json_tells_the_engine_how_it_was_judged_and_how_built(deployed):
         "batch_ms": {"1": 12.346, "2": 16.2, "4": 40.0},
         "built": {},
     }
+
+
+SQUARE = ((640, 640),)
+LISTED = ((384, 640), (640, 640))
+
+
+@pytest.mark.parametrize(
+    ("rect", "of_model", "shapes"),
+    [
+        (True, None, None),
+        (False, None, SQUARE),
+        (True, LISTED, LISTED),
+        (False, SQUARE, SQUARE),
+        (False, LISTED, LISTED),
+    ],
+)
+def test_frames_are_of_the_model_s_shapes_and_without_them_rectangles_or_squares(rect, of_model, shapes):
+    model = ModelInfo("pets", "detect", {0: "cat"}, stride=32, imgsz=640, shapes=of_model)
+    assert preparation(Settings(rect=rect), model).shapes == shapes

@@ -9,7 +9,6 @@ import pytest
 
 from app.__main__ import _parser
 from app.errors import SettingsError
-from app.model import ModelInfo
 from app.settings import PREFIX, Settings
 
 FIELDS = list(Settings.model_fields)
@@ -234,25 +233,6 @@ def test_the_order_of_shapes_does_not_matter():
 )
 def test_the_longest_side_is_that_of_the_shapes_if_there_are_any(options, side):
     assert Settings.read(options, {}).longest_side == side
-
-
-SQUARE = ((640, 640),)
-LISTED = ((384, 640), (640, 640))
-
-
-@pytest.mark.parametrize(
-    ("rect", "of_model", "shapes"),
-    [
-        (True, None, None),
-        (False, None, SQUARE),
-        (True, LISTED, LISTED),
-        (False, SQUARE, SQUARE),
-        (False, LISTED, LISTED),
-    ],
-)
-def test_frames_are_of_the_model_s_shapes_and_without_them_rectangles_or_squares(rect, of_model, shapes):
-    model = ModelInfo("pets", "detect", {0: "cat"}, stride=32, imgsz=640, shapes=of_model)
-    assert Settings(rect=rect).preparation(model).shapes == shapes
 
 
 @pytest.mark.parametrize("text", ["0,0", "5,6.9", "12.5,0", "0005,1"])

@@ -41,7 +41,7 @@ from app.errors import (
 )
 from app.evaluation import datasets
 from app.graphs import candidates, export, footprint, graph, precision
-from app.serving.deployment import deploy
+from app.serving.deployment import deploy, preparation
 from app.settings import DEMO, DEMO_WEIGHTS, Settings
 from app.store.accuracy import Limits
 from app.vision import images, results
@@ -715,7 +715,7 @@ def test_shapes_are_built_judged_and_served_with_the_boxes_of_pytorch(rig, wide)
     assert manifest.fingerprint.shapes == "96x160,160x96,160x160"
     assert manifest.gate.figures.images == 3 * 4  # each of the scenes in every shape
     assert builder.find(order) == deployed.built
-    prepare = Settings(shapes="96x160,160x96,160x160").preparation(manifest.model)
+    prepare = preparation(Settings(shapes="96x160,160x96,160x160"), manifest.model)
     seen = set()
     for seed, (height, width) in enumerate([(270, 480), (480, 270), (300, 300), (100, 400), (333, 251), (288, 480)]):
         image = scenes.scene(seed, width, height).image

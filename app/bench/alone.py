@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from app.serving import capacity
-from app.serving.deployment import Deployed, EngineSource, deploy
+from app.serving.deployment import Deployed, EngineSource, deploy, preparation
 from app.settings import Settings
 from app.system import children, machine
 from app.vision.images import Pixels
@@ -79,7 +79,7 @@ def _shares_cores() -> bool:
 
 def _prepare(settings: Settings, data: bytes) -> Pixels:
     assert _deployed is not None
-    return settings.preparation(_deployed.built.manifest.model)(data)[1]
+    return preparation(settings, _deployed.built.manifest.model)(data)[1]
 
 
 def _engine(settings: Settings, files: list[bytes], seconds: float) -> float:

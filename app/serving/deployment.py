@@ -14,10 +14,12 @@ from app.model import ModelInfo
 from app.progress import Progress, Report
 from app.serving import capacity
 from app.serving.capacity import Capacity
+from app.settings import Settings
 from app.store import store
 from app.store.store import Built
 from app.system import machine
 from app.system.metrics import Engine as EngineLabels
+from app.vision.images import Preparation
 
 log = logging.getLogger("yolopard.deployment")
 
@@ -128,3 +130,11 @@ def _warm_up(engine: Engine, lanes: int, one_device: bool, model: ModelInfo, lar
         for lane in range(lanes):
             engine.infer(lane, [frame])
     return capacity.measure(engine, lanes, frames[-1], largest, PATIENCE[one_device])
+
+
+def preparation(settings: Settings, model: ModelInfo) -> Preparation:
+    """How the model's images are made into frames."""
+    shapes = model.shapes if model.shapes or settings.rect else ((model.imgsz, model.imgsz),)
+    middle = model.task == "classify"
+    fast = settings.decode == "fast"
+    return Preparation(model.imgsz, model.stride, shapes, fast, settings.max_pixels, middle, settings.max_side)

@@ -20,7 +20,7 @@ from app.errors import (
 )
 from app.progress import Progress
 from app.serving.batcher import Batcher
-from app.serving.deployment import Deployed, EngineSource, deploy
+from app.serving.deployment import Deployed, EngineSource, deploy, preparation
 from app.serving.inflight import Inflight
 from app.serving.keyless import KeylessPlaces
 from app.serving.pacing import Pacing
@@ -205,7 +205,7 @@ class Service:
         batchers = {deployed.name: self._open_batcher(deployed) for deployed in self.deployed}
         self._predictor = Predictor(
             model,
-            settings.preparation(model),
+            preparation(settings, model),
             batchers,
             self.metrics,
             threads=settings.threads or machine.cpus(),
