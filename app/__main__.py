@@ -28,7 +28,7 @@ from app.model import spell
 from app.progress import Progress
 from app.serving.deployment import EngineSource
 from app.serving.service import Service
-from app.settings import DEMO, Settings
+from app.settings import DEMO, FIELDS, Settings
 from app.store import store
 from app.store.accuracy import ENOUGH, Figures, Limits
 from app.store.store import Built
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended too
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which `nohup` makes it
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))
-    given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
+    given = {name: value for name, value in vars(options).items() if name in FIELDS}
     try:
         settings = Settings.read({name: value for name, value in given.items() if value is not None})
         if options.command == "bench":
@@ -57,20 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build(settings: Settings) -> int:
     """Build the engine, or find it built, and say where it is."""
-    log.configure(settings.log_level, settings.log_format)
-    built = _builder(settings, settings.backend).run(_print_progress)
+    log.configure(settings.server.log_level, settings.server.log_format)
+    built = _builder(settings, settings.model.backend).run(_print_progress)
     print(f"{built.folder}\n{_table(built)}")
     return 0
 
 
 def serve(settings: Settings) -> NoReturn:
     """Serve until SIGTERM or SIGINT; what was admitted by then is still answered."""
-    log.configure(settings.log_level, settings.log_format)
-    settings.require_keys()
+    log.configure(settings.server.log_level, settings.server.log_format)
+    settings.server.require_keys()
     machine.keep_freed_memory()
     machine.give_back_when_idle()
     sys.setswitchinterval(SWITCH_S)
-    server = make_server(settings)
+    server = make_server(settings.server)
     service = Service(
         settings,
         lambda backend: open_source(settings, backend),
@@ -80,9 +80,9 @@ def serve(settings: Settings) -> NoReturn:
     server.config.app = create_app(service)
     server.on_stop = service.inflight.close
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when all is answered
-    listener = _listen(settings.host, settings.port, "PORT")
-    if settings.grpc_port:
-        _require_grpc(settings.host, settings.grpc_port)
+    listener = _listen(settings.server.host, settings.server.port, "PORT")
+    if settings.server.grpc_port:
+        _require_grpc(settings.server.host, settings.server.grpc_port)
     with contextlib.suppress(KeyboardInterrupt):
         uvloop.new_event_loop().run_until_complete(server.serve([listener]))
     _end(_fail(service.failure) if service.failure else 0)
@@ -90,12 +90,12 @@ def serve(settings: Settings) -> NoReturn:
 
 def selftest_(settings: Settings) -> int:
     """Try every engine that can be built here; a table, and all figures in a file."""
-    log.configure(settings.log_level, settings.log_format)
-    order = _order(settings, settings.backend)
+    log.configure(settings.server.log_level, settings.server.log_format)
+    order = _order(settings, settings.model.backend)
     rows = selftest.run(order, lambda text: print(f"trying {text}", flush=True))
-    path = settings.engines_dir / "selftest.json"
-    with store.explained(settings.engines_dir):
-        settings.engines_dir.mkdir(parents=True, exist_ok=True)
+    path = settings.server.engines_dir / "selftest.json"
+    with store.explained(settings.server.engines_dir):
+        settings.server.engines_dir.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(selftest.report(order, rows), indent=2) + "\n")
     print(f"\n{selftest.table(rows)}\n\nAll figures: {path}")
     return int(any(row.failed for row in rows))
@@ -136,33 +136,34 @@ def _require_grpc(host: str, port: int) -> None:
 
 
 def open_source(settings: Settings, backend: str) -> EngineSource:
+    model = settings.model
     if backend == simulated.NAME:
-        a_ms, b_ms = map(float, settings.simulated_ms.split(","))
-        return simulated.Source(a_ms, b_ms, settings.longest_side or 640, settings.batch, settings.shapes)
+        a_ms, b_ms = map(float, model.simulated_ms.split(","))
+        return simulated.Source(a_ms, b_ms, model.longest_side or 640, model.batch, model.shapes)
     return _builder(settings, backend)
 
 
 def _builder(settings: Settings, backend: str) -> BuildProcess:
-    configure_log = partial(log.configure, settings.log_level, settings.log_format)
-    return BuildProcess(_order(settings, backend), configure_log, settings.build_memory_bytes)
+    configure_log = partial(log.configure, settings.server.log_level, settings.server.log_format)
+    return BuildProcess(_order(settings, backend), configure_log, settings.server.build_memory_bytes)
 
 
 def _order(settings: Settings, backend: str) -> Order:
     if backend == simulated.NAME:
         raise SettingsError(f"BACKEND={backend} runs no model: there is nothing to build")
-    limits = Limits(settings.gate_fp32, settings.gate_fp16, settings.gate_int8, settings.gate_map_loss)
+    model = settings.model
     return Order(
-        weights=settings.weights,
-        imgsz=settings.longest_side,
-        shapes=settings.shapes,
-        batch=settings.batch,
-        precision=settings.precision if backend == settings.backend else "auto",
+        weights=model.weights,
+        imgsz=model.longest_side,
+        shapes=model.shapes,
+        batch=model.batch,
+        precision=model.precision if backend == model.backend else "auto",
         backend=backend,
-        engines=settings.engines_dir,
-        lanes=settings.lanes,
-        gate=settings.gate_dir,
-        calibration=settings.calibration_dir,
-        limits=limits,
+        engines=settings.server.engines_dir,
+        lanes=model.lanes,
+        gate=model.gate_dir,
+        calibration=model.calibration_dir,
+        limits=Limits(model.gate_fp32, model.gate_fp16, model.gate_int8, model.gate_map_loss),
     )
 
 
@@ -206,12 +207,12 @@ def _found(figures: Figures) -> str:
 
 
 def _print_ready(settings: Settings, built: Built) -> None:
-    if settings.log_format == "json":
+    if settings.server.log_format == "json":
         return  # the log says it
     fingerprint, model = built.manifest.fingerprint, built.manifest.model
     size = spell(*model.shapes) if model.shapes else model.imgsz
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
-    url = f"http://{host}:{settings.port}"
+    host = "127.0.0.1" if settings.server.host in ("0.0.0.0", "::") else settings.server.host  # noqa: S104
+    url = f"http://{host}:{settings.server.port}"
     sample = next(iter(sorted((DEMO / "samples").glob("*.jpg"))), Path("image.jpg"))
     print(
         f"\n{model.name} at {size} px on {fingerprint.backend} {fingerprint.precision}, batch up to "
@@ -250,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, allow_abbrev=False)
         if name == "bench":
             _add_bench_options(command)
-        for field, info in Settings.model_fields.items():
+        for field, info in FIELDS.items():
             flags = dict.fromkeys((f"--{field.replace('_', '-')}", f"--{field}"))
             default = ",".join(info.default) if isinstance(info.default, tuple) else info.default
             if name != "bench" or field != "compare":  # which is another thing there; the environment has the setting

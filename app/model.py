@@ -27,7 +27,7 @@ class ModelInfo:
 
 
 def spell(*shapes: Shape) -> str:
-    """As in the setting SHAPES: 384x640,640x640."""
+    """As in the setting IMGSZ: 384x640,640x640."""
     return ",".join(f"{height}x{width}" for height, width in shapes)
 
 

@@ -209,7 +209,7 @@ def serving(
         measured["capacity"] = capacity or fakes.capacity(4)
         by_backend = {"pytorch": fakes.Source(fakes.built(backend="pytorch"))} | dict(sources or {})
         service = Service(
-            Settings(batch=4, **settings),
+            Settings.of(batch=4, **settings),
             lambda backend: by_backend.get(backend) or source or fakes.Source(fakes.built()),
             on_ready=lambda _: ready.set(),
             on_failure=ready.set,
@@ -255,7 +255,7 @@ def serve_engine(engine: Engine, built: Built, **settings: object) -> Iterator[L
         patch.setattr(capacity, "measure", lambda *_: fakes.capacity(4))
         patch.setattr(backends, "get", lambda _: fakes.Backend(engine))
         service = Service(
-            Settings(batch=4, **settings),
+            Settings.of(batch=4, **settings),
             lambda _: fakes.Source(built),
             on_ready=lambda _: ready.set(),
             on_failure=ready.set,
@@ -271,7 +271,7 @@ def serve_demo(folder: Path, **settings: object) -> Live:
     """The demo model on OpenVINO, served for real from an engines folder."""
     ready = threading.Event()
     order = Order(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", folder)
-    given = Settings(engines_dir=order.engines, backend="openvino", **settings)
+    given = Settings.of(engines_dir=order.engines, backend="openvino", **settings)
     service = Service(given, lambda _: BuildProcess(order), on_ready=lambda _: ready.set(), on_failure=ready.set)
     live = Live(service)
     assert ready.wait(60)

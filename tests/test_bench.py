@@ -69,7 +69,7 @@ def test_engine_alone_is_what_the_simulated_figures_say(out):
 
 
 def test_running_server_is_measured_by_its_address(tmp_path, capsys):
-    with started(Settings(backend="simulated", imgsz=160)) as server:
+    with started(Settings.of(backend="simulated", imgsz=160)) as server:
         assert main(["bench", "--url", server.url + "/", *SHORT, "--out", str(tmp_path)]) == 0
     assert "| 2 clients |" in capsys.readouterr().out
     assert json.loads((tmp_path / "report.json").read_text())["decode"] == []
@@ -132,7 +132,7 @@ def _group(leader: int) -> set[int]:
 
 
 def test_alone_measures_engine_and_decoding_of_the_very_images(sample, build):
-    settings = Settings(backend="openvino", imgsz=160, engines_dir=build(imgsz=160).folder.parent)
+    settings = Settings.of(backend="openvino", imgsz=160, engines_dir=build(imgsz=160).folder.parent)
     with Alone(open_source, settings, [sample]) as alone:
         engine, decode, latency = alone.engine(0.3), alone.decode(0.3), alone.latency(0.3)
         assert alone.shares_cores()
@@ -142,7 +142,7 @@ def test_alone_measures_engine_and_decoding_of_the_very_images(sample, build):
 
 
 def test_counters_are_the_servers_own(sample):
-    with started(Settings(backend="simulated", imgsz=160)) as server:
+    with started(Settings.of(backend="simulated", imgsz=160)) as server:
         before = server.counters()
         for _ in range(3):
             _post(server, sample)
@@ -170,7 +170,7 @@ def test_requests_with_many_files_go_round_the_images():
 def test_bar_has_as_many_steps_as_are_made(capsys):
     plan = Plan((1, 2), 0.1, 2)
     made: list[str] = []
-    with started(Settings(backend="simulated", imgsz=160)) as server:
+    with started(Settings.of(backend="simulated", imgsz=160)) as server:
         measure(server, None, bench.read_images(Path(__file__).parents[1] / "models/demo/samples"), plan, made.append)
     assert len(made) == steps(plan)
 
@@ -230,5 +230,5 @@ def test_table_shows_medians_of_the_rounds_and_failures():
 def test_no_answer_at_all_ends_the_bench(monkeypatch):
     plan = Plan((1,), 0.1, 1)
     failed = pytest.raises(BenchFailed, match="1 client: no request")
-    with started(Settings(backend="simulated", imgsz=160)) as server, failed:
+    with started(Settings.of(backend="simulated", imgsz=160)) as server, failed:
         measure(server, None, [b"\xff\xd8\xff no JPEG"], plan, lambda _: None)

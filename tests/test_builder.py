@@ -102,7 +102,7 @@ def test_shapes_are_judged_one_by_one_and_told_by_the_manifest(order):
 
 
 def test_side_of_a_shape_that_the_stride_does_not_divide_is_refused_by_name(order):
-    with pytest.raises(WeightsError, match="SHAPES=96x100: 100 is not a multiple of the model's stride 32: use 96"):
+    with pytest.raises(WeightsError, match="IMGSZ=96x100: 100 is not a multiple of the model's stride 32: use 96"):
         builder.build(dataclasses.replace(order, imgsz=None, shapes=((96, 100), (160, 160))), lambda _: None)
 
 

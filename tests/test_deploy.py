@@ -362,7 +362,7 @@ class Missing:
 
 @pytest.fixture(scope="module")
 def live(engines, build) -> Iterator[Live]:
-    settings = Settings(
+    settings = Settings.of(
         backend="tensorrt", fallback="onnxruntime", compare="pytorch", shadow=1, imgsz=IMGSZ, max_pending=HOUSE
     )
 

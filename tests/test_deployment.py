@@ -284,20 +284,7 @@ def test_json_tells_the_engine_how_it_was_judged_and_how_built(deployed):
     }
 
 
-SQUARE = ((640, 640),)
-LISTED = ((384, 640), (640, 640))
-
-
-@pytest.mark.parametrize(
-    ("rect", "of_model", "shapes"),
-    [
-        (True, None, None),
-        (False, None, SQUARE),
-        (True, LISTED, LISTED),
-        (False, SQUARE, SQUARE),
-        (False, LISTED, LISTED),
-    ],
-)
-def test_frames_are_of_the_model_s_shapes_and_without_them_rectangles_or_squares(rect, of_model, shapes):
-    model = ModelInfo("pets", "detect", {0: "cat"}, stride=32, imgsz=640, shapes=of_model)
-    assert preparation(Settings(rect=rect), model).shapes == shapes
+@pytest.mark.parametrize("shapes", [None, ((640, 640),), ((384, 640), (640, 640))])
+def test_frames_are_of_the_shapes_of_the_model(shapes):
+    model = ModelInfo("pets", "detect", {0: "cat"}, stride=32, imgsz=640, shapes=shapes)
+    assert preparation(Settings(), model).shapes == shapes

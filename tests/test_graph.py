@@ -128,7 +128,7 @@ def test_plain_export_of_one_rectangle_is_served_at_it_alone(tmp_path):
         assert (model.imgsz, model.shapes) == (SIDE, ((96, SIDE),))
     frame = scenes.scene(0, SIDE, 96).image[None]
     assert_same_rows(run(target, frame), rows_of(pytorch.open_weights(DEMO_WEIGHTS, 2).infer(0, frame)))
-    with pytest.raises(WeightsError, match="exported for 96x160 only, not SHAPES=160x160: export it again"):
+    with pytest.raises(WeightsError, match="exported for 96x160 only, not IMGSZ=160x160: export it again"):
         graph.to_serving_graph(plain, "fixed", SIDE, target, ((SIDE, SIDE),))
     with pytest.raises(WeightsError, match="exported for 96x160 only, not IMGSZ=96: export it again"):
         graph.to_serving_graph(plain, "fixed", 96, target)
@@ -230,7 +230,7 @@ def test_outputs_of_other_tasks_are_those_of_pytorch_and_of_the_plain_export(of_
 
 
 def test_classes_of_rectangles_are_refused(tmp_path, of_task):
-    with pytest.raises(WeightsError, match="classifies squares; SHAPES=96x160 is not one: use IMGSZ"):
+    with pytest.raises(WeightsError, match="classifies squares; IMGSZ=96x160 is not one: give one number"):
         graph.to_serving_graph(of_task("classify").plain, "x", None, tmp_path / "graph.onnx", ((96, 160),))
 
 

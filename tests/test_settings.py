@@ -9,13 +9,11 @@ import pytest
 
 from app.__main__ import _parser
 from app.errors import SettingsError
-from app.settings import PREFIX, Settings
+from app.settings import FIELDS, PREFIX, RENAMED, Settings
 
-FIELDS = list(Settings.model_fields)
 SAMPLE = {  # a text of every field that is not its default, and the value it stands for
     "weights": ("yolov8s.pt", "yolov8s.pt"),
     "imgsz": ("320", 320),
-    "shapes": ("640x640,384x640", ((384, 640), (640, 640))),
     "batch": ("16", 16),
     "precision": ("fp16", "fp16"),
     "backend": ("onnxruntime", "onnxruntime"),
@@ -31,7 +29,6 @@ SAMPLE = {  # a text of every field that is not its default, and the value it st
     "shadow": ("0.01", 0.01),
     "build_memory_bytes": ("4000000000", 4_000_000_000),
     "engines_dir": ("/var/engines", Path("/var/engines")),
-    "rect": ("false", False),
     "decode": ("fast", "fast"),
     "lanes": ("2", 2),
     "threads": ("4", 4),
@@ -68,6 +65,10 @@ SAMPLE = {  # a text of every field that is not its default, and the value it st
 }
 
 
+def value_of(settings: Settings, field: str) -> object:
+    return getattr(settings.server if hasattr(settings.server, field) else settings.model, field)
+
+
 NEEDS = {"shadow": {"YOLOPARD_COMPARE": "pytorch"}}  # settings that mean nothing alone
 
 
@@ -75,23 +76,23 @@ NEEDS = {"shadow": {"YOLOPARD_COMPARE": "pytorch"}}  # settings that mean nothin
 def test_every_setting_can_come_from_the_environment_and_from_an_option(field):
     text, value = SAMPLE[field]
     needs = NEEDS.get(field, {})
-    assert getattr(Settings.read({}, needs), field) != value
-    assert getattr(Settings.read({}, needs | {PREFIX + field.upper(): text}), field) == value
-    assert getattr(Settings.read({field: text}, needs), field) == value
+    assert value_of(Settings.read({}, needs), field) != value
+    assert value_of(Settings.read({}, needs | {PREFIX + field.upper(): text}), field) == value
+    assert value_of(Settings.read({field: text}, needs), field) == value
 
 
 def test_options_come_before_the_environment():
     settings = Settings.read({"batch": "2"}, {"YOLOPARD_BATCH": "4", "YOLOPARD_PORT": "9000"})
-    assert (settings.batch, settings.port) == (2, 9000)
+    assert (settings.model.batch, settings.server.port) == (2, 9000)
 
 
 def test_an_option_hides_even_a_wrong_value_in_the_environment():
-    assert Settings.read({"batch": "2"}, {"YOLOPARD_BATCH": "many"}).batch == 2
+    assert Settings.read({"batch": "2"}, {"YOLOPARD_BATCH": "many"}).model.batch == 2
 
 
 def test_the_environment_is_the_process_own_by_default(monkeypatch):
     monkeypatch.setenv("YOLOPARD_BATCH", "3")
-    assert Settings.read({}).batch == 3
+    assert Settings.read({}).model.batch == 3
 
 
 def test_other_variables_are_nobody_s_business():
@@ -120,15 +121,15 @@ def test_a_lower_case_name_in_the_environment_is_refused(name):
 @pytest.mark.parametrize(
     ("field", "text"),
     [
-        *[("imgsz", text) for text in ("31", "8193", "640x640", "")],
-        *[("shapes", text) for text in ("", "640", "640x640,", "640x640;384x640", "640x640, 384x640", "640X640")],
-        *[("shapes", text) for text in ("0x640", "640x31", "640x8193", "640x640,384x640,640x640")],
-        ("shapes", ",".join(f"{32 * i}x640" for i in range(1, 18))),
+        *[("imgsz", text) for text in ("31", "8193", "-640", "640.5", "")],
+        *[("imgsz", text) for text in ("640x", "640x640,", "640x640;384x640", "640x640, 384x640", "640X640")],
+        *[("imgsz", text) for text in ("0x640", "640x31", "640x8193", "640x640,384x640,640x640")],
+        ("imgsz", ",".join(f"{32 * i}x640" for i in range(1, 18))),
         *[("batch", text) for text in ("0", "-1", "1025", "2.5", "many", "")],
         *[("precision", text) for text in ("fp8", "FP16", "")],
         *[("backend", text) for text in ("tensorflow", "")],
         *[("simulated_ms", text) for text in ("", "5", "5,", "5,6,7", "-1,2", "5, 6", "a,b", "nan,1", "1e3,1", "5;6")],
-        *[("decode", "quick"), ("rect", "maybe"), ("lanes", "0"), ("threads", "0")],
+        *[("decode", "quick"), ("lanes", "0"), ("threads", "0")],
         *[("port", "0"), ("port", "65536"), ("port", "http"), ("grpc_port", "0")],
         *[("max_wait_ms", text) for text in ("-1", "10001", "nan", "inf", "soon")],
         *[("deadline_ms", text) for text in ("0", "-5", "3600001", "nan")],
@@ -159,14 +160,6 @@ def test_a_wrong_value_is_refused_by_name_and_value(field, text):
         (
             {"compare": "pytorch", "backend": "pytorch"},
             "COMPARE=pytorch is BACKEND=pytorch itself: there is nothing to compare",
-        ),
-        (
-            {"imgsz": "1280", "shapes": "640x640,384x640"},
-            "IMGSZ=1280, but the longest side of SHAPES=384x640,640x640 is 640: leave IMGSZ out",
-        ),
-        (
-            {"rect": "false", "shapes": "640x640"},
-            "RECT=false and SHAPES=640x640 both say what frames there are: give one",
         ),
         (
             {"fallback": "onnxruntime", "backend": "onnxruntime"},
@@ -203,20 +196,21 @@ def test_settings_that_do_not_fit_together_are_refused_in_one_line_that_names_bo
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("640", "give HEIGHTxWIDTH in px, several with commas between them, such as 640x640,384x640"),
+        ("big", "give the longest side in px, such as 640, or HEIGHTxWIDTH,... such as 640x640,384x640"),
+        ("31", "a side is 32 to 8192 px, not 31"),
         ("640x640,16x640", "a side is 32 to 8192 px, not 16"),
         ("640x640,384x640,640x640", "640x640 is there twice"),
         (",".join(f"{32 * i}x640" for i in range(1, 18)), "at most 16 shapes, since each may be an engine of its own"),
     ],
 )
-def test_shapes_are_refused_with_what_is_wrong_with_them(text, message):
+def test_sizes_are_refused_with_what_is_wrong_with_them(text, message):
     with pytest.raises(SettingsError) as caught:
-        Settings.read({"shapes": text}, {})
-    assert str(caught.value) == f"SHAPES={text}: {message}"
+        Settings.read({"imgsz": text}, {})
+    assert str(caught.value) == f"IMGSZ={text}: {message}"
 
 
 def test_the_order_of_shapes_does_not_matter():
-    given = [Settings.read({"shapes": text}, {}) for text in ("640x640,384x640,640x384", "640x384,640x640,384x640")]
+    given = [Settings.read({"imgsz": text}, {}) for text in ("640x640,384x640,640x384", "640x384,640x640,384x640")]
     assert given[0] == given[1]
 
 
@@ -225,23 +219,24 @@ def test_the_order_of_shapes_does_not_matter():
     [
         ({}, None),
         ({"imgsz": "320"}, 320),
-        ({"shapes": "384x640"}, 640),
-        ({"shapes": "640x384,96x96"}, 640),
-        ({"shapes": "384x640", "imgsz": "640"}, 640),
+        ({"imgsz": "384x640"}, 640),
+        ({"imgsz": "640x384,96x96"}, 640),
     ],
     ids=str,
 )
 def test_the_longest_side_is_that_of_the_shapes_if_there_are_any(options, side):
-    assert Settings.read(options, {}).longest_side == side
+    assert Settings.read(options, {}).model.longest_side == side
 
 
 @pytest.mark.parametrize("text", ["0,0", "5,6.9", "12.5,0", "0005,1"])
 def test_the_times_of_the_simulated_engine_are_two_numbers(text):
-    assert Settings.read({"backend": "simulated", "simulated_ms": text}, {}).simulated_ms == text
+    assert Settings.read({"backend": "simulated", "simulated_ms": text}, {}).model.simulated_ms == text
 
 
 def test_settings_that_fit_together_may_be_the_same_engine_in_two_roles():
-    settings = Settings.read({"fallback": "pytorch", "compare": "pytorch", "shadow": "1", "backend": "openvino"}, {})
+    settings = Settings.read(
+        {"fallback": "pytorch", "compare": "pytorch", "shadow": "1", "backend": "openvino"}, {}
+    ).model
     assert (settings.fallback, settings.compare, settings.shadow) == ("pytorch", "pytorch", 1)
 
 
@@ -255,7 +250,7 @@ def test_a_wrong_key_is_refused_without_being_told(keys):
 
 
 def test_keys_are_in_no_print_of_the_settings():
-    assert "secret" not in repr(Settings(api_keys="a-secret-of-mine-0"))
+    assert "secret" not in repr(Settings.of(api_keys="a-secret-of-mine-0"))
 
 
 LOOPBACK = ("127.0.0.1", "127.8.8.8", "::1", "localhost")
@@ -264,7 +259,7 @@ ELSEWHERE = ("0.0.0.0", "::", "192.168.1.5", "example.com")
 
 @pytest.mark.parametrize("host", LOOPBACK)
 def test_on_loopback_nobody_needs_keys(host):
-    Settings(host=host).require_keys()
+    Settings.of(host=host).server.require_keys()
 
 
 @pytest.mark.parametrize("host", ELSEWHERE)
@@ -272,9 +267,9 @@ def test_elsewhere_keys_or_the_wish_to_have_none_must_be_given(host):
     with pytest.raises(
         SettingsError, match=rf"^HOST={re.escape(host)} lets others in: give API_KEYS, .*ALLOW_ANONYMOUS=1"
     ):
-        Settings(host=host).require_keys()
-    Settings(host=host, api_keys="k" * 16).require_keys()
-    Settings(host=host, allow_anonymous=True).require_keys()
+        Settings.of(host=host).server.require_keys()
+    Settings.of(host=host, api_keys="k" * 16).server.require_keys()
+    Settings.of(host=host, allow_anonymous=True).server.require_keys()
 
 
 def test_weights_without_a_name_are_refused():
@@ -289,12 +284,12 @@ def test_every_wrong_setting_is_named_at_once():
 
 def test_settings_are_frozen():
     with pytest.raises(pydantic.ValidationError, match="frozen"):
-        Settings().batch = 2
+        Settings().model.batch = 2
 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_setting_says_what_it_is(field):
-    assert Settings.model_fields[field].description
+    assert FIELDS[field].description
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -309,7 +304,7 @@ def test_every_setting_is_an_option_of_every_command_with_dashes_and_underscores
         for flag in (f"--{field}", f"--{field.replace('_', '-')}"):
             options = vars(_parser().parse_args([command, flag, text]))
             given = {name: value for name, value in options.items() if value is not None and name != "command"}
-            assert getattr(Settings.read(given, NEEDS.get(field, {})), field) == value
+            assert value_of(Settings.read(given, NEEDS.get(field, {})), field) == value
 
 
 def test_options_not_given_leave_the_environment_alone():
@@ -331,7 +326,16 @@ def test_help_tells_every_setting(command):
     assert all(f"--{field.replace('_', '-')}" in text for field in FIELDS)
 
 
-def test_shapes_are_dumped_as_they_are_given():
-    """The bench gives its server the settings as text; a tuple was none that SHAPES takes."""
-    given = Settings(shapes="640x384,640x640")
-    assert Settings.read(given.model_dump(exclude_unset=True), {}) == given
+@pytest.mark.parametrize("imgsz", ["640x384,640x640", "320"])
+def test_shapes_are_dumped_as_they_are_given(imgsz):
+    """The bench gives its server the settings as text; a tuple was none that the setting takes."""
+    given = Settings.of(imgsz=imgsz, port=9000)
+    assert Settings.read(given.given(), {}) == given
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_a_setting_that_was_renamed_is_refused_with_its_new_name(name):
+    with pytest.raises(SettingsError) as caught:
+        Settings.read({}, {PREFIX + name.upper(): "1"})
+    assert str(caught.value) == f"{name.upper()}: {RENAMED[name]}"
+    assert name not in FIELDS

@@ -184,7 +184,7 @@ def serve(caplog):
 
     def start(**fields: object) -> Live:
         caplog.set_level(logging.INFO)
-        settings = Settings(backend="simulated", weights="no/such.pt", **fields)
+        settings = Settings.of(backend="simulated", weights="no/such.pt", **fields)
         ready = threading.Event()
         service = Service(
             settings,
@@ -261,7 +261,7 @@ def test_the_backend_itself_refuses_to_build(tmp_path):
 
 
 def test_another_engine_beside_it_is_built_as_ever():
-    settings = Settings(backend="simulated", weights="my.pt", compare="pytorch")
+    settings = Settings.of(backend="simulated", weights="my.pt", compare="pytorch")
     order = __main__._order(settings, "pytorch")
     assert isinstance(order, Order)
     assert (order.weights, order.backend) == ("my.pt", "pytorch")

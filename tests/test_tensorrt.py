@@ -715,7 +715,7 @@ def test_shapes_are_built_judged_and_served_with_the_boxes_of_pytorch(rig, wide)
     assert manifest.fingerprint.shapes == "96x160,160x96,160x160"
     assert manifest.gate.figures.images == 3 * 4  # each of the scenes in every shape
     assert builder.find(order) == deployed.built
-    prepare = preparation(Settings(shapes="96x160,160x96,160x160"), manifest.model)
+    prepare = preparation(Settings.of(imgsz="96x160,160x96,160x160"), manifest.model)
     seen = set()
     for seed, (height, width) in enumerate([(270, 480), (480, 270), (300, 300), (100, 400), (333, 251), (288, 480)]):
         image = scenes.scene(seed, width, height).image
@@ -768,13 +768,13 @@ def test_shapes_need_onnx_weights_that_leave_the_shape_open(rig, wide, tmp_path,
         assert built.manifest.model.shapes == order.shapes
         assert sorted(built.manifest.files) == ["160x160.plan", "96x160.plan"]
     else:
-        with pytest.raises(WeightsError, match="was exported for 160x160 only, not SHAPES=96x160: export it again"):
+        with pytest.raises(WeightsError, match="was exported for 160x160 only, not IMGSZ=96x160: export it again"):
             builder.build(order, lambda _: None)
 
 
 def test_side_that_the_stride_does_not_divide_is_refused_by_name(rig, wide):
     order = dataclasses.replace(wide, shapes=((96, 160), (100, 160)))
-    with pytest.raises(WeightsError, match="SHAPES=100x160: 100 is not a multiple of the model's stride 32: use 96"):
+    with pytest.raises(WeightsError, match="IMGSZ=100x160: 100 is not a multiple of the model's stride 32: use 96"):
         builder.build(order, lambda _: None)
 
 
@@ -928,8 +928,8 @@ def test_engine_that_cannot_be_served_is_refused_by_name(rig, exported, order, h
     ("order_of", "asked"),
     [
         ({"imgsz": 96}, "IMGSZ=96"),
-        ({"shapes": ((160, 160),)}, "SHAPES=160x160"),
-        ({"shapes": ((96, 160), (160, 160))}, "SHAPES=96x160,160x160"),
+        ({"shapes": ((160, 160),)}, "IMGSZ=160x160"),
+        ({"shapes": ((96, 160), (160, 160))}, "IMGSZ=96x160,160x160"),
     ],
     ids=str,
 )

@@ -58,8 +58,8 @@ def _load(open_source: Open, settings: Settings) -> None:
     global _deployed  # noqa: PLW0603  # the process's own
     children.depend()
     machine.keep_freed_memory()
-    source = open_source(settings, settings.backend)
-    _deployed = deploy(source, lambda _: None, lanes=settings.lanes, threads=settings.threads)
+    source = open_source(settings, settings.model.backend)
+    _deployed = deploy(source, lambda _: None, lanes=settings.model.lanes, threads=settings.server.threads)
 
 
 def _close() -> None:
@@ -109,7 +109,7 @@ def _latency(settings: Settings, files: list[bytes], seconds: float) -> float:
 
 
 def _decode(settings: Settings, files: list[bytes], seconds: float) -> float:
-    threads = settings.threads or machine.cpus()
+    threads = settings.server.threads or machine.cpus()
 
     def work(_: int) -> None:
         for data in files:

@@ -64,7 +64,7 @@ def measure(
             "compare": "none",
             "shadow": 0,
         }
-        return settings.model_copy(update=changes)
+        return Settings(settings.server, settings.model.model_copy(update=changes))
 
     for row in rows:
         step(f"{row.name}: build")

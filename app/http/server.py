@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from app.http.connection import Connection
 from app.http.connections import Connections, Limits
-from app.settings import Settings
+from app.settings import ServerSettings
 from app.system import machine
 
 log = logging.getLogger("yolopard.http")
@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
             signal.signal(signal.SIGHUP, before)
 
 
-def make_server(settings: Settings, app: ASGIApp | str = "unset") -> Server:
+def make_server(settings: ServerSettings, app: ASGIApp | str = "unset") -> Server:
     """The server of an application, not yet started. Without one, `config.app` has to be set before it is."""
     connections = Connections(_limits(settings))
     config = uvicorn.Config(
@@ -76,7 +76,7 @@ def make_server(settings: Settings, app: ASGIApp | str = "unset") -> Server:
     return Server(config, connections)
 
 
-def _limits(settings: Settings) -> Limits:
+def _limits(settings: ServerSettings) -> Limits:
     files = machine.allow_open_files(settings.max_connections + OTHER_FILES)
     connections = max(1, min(settings.max_connections, files - OTHER_FILES))
     if connections < settings.max_connections:

@@ -134,7 +134,5 @@ def _warm_up(engine: Engine, lanes: int, one_device: bool, model: ModelInfo, lar
 
 def preparation(settings: Settings, model: ModelInfo) -> Preparation:
     """How the model's images are made into frames."""
-    shapes = model.shapes if model.shapes or settings.rect else ((model.imgsz, model.imgsz),)
-    middle = model.task == "classify"
-    fast = settings.decode == "fast"
-    return Preparation(model.imgsz, model.stride, shapes, fast, settings.max_pixels, middle, settings.max_side)
+    server, fast, middle = settings.server, settings.model.decode == "fast", model.task == "classify"
+    return Preparation(model.imgsz, model.stride, model.shapes, fast, server.max_pixels, middle, server.max_side)

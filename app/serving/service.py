@@ -47,9 +47,9 @@ class Service:
         on_ready: Callable[[Deployed], None],
         on_failure: Callable[[], None],
     ) -> None:
-        self.settings = settings
+        self.settings, self.model_settings = settings.server, settings.model
         self.metrics = Metrics()
-        self.inflight = Inflight(settings.max_inflight_bytes, settings.max_inflight_pixels)
+        self.inflight = Inflight(settings.server.max_inflight_bytes, settings.server.max_inflight_pixels)
         self.keyless = KeylessPlaces()
         self.pacing = Pacing()
         self.deployed: list[Deployed] = []  # the one that serves, then the one it is compared with
@@ -129,10 +129,10 @@ class Service:
         try:
             first = await self._deploy_or_fall_back()
             self.deployed.append(first)
-            if self.settings.compare == first.name:
+            if self.model_settings.compare == first.name:
                 log.warning("COMPARE=%s: %s serves already, there is nothing to compare it with", *[first.name] * 2)
-            elif self.settings.compare != "none":
-                self.deployed.append(await self._deploy_second(self.settings.compare))
+            elif self.model_settings.compare != "none":
+                self.deployed.append(await self._deploy_second(self.model_settings.compare))
             self._open_doors()
         except SetupError as error:
             self._fail(error)
@@ -141,7 +141,7 @@ class Service:
             self._fail(SetupError(f"the start failed: {type(error).__name__}: {error}"))
 
     async def _deploy_or_fall_back(self) -> Deployed:
-        settings = self.settings
+        settings = self.model_settings
         try:
             deployed = await self._deploy(settings.backend, lanes=settings.lanes)
         except FALLS_BACK as error:
@@ -152,7 +152,7 @@ class Service:
         return deployed
 
     async def _fall_back(self, error: SetupError) -> Deployed:
-        fallback, asked = self.settings.fallback, self.settings.backend
+        fallback, asked = self.model_settings.fallback, self.model_settings.backend
         self._tell_fallback(error.code, f"{fallback} serves instead of {asked} ({error.code}), since {error}")
         try:
             return await self._deploy(fallback, lanes=None)
@@ -170,14 +170,14 @@ class Service:
         if manifest.gate.figures is None:  # an engine from elsewhere is served as it is
             return
         got, own = manifest.fingerprint.precision, backends.get(manifest.fingerprint.backend).PRECISIONS[0]
-        asked = own if self.settings.precision == "auto" else self.settings.precision
+        asked = own if self.model_settings.precision == "auto" else self.model_settings.precision
         if got != asked:
             self._tell_fallback(GateFailed.code, f"{got} is served, since the accuracy gate refused {asked}")
 
     def _tell_fallback(self, reason: str, text: str) -> None:
         self.fallback = text
         log.error("FALLBACK: %s", text)
-        self.metrics.fallback.labels(Path(self.settings.weights).stem, reason).set(1)
+        self.metrics.fallback.labels(Path(self.model_settings.weights).stem, reason).set(1)
 
     async def _deploy(self, backend: str, lanes: int | None) -> Deployed:
         loop = asyncio.get_running_loop()
@@ -205,13 +205,13 @@ class Service:
         batchers = {deployed.name: self._open_batcher(deployed) for deployed in self.deployed}
         self._predictor = Predictor(
             model,
-            preparation(settings, model),
+            preparation(Settings(settings, self.model_settings), model),
             batchers,
             self.metrics,
             threads=settings.threads or machine.cpus(),
             max_pending=settings.max_pending,
             shares_cores=not first.one_device,
-            shadow=settings.shadow,
+            shadow=self.model_settings.shadow,
         )
         rate, best = first.capacity.images_per_second, first.capacity.batch
         log.info("ready: %s on %s, %.1f images per second alone in batches of %d", model.name, first.name, rate, best)
@@ -227,11 +227,11 @@ class Service:
             lanes=deployed.lanes,
             capacity=deployed.capacity,
             one_device=deployed.one_device,
-            max_wait_s=self.settings.max_wait_ms / 1000,
+            max_wait_s=self.model_settings.max_wait_ms / 1000,
             metrics=self.metrics,
             model=manifest.model.name,
             name=deployed.name,
-            nice=SHADOW_NICE if self.settings.shadow and deployed is not self.deployed[0] else 0,
+            nice=SHADOW_NICE if self.model_settings.shadow and deployed is not self.deployed[0] else 0,
         )
         batcher.start()
         return batcher

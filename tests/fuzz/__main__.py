@@ -24,7 +24,7 @@ def main(count: int, number: int = 0) -> int:
         name = "yolov8n-demo" if task == "detect" else f"yolov8-demo-{task}"
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        own = Settings(
+        own = Settings.of(
             weights=str(DEMO / f"{name}.pt"), backend="openvino", imgsz=64, grpc_port=port, **fuzz.kserve.LIMITS
         )
         with started(own) as server:

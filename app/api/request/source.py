@@ -7,13 +7,13 @@ from app.api.request.body import parsed
 from app.api.request.urls import fetch
 from app.errors import UndecodableImage
 from app.serving.inflight import Share
-from app.settings import Settings
+from app.settings import ServerSettings
 
 _URLSAFE, _SPACE = bytes.maketrans(b"-_", b"+/"), b" \t\r\n"
 _PIECE = 256 << 10
 
 
-async def load(text: str, settings: Settings, share: Share) -> bytes:
+async def load(text: str, settings: ServerSettings, share: Share) -> bytes:
     """The image, counted in `share`. Raises UndecodableImage for bad base64, Overloaded, and what `fetch` raises."""
     if text.startswith(("http://", "https://")):
         data = await fetch(text, settings.allow_urls, settings.max_body_bytes)

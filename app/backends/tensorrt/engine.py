@@ -49,7 +49,7 @@ def describe(path: Path, name: str, imgsz: int | None, shapes: tuple[Shape, ...]
         raise WeightsError(f"{path} says that its frames are {header['imgsz']}: that is no height and width")
     side = max(own)
     if shapes not in (None, (own,)) or imgsz not in (None, side):
-        asked = f"SHAPES={spell(*shapes)}" if shapes else f"IMGSZ={imgsz}"
+        asked = f"IMGSZ={spell(*shapes)}" if shapes else f"IMGSZ={imgsz}"
         raise SettingsError(f"{path} was exported for {spell(own)} only, not {asked}")
     stride = metadata.largest(header["stride"], metadata.STRIDE)
     return ModelInfo(name, "detect", metadata.names(header["names"], None), stride, side, (own,))

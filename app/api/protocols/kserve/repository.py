@@ -105,7 +105,7 @@ class Repository:
             "output": slots(model.outputs),
             "dynamic_batching": {
                 "preferred_batch_size": [deployed.capacity.batch],
-                "max_queue_delay_microseconds": round(self._service.settings.max_wait_ms * 1000),
+                "max_queue_delay_microseconds": round(self._service.model_settings.max_wait_ms * 1000),
             },
             "parameters": {"metadata": {"string_value": str(export_metadata(model.info))}}
             | {slot.name: {"string_value": slot.layout} for slot in (model.input, *model.outputs)},
