@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib import util
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,19 +20,18 @@ import uvloop
 from app import __version__
 from app.api.app import create_app
 from app.backends import simulated
-from app.bench import selftest
-from app.building.build_process import BuildProcess
-from app.building.order import Order
 from app.errors import BenchFailed, SettingsError, SetupError
 from app.http.server import make_server
 from app.model import spell
 from app.progress import Progress
 from app.serving.deployment import EngineSource
 from app.serving.service import Service
+from app.serving.spec import Order
+from app.serving.stored import StoredEngines
 from app.settings import DEMO, FIELDS, Settings
 from app.store import store
 from app.store.accuracy import ENOUGH, Figures, Limits
-from app.store.store import Built
+from app.store.manifest import Built
 from app.system import log, machine
 
 SWITCH_S = 0.0005  # for which a thread may keep the interpreter from the others; decode threads want it often
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build(settings: Settings) -> int:
     """Build the engine, or find it built, and say where it is."""
     log.configure(settings.server.log_level, settings.server.log_format)
-    built = _builder(settings, settings.model.backend).run(_print_progress)
+    built = _provider(settings, settings.model.backend).run(_print_progress)
     print(f"{built.folder}\n{_table(built)}")
     return 0
 
@@ -90,6 +90,8 @@ def serve(settings: Settings) -> NoReturn:
 
 def selftest_(settings: Settings) -> int:
     """Try every engine that can be built here; a table, and all figures in a file."""
+    from app.bench import selftest
+
     log.configure(settings.server.log_level, settings.server.log_format)
     order = _order(settings, settings.model.backend)
     rows = selftest.run(order, lambda text: print(f"trying {text}", flush=True))
@@ -140,12 +142,18 @@ def open_source(settings: Settings, backend: str) -> EngineSource:
     if backend == simulated.NAME:
         a_ms, b_ms = map(float, model.simulated_ms.split(","))
         return simulated.Source(a_ms, b_ms, model.longest_side or 640, model.batch, model.shapes)
-    return _builder(settings, backend)
+    return _provider(settings, backend)
 
 
-def _builder(settings: Settings, backend: str) -> BuildProcess:
+def _provider(settings: Settings, backend: str) -> EngineSource:
+    """What builds engines, or where the packages for that are not installed what finds those built elsewhere."""
+    order = _order(settings, backend)
+    if util.find_spec("app.building") is None:
+        return StoredEngines(order)
+    from app.building.build_process import BuildProcess
+
     configure_log = partial(log.configure, settings.server.log_level, settings.server.log_format)
-    return BuildProcess(_order(settings, backend), configure_log, settings.server.build_memory_bytes)
+    return BuildProcess(order, configure_log, settings.server.build_memory_bytes)
 
 
 def _order(settings: Settings, backend: str) -> Order:

@@ -22,14 +22,14 @@ from app import backends
 from app.api.app import create_app
 from app.backends import Engine
 from app.building.build_process import BuildProcess
-from app.building.order import Order
+from app.serving.spec import Order
 from app.http.server import make_server
 from app.model import ModelInfo
 from app.serving import capacity
 from app.serving.capacity import Capacity
 from app.serving.service import Service
 from app.settings import DEMO, DEMO_WEIGHTS, Settings
-from app.store.store import Built
+from app.store.manifest import Built
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 300  # for what comes in seconds, on a machine that is slow or busy with something else

@@ -15,7 +15,7 @@ from app.model import ModelInfo
 from app.progress import Progress, Report
 from app.serving.capacity import Capacity
 from app.store.accuracy import Figures
-from app.store.store import Built, Fingerprint, Manifest, Verdict
+from app.store.manifest import Built, Fingerprint, Manifest, Verdict
 from app.vision.results import Outputs
 
 NAMES = {0: "cat", 1: "dog", 2: "red, large cat"}

@@ -12,7 +12,7 @@ import pytest
 
 from app.building import builder
 from app.building.build_process import BuildProcess
-from app.building.order import Order
+from app.serving.spec import Order
 from app.errors import BuildFailed, WeightsError
 from app.progress import Progress
 from app.settings import DEMO_WEIGHTS
@@ -77,7 +77,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from app.building.build_process import BuildProcess
-from app.building.order import Order
+from app.serving.spec import Order
 from app.settings import DEMO_WEIGHTS
 process = BuildProcess(Order(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", Path(sys.argv[1])))
 process.run(lambda progress: print(progress.phase, process._process and process._process.pid, flush=True))

@@ -18,8 +18,8 @@ from fakes import rows_of
 from app import backends
 from app.backends import onnxruntime
 from app.building import builder
-from app.building import order as order_module
-from app.building.order import Order
+from app.serving import spec as spec_module
+from app.serving.spec import Order
 from app.errors import BackendUnavailable, GateFailed, SettingsError, StoreError, WeightsError
 from app.evaluation import datasets
 from app.settings import DEMO_WEIGHTS

@@ -29,7 +29,7 @@ from test_metrics import used
 
 from app import errors
 from app.building.build_process import BuildProcess
-from app.building.order import Order
+from app.serving.spec import Order
 from app.errors import BackendUnavailable
 from app.serving.service import Service
 from app.settings import DEMO_WEIGHTS, Settings

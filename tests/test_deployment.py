@@ -18,7 +18,7 @@ from app.serving import capacity
 from app.serving.capacity import Capacity
 from app.serving.deployment import Deployed, deploy, preparation
 from app.settings import Settings
-from app.store.store import Built
+from app.store.manifest import Built
 from app.system import machine
 from app.system.metrics import Engine as EngineLabels
 

@@ -72,7 +72,7 @@ def test_a_code_is_its_class_name(cls):
 
 def test_what_stops_a_start_up_is_a_setup_error():
     assert {cls.__base__ for cls in leaves(SetupError)} == {SetupError}
-    assert issubclass(store.Damaged, SetupError)
+    assert issubclass(manifest.Damaged, SetupError)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

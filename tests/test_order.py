@@ -8,8 +8,8 @@ import pytest
 
 from app import backends
 from app.backends import onnxruntime, openvino
-from app.building import order
-from app.building.order import Order, fingerprints, sized
+from app.serving import spec
+from app.serving.spec import Order, fingerprints, sized
 from app.errors import SettingsError
 from app.settings import DEMO_WEIGHTS
 from app.weights.weights import Weights

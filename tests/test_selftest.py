@@ -13,7 +13,7 @@ from app import __main__, backends
 from app.backends import onnxruntime
 from app.bench import selftest
 from app.bench.selftest import OK, Row
-from app.building.order import Order
+from app.serving.spec import Order
 from app.settings import DEMO, DEMO_WEIGHTS
 from app.system import children
 

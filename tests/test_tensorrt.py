@@ -29,7 +29,7 @@ from app.backends import Recipe, onnxruntime, pytorch
 from app.backends.tensorrt import cuda
 from app.bench import selftest
 from app.building import builder
-from app.building.order import Order
+from app.serving.spec import Order
 from app.errors import (
     BackendUnavailable,
     BuildFailed,

@@ -11,6 +11,7 @@ from app.model import ModelInfo, Shape
 from app.vision.images import Pixels
 from app.vision.results import Outputs
 
+PREBUILT = {".engine": "tensorrt"}  # weights files that are engines of a backend already
 PREFERRED = ("tensorrt", "openvino", "onnxruntime", "pytorch")  # for BACKEND=auto; the first that is available
 
 
@@ -47,7 +48,7 @@ class Recipe:
 
 
 class Backend(Protocol):
-    """What a backend's module offers."""
+    """What a backend's module offers. The last two are those of backends that have files in PREBUILT."""
 
     PRECISIONS: Sequence[str]  # the first is what "auto" takes
     LANES: int | None  # unless LANES says otherwise; None: one a core
@@ -72,10 +73,21 @@ class Backend(Protocol):
         Raises EngineStale when it has to be built again.
         """
 
+    def describe(self, path: Path, name: str, imgsz: int | None, shapes: tuple[Shape, ...] | None) -> ModelInfo:
+        """The model of a prebuilt engine. Raises WeightsError, SettingsError for frames that it has not."""
+
+    def precision_of(self, path: Path) -> str:
+        """Of a prebuilt engine."""
+
 
 def lanes(backend: Backend, asked: int | None, threads: int) -> int:
     """How many batches an engine works on at a time."""
     return asked or backend.LANES or threads
+
+
+def owner(path: Path) -> str | None:
+    """The backend whose engine this file is already; None for weights that an engine is built from."""
+    return PREBUILT.get(path.suffix)
 
 
 def get(name: str) -> Backend:

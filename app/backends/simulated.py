@@ -20,7 +20,7 @@ from app.backends import Recipe
 from app.errors import BuildFailed
 from app.model import ModelInfo, Shape, spell
 from app.progress import Progress, Report
-from app.store.store import Built, Fingerprint, Manifest, Verdict
+from app.store.manifest import Built, Fingerprint, Manifest, Verdict
 from app.vision.images import Pixels
 from app.vision.results import K, Outputs
 
@@ -67,6 +67,7 @@ class Source:
             name=NAME,
             weights_sha256="",
             graph_revision="",
+            evaluation_revision="",
             imgsz=imgsz,
             shapes=spell(*shapes) if shapes else None,
             batch=batch,

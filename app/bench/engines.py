@@ -13,7 +13,7 @@ from app import backends
 from app.bench.alone import Alone, Open
 from app.errors import BackendUnavailable, SetupError
 from app.settings import Settings
-from app.store.store import Built
+from app.store.manifest import Built
 
 REFERENCE = ("pytorch", "fp32")
 

@@ -18,13 +18,13 @@ import numpy as np
 from app import __version__, backends
 from app.backends import Engine
 from app.building.build_process import BuildProcess
-from app.building.order import Order
 from app.errors import BackendUnavailable, GateFailed, SetupError
 from app.evaluation import datasets, judge
 from app.model import ModelInfo
 from app.serving import capacity
+from app.serving.spec import Order
 from app.store import store
-from app.store.store import Manifest
+from app.store.manifest import Manifest
 from app.system import children, gpu, machine
 from app.system.children import ChildDied
 from app.vision import matching, results

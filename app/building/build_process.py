@@ -8,10 +8,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from app.building import builder
-from app.building.order import Order
 from app.errors import BuildFailed, SetupError
 from app.progress import Progress, Report
-from app.store.store import Built
+from app.serving.spec import Order
+from app.store.manifest import Built
 from app.system import children, machine
 
 POLL_S = 0.1  # between two looks at the builder's memory

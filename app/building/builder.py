@@ -15,20 +15,23 @@ from types import ModuleType
 
 from app import __version__, backends
 from app.backends import Backend, Recipe
-from app.building.order import CALIBRATION_IMAGES, Order, fingerprints, is_demo, sized
-from app.errors import BackendUnavailable, GateFailed, WeightsError
+from app.errors import BackendUnavailable, SettingsError
 from app.evaluation import datasets, judge
 from app.evaluation.datasets import Dataset
 from app.model import ModelInfo, Shape, spell
 from app.progress import PHASES, Progress, Report
+from app.serving.spec import BuildSpec, Order, local_weights, resolve, revision
+from app.serving.stored import accepted, refused
+from app.settings import DEMO
 from app.store import safe_files, store
-from app.store.store import Built, Fingerprint, Manifest, Verdict
+from app.store.manifest import Built, Damaged, Fingerprint, Manifest, Verdict, sha256
 from app.system import machine
 from app.vision.images import Pixels
-from app.weights.weights import identify
 
 log = logging.getLogger("yolopard.builder")
 
+CALIBRATION_IMAGES = 48  # 30 are as good as 300 (loadtest/RESULTS.md)
+PACKAGES = ("building", "evaluation")  # whose code changes how an engine is calibrated and judged
 UNCHECKED = "nothing: there are no weights to compare it with"
 
 
@@ -40,143 +43,140 @@ def find(order: Order) -> Built | None:
     """
     if order.gate:
         datasets.digest(order.gate, "GATE_DIR")  # a wrong folder is told before minutes are spent
-    path = _local(order)
+    path = local_weights(order)
     if path is None:
         return None
-    files = identify(path)
-    order = sized(order, files)
-    for fingerprint in fingerprints(order, files):
-        manifest = _stored(order, fingerprint, logging.WARNING)
+    spec = resolve(order, path)
+    for fingerprint in _fingerprints(spec):
+        manifest = _stored(spec, fingerprint, logging.WARNING)
         if manifest is None:
             return None
-        if _accepted(order, manifest):
-            return Built(order.engines / fingerprint.key, manifest)
-    raise _refused(order, path)
+        if accepted(spec, manifest):
+            return Built(spec.engines / fingerprint.key, manifest)
+    raise refused(spec)
 
 
 def build(order: Order, report: Report) -> Built:
     """Build the order's engine, or find it built by somebody else meanwhile. Raises a SetupError."""
     _build_rooms()
-    path = _local(order) or _fetch(order)
-    files = identify(path)
-    order = sized(order, files)
-    waiting = Progress("waiting for another process that builds this engine", 1, len(PHASES), order.name)
-    for fingerprint in fingerprints(order, files):
-        with store.lock(order.engines, fingerprint.key, lambda: report(waiting)):
-            manifest = _stored(order, fingerprint, logging.DEBUG)  # `find` has told it already
+    spec = resolve(order, local_weights(order) or _fetch(order))
+    waiting = Progress("waiting for another process that builds this engine", 1, len(PHASES), spec.name)
+    for fingerprint in _fingerprints(spec):
+        with store.lock(spec.engines, fingerprint.key, lambda: report(waiting)):
+            manifest = _stored(spec, fingerprint, logging.DEBUG)  # `find` has told it already
             if manifest is None:
-                if other := store.difference(order.engines, fingerprint):
+                if other := store.difference(spec.engines, fingerprint):
                     log.warning("%s: building an engine", other)
-                manifest = _build(order, path, fingerprint, report)
-        if _accepted(order, manifest):
-            return Built(order.engines / fingerprint.key, manifest)
-    raise _refused(order, path)
+                manifest = _build(spec, fingerprint, report)
+        if accepted(spec, manifest):
+            return Built(spec.engines / fingerprint.key, manifest)
+    raise refused(spec)
 
 
-def _stored(order: Order, fingerprint: Fingerprint, level: int) -> Manifest | None:
+def _fingerprints(spec: BuildSpec) -> list[Fingerprint]:
+    """Of the engine asked for, and of those of safer precisions, in the order in which they are tried."""
+    evaluation = revision(PACKAGES, DEMO / "scenes.py")
+    return [
+        spec.fingerprint(
+            precision, calibration=_calibration_digest(spec) if precision == "int8" else "", evaluation=evaluation
+        )
+        for precision in spec.precisions
+    ]
+
+
+def _calibration_digest(spec: BuildSpec) -> str:
+    if spec.prebuilt:
+        return ""
+    if spec.calibration:
+        return datasets.digest(spec.calibration, "CALIBRATION_DIR")
+    if datasets.is_demo(spec.sha256):
+        return f"{CALIBRATION_IMAGES} scenes"
+    raise SettingsError(
+        "PRECISION=int8 is calibrated on images like those to be served: give a folder of 50 or so with CALIBRATION_DIR"
+    )
+
+
+def _stored(spec: BuildSpec, fingerprint: Fingerprint, level: int) -> Manifest | None:
     """What is known of this engine, if it is whole and was judged on the order's images; why not, in the log."""
-    folder = order.engines / fingerprint.key
+    folder = spec.engines / fingerprint.key
     try:
-        manifest = store.find(order.engines, fingerprint)
-    except store.Damaged as damage:
+        manifest = store.find(spec.engines, fingerprint)
+    except Damaged as damage:
         log.log(level, "%s: building the engine again; if this comes back, check that disk", damage)
         return None
     if manifest is None:
         return None
-    if order.gate and manifest.gate.figures and manifest.gate.images != datasets.digest(order.gate, "GATE_DIR"):
+    if spec.gate and manifest.gate.figures and manifest.gate.images != datasets.digest(spec.gate, "GATE_DIR"):
         log.log(level, "%s was judged on other images than GATE_DIR's: building it again", folder)
         return None
-    if not manifest.files and not manifest.gate.shortcomings(fingerprint.precision, order.limits):
+    if not manifest.files and not manifest.gate.shortcomings(fingerprint.precision, spec.limits):
         log.log(level, "%s was refused with stricter limits than these: building it again", folder)
         return None
     return manifest
 
 
-def _accepted(order: Order, manifest: Manifest) -> bool:
-    """Whether the engine may be served; one line in the log if not."""
-    precision = manifest.fingerprint.precision
-    shortcomings = manifest.gate.shortcomings(precision, order.limits)
-    if shortcomings:
-        log.warning("%s %s is refused by the accuracy gate: %s", order.name, precision, "; ".join(shortcomings))
-    elif problem := manifest.gate.nothing_found():
-        log.warning("%s %s: %s", order.name, precision, problem)
-    elif manifest.gate.figures:
-        for doubt in manifest.gate.figures.doubts(precision, order.limits):
-            log.warning("%s %s passes the accuracy gate, but %s", order.name, precision, doubt)
-    return not shortcomings
-
-
-def _refused(order: Order, path: Path) -> GateFailed:
-    return GateFailed(
-        f"{order.name}: no precision of the engine gives the boxes of {judge.reference_name(path)} (the lines above "
-        f"say by how much). None was kept; {order.engines} holds the figures"
-    )
-
-
-def _build(order: Order, weights: Path, fingerprint: Fingerprint, report: Report) -> Manifest:
+def _build(spec: BuildSpec, fingerprint: Fingerprint, report: Report) -> Manifest:
     """One precision; published whole, or without its files if the gate refuses it."""
-    backend, started, precision = backends.get(fingerprint.backend), time.monotonic(), fingerprint.precision
+    backend, started, precision = backends.get(spec.backend), time.monotonic(), fingerprint.precision
 
     def begin(phase: str, detail: str = "") -> None:
-        report(Progress.at(phase, order.name, f"{precision} {detail}".strip()))
+        report(Progress.at(phase, spec.name, f"{precision} {detail}".strip()))
 
-    with store.workplace(order.engines, fingerprint.key) as place:
+    with store.workplace(spec.engines, fingerprint.key) as place:
         (scratch := place / "scratch").mkdir()
         (engine := place / "engine").mkdir()
         begin("graph")
-        graphs, model = _graphs(order, weights, backend, scratch)
+        graphs, model = _graphs(spec, backend, scratch)
 
         def calibration(shapes: Sequence[Shape] | None) -> Iterator[Pixels]:
-            return (frame for _, _, frame in judge.frames(_calibration(order, weights, model), model, shapes))
+            return (frame for _, _, frame in judge.frames(_calibration(spec, model), model, shapes))
 
         begin("engine")
         recipe = Recipe(
-            weights=weights,
+            weights=spec.path,
             graphs=graphs,
             model=model,
             precision=precision,
-            batch=order.batch,
-            lanes=backends.lanes(backend, order.lanes, machine.cpus()),
+            batch=spec.batch,
+            lanes=backends.lanes(backend, spec.lanes, machine.cpus()),
             calibration=calibration,
             folder=engine,
-            cache=store.subfolder(order.engines, ".cache"),
+            cache=store.subfolder(spec.engines, ".cache"),
             report=partial(begin, "engine"),
         )
         facts = backend.build(recipe)
         begin("check")
-        verdict = _judge(order, backend, engine, weights, model, precision)
+        verdict = _judge(spec, backend, engine, model, precision)
         begin("publish")
-        if verdict.shortcomings(precision, order.limits):
+        if verdict.shortcomings(precision, spec.limits):
             for path in engine.iterdir():
                 path.unlink()
-        files = {path.name: store.sha256(path) for path in sorted(engine.iterdir())}
+        files = {path.name: sha256(path) for path in sorted(engine.iterdir())}
         facts |= {"engine_bytes": sum(path.stat().st_size for path in engine.iterdir())}
         manifest = Manifest(fingerprint, model, verdict, _circumstances(started) | facts, files)
-        store.publish(order.engines, engine, manifest)
+        store.publish(spec.engines, engine, manifest)
         return manifest
 
 
-def _graphs(order: Order, weights: Path, backend: Backend, scratch: Path) -> tuple[list[Path], ModelInfo]:
+def _graphs(spec: BuildSpec, backend: Backend, scratch: Path) -> tuple[list[Path], ModelInfo]:
     """The serving graphs, each in a folder of its own, and what they have in common."""
     export, graph = _build_rooms()
-    if weights.suffix == ".engine":
-        from app.backends import tensorrt
-
-        return [], tensorrt.describe(weights, order.name, order.imgsz, order.shapes)
+    if spec.prebuilt:
+        return [], backend.describe(spec.path, spec.name, spec.imgsz, spec.shapes)
 
     def make(folder: Path, imgsz: int | None, shapes: tuple[Shape, ...] | None) -> ModelInfo:
         folder.mkdir()
         size = shapes[0] if shapes and backend.STATIC else imgsz
-        plain = export.to_plain_onnx(weights, size, folder, static=backend.STATIC)
-        model: ModelInfo = graph.to_serving_graph(plain, order.name, imgsz, folder / "graph.onnx", shapes, weights)
+        plain = export.to_plain_onnx(spec.path, size, folder, static=backend.STATIC)
+        model: ModelInfo = graph.to_serving_graph(plain, spec.name, imgsz, folder / "graph.onnx", shapes, spec.path)
         return model
 
-    if not (order.shapes and backend.STATIC):
-        return [scratch / "any" / "graph.onnx"], make(scratch / "any", order.imgsz, order.shapes)
-    folders = [scratch / spell(shape) for shape in order.shapes]
-    models = [make(folder, None, (shape,)) for folder, shape in zip(folders, order.shapes, strict=True)]
+    if not (spec.shapes and backend.STATIC):
+        return [scratch / "any" / "graph.onnx"], make(scratch / "any", spec.imgsz, spec.shapes)
+    folders = [scratch / spell(shape) for shape in spec.shapes]
+    models = [make(folder, None, (shape,)) for folder, shape in zip(folders, spec.shapes, strict=True)]
     longest = max(model.imgsz for model in models)
-    return [folder / "graph.onnx" for folder in folders], replace(models[0], imgsz=longest, shapes=order.shapes)
+    return [folder / "graph.onnx" for folder in folders], replace(models[0], imgsz=longest, shapes=spec.shapes)
 
 
 def _build_rooms() -> tuple[ModuleType, ModuleType]:
@@ -191,18 +191,6 @@ def _build_rooms() -> tuple[ModuleType, ModuleType]:
     return export, graph
 
 
-def _local(order: Order) -> Path | None:
-    """Where the weights lie on this machine."""
-    if (path := Path(order.weights)).exists():
-        return path
-    if path.name != order.weights or path.suffix != ".pt":
-        raise WeightsError(f"{order.weights}: no such file")
-    downloaded = order.engines / "weights" / order.weights
-    with store.explained(order.engines):
-        safe_files.require_safe(downloaded, order.engines)
-    return downloaded if downloaded.is_file() else None
-
-
 def _fetch(order: Order) -> Path:
     folder = store.subfolder(order.engines, "weights")
     with store.explained(order.engines):
@@ -211,27 +199,27 @@ def _fetch(order: Order) -> Path:
     return path
 
 
-def _calibration(order: Order, weights: Path, model: ModelInfo) -> Dataset:
-    if order.calibration:
-        return datasets.folder(order.calibration, model, "CALIBRATION_DIR", CALIBRATION_IMAGES, labelled=False)
+def _calibration(spec: BuildSpec, model: ModelInfo) -> Dataset:
+    if spec.calibration:
+        return datasets.folder(spec.calibration, model, "CALIBRATION_DIR", CALIBRATION_IMAGES, labelled=False)
     return datasets.calibration_scenes(model, CALIBRATION_IMAGES)
 
 
-def _judge(order: Order, backend: Backend, engine: Path, weights: Path, model: ModelInfo, precision: str) -> Verdict:
-    if weights.suffix == ".engine":
+def _judge(spec: BuildSpec, backend: Backend, engine: Path, model: ModelInfo, precision: str) -> Verdict:
+    if spec.prebuilt:
         return Verdict(UNCHECKED, "", None)
-    dataset = _gate_images(order, weights, model)
-    figures = judge.figures(backend, engine, weights, model, precision, dataset, order.batch)
+    dataset = _gate_images(spec, model)
+    figures = judge.figures(backend, engine, spec.path, model, precision, dataset, spec.batch)
     shapes = model.shapes or ()
     on = f"{dataset.name}, the worst of {spell(*shapes)}" if len(shapes) > 1 else dataset.name
-    images = datasets.digest(order.gate, "GATE_DIR") if order.gate else ""
-    return Verdict(on, images, figures, judge.reference_name(weights))
+    images = datasets.digest(spec.gate, "GATE_DIR") if spec.gate else ""
+    return Verdict(on, images, figures, spec.reference)
 
 
-def _gate_images(order: Order, weights: Path, model: ModelInfo) -> Dataset:
-    if order.gate:
-        return datasets.folder(order.gate, model, "GATE_DIR")
-    return datasets.gate_scenes(model) if is_demo(weights) else datasets.samples()
+def _gate_images(spec: BuildSpec, model: ModelInfo) -> Dataset:
+    if spec.gate:
+        return datasets.folder(spec.gate, model, "GATE_DIR")
+    return datasets.gate_scenes(model) if datasets.is_demo(spec.sha256) else datasets.samples()
 
 
 def _circumstances(started: float) -> dict[str, object]:

@@ -40,11 +40,6 @@ def figures(
     return worst(found)
 
 
-def reference_name(weights: Path) -> str:
-    """With what engines of these weights are compared, in words."""
-    return "PyTorch FP32" if weights.suffix == ".pt" else "ONNX Runtime FP32 on the plain export"
-
-
 def _reference(weights: Path, model: ModelInfo, threads: int) -> Callable[[list[Pixels]], list[Outputs]]:
     """PyTorch for .pt; for .onnx, where there is no PyTorch, the plain export in ONNX Runtime. Both in FP32: boxes of
     an FP16 export are off by up to 0.25 px at 640 px.

@@ -16,7 +16,7 @@ from app.serving import capacity
 from app.serving.capacity import Capacity
 from app.settings import Settings
 from app.store import store
-from app.store.store import Built
+from app.store.manifest import Built
 from app.system import machine
 from app.system.metrics import Engine as EngineLabels
 from app.vision.images import Preparation

@@ -26,7 +26,7 @@ from app.serving.keyless import KeylessPlaces
 from app.serving.pacing import Pacing
 from app.serving.predictor import Predictor
 from app.settings import Settings
-from app.store.store import Built, Manifest
+from app.store.manifest import Built, Manifest
 from app.system import gpu, machine
 from app.system.metrics import Metrics
 

@@ -12,105 +12,16 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter, ValidationError
 
 from app.errors import StoreError
-from app.model import ModelInfo
 from app.store import safe_files
-from app.store.accuracy import Figures, Limits
+from app.store.manifest import MANIFEST, MAX_BYTES, Built, Damaged, Fingerprint, Manifest, read_manifest, shortened
 
-MANIFEST = "manifest.json"
-
-_FULL_BYTES = _MAX_MANIFEST_BYTES = 1 << 20  # the manifest of a thousand classes has 40 KB
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """All that an engine depends on. Anything different is another engine."""
-
-    name: str
-    weights_sha256: str
-    graph_revision: str  # of the code that makes the graph
-    imgsz: int  # longest side of a frame, px
-    shapes: str | None  # asked for, such as "384x640,640x640"; None = the smallest rectangle, or the engine's only one
-    batch: int
-    precision: str
-    backend: str
-    backend_version: str
-    device: str
-    calibration: str  # digest of the images that int8 was calibrated on; "" otherwise
-
-    @property
-    def key(self) -> str:
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"{self.name}-{self.backend}-{self.precision}-{digest[:12]}"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How an engine was judged. Whether that is enough is asked anew at every start, with the limits of that day."""
-
-    on: str  # the images, in words
-    images: str  # their digest, if they are a folder's
-    figures: Figures | None  # None: there was nothing to compare with
-    reference: str = ""  # what it was compared with, in words
-
-    def to_json(self) -> dict[str, Any]:
-        figures = self.figures and self.figures.to_json()
-        return {"on": self.on, "images": self.images, "reference": self.reference, "figures": figures}
-
-    def shortcomings(self, precision: str, limits: Limits) -> list[str]:
-        """Why the engine must not be served."""
-        return self.figures.shortcomings(precision, limits) if self.figures else []
-
-    def nothing_found(self) -> str:
-        """A warning where the engine passed on images that say little; "" where they say enough."""
-        if self.figures is None or self.figures.boxes:
-            return ""
-        return (
-            f"{self.reference} finds nothing in {self.on}, so that the gate compared the rows before NMS alone: give "
-            "images like those to be served with GATE_DIR"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What stands beside an engine's files, or in their place where the gate refused the engine."""
-
-    fingerprint: Fingerprint
-    model: ModelInfo
-    gate: Verdict
-    built: dict[str, Any]  # when, where, with what: for people, nothing depends on it
-    files: dict[str, str]  # file name: sha256
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"model": self.model.to_json(), "gate": self.gate.to_json()}
-
-
-_MANIFEST = TypeAdapter(Manifest)
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """An engine in the store."""
-
-    folder: Path
-    manifest: Manifest
-
-
-class Damaged(StoreError):
-    """A stored engine is not what its manifest says. The message names the file."""
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+_FULL_BYTES = 1 << 20
 
 
 def find(engines: Path, fingerprint: Fingerprint) -> Manifest | None:
@@ -130,29 +41,16 @@ def find(engines: Path, fingerprint: Fingerprint) -> Manifest | None:
             if not safe_files.is_plain(path):
                 raise Damaged(f"{path} is no plain file")
             safe_files.require_safe(path, engines)
-    manifest = read(folder)
+    manifest = read_manifest(folder)
     if manifest.fingerprint != fingerprint:
         raise Damaged(f"{folder / MANIFEST} belongs to another engine")
     for name, digest in manifest.files.items():
         if not _is_file_name(name):
-            raise Damaged(f"{folder / MANIFEST} names the file {_shortened(name)}, which is no plain file name")
+            raise Damaged(f"{folder / MANIFEST} names the file {shortened(name)}, which is no plain file name")
         _require_digest(folder / name, digest)
     if unknown := [path for path in present if path.name not in (MANIFEST, *manifest.files)]:
         raise Damaged(f"{unknown[0]} is not in the manifest")
     return manifest
-
-
-def read(folder: Path) -> Manifest:
-    """The manifest in this folder, whose files are not checked. Raises Damaged."""
-    path = folder / MANIFEST
-    try:
-        return _MANIFEST.validate_json(safe_files.read_plain(path, _MAX_MANIFEST_BYTES), strict=True, extra="forbid")
-    except OSError as error:
-        raise Damaged(f"{path} is missing or unreadable ({error.strerror or error})") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "the file"
-        raise Damaged(f"{path} is no manifest ({_shortened(where)}: {_shortened(problem['msg'])})") from error
 
 
 def _present(folder: Path) -> list[Path]:
@@ -179,10 +77,16 @@ def _require_digest(path: Path, digest: str) -> None:
     raise Damaged(f"{path} is missing, cut short or was replaced since it was built")
 
 
-def _shortened(text: object) -> str:
-    """For a log line: without control characters, and of no more than 80 characters."""
-    shown = repr(text)
-    return shown if len(shown) <= 80 else f"{shown[:79]}…"
+def match(engines: Path, fingerprint: Fingerprint) -> Built | None:
+    """The newest engine of this fingerprint, whatever images it was calibrated on and whatever code judged it."""
+    folders = engines.glob(f"{fingerprint.name}-{fingerprint.backend}-{fingerprint.precision}-*/{MANIFEST}")
+    for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(Damaged):
+            own = read_manifest(path.parent).fingerprint
+            wanted = replace(fingerprint, calibration=own.calibration, evaluation_revision=own.evaluation_revision)
+            if own == wanted and (manifest := find(engines, own)):
+                return Built(path.parent, manifest)
+    return None
 
 
 def difference(engines: Path, fingerprint: Fingerprint) -> str | None:
@@ -192,9 +96,9 @@ def difference(engines: Path, fingerprint: Fingerprint) -> str | None:
         if path.parent.name == fingerprint.key:
             continue  # its own place, damaged: `find` has told
         try:
-            stored = json.loads(safe_files.read_plain(path, _MAX_MANIFEST_BYTES))["fingerprint"]
+            stored = json.loads(safe_files.read_plain(path, MAX_BYTES))["fingerprint"]
             fields = [
-                f"{name} {_shortened(stored.get(name))}, now {value!r}"
+                f"{name} {shortened(stored.get(name))}, now {value!r}"
                 for name, value in wanted.items()
                 if stored.get(name) != value
             ]
@@ -212,6 +116,14 @@ def subfolder(engines: Path, name: str) -> Path:
         for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
             safe_files.require_safe(path, engines)
     return folder
+
+
+def safe_path(engines: Path, name: str) -> Path:
+    """A file beside the engines. Raises StoreError if others can change it."""
+    path = engines / name
+    with explained(engines):
+        safe_files.require_safe(path, engines)
+    return path
 
 
 def discard(built: Built) -> None:

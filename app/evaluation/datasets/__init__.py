@@ -21,6 +21,7 @@ from app.evaluation.datasets import coco, labels
 from app.evaluation.datasets.labels import Labels, Thing
 from app.model import ModelInfo
 from app.settings import DEMO
+from app.store.manifest import sha256
 from app.vision import images
 from app.vision.images import Pixels
 
@@ -118,6 +119,11 @@ def gate_scenes(model: ModelInfo) -> Scenes:
 def calibration_scenes(model: ModelInfo, count: int) -> Scenes:
     """What it is calibrated on."""
     return Scenes(model.task, _CALIBRATION_SEED, count)
+
+
+def is_demo(weights_sha256: str) -> bool:
+    """Whether these are the weights of a demo model, which is judged and calibrated on scenes."""
+    return any(sha256(demo) == weights_sha256 for demo in DEMO.glob("*.pt"))
 
 
 def folder(path: Path, model: ModelInfo, setting: str, most: int | None = None, *, labelled: bool = True) -> Dataset:
