@@ -22,12 +22,12 @@ from app import backends
 from app.api.app import create_app
 from app.backends import Engine
 from app.building.build_process import BuildProcess
-from app.serving.spec import Order
 from app.http.server import make_server
 from app.model import ModelInfo
 from app.serving import capacity
 from app.serving.capacity import Capacity
 from app.serving.service import Service
+from app.serving.spec import Order
 from app.settings import DEMO, DEMO_WEIGHTS, Settings
 from app.store.manifest import Built
 

@@ -147,6 +147,7 @@ def built(
         name="pets",
         weights_sha256="0" * 64,
         graph_revision="0",
+        evaluation_revision="",
         imgsz=imgsz,
         shapes=None,
         batch=batch,

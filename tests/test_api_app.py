@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import fakes
 import httpx
 import pytest
-from test_api_detect import error, jpeg, names, post, wait_for
+from posts import error, jpeg, names, post, wait_for
 
 from app.api import exchange
 from app.api.protocols import detect

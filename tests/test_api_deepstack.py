@@ -9,7 +9,7 @@ import fakes
 import numpy as np
 import pytest
 import requests
-from test_api_detect import jpeg, post, wait_for
+from posts import jpeg, post, wait_for
 
 from app.api.protocols.deepstack import MOST
 from app.errors import BackendUnavailable

@@ -7,41 +7,16 @@ import io
 import logging
 import socket
 import struct
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import fakes
 import numpy as np
 import pytest
 from PIL import Image
+from posts import error, jpeg, names, post, wait_for
 
 from app.api.protocols.detect import DetectQuery, class_ids
 from app.system.metrics import STAGES
-
-
-def jpeg(width: int = 64, height: int = 64, **options) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height), (200, 30, 30)).save(file, "JPEG", **options)
-    return file.getvalue()
-
-
-def post(live, data: bytes | None = None, path: str = "/v1/detect", **options):
-    return live.client.post(path, content=jpeg() if data is None else data, **options)
-
-
-def error(response) -> tuple[int, str]:
-    body = response.json()
-    assert body.keys() == {"error"}
-    assert body["error"].keys() == {"code", "message", "request_id"}
-    assert body["error"]["message"]
-    assert body["error"]["request_id"] == response.headers["x-request-id"]
-    return response.status_code, body["error"]["code"]
-
-
-def names(response) -> list[str]:
-    assert response.status_code == 200, response.text
-    return [found["name"] for image in response.json()["images"] for found in image["results"]]
 
 
 def test_answer_has_the_shape_of_ultralytics_hosted_api(serve):
@@ -633,15 +608,6 @@ def test_stop_while_the_shadow_is_at_work_ends_cleanly(serve, second, caplog):
 
 def depths(live) -> list[int]:
     return [batcher.depth() for batcher in live.service.predictor._batchers.values()]
-
-
-def wait_for(condition) -> None:
-    """Until the server's loop has come so far; it has no event that a test could wait for from outside."""
-    tick = threading.Event()
-    until = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < until
-        tick.wait(0.002)
 
 
 def test_an_image_over_max_pixels_is_too_large_and_not_busy_whatever_is_in_flight(serve):

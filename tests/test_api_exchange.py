@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 from conftest import eventually, without_collector
-from test_api_detect import wait_for
+from posts import wait_for
 
 import app
 from app.system.log import JsonLines

@@ -7,7 +7,7 @@ from base64 import b64encode
 import orjson
 import pytest
 from fastapi.routing import APIRoute
-from test_api_detect import error, jpeg, names, post
+from posts import error, jpeg, names, post
 
 from app.api import system
 from app.api.protocols import deepstack, detect, platform, roboflow

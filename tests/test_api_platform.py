@@ -3,7 +3,7 @@
 import base64
 
 import pytest
-from test_api_detect import jpeg, wait_for
+from posts import jpeg, wait_for
 
 PATHS = ["/predict", "/api/models/pets/predict", "/v1/predict/pets", "/"]
 DOG = {"name": "dog", "class": 1, "confidence": 0.9, "box": {"x1": 10.0, "y1": 20.0, "x2": 30.0, "y2": 40.0}}

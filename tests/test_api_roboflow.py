@@ -9,7 +9,7 @@ from pathlib import Path
 import fakes
 import pytest
 from PIL import Image
-from test_api_detect import jpeg, wait_for
+from posts import jpeg, wait_for
 
 from app.api.protocols.roboflow import ALIASES, model_ids
 from app.model import ModelInfo

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from test_api_detect import jpeg
+from posts import jpeg
 
 from app.api.request import urls
 from app.api.request.urls import fetch, is_public

@@ -12,9 +12,9 @@ import pytest
 
 from app.building import builder
 from app.building.build_process import BuildProcess
-from app.serving.spec import Order
 from app.errors import BuildFailed, WeightsError
 from app.progress import Progress
+from app.serving.spec import Order
 from app.settings import DEMO_WEIGHTS
 
 

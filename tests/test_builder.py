@@ -18,10 +18,10 @@ from fakes import rows_of
 from app import backends
 from app.backends import onnxruntime
 from app.building import builder
-from app.serving import spec as spec_module
-from app.serving.spec import Order
 from app.errors import BackendUnavailable, GateFailed, SettingsError, StoreError, WeightsError
 from app.evaluation import datasets
+from app.serving import spec as spec_module
+from app.serving.spec import Order
 from app.settings import DEMO_WEIGHTS
 
 SIDE = 160
@@ -120,7 +120,7 @@ def test_another_version_of_the_backend_or_of_the_graph_code_is_another_engine(w
         patch.setattr(onnxruntime, "version", lambda: "0.0")
         assert builder.find(with_engine) is None
     with monkeypatch.context() as patch:
-        patch.setattr(order_module, "_revision", lambda _: "other")
+        patch.setattr(spec_module, "revision", lambda *_: "other")
         assert builder.find(with_engine) is None
     assert builder.find(with_engine) is not None
 
@@ -213,7 +213,7 @@ SABOTAGE = {
 def test_engine_that_gives_other_boxes_is_not_kept(order, monkeypatch, how):
     crooked = Crooked(**SABOTAGE[how])
     monkeypatch.setattr(backends, "get", lambda _: crooked)
-    monkeypatch.setattr(order_module.inspect, "getsourcefile", lambda _: onnxruntime.__file__)
+    monkeypatch.setattr(spec_module.inspect, "getsourcefile", lambda _: onnxruntime.__file__)
     monkeypatch.setattr(backends, "choose", lambda _: "onnxruntime")
     with pytest.raises(GateFailed, match="no precision of the engine gives the boxes of PyTorch FP32"):
         builder.build(order, lambda _: None)

@@ -49,7 +49,7 @@ def test_a_child_that_raises_tells_the_terminal(capfd):
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_a_child_ends_with_its_parent_however_that_ends(sent):
-    call = "from app import children; import test_children; children.call(test_children.wait)"
+    call = "from app.system import children; import test_children; children.call(test_children.wait)"
     with subprocess.Popen(
         [sys.executable, "-c", call], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=TESTS.parent,
         env=os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}"}, text=True,

@@ -7,7 +7,7 @@ from pathlib import Path
 import fakes
 import numpy as np
 import pytest
-from test_masks import spots
+from mask_arrays import spots
 
 from app.errors import SettingsError
 from app.evaluation.datasets import coco, labels

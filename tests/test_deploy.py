@@ -20,18 +20,18 @@ import httpx
 import pytest
 import yaml
 from conftest import PATIENCE_S, Live, eventually
+from every_metric import used
+from nvml_standin import Driver
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from prometheus_client.parser import text_string_to_metric_families
-from test_gpu import Driver
-from test_metrics import used
 
 from app import errors
 from app.building.build_process import BuildProcess
-from app.serving.spec import Order
 from app.errors import BackendUnavailable
 from app.serving.service import Service
+from app.serving.spec import Order
 from app.settings import DEMO_WEIGHTS, Settings
 from app.system import gpu
 from app.system.metrics import STAGES

@@ -7,7 +7,7 @@ import pytest
 
 from app import errors
 from app.errors import RequestError, ServiceError, SetupError, YolopardError
-from app.store import store
+from app.store import manifest
 
 
 def tree(parent: type[YolopardError]) -> Iterator[type[YolopardError]]:

@@ -6,7 +6,7 @@ import pytest
 import scenes
 import torch
 import train
-from test_scenes import TASKS
+from scene_facts import TASKS
 from ultralytics import YOLO
 from ultralytics.nn import tasks
 

@@ -8,16 +8,13 @@ import pytest
 import scenes
 import torch
 import ultralytics
-from ultralytics.data.augment import LetterBox
-from ultralytics.utils.nms import non_max_suppression
-from ultralytics.utils.ops import scale_boxes
+from reference import CONF, by_ultralytics
 
 from app.graphs import export
 from app.settings import DEMO_WEIGHTS
 
 PHOTOS = sorted((Path(ultralytics.__file__).parent / "assets").glob("*.jpg"))
 SIZES = [(640, 640), (640, 480), (480, 640), (1280, 720), (333, 517), (801, 600), (320, 320), (200, 900)]
-CONF = 0.1  # under the default, to compare more
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +37,6 @@ def expected(model, pictures) -> list[np.ndarray]:
     """Per picture float32 [N, 6] x1 y1 x2 y2 score class, best first."""
     torch.set_num_threads(2)
     return [by_ultralytics(model, data) for data in pictures]
-
-
-def by_ultralytics(model, data: bytes) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    frame = LetterBox((640, 640), auto=True, stride=32)(image=image)
-    pixels = torch.from_numpy(np.ascontiguousarray(frame[..., ::-1].transpose(2, 0, 1))).float()[None] / 255
-    with torch.inference_mode():
-        (found,) = non_max_suppression(model(pixels), CONF, 0.7, max_det=300)
-        found[:, :4] = scale_boxes(frame.shape[:2], found[:, :4], image.shape)
-    return found.numpy()
 
 
 def assert_equal(image: dict, expected: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from fuzz.cost import Meter
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
-from test_kserve_grpc import free_port
+from conftest import free_port
 
 from app.api.protocols.kserve import messages as kserve_messages
 from app.api.protocols.kserve.models import ImageModel, TensorModel

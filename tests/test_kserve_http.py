@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from test_api_detect import wait_for
+from posts import wait_for
 from tritonclient.utils import InferenceServerException
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 96, 96), np.uint8)

@@ -5,8 +5,8 @@ import json
 import cv2
 import numpy as np
 import pytest
-from test_exactness import CONF, by_ultralytics
-from test_masks import decoded
+from mask_arrays import decoded
+from reference import CONF, by_ultralytics
 from ultralytics import YOLO
 
 from app.api.protocols.kserve.models import ImageModel, TensorModel, to_frame

@@ -119,7 +119,7 @@ def test_a_cpu_without_a_name_goes_by_its_kind(host, monkeypatch, files):
 FAULTS = """
 import resource, sys, threading
 import numpy as np
-from app import machine
+from app.system import machine
 
 if sys.argv[1] == "kept":
     machine.keep_freed_memory()
@@ -162,7 +162,7 @@ def arenas(how: str) -> int:
     code = """
 import ctypes, sys, threading
 import numpy as np
-from app import machine
+from app.system import machine
 
 if sys.argv[1] == "kept":
     machine.keep_freed_memory()
@@ -197,7 +197,7 @@ def test_memory_that_one_thread_has_freed_is_there_for_all():
 IDLE = """
 import sys, time
 import numpy as np
-from app import machine
+from app.system import machine
 
 def resident_mb():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20

@@ -1,6 +1,7 @@
 """Every series: its name, its labels and what a scraper gets."""
 
 import pytest
+from every_metric import used
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -38,19 +39,6 @@ def scraped(metrics: Metrics, accept: str = "") -> dict[str, object]:
     parse = parse_openmetrics if accept else parse_text
     families = parse(metrics.render(accept)[0].decode())
     return {family.name + "_total" * (family.type == "counter"): family for family in families}
-
-
-def used() -> Metrics:
-    """Every series touched once."""
-    metrics = Metrics()
-    for child in vars(metrics).values():
-        names = getattr(child, "_labelnames", ())
-        one = child.labels(*names) if names else child
-        if hasattr(child, "observe"):
-            one.observe(0.1)
-        elif hasattr(child, "inc"):
-            one.inc()
-    return metrics
 
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])

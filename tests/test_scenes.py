@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 import scenes
+from scene_facts import TASKS, side_of
 from ultralytics.data.utils import polygons2masks_overlap, verify_image_label
 
 from app.settings import DEMO
 
 SIZES = [(640, 640), (320, 200), (97, 333)]  # width, height
 SAMPLES = {1: (500011, 640, 480), 2: (500022, 480, 640), 3: (500031, 640, 640), 4: (500041, 800, 600)}
-TASKS = ["segment", "pose", "obb"]
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -124,13 +124,6 @@ def test_a_mask_is_where_its_class_colour_is():
             wanted = scenes.CLASSES[scenes.NAMES[label]][1] / 2
             share.append((np.abs((hue[item.masks == i + 1] - wanted + 90) % 180 - 90) < 10).mean())
     assert np.median(share) > 0.9
-
-
-def side_of(item: scenes.Scene, i: int) -> float:
-    """Positive where the second of two points lies clockwise of the first, seen along the arrow."""
-    tip, left, right = item.keypoints[i, :3, :2]
-    along, across = tip - (left + right) / 2, right - left
-    return along[0] * across[1] - along[1] * across[0]
 
 
 def test_keypoints_lie_on_the_rim_of_their_arrow_or_are_marked_as_hidden_or_outside():

@@ -14,9 +14,9 @@ from fakes import MODEL, rows_of
 from app import __main__, backends
 from app.backends import simulated
 from app.backends.simulated import SimulatedEngine, Source
-from app.serving.spec import Order
 from app.errors import BuildFailed
 from app.serving.service import Service
+from app.serving.spec import Order
 from app.settings import Settings
 from app.vision.results import K, Thresholds, select
 

@@ -18,12 +18,13 @@ import pytest
 from app.errors import StoreError
 from app.model import ModelInfo
 from app.store import safe_files, store
-from app.store.store import Damaged, Fingerprint, Manifest, Verdict
+from app.store.manifest import MANIFEST, Damaged, Fingerprint, Manifest, Verdict, sha256
 
 FINGERPRINT = Fingerprint(
     name="pets",
     weights_sha256="0" * 64,
     graph_revision="1",
+    evaluation_revision="ef",
     imgsz=640,
     shapes=None,
     batch=8,
@@ -38,7 +39,7 @@ VERDICT = Verdict("2 pictures", "", fakes.FIGURES, "PyTorch FP32")
 FILES = {"model.bin": b"weights " * 1000, "model.xml": b"<net/>"}
 HELPER = """
 import pathlib, sys
-from app import safe_files, store
+from app.store import safe_files, store
 with store.lock(pathlib.Path(sys.argv[1]), sys.argv[2], lambda: None):
     print("held", flush=True)
     sys.stdin.read()
@@ -52,7 +53,7 @@ def put(engines: Path, fingerprint: Fingerprint = FINGERPRINT, files: dict[str, 
         for name, data in files.items():
             (place / name).write_bytes(data)
         model = ModelInfo("pets", "detect", {0: "cat", 1: "dog"}, stride=32, imgsz=640, shapes=None)
-        digests = {name: store.sha256(place / name) for name in files}
+        digests = {name: sha256(place / name) for name in files}
         manifest = Manifest(fingerprint, model, VERDICT, {"when": "now"}, digests)
         assert store.publish(engines, place, manifest) == engines / fingerprint.key
     return manifest
@@ -122,7 +123,7 @@ def test_manifests_of_before_there_were_shapes_are_other_engines_that_differ_in_
 def test_shapes_come_back_from_the_manifest_as_they_were(engines):
     shapes = ((384, 640), (640, 640))
     manifest = dataclasses.replace(put(engines), model=dataclasses.replace(put(engines).model, shapes=shapes))
-    (engines / KEY / store.MANIFEST).write_text(json.dumps(manifest.to_json()))
+    (engines / KEY / MANIFEST).write_text(json.dumps(manifest.to_json()))
     assert store.find(engines, FINGERPRINT) == manifest
 
 
@@ -139,12 +140,12 @@ def test_publishing_again_takes_the_place_of_the_old_engine(engines):
 
 
 def edited(folder: Path, **fields: object) -> None:
-    path = folder / store.MANIFEST
+    path = folder / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def without(folder: Path, field: str) -> None:
-    path = folder / store.MANIFEST
+    path = folder / MANIFEST
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != field}))
 
 
@@ -154,7 +155,7 @@ def replaced_by(path: Path, target: Path) -> None:
 
 
 def of_model(folder: Path, **fields: object) -> None:
-    edited(folder, model=json.loads((folder / store.MANIFEST).read_text())["model"] | fields)
+    edited(folder, model=json.loads((folder / MANIFEST).read_text())["model"] | fields)
 
 
 def piped(path: Path) -> None:
@@ -247,8 +248,8 @@ def test_a_manifest_that_names_something_outside_its_folder_is_refused(engines, 
     (engines / "model.bin").write_bytes(b"x")
     (engines / KEY / "sub").mkdir(exist_ok=True)
     (engines / KEY / "sub").rmdir()
-    files = {FILE: store.sha256(engines / KEY / FILE) for FILE in FILES}
-    edited(engines / KEY, files=files | {name: store.sha256(engines / "model.bin")})
+    files = {FILE: sha256(engines / KEY / FILE) for FILE in FILES}
+    edited(engines / KEY, files=files | {name: sha256(engines / "model.bin")})
     with pytest.raises(Damaged, match=r"no plain file name|missing") as refused:
         store.find(engines, FINGERPRINT)
     assert len(str(refused.value)) < 500 or name == "x" * 10_000
@@ -323,10 +324,10 @@ def test_other_engines_that_are_damaged_do_not_stop_the_search_for_a_difference(
     near = engines / f"{KEY.rpartition('-')[0]}-0"
     near.mkdir()
     if other == "pipe":
-        os.mkfifo(near / store.MANIFEST)
+        os.mkfifo(near / MANIFEST)
     else:
         text = {"large": '{"fingerprint":{"name":"' + "x" * 2_000_000 + '"}}', "deep": "[" * 100_000}.get(other, "[]")
-        (near / store.MANIFEST).write_text(text)
+        (near / MANIFEST).write_text(text)
     assert store.difference(engines, FINGERPRINT) == f"{engines / OTHER.key} was built for another batch 1, now 8"
 
 

@@ -17,8 +17,8 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from clients import tasks
 from conftest import Live, serve_engine
+from mask_arrays import decoded
 from PIL import Image
-from test_masks import decoded
 from ultralytics.data.augment import LetterBox
 from ultralytics.engine.results import Results
 from ultralytics.models.yolo.obb.predict import OBBPredictor

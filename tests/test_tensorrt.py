@@ -29,7 +29,6 @@ from app.backends import Recipe, onnxruntime, pytorch
 from app.backends.tensorrt import cuda
 from app.bench import selftest
 from app.building import builder
-from app.serving.spec import Order
 from app.errors import (
     BackendUnavailable,
     BuildFailed,
@@ -42,6 +41,7 @@ from app.errors import (
 from app.evaluation import datasets
 from app.graphs import candidates, export, footprint, graph, precision
 from app.serving.deployment import deploy, preparation
+from app.serving.spec import Order
 from app.settings import DEMO, DEMO_WEIGHTS, Settings
 from app.store.accuracy import Limits
 from app.vision import images, results

@@ -5,7 +5,7 @@ import pytest
 import scenes
 import torch
 import train
-from test_scenes import TASKS, side_of
+from scene_facts import TASKS, side_of
 from ultralytics.utils.ops import xywhr2xyxyxyxy
 
 SIDE = 160
