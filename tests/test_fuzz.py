@@ -13,12 +13,12 @@ import fuzz
 import grpc
 import numpy as np
 import pytest
+from conftest import free_port
 from fuzz import kserve, parts, slow, web
 from fuzz.cost import Meter
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
-from conftest import free_port
 
 from app.api.protocols.kserve import messages as kserve_messages
 from app.api.protocols.kserve.models import ImageModel, TensorModel

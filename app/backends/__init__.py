@@ -12,6 +12,7 @@ from app.vision.images import Pixels
 from app.vision.results import Outputs
 
 PREBUILT = {".engine": "tensorrt"}  # weights files that are engines of a backend already
+_MODULES = {"tensorrt": "tensorrt.backend"}  # of backends that are packages
 PREFERRED = ("tensorrt", "openvino", "onnxruntime", "pytorch")  # for BACKEND=auto; the first that is available
 
 
@@ -93,7 +94,7 @@ def owner(path: Path) -> str | None:
 def get(name: str) -> Backend:
     """The backend of this name. Raises BackendUnavailable with the reason."""
     try:
-        backend: Backend = importlib.import_module(f"app.backends.{name}")
+        backend: Backend = importlib.import_module(f"app.backends.{_MODULES.get(name, name)}")
         backend.require()
     except ImportError as error:
         raise BackendUnavailable(

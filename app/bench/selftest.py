@@ -164,7 +164,7 @@ def _lanes(engine: Engine, model: ModelInfo, frames: list[list[Pixels]], alone: 
 
 def _graphs(folder: Path, model: ModelInfo, frames: list[list[Pixels]]) -> str:
     """CUDA graphs give what the same kernels give when they are enqueued one by one."""
-    from app.backends.tensorrt import open_plans
+    from app.backends.tensorrt.backend import open_plans
 
     found = {}
     for graphs in (True, False):

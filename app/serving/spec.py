@@ -134,7 +134,7 @@ def revision(packages: tuple[str, ...], *files: Path) -> str:
 def _files(backend: Backend) -> list[Path]:
     """Of a backend, which is a module with what it shares with others, or a package."""
     path = Path(inspect.getsourcefile(backend) or "")  # type: ignore[arg-type]  # a module
-    return sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path, path.with_name("shapes.py")]
+    return sorted(path.parent.glob("*.py")) if path.name == "backend.py" else [path, path.with_name("shapes.py")]
 
 
 def _backend(order: Order, path: Path) -> tuple[str, Backend]:

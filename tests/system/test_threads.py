@@ -208,7 +208,7 @@ def test_a_stuck_thread_does_not_hold_up_the_exit():
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True, timeout=30
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True, timeout=30
     )
     assert (done.stdout, done.stderr) == ("stuck\n", "")
 

@@ -404,7 +404,7 @@ def run_python(code: str, *arguments: str, data: bytes) -> str:
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[1], input=data, capture_output=True, check=True, env=environment
+        command, cwd=Path(__file__).parents[2], input=data, capture_output=True, check=True, env=environment
     )
     assert done.stderr == b""
     return done.stdout.decode().strip()

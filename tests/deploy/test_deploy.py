@@ -36,7 +36,7 @@ from app.settings import DEMO_WEIGHTS, Settings
 from app.system import gpu
 from app.system.metrics import STAGES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/yolopard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]

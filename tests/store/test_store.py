@@ -366,7 +366,7 @@ def test_a_workplace_is_no_engine(engines):
 def held_elsewhere(engines: Path, key: str = KEY) -> Iterator[subprocess.Popen]:
     """The lock in another process, until its standard input is closed."""
     command = [sys.executable, "-c", HELPER, str(engines), key]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         watchdog = threading.Timer(20, process.kill)
         watchdog.start()

@@ -271,7 +271,7 @@ def test_bad_images_print_nothing(tmp_path):
         "    except errors.UndecodableImage: pass\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
 
 

@@ -92,7 +92,7 @@ def test_what_cannot_be_measured_is_told_in_one_line(options, says, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("file").touch()
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     assert main(["bench", *options]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == f"yolopard: {says}"
 
@@ -171,7 +171,7 @@ def test_bar_has_as_many_steps_as_are_made(capsys):
     plan = Plan((1, 2), 0.1, 2)
     made: list[str] = []
     with started(Settings.of(backend="simulated", imgsz=160)) as server:
-        measure(server, None, bench.read_images(Path(__file__).parents[1] / "models/demo/samples"), plan, made.append)
+        measure(server, None, bench.read_images(Path(__file__).parents[2] / "models/demo/samples"), plan, made.append)
     assert len(made) == steps(plan)
 
 
