@@ -24,7 +24,7 @@ from app.errors import BenchFailed, SettingsError, SetupError
 from app.http.server import make_server
 from app.model import spell
 from app.progress import Progress
-from app.serving.deployment import EngineSource
+from app.serving.loader import EngineSource
 from app.serving.service import Service
 from app.serving.spec import Order
 from app.serving.stored import StoredEngines
@@ -32,7 +32,7 @@ from app.settings import DEMO, FIELDS, Settings
 from app.store import store
 from app.store.accuracy import ENOUGH, Figures, Limits
 from app.store.manifest import Built
-from app.system import log, machine
+from app.system import host, log
 
 SWITCH_S = 0.0005  # for which a thread may keep the interpreter from the others; decode threads want it often
 
@@ -67,8 +67,8 @@ def serve(settings: Settings) -> NoReturn:
     """Serve until SIGTERM or SIGINT; what was admitted by then is still answered."""
     log.configure(settings.server.log_level, settings.server.log_format)
     settings.server.require_keys()
-    machine.keep_freed_memory()
-    machine.give_back_when_idle()
+    host.keep_freed_memory()
+    host.give_back_when_idle()
     sys.setswitchinterval(SWITCH_S)
     server = make_server(settings.server)
     service = Service(
@@ -150,7 +150,7 @@ def _provider(settings: Settings, backend: str) -> EngineSource:
     order = _order(settings, backend)
     if util.find_spec("app.building") is None:
         return StoredEngines(order)
-    from app.building.build_process import BuildProcess
+    from app.building.process import BuildProcess
 
     configure_log = partial(log.configure, settings.server.log_level, settings.server.log_format)
     return BuildProcess(order, configure_log, settings.server.build_memory_bytes)

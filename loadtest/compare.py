@@ -80,7 +80,7 @@ def yolopard(name: str, *packages: str, **settings: object) -> Kind:
     return Kind(name, [sys.executable, "-m", "app", "serve", *options], "/v1/detect", ["yolopard", *packages])
 
 
-KEEP_FREED_MEMORY = {  # what Yolopard tells malloc by itself (app/system/machine.py)
+KEEP_FREED_MEMORY = {  # what Yolopard tells malloc by itself (app/system/host.py)
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
 }

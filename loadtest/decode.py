@@ -21,25 +21,25 @@ sys.path.insert(0, str(ROOT))
 from app import backends  # noqa: E402
 from app.building.builder import Order, build, find  # noqa: E402
 from app.evaluation.datasets import Picture  # noqa: E402
-from app.evaluation.datasets.labels import Labels  # noqa: E402
+from app.evaluation.datasets.annotations import Labels  # noqa: E402
 from app.evaluation.gate import Gate  # noqa: E402
 from app.settings import (  # noqa: E402
     DEMO,
     DEMO_WEIGHTS,
     ENGINES_DIR,
 )
-from app.system import machine  # noqa: E402
-from app.vision.images import Preparation  # noqa: E402
+from app.system import host  # noqa: E402
+from app.vision.preprocess import Preparation  # noqa: E402
 
 SCENES, FIRST, QUALITY = 40, 700_000, 92
 
 
 def main() -> None:
-    machine.keep_freed_memory()
+    host.keep_freed_memory()
     order = Order(str(DEMO_WEIGHTS), None, 8, "fp32", "openvino", ENGINES_DIR)
     built = find(order) or build(order, lambda _: None)
     model = built.manifest.model
-    engine = backends.get("openvino").load(built.folder, 1, machine.cpus())
+    engine = backends.get("openvino").load(built.folder, 1, host.cpus())
     ways = {
         fast: Preparation(model.imgsz, model.stride, shapes=None, fast=fast, max_pixels=10**9) for fast in (False, True)
     }

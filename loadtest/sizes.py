@@ -30,7 +30,7 @@ import scenes  # noqa: E402
 from app import backends  # noqa: E402
 from app.backends import Recipe, pytorch  # noqa: E402
 from app.errors import YolopardError  # noqa: E402
-from app.graphs import export, graph  # noqa: E402
+from app.graphs import export, serving_graph  # noqa: E402
 
 TASKS = ("", "-seg", "-pose", "-obb", "-cls")
 SIDES = {"n": 640, "s": 640, "m": 320, "l": 320, "x": 320}  # px: larger ones take minutes on two cores
@@ -96,7 +96,7 @@ def build(case: Case, backend_name: str, weights: Path, folder: Path) -> tuple[b
     for part in ("plain", "engine"):
         (folder / part).mkdir(parents=True)
     plain = export.to_plain_onnx(weights, case.imgsz, folder / "plain")
-    model = graph.to_serving_graph(plain, case.name, case.imgsz, folder / "graph.onnx")
+    model = serving_graph.to_serving_graph(plain, case.name, case.imgsz, folder / "graph.onnx")
     recipe = Recipe(
         weights=weights,
         graphs=[folder / "graph.onnx"],

@@ -27,14 +27,14 @@ sys.path.insert(0, str(ROOT))
 
 from app.__main__ import open_source  # noqa: E402
 from app.backends.simulated import SimulatedEngine  # noqa: E402
-from app.bench.alone import Alone  # noqa: E402
+from app.bench.engine_baseline import Alone  # noqa: E402
 from app.bench.load import Target, closed_loop, multipart, open_loop  # noqa: E402
 from app.bench.report import circumstances, machine_line  # noqa: E402
 from app.bench.server import Server, started  # noqa: E402
 from app.serving.batcher import Batcher  # noqa: E402
-from app.serving.capacity import Capacity  # noqa: E402
+from app.serving.profile import Capacity  # noqa: E402
 from app.settings import Settings  # noqa: E402
-from app.system import machine  # noqa: E402
+from app.system import host  # noqa: E402
 from app.system.metrics import Metrics  # noqa: E402
 
 median = statistics.median
@@ -252,7 +252,7 @@ def soak(options: argparse.Namespace) -> Iterator[Line]:
 
 def usage(server: Server) -> tuple[int, int, int]:
     """Resident bytes, threads and open files of a server that has nothing to do."""
-    time.sleep(3 * machine.IDLE_S)  # it has closed the connections of the load, and given back what malloc kept
+    time.sleep(3 * host.IDLE_S)  # it has closed the connections of the load, and given back what malloc kept
     folder = Path(f"/proc/{server.pid}")
     resident = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return resident, len(list((folder / "task").iterdir())), len(list((folder / "fd").iterdir()))

@@ -21,11 +21,11 @@ import pytest
 from app import backends
 from app.api.app import create_app
 from app.backends import Engine
-from app.building.build_process import BuildProcess
+from app.building.process import BuildProcess
 from app.http.server import make_server
 from app.model import ModelInfo
-from app.serving import capacity
-from app.serving.capacity import Capacity
+from app.serving import profile
+from app.serving.profile import Capacity
 from app.serving.service import Service
 from app.serving.spec import Order
 from app.settings import DEMO, DEMO_WEIGHTS, Settings
@@ -107,11 +107,11 @@ def of_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OfTask]
 
     @functools.cache
     def make(task: str) -> OfTask:
-        from app.graphs import export, graph
+        from app.graphs import export, serving_graph
 
         folder, weights = tmp_path_factory.mktemp(task), DEMO / f"yolov8-demo-{task}.pt"
         plain, serving = export.to_plain_onnx(weights, None, folder), folder / "graph.onnx"
-        return OfTask(weights, plain, serving, graph.to_serving_graph(plain, task, None, serving))
+        return OfTask(weights, plain, serving, serving_graph.to_serving_graph(plain, task, None, serving))
 
     return make
 
@@ -193,7 +193,7 @@ def serving(
     device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Live]]:
     measured = {}
-    monkeypatch.setattr(capacity, "measure", lambda *_: measured["capacity"])
+    monkeypatch.setattr(profile, "measure", lambda *_: measured["capacity"])
     monkeypatch.setattr(backends, "get", lambda name: fakes.Backend(second if name == "pytorch" else device))
     lives = []
 
@@ -252,7 +252,7 @@ def serve_engine(engine: Engine, built: Built, **settings: object) -> Iterator[L
     """An engine at hand, served in batches of up to 4 with no backend behind it."""
     ready = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(capacity, "measure", lambda *_: fakes.capacity(4))
+        patch.setattr(profile, "measure", lambda *_: fakes.capacity(4))
         patch.setattr(backends, "get", lambda _: fakes.Backend(engine))
         service = Service(
             Settings.of(batch=4, **settings),
@@ -289,7 +289,7 @@ def demo(build: Callable[..., Built]) -> Iterator[Live]:
 @pytest.fixture
 def batching_demo(build: Callable[..., Built], monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
     """The demo model, in batches of up to 8 whether they pay or not."""
-    monkeypatch.setattr(capacity, "measure", lambda engine, lanes, frame, largest, patience: fakes.capacity(largest))
+    monkeypatch.setattr(profile, "measure", lambda engine, lanes, frame, largest, patience: fakes.capacity(largest))
     live = serve_demo(build().folder.parent)
     yield live
     live.stop()

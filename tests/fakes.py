@@ -13,10 +13,10 @@ import numpy as np
 from app.backends import Recipe
 from app.model import ModelInfo
 from app.progress import Progress, Report
-from app.serving.capacity import Capacity
+from app.serving.profile import Capacity
 from app.store.accuracy import Figures
 from app.store.manifest import Built, Fingerprint, Manifest, Verdict
-from app.vision.results import Outputs
+from app.vision.postprocess import Outputs
 
 NAMES = {0: "cat", 1: "dog", 2: "red, large cat"}
 MODEL = ModelInfo("pets", "detect", NAMES, stride=32, imgsz=64, shapes=None)

@@ -25,11 +25,11 @@ from app.api.protocols.kserve.models import ImageModel, TensorModel
 from app.api.protocols.kserve.wire import parse
 from app.api.request import urls
 from app.api.request.body import Limit
+from app.api.request.images import from_base64
 from app.api.request.multipart import Parts
-from app.api.request.source import from_base64
 from app.errors import RequestError, Unsupported
 from app.serving.inflight import Inflight
-from app.vision import images
+from app.vision import preprocess
 
 KEY = b"0123456789abcdef"
 HOSTS = ["images.example", "images.example:8443"]
@@ -114,7 +114,7 @@ def test_any_text_is_a_url_of_an_allowed_host_or_refused(text):
 @given(parts.pictures())
 def test_any_bytes_are_an_image_or_a_request_error(data):
     with contextlib.suppress(RequestError):
-        pixels = images.decode(data, 1_000_000)
+        pixels = preprocess.decode(data, 1_000_000)
         assert pixels.ndim == 3
 
 
@@ -206,7 +206,7 @@ def test_open_files_are_counted_without_the_connections_of_slow_clients():
 
 @pytest.mark.parametrize("kind", range(len(parts.IMAGES)))
 def test_the_images_that_are_broken_are_sound_at_first(kind):
-    assert images.decode(parts.IMAGES[kind], 1000).shape == (16, 24, 3)
+    assert preprocess.decode(parts.IMAGES[kind], 1000).shape == (16, 24, 3)
 
 
 def test_slow_half_and_endless_clients_get_no_5xx_and_the_next_right_one_is_answered(serve):

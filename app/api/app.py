@@ -15,13 +15,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import __version__
 from app.api import system
+from app.api.context import Exchange, ExchangeMiddleware
 from app.api.docs import add_docs
-from app.api.door import ImageRoute
 from app.api.errors import explain_http, explain_validation
-from app.api.exchange import Exchange, ExchangeMiddleware
-from app.api.protocols import deepstack, detect, platform, roboflow
+from app.api.protocols import deepstack, platform, predict, roboflow
 from app.api.protocols.kserve import http as kserve
 from app.api.protocols.kserve.repository import Repository
+from app.api.routing import ImageRoute
 from app.errors import MethodNotAllowed, ServiceError, Unauthorized, YolopardError, forget
 from app.serving.service import Service
 
@@ -32,7 +32,7 @@ def create_app(service: Service) -> ASGIApp:
     """The ASGI application around a service that it starts and stops."""
     models = Repository(service)
     protocols: dict[str, Callable[[Service], APIRouter]] = {  # Roboflow's POST /{project}/{version} goes last
-        "v1": detect.routes,
+        "v1": predict.routes,
         "kserve": partial(kserve.routes, models=models),
         "platform": platform.routes,
         "deepstack": deepstack.routes,

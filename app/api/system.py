@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
-from app.api.keys import described, require_key
+from app.api.auth import described, require_key
 from app.serving.service import Service
 
 PAGE = Path(__file__).with_name("page.html")

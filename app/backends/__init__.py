@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from app.errors import BackendUnavailable
 from app.model import ModelInfo, Shape
-from app.vision.images import Pixels
-from app.vision.results import Outputs
+from app.vision.postprocess import Outputs
+from app.vision.preprocess import Pixels
 
 PREBUILT = {".engine": "tensorrt"}  # weights files that are engines of a backend already
 _MODULES = {"tensorrt": "tensorrt.backend"}  # of backends that are packages
@@ -20,7 +20,7 @@ class Engine(Protocol):
     """A loaded engine. `infer` is called from `lanes` threads at a time, each with its own lane number."""
 
     def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
-        """N frames, uint8 [H, W, 3] RGB of one shape -> the outputs of each, in the order of app/graphs/graph.py.
+        """N frames, uint8 [H, W, 3] RGB of one shape -> the outputs of each, in the order of serving_graph.py.
 
         `alone` tells that no other batch runs or waits: all cores may work on this one.
         """

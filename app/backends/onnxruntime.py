@@ -10,10 +10,10 @@ import onnxruntime
 
 from app.backends import Recipe
 from app.model import ModelInfo
-from app.system import machine
-from app.vision import results
-from app.vision.images import Pixels
-from app.vision.results import K, Outputs
+from app.system import host
+from app.vision import postprocess
+from app.vision.postprocess import K, Outputs
+from app.vision.preprocess import Pixels
 
 PRECISIONS = ("fp32", "fp16", "int8")
 LANES = 1
@@ -32,22 +32,22 @@ def version() -> str:
 
 
 def device() -> str:
-    return machine.architecture()
+    return host.architecture()
 
 
 def build(recipe: Recipe) -> dict[str, Any]:
     """INT8 is slower than FP32 here (loadtest/RESULTS.md): it tells how accurate TensorRT's will be."""
-    from app.graphs import candidates, precision
+    from app.graphs import fp16, int8_search
 
     (graph,) = recipe.graphs
     match recipe.precision:
         case "fp32":
             shutil.copyfile(graph, recipe.folder / _FILE)
         case "fp16":
-            precision.to_half(graph, recipe.folder / _FILE)
+            fp16.to_half(graph, recipe.folder / _FILE)
         case "int8":
             frames = recipe.calibration(recipe.model.shapes)
-            return candidates.to_int8(graph, recipe.folder / _FILE, frames, zero_points=False)
+            return int8_search.to_int8(graph, recipe.folder / _FILE, frames, zero_points=False)
     return {}
 
 
@@ -101,5 +101,5 @@ class PlainExport:
         found = self._session.run(None, {source.name: pixels})
         first, *others = (np.asarray(output, np.float32)[0] for output in found)
         if model.task != "classify" and not model.end_to_end:
-            first = results.from_head(first[None], K, len(model.names), centred=model.task == "obb")[0]
+            first = postprocess.from_head(first[None], K, len(model.names), centred=model.task == "obb")[0]
         return first, *others

@@ -10,9 +10,9 @@ import openvino
 from app.backends import Recipe
 from app.backends.shapes import Shapes
 from app.model import spell, unspell
-from app.system import machine
-from app.vision.images import Pixels
-from app.vision.results import Outputs
+from app.system import host
+from app.vision.postprocess import Outputs
+from app.vision.preprocess import Pixels
 
 PRECISIONS = ("fp32", "int8")
 LANES = None
@@ -32,17 +32,17 @@ def version() -> str:
 
 
 def device() -> str:
-    return machine.architecture()
+    return host.architecture()
 
 
 def build(recipe: Recipe) -> dict[str, Any]:
     """By convert_model: read_model gives other boxes for a quantized graph, without an error (docs/decisions.md)."""
-    from app.graphs import candidates
+    from app.graphs import int8_search
 
     (graph,), facts = recipe.graphs, {}
     if recipe.precision == "int8":
         quantized = graph.with_name("int8.onnx")
-        facts = candidates.to_int8(graph, quantized, recipe.calibration(recipe.model.shapes), zero_points=True)
+        facts = int8_search.to_int8(graph, quantized, recipe.calibration(recipe.model.shapes), zero_points=True)
         graph = quantized
     model = openvino.convert_model(graph)
     model.set_rt_info(spell(*recipe.model.shapes or ()), _SHAPES)

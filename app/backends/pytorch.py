@@ -13,9 +13,9 @@ import torch
 from app.backends import Recipe
 from app.errors import WeightsError
 from app.graphs.export import load_module
-from app.system import machine
-from app.vision.images import Pixels
-from app.vision.results import K, Outputs
+from app.system import host
+from app.vision.postprocess import K, Outputs
+from app.vision.preprocess import Pixels
 
 PRECISIONS = ("fp32", "fp16") if torch.cuda.is_available() else ("fp32",)
 LANES = 1
@@ -36,7 +36,7 @@ def version() -> str:
 
 
 def device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else machine.architecture()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else host.architecture()
 
 
 def build(recipe: Recipe) -> dict[str, Any]:

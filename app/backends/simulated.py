@@ -21,8 +21,8 @@ from app.errors import BuildFailed
 from app.model import ModelInfo, Shape, spell
 from app.progress import Progress, Report
 from app.store.manifest import Built, Fingerprint, Manifest, Verdict
-from app.vision.images import Pixels
-from app.vision.results import K, Outputs
+from app.vision.postprocess import K, Outputs
+from app.vision.preprocess import Pixels
 
 NAME = "simulated"
 PRECISIONS = ("none",)

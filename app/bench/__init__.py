@@ -9,12 +9,12 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.bench import engines, report
-from app.bench.alone import Alone, Open
+from app.bench.engine_baseline import Alone, Open
 from app.bench.plan import Plan, measure, steps
 from app.bench.server import Server, started
 from app.errors import BenchFailed
 from app.settings import Settings
-from app.vision.images import sniff
+from app.vision.preprocess import sniff
 
 __all__ = ["Plan", "compare", "run"]
 

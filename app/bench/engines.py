@@ -10,7 +10,7 @@ import orjson
 from matplotlib.figure import Figure
 
 from app import backends
-from app.bench.alone import Alone, Open
+from app.bench.engine_baseline import Alone, Open
 from app.errors import BackendUnavailable, SetupError
 from app.settings import Settings
 from app.store.manifest import Built

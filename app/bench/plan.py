@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import uvloop
 
-from app.bench.alone import Alone
+from app.bench.engine_baseline import Alone
 from app.bench.load import Run, Target, closed_loop, multipart, open_loop
 from app.bench.server import Server
 from app.errors import BenchFailed

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from app import __version__
 from app.bench.load import Run
 from app.bench.plan import Case, Measured
-from app.system import gpu, machine
+from app.system import gpu, host
 
 IN_SIGHT = 3  # times the served rate; limits beyond are not drawn
 
@@ -42,7 +42,7 @@ def circumstances() -> dict[str, Any]:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "yolopard": __version__,
         "commit": _commit(),
-        "machine": machine.facts(),
+        "machine": host.facts(),
         "gpu": gpu.facts(),
         "versions": versions,
     }

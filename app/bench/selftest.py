@@ -17,19 +17,19 @@ import numpy as np
 
 from app import __version__, backends
 from app.backends import Engine
-from app.building.build_process import BuildProcess
+from app.building.process import BuildProcess
 from app.errors import BackendUnavailable, GateFailed, SetupError
-from app.evaluation import datasets, judge
+from app.evaluation import compare, datasets
 from app.model import ModelInfo
-from app.serving import capacity
+from app.serving import profile
 from app.serving.spec import Order
 from app.store import store
 from app.store.manifest import Manifest
-from app.system import children, gpu, machine
-from app.system.children import ChildDied
-from app.vision import matching, results
-from app.vision.images import Pixels
-from app.vision.results import Outputs, Thresholds
+from app.system import gpu, host, processes
+from app.system.processes import ChildDied
+from app.vision import matching, postprocess
+from app.vision.postprocess import Outputs, Thresholds
+from app.vision.preprocess import Pixels
 
 MIXED = 8  # images in the batches that mix them
 TIMED_S = 2.0  # a batch size is timed for so long, and at least three times
@@ -64,7 +64,7 @@ def run(order: Order, tell: Callable[[str], None]) -> list[Row]:
                 tell(f"{backend} {precision}")
                 order_of_row = replace(order, backend=backend, precision=precision, engines=Path(scratch))
                 try:
-                    row = children.call(_try, row, order_of_row)
+                    row = processes.call(_try, row, order_of_row)
                 except ChildDied:
                     row.fail("the process crashed")
             rows.append(row)
@@ -111,15 +111,15 @@ def _build(order: Order) -> Manifest:
 def _stress(row: Row, order: Order, manifest: Manifest) -> None:
     backend, folder = backends.get(order.backend), order.engines / manifest.fingerprint.key
     frames = _frames(manifest.model)
-    engine = backend.load(folder, 2, machine.cpus())
+    engine = backend.load(folder, 2, host.cpus())
     alone = [[engine.infer(0, [frame])[0] for frame in of_shape] for of_shape in frames]
     row.checks["mixing"] = _mixing(engine, manifest.model, frames, alone, min(order.batch, MIXED))
     row.checks["lanes"] = _lanes(engine, manifest.model, frames, alone)
     engine.close()
     if order.backend == "tensorrt":
         row.checks["graphs"] = _graphs(folder, manifest.model, frames)
-    lanes = backends.lanes(backend, None, machine.cpus())
-    engine = backend.load(folder, lanes, machine.cpus())
+    lanes = backends.lanes(backend, None, host.cpus())
+    engine = backend.load(folder, lanes, host.cpus())
     for size in sorted({1, min(8, order.batch), order.batch}):
         row.images_per_second[size] = round(_rate(engine, lanes, frames[-1], size), 2)
     engine.close()
@@ -129,7 +129,7 @@ def _frames(model: ModelInfo) -> list[list[Pixels]]:
     """MIXED different ones of each shape, the largest last; square where none are listed."""
     made = []
     for shape in sorted(model.shapes or [(model.imgsz, model.imgsz)], key=math.prod):
-        frames = [frame for _, _, frame in judge.frames(datasets.samples(), model, [shape])]
+        frames = [frame for _, _, frame in compare.frames(datasets.samples(), model, [shape])]
         made.append([np.roll(frames[i % len(frames)], 32 * i, axis=1) for i in range(MIXED)])
     return made
 
@@ -180,7 +180,7 @@ def _graphs(folder: Path, model: ModelInfo, frames: list[list[Pixels]]) -> str:
 
 def _difference(expected: Outputs, outputs: Outputs, model: ModelInfo) -> str:
     """How the detections differ, in words; "" if they do not."""
-    first, second = (results.select(each, Thresholds(), model) for each in (expected, outputs))
+    first, second = (postprocess.select(each, Thresholds(), model) for each in (expected, outputs))
     both = matching.pairs(first, second)
     box_px = float(np.abs(first.boxes[both[:, 0]] - second.boxes[both[:, 1]]).max(initial=0))
     score = float(np.abs(first.scores[both[:, 0]] - second.scores[both[:, 1]]).max(initial=0))
@@ -196,8 +196,8 @@ def _rate(engine: Engine, lanes: int, frames: list[Pixels], size: int) -> float:
     def work(lane: int) -> None:
         engine.infer(lane, batch)
 
-    seconds = size / capacity.images_per_second(lanes, size, work, rounds=1)
-    return capacity.images_per_second(lanes, size, work, rounds=max(3, round(TIMED_S / seconds / lanes)))
+    seconds = size / profile.images_per_second(lanes, size, work, rounds=1)
+    return profile.images_per_second(lanes, size, work, rounds=max(3, round(TIMED_S / seconds / lanes)))
 
 
 def report(order: Order, rows: list[Row]) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def report(order: Order, rows: list[Row]) -> dict[str, Any]:
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "yolopard": __version__,
-        "machine": machine.facts(),
+        "machine": host.facts(),
         "gpu": gpu.facts(),
         "weights": order.name,
         "imgsz": order.imgsz,

@@ -16,17 +16,17 @@ from types import ModuleType
 from app import __version__, backends
 from app.backends import Backend, Recipe
 from app.errors import BackendUnavailable, SettingsError
-from app.evaluation import datasets, judge
+from app.evaluation import compare, datasets
 from app.evaluation.datasets import Dataset
 from app.model import ModelInfo, Shape, spell
 from app.progress import PHASES, Progress, Report
 from app.serving.spec import BuildSpec, Order, local_weights, resolve, revision
 from app.serving.stored import accepted, refused
 from app.settings import DEMO
-from app.store import safe_files, store
+from app.store import permissions, store
 from app.store.manifest import Built, Damaged, Fingerprint, Manifest, Verdict, sha256
-from app.system import machine
-from app.vision.images import Pixels
+from app.system import host
+from app.vision.preprocess import Pixels
 
 log = logging.getLogger("yolopard.builder")
 
@@ -129,7 +129,7 @@ def _build(spec: BuildSpec, fingerprint: Fingerprint, report: Report) -> Manifes
         graphs, model = _graphs(spec, backend, scratch)
 
         def calibration(shapes: Sequence[Shape] | None) -> Iterator[Pixels]:
-            return (frame for _, _, frame in judge.frames(_calibration(spec, model), model, shapes))
+            return (frame for _, _, frame in compare.frames(_calibration(spec, model), model, shapes))
 
         begin("engine")
         recipe = Recipe(
@@ -138,7 +138,7 @@ def _build(spec: BuildSpec, fingerprint: Fingerprint, report: Report) -> Manifes
             model=model,
             precision=precision,
             batch=spec.batch,
-            lanes=backends.lanes(backend, spec.lanes, machine.cpus()),
+            lanes=backends.lanes(backend, spec.lanes, host.cpus()),
             calibration=calibration,
             folder=engine,
             cache=store.subfolder(spec.engines, ".cache"),
@@ -180,21 +180,21 @@ def _graphs(spec: BuildSpec, backend: Backend, scratch: Path) -> tuple[list[Path
 
 
 def _build_rooms() -> tuple[ModuleType, ModuleType]:
-    """app.graphs.export and app.graphs.graph, imported only when something is built."""
+    """app.graphs.export and app.graphs.serving_graph, imported only when something is built."""
     try:
-        from app.graphs import export, graph
+        from app.graphs import export, serving_graph
     except ImportError as error:
         raise BackendUnavailable(
             f"an engine has to be built, and building needs {error.name}: pip install 'yolopard[build]', or build it "
             "elsewhere with `yolopard build` and bring the engines folder here"
         ) from error
-    return export, graph
+    return export, serving_graph
 
 
 def _fetch(order: Order) -> Path:
     folder = store.subfolder(order.engines, "weights")
     with store.explained(order.engines):
-        safe_files.make_folder(folder)
+        permissions.make_folder(folder)
         path: Path = _build_rooms()[0].fetch(order.weights, folder)
     return path
 
@@ -209,7 +209,7 @@ def _judge(spec: BuildSpec, backend: Backend, engine: Path, model: ModelInfo, pr
     if spec.prebuilt:
         return Verdict(UNCHECKED, "", None)
     dataset = _gate_images(spec, model)
-    figures = judge.figures(backend, engine, spec.path, model, precision, dataset, spec.batch)
+    figures = compare.figures(backend, engine, spec.path, model, precision, dataset, spec.batch)
     shapes = model.shapes or ()
     on = f"{dataset.name}, the worst of {spell(*shapes)}" if len(shapes) > 1 else dataset.name
     images = datasets.digest(spec.gate, "GATE_DIR") if spec.gate else ""
@@ -228,8 +228,8 @@ def _circumstances(started: float) -> dict[str, object]:
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 1),
-        "cpu": machine.cpu_name(),
-        "cpus": machine.cpus(),
+        "cpu": host.cpu_name(),
+        "cpus": host.cpus(),
         "yolopard": __version__,
         "versions": versions,
     }

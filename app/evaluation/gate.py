@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.evaluation.accuracy import Tally, TopTally
 from app.evaluation.datasets import Picture
+from app.evaluation.mean_ap import Tally, TopTally
 from app.model import ModelInfo
 from app.store.accuracy import MAX_BOX_PX, Figures, Z
-from app.vision import masks, results
-from app.vision.images import Placement
+from app.vision import masks, postprocess
 from app.vision.matching import CONF, FAINT, from_score, keypoints_apart, pairs
-from app.vision.results import Outputs, Rows, Thresholds
+from app.vision.postprocess import Outputs, Rows, Thresholds
+from app.vision.preprocess import Placement
 
 TOP = 30  # rows of each image that are compared at least: weights that see nothing in the images are judged as well
 CLASS_CONF = 0.01  # below it all classes are about as unlikely, and which is the most likely is noise
@@ -81,7 +81,7 @@ class Gate:
         alike = compare(reference[0], engine[0], self._max_score)
         self._rows += len(alike)
         self._rows_alike += int(np.count_nonzero(alike))
-        wanted, found = (results.select(outputs, _ALL, self._model) for outputs in (reference, engine))
+        wanted, found = (postprocess.select(outputs, _ALL, self._model) for outputs in (reference, engine))
         matched = pairs(from_score(wanted, CONF), from_score(found, FAINT))
         self._boxes += len(from_score(wanted, CONF))
         self._found += len(matched)

@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from app.vision.images import Pixels
+from app.vision.preprocess import Pixels
 
 STEPS = 127  # of int8 to either side of 0; -128 is not used
 

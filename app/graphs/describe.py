@@ -17,7 +17,7 @@ _NMS = "export it again with nms=False"
 def describe(
     model: onnx.ModelProto, weights: Path, name: str, imgsz: int | None, shapes: tuple[Shape, ...] | None
 ) -> ModelInfo:
-    """The model of an export as app/graphs/plain.py reads it, for frames of this size or these shapes if any.
+    """The model of an export as app/graphs/normalize.py reads it, for frames of this size or these shapes if any.
 
     Raises WeightsError, which names the `weights`, for other tasks and heads, and for sizes that the export has not.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import WeightsError
-from app.graphs import plain
+from app.graphs import normalize
 from app.graphs.describe import dims, require_multiples, require_task
 from app.model import Shape
 from app.weights import checkpoint, metadata
@@ -65,7 +65,7 @@ def to_plain_onnx(weights: Path, size: int | Shape | None, folder: Path, *, stat
     require_multiples(size, stride)
     try:
         exported = model.export(
-            format="onnx", imgsz=size, dynamic=not static, simplify=True, opset=plain.OPSET, device="cpu"
+            format="onnx", imgsz=size, dynamic=not static, simplify=True, opset=normalize.OPSET, device="cpu"
         )
     except Exception as error:
         raise WeightsError(f"{weights}: Ultralytics cannot export it: {_first_line(error, copy, weights)}") from error
@@ -77,7 +77,7 @@ def _fix_shape(weights: Path, size: int | Shape | None, target: Path) -> Path:
     import onnx
     import onnxslim
 
-    model = plain.read(weights, weights)
+    model = normalize.read(weights, weights)
     source = model.graph.input[0]
     if all(dims(source)[2:]):
         return weights

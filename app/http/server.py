@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from app.http.connection import Connection
 from app.http.connections import Connections, Limits
 from app.settings import ServerSettings
-from app.system import machine
+from app.system import host
 
 log = logging.getLogger("yolopard.http")
 
@@ -77,7 +77,7 @@ def make_server(settings: ServerSettings, app: ASGIApp | str = "unset") -> Serve
 
 
 def _limits(settings: ServerSettings) -> Limits:
-    files = machine.allow_open_files(settings.max_connections + OTHER_FILES)
+    files = host.allow_open_files(settings.max_connections + OTHER_FILES)
     connections = max(1, min(settings.max_connections, files - OTHER_FILES))
     if connections < settings.max_connections:
         log.warning("the process may have %d files open: MAX_CONNECTIONS is %d", files, connections)

@@ -19,11 +19,11 @@ from functools import partial
 
 from app.backends import Engine
 from app.errors import DeadlineExceeded, InferenceFailed, Stopping
-from app.serving.capacity import HANDLING_S, Capacity
+from app.serving.profile import HANDLING_S, Capacity
 from app.system.metrics import Metrics
 from app.system.threads import Threads
-from app.vision.images import Pixels
-from app.vision.results import Outputs
+from app.vision.postprocess import Outputs
+from app.vision.preprocess import Pixels
 
 log = logging.getLogger("yolopard.batcher")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from app.errors import BodyTooLarge, Overloaded, Stopping, TooManyPixels
-from app.system import machine
+from app.system import host
 
 MIB = 1 << 20
 SLOW_S = 1.0  # a client that has been waited for so long gives way where memory is short
@@ -14,12 +14,12 @@ SMALL_BYTES, SMALL_PIXELS = MIB, 4_000_000  # up to which a request may take of 
 
 def default_bytes() -> int:
     """An eighth of this process's memory, 128 MiB to 1 GiB."""
-    return min(max(machine.memory_bytes() // 8, 128 * MIB), 1024 * MIB)
+    return min(max(host.memory_bytes() // 8, 128 * MIB), 1024 * MIB)
 
 
 def default_pixels() -> int:
     """One for each 32 bytes of this process's memory, 64 to 512 million: a decoded image takes 3 to 8 bytes a pixel."""
-    return min(max(machine.memory_bytes() // 32, 64_000_000), 512_000_000)
+    return min(max(host.memory_bytes() // 32, 64_000_000), 512_000_000)
 
 
 class Inflight:

@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 from app.errors import DeadlineExceeded, Overloaded
 from app.model import ModelInfo
 from app.serving.batcher import Answer, Batcher
+from app.system.gather import together
 from app.system.metrics import Metrics
 from app.system.threads import Threads, checkpoint
-from app.system.together import together
-from app.vision import drawing, images, masks, matching, results
-from app.vision.images import Pixels, Placement, Preparation
-from app.vision.results import Detections, Outputs, Thresholds
+from app.vision import draw, masks, matching, postprocess, preprocess
+from app.vision.postprocess import Detections, Outputs, Thresholds
+from app.vision.preprocess import Pixels, Placement, Preparation
 
 T = TypeVar("T")
 Turns = AbstractAsyncContextManager[Any]
@@ -199,10 +199,10 @@ class Predictor:
 
         def prepare() -> tuple[Placement, Pixels]:
             frame = make()
-            return images.whole(frame), frame
+            return preprocess.whole(frame), frame
 
         def finish(outputs: Outputs, _: Placement) -> Outputs:
-            return results.keep(outputs, thresholds, self.model)
+            return postprocess.keep(outputs, thresholds, self.model)
 
         _, found = await self._predict(prepare, finish, thresholds, deadline, self.engines[:1], turns, shadowed=True)
         return FramePrediction(*found[0])
@@ -271,15 +271,15 @@ class Predictor:
         """The image with its detections drawn, as "jpeg" or "png"."""
 
         def work() -> bytes:
-            pixels = images.decode(data, self._preparation.max_pixels, self._preparation.max_side)
+            pixels = preprocess.decode(data, self._preparation.max_pixels, self._preparation.max_side)
             found, placement = prediction.detections, prediction.placement
             outlines = []
             for mask in found.masks or ():
                 checkpoint()
                 outlines.append(masks.polygon(mask, placement))
-            picture = drawing.draw(pixels, found, self.model.names, outlines)
+            picture = draw.draw(pixels, found, self.model.names, outlines)
             checkpoint()
-            return drawing.encode(picture, kind)
+            return draw.encode(picture, kind)
 
         picture, _ = await _on(self._drawers, work)
         return picture
@@ -325,21 +325,21 @@ def _takes_long(outputs: Outputs, thresholds: Thresholds, model: ModelInfo) -> b
     """Masks and many boxes do."""
     if model.task in ("classify", "segment"):
         return model.task == "segment"
-    return results.candidates(outputs[0], thresholds.conf) > FEW
+    return postprocess.candidates(outputs[0], thresholds.conf) > FEW
 
 
 def _detections(outputs: Outputs, placement: Placement, thresholds: Thresholds, model: ModelInfo) -> Detections:
-    found = results.select(outputs, thresholds, model)
+    found = postprocess.select(outputs, thresholds, model)
     match model.task:
         case "classify":
             return found
         case "obb":
-            return replace(found, boxes=images.turned_to_image(found.boxes, placement))
-    keypoints = None if found.keypoints is None else images.points_to_image(found.keypoints, placement)
-    return replace(found, boxes=images.to_image(found.boxes, placement), keypoints=keypoints)
+            return replace(found, boxes=preprocess.turned_to_image(found.boxes, placement))
+    keypoints = None if found.keypoints is None else preprocess.points_to_image(found.keypoints, placement)
+    return replace(found, boxes=preprocess.to_image(found.boxes, placement), keypoints=keypoints)
 
 
 def _difference(ours: Outputs, theirs: Outputs, model: ModelInfo) -> tuple[int, int, int]:
     """Boxes that two engines find in one frame: both of them, only the first, only the second."""
-    first, second = (results.select(outputs, Thresholds(matching.FAINT), model) for outputs in (ours, theirs))
+    first, second = (postprocess.select(outputs, Thresholds(matching.FAINT), model) for outputs in (ours, theirs))
     return matching.difference(first, second)

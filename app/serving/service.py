@@ -20,14 +20,14 @@ from app.errors import (
 )
 from app.progress import Progress
 from app.serving.batcher import Batcher
-from app.serving.deployment import Deployed, EngineSource, deploy, preparation
 from app.serving.inflight import Inflight
-from app.serving.keyless import KeylessPlaces
+from app.serving.loader import Deployed, EngineSource, deploy, preparation
 from app.serving.pacing import Pacing
 from app.serving.predictor import Predictor
+from app.serving.unauthenticated import KeylessPlaces
 from app.settings import Settings
 from app.store.manifest import Built, Manifest
-from app.system import gpu, machine
+from app.system import gpu, host
 from app.system.metrics import Metrics
 
 log = logging.getLogger("yolopard.service")
@@ -208,7 +208,7 @@ class Service:
             preparation(Settings(settings, self.model_settings), model),
             batchers,
             self.metrics,
-            threads=settings.threads or machine.cpus(),
+            threads=settings.threads or host.cpus(),
             max_pending=settings.max_pending,
             shares_cores=not first.one_device,
             shadow=self.model_settings.shadow,

@@ -12,7 +12,7 @@ from app.model import Shape, spell
 from app.store import store
 from app.store.accuracy import Limits
 from app.store.manifest import Fingerprint, sha256
-from app.weights.weights import Weights, identify
+from app.weights.files import Weights, identify
 
 PACKAGES = ("graphs", "vision", "weights")  # of app/: whatever changes there may change what an engine gives
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.errors import StoreError
 from app.model import ModelInfo
-from app.store import safe_files
+from app.store import permissions
 from app.store.accuracy import Figures, Limits
 
 MANIFEST = "manifest.json"
@@ -106,7 +106,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest in this folder, whose files are not checked. Raises Damaged."""
     path = folder / MANIFEST
     try:
-        return _MANIFEST.validate_json(safe_files.read_plain(path, MAX_BYTES), strict=True, extra="forbid")
+        return _MANIFEST.validate_json(permissions.read_plain(path, MAX_BYTES), strict=True, extra="forbid")
     except OSError as error:
         raise Damaged(f"{path} is missing or unreadable ({error.strerror or error})") from error
     except ValidationError as error:

@@ -2,7 +2,7 @@
 
 An engine is a folder of files and a manifest.json that is written last, names every file with its sha256, and holds
 the fingerprint of all that the engine depends on. A folder appears under its key in one rename: it is whole or absent.
-It is read only if nobody else can have changed it, by the rule of app/store/safe_files.py.
+It is read only if nobody else can have changed it, by the rule of app/store/permissions.py.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from app.errors import StoreError
-from app.store import safe_files
+from app.store import permissions
 from app.store.manifest import MANIFEST, MAX_BYTES, Built, Damaged, Fingerprint, Manifest, read_manifest, shortened
 
 _FULL_BYTES = 1 << 20
@@ -31,16 +31,16 @@ def find(engines: Path, fingerprint: Fingerprint) -> Manifest | None:
     """
     folder = engines / fingerprint.key
     with explained(engines):
-        safe_files.require_safe(folder, engines)
+        permissions.require_safe(folder, engines)
         if not os.path.lexists(folder):
             return None
         if folder.is_symlink() or not folder.is_dir():
             raise Damaged(f"{folder} is no folder")
         present = _present(folder)
         for path in present:
-            if not safe_files.is_plain(path):
+            if not permissions.is_plain(path):
                 raise Damaged(f"{path} is no plain file")
-            safe_files.require_safe(path, engines)
+            permissions.require_safe(path, engines)
     manifest = read_manifest(folder)
     if manifest.fingerprint != fingerprint:
         raise Damaged(f"{folder / MANIFEST} belongs to another engine")
@@ -69,7 +69,7 @@ def _is_file_name(name: str) -> bool:
 def _require_digest(path: Path, digest: str) -> None:
     """Raises Damaged unless it is a plain file with this sha256."""
     try:
-        with safe_files.open_plain(path) as file:
+        with permissions.open_plain(path) as file:
             if hashlib.file_digest(file, "sha256").hexdigest() == digest:
                 return
     except OSError:  # it is not there, or the disk cannot read it
@@ -96,7 +96,7 @@ def difference(engines: Path, fingerprint: Fingerprint) -> str | None:
         if path.parent.name == fingerprint.key:
             continue  # its own place, damaged: `find` has told
         try:
-            stored = json.loads(safe_files.read_plain(path, MAX_BYTES))["fingerprint"]
+            stored = json.loads(permissions.read_plain(path, MAX_BYTES))["fingerprint"]
             fields = [
                 f"{name} {shortened(stored.get(name))}, now {value!r}"
                 for name, value in wanted.items()
@@ -114,7 +114,7 @@ def subfolder(engines: Path, name: str) -> Path:
     folder = engines / name
     with explained(engines):
         for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
-            safe_files.require_safe(path, engines)
+            permissions.require_safe(path, engines)
     return folder
 
 
@@ -122,7 +122,7 @@ def safe_path(engines: Path, name: str) -> Path:
     """A file beside the engines. Raises StoreError if others can change it."""
     path = engines / name
     with explained(engines):
-        safe_files.require_safe(path, engines)
+        permissions.require_safe(path, engines)
     return path
 
 
@@ -139,8 +139,8 @@ def lock(engines: Path, key: str, wait: Callable[[], None]) -> Iterator[None]:
     The kernel lets go of it when the holder dies, however it dies.
     """
     with explained(engines):
-        safe_files.require_safe(engines, engines)
-        safe_files.make_folder(engines)
+        permissions.require_safe(engines, engines)
+        permissions.make_folder(engines)
         guard = FileLock(engines / f".{key}.lock", mode=0o644)
         try:
             guard.acquire(timeout=0)
@@ -176,9 +176,9 @@ def publish(engines: Path, built: Path, manifest: Manifest) -> Path:
     with explained(engines):
         (built / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=2) + "\n")
         for name in (*manifest.files, MANIFEST):
-            safe_files.close_to_others(built / name, 0o644)
+            permissions.close_to_others(built / name, 0o644)
             _sync(built / name)
-        safe_files.close_to_others(built, 0o755)
+        permissions.close_to_others(built, 0o755)
         _sync(built)
         _remove(target)
         built.rename(target)

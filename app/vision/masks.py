@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from app.vision.images import Boxes, Placement, points_to_image
+from app.vision.preprocess import Boxes, Placement, points_to_image
 
 Points = NDArray[np.float32]  # [P, 2], x y
 

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from app.vision import masks, results
-from app.vision.results import Detections
+from app.vision import masks, postprocess
+from app.vision.postprocess import Detections
 
 CONF = 0.25  # boxes from this score on must be found again,
 FAINT = 0.05  # be it with a score as low as this
@@ -19,8 +19,8 @@ def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float
         case 0:
             return np.ones((len(a), len(b)), np.float32)
         case 5:
-            return results.probiou(a, b)
-    return results.iou(a, b)
+            return postprocess.probiou(a, b)
+    return postprocess.iou(a, b)
 
 
 def _alike_within(wanted: Detections, offered: Detections, i: int, j: int) -> bool:

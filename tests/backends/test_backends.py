@@ -12,10 +12,10 @@ from fakes import MODEL, Device, rows_of
 from app import backends
 from app.backends import Recipe, openvino, pytorch, shapes, simulated
 from app.errors import BackendUnavailable
-from app.graphs import export, graph
+from app.graphs import export, serving_graph
 from app.settings import DEMO, DEMO_WEIGHTS
-from app.vision import images
-from app.vision.results import Detections, Outputs, Thresholds, select
+from app.vision import preprocess
+from app.vision.postprocess import Detections, Outputs, Thresholds, select
 
 NAMES = ["openvino", "onnxruntime", "pytorch"]
 SIDE = 320
@@ -30,8 +30,8 @@ def engines_by_name(build):
 
 
 def frame_of(path) -> np.ndarray:
-    pixels = images.decode(path.read_bytes(), 10**8)
-    return images.letterbox(pixels, images.place(*pixels.shape[:2], SIDE, 32, None))
+    pixels = preprocess.decode(path.read_bytes(), 10**8)
+    return preprocess.letterbox(pixels, preprocess.place(*pixels.shape[:2], SIDE, 32, None))
 
 
 FRAMES = [frame_of(path) for path in sorted((DEMO / "samples").glob("*.jpg"))]
@@ -102,7 +102,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     for precision in openvino.PRECISIONS:
         made[precision] = tmp_path_factory.mktemp(precision)
         serving = made[precision] / "graph.onnx"
-        model = graph.to_serving_graph(plain, "demo", SIDE, serving)
+        model = serving_graph.to_serving_graph(plain, "demo", SIDE, serving)
         recipe = Recipe(
             weights=DEMO_WEIGHTS,
             graphs=[serving],

@@ -11,7 +11,7 @@ import scenes
 
 from app.backends import Recipe, openvino, pytorch
 from app.backends.shapes import OFTEN
-from app.graphs import export, graph
+from app.graphs import export, serving_graph
 from app.settings import DEMO_WEIGHTS
 
 SHAPES = ((64, 160), (160, 64), (96, 160))
@@ -30,7 +30,7 @@ def folder(request, tmp_path_factory) -> Path:
     recipe = Recipe(
         weights=DEMO_WEIGHTS,
         graphs=[made / "graph.onnx"],
-        model=graph.to_serving_graph(plain, "demo", 160, made / "graph.onnx", SHAPES),
+        model=serving_graph.to_serving_graph(plain, "demo", 160, made / "graph.onnx", SHAPES),
         precision=request.param,
         batch=2,
         lanes=2,

@@ -18,7 +18,7 @@ from app.errors import BuildFailed
 from app.serving.service import Service
 from app.serving.spec import Order
 from app.settings import Settings
-from app.vision.results import K, Thresholds, select
+from app.vision.postprocess import K, Thresholds, select
 
 FRAME = np.zeros((64, 64, 3), np.uint8)
 

@@ -12,14 +12,14 @@ import pytest
 from app import bench
 from app.__main__ import main, open_source
 from app.bench import engines, report
-from app.bench.alone import Alone
+from app.bench.engine_baseline import Alone
 from app.bench.engines import Row
 from app.bench.load import Run
 from app.bench.plan import Case, Measured, Plan, measure, steps, target
 from app.bench.server import Server, started
 from app.errors import BenchFailed
 from app.settings import Settings
-from app.vision.images import sniff
+from app.vision.preprocess import sniff
 
 SIMULATED = ("--backend", "simulated", "--simulated-ms", "1,2", "--imgsz", "160")
 SHORT = ("--clients", "1,2", "--seconds", "0.3", "--rounds", "2")

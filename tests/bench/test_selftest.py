@@ -15,7 +15,7 @@ from app.bench import selftest
 from app.bench.selftest import OK, Row
 from app.serving.spec import Order
 from app.settings import DEMO, DEMO_WEIGHTS
-from app.system import children
+from app.system import processes
 
 SIDE = 160
 
@@ -111,7 +111,7 @@ def test_an_engine_that_crashes_is_a_failed_row(order, monkeypatch):
 
 
 def test_a_backend_that_is_not_here_is_told_and_fails_only_if_it_was_asked_for(order, monkeypatch):
-    monkeypatch.setattr(children, "call", lambda _, row, order: row)
+    monkeypatch.setattr(processes, "call", lambda _, row, order: row)
     rows = selftest.run(dataclasses.replace(order, backend="auto", precision="auto"), lambda _: None)
     tensorrt = rows[0]
     assert (tensorrt.backend, tensorrt.failed) == ("tensorrt", False)

@@ -159,7 +159,7 @@ def test_an_engine_whose_reference_found_nothing_says_so_at_every_start(tmp_path
 
 
 def test_finding_an_engine_needs_neither_torch_nor_ultralytics_nor_onnx(with_engine, monkeypatch):
-    for name in ("torch", "ultralytics", "onnx", "app.graphs.graph", "app.graphs.export"):
+    for name in ("torch", "ultralytics", "onnx", "app.graphs.serving_graph", "app.graphs.export"):
         monkeypatch.setitem(sys.modules, name, None)
     assert builder.find(with_engine) is not None
 
@@ -246,7 +246,7 @@ def test_pytorch_backend_refuses_onnx_weights_by_name(order, tmp_path):
 
 def test_building_without_the_build_extra_says_how_to_get_it(order, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    for name in ("app.graphs.export", "app.graphs.graph"):
+    for name in ("app.graphs.export", "app.graphs.serving_graph"):
         monkeypatch.delitem(sys.modules, name, raising=False)
         monkeypatch.delattr(name, raising=False)
     with pytest.raises(BackendUnavailable, match=r"pip install 'yolopard\[build\]'"):

@@ -28,7 +28,7 @@ from packaging.version import Version
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import errors
-from app.building.build_process import BuildProcess
+from app.building.process import BuildProcess
 from app.errors import BackendUnavailable
 from app.serving.service import Service
 from app.serving.spec import Order

@@ -23,7 +23,7 @@ with atheris.instrument_imports(include=["app", "python_multipart", "PIL"]):
     from app.errors import RequestError, Unsupported
     from app.model import ModelInfo
     from app.serving.inflight import Inflight
-    from app.vision import images
+    from app.vision import preprocess
 
 from starlette.datastructures import Headers  # noqa: E402
 from tritonclient.grpc import service_pb2 as messages  # noqa: E402
@@ -57,7 +57,7 @@ def message(data: bytes) -> None:
 
 
 def image(data: bytes) -> None:
-    assert images.decode(data, MOST).ndim == 3
+    assert preprocess.decode(data, MOST).ndim == 3
 
 
 _JSON = b'{"inputs":[{"name":"images","shape":[1,3,2,1],"datatype":"UINT8","data":[0,1,2,3,4,5]}]}'

@@ -9,7 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from app.errors import WeightsError
-from app.graphs import plain
+from app.graphs import normalize
 from app.graphs.describe import describe
 from app.model import ModelInfo
 
@@ -21,7 +21,7 @@ def of(exported):
     """What is read of an export whose metadata is changed: None = the entry is not there."""
 
     def read(task: str = "detect", /, *, dynamic: bool = False, **facts: str | None) -> ModelInfo:
-        model = plain.load(exported(task, opset=12, dynamic=dynamic))
+        model = normalize.load(exported(task, opset=12, dynamic=dynamic))
         kept = {fact.key: fact.value for fact in model.metadata_props} | facts
         del model.metadata_props[:]
         helper.set_model_props(model, {key: value for key, value in kept.items() if value is not None})

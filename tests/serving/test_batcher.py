@@ -12,7 +12,7 @@ from fakes import Device
 
 from app.errors import DeadlineExceeded, InferenceFailed, Stopping
 from app.serving.batcher import LEARN, MAX_FAILURES, Batcher
-from app.serving.capacity import HANDLING_S, Capacity
+from app.serving.profile import HANDLING_S, Capacity
 from app.system.metrics import Metrics
 
 NEVER = float("inf")

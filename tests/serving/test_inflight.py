@@ -5,7 +5,7 @@ import pytest
 from app.errors import BodyTooLarge, Overloaded, TooManyPixels
 from app.serving import inflight
 from app.serving.inflight import MIB, Inflight
-from app.system import machine
+from app.system import host
 
 
 @pytest.fixture
@@ -95,6 +95,6 @@ def test_what_no_request_alone_could_have_is_too_large_and_not_busy():
     [(1 << 30, 128 * MIB, 64_000_000), (4 << 30, 512 * MIB, 134_217_728), (1 << 40, 1024 * MIB, 512_000_000)],
 )
 def test_the_defaults_follow_the_memory(monkeypatch, memory, size, pixels):
-    monkeypatch.setattr(machine, "memory_bytes", lambda: memory)
+    monkeypatch.setattr(host, "memory_bytes", lambda: memory)
     budget = Inflight(None, None)
     assert (budget.max_bytes, budget.max_pixels) == (size, pixels)

@@ -15,8 +15,8 @@ from app.model import ModelInfo
 from app.serving.batcher import Batcher
 from app.serving.predictor import FEW, HOPEFUL, LEARN, Predictor, random
 from app.system.metrics import Metrics
-from app.vision.images import Preparation
-from app.vision.results import Thresholds
+from app.vision.postprocess import Thresholds
+from app.vision.preprocess import Preparation
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from app.errors import SettingsError
 from app.serving import spec as spec_module
 from app.serving.spec import Order, resolve, revision
 from app.settings import DEMO_WEIGHTS
-from app.weights.weights import Weights
+from app.weights.files import Weights
 
 SQUARE, WIDE = ((640, 640),), ((384, 640),)
 
@@ -71,7 +71,7 @@ def test_an_engine_of_tensorrt_runs_nowhere_else(resolved):
 @pytest.mark.parametrize(
     "changed",
     [
-        *("vision/images.py", "vision/results.py", "vision/masks.py", "vision/formats/jpeg.py"),
+        *("vision/preprocess.py", "vision/postprocess.py", "vision/masks.py", "vision/formats/jpeg.py"),
         *("evaluation/datasets/__init__.py", "evaluation/datasets/coco.py", "evaluation/gate.py"),
         *("graphs/calibration.py", "weights/metadata.py", "building/builder.py"),
         *("backends/onnxruntime.py", "backends/shapes.py"),

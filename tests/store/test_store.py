@@ -17,7 +17,7 @@ import pytest
 
 from app.errors import StoreError
 from app.model import ModelInfo
-from app.store import safe_files, store
+from app.store import permissions, store
 from app.store.manifest import MANIFEST, Damaged, Fingerprint, Manifest, Verdict, sha256
 
 FINGERPRINT = Fingerprint(
@@ -39,7 +39,7 @@ VERDICT = Verdict("2 pictures", "", fakes.FIGURES, "PyTorch FP32")
 FILES = {"model.bin": b"weights " * 1000, "model.xml": b"<net/>"}
 HELPER = """
 import pathlib, sys
-from app.store import safe_files, store
+from app.store import store
 with store.lock(pathlib.Path(sys.argv[1]), sys.argv[2], lambda: None):
     print("held", flush=True)
     sys.stdin.read()
@@ -308,7 +308,7 @@ def test_a_build_under_way_cannot_be_entered_by_others(engines):
 def test_weights_and_caches_that_others_can_write_to_are_refused(engines, name):
     folder = store.subfolder(engines, name)
     assert not folder.exists()
-    safe_files.make_folder(folder)
+    permissions.make_folder(folder)
     (folder / "file").touch(mode=0o644)
     assert store.subfolder(engines, name) == folder
     for path in (folder / "file", folder):

@@ -33,7 +33,7 @@ from PIL import Image
 
 from app.errors import OutOfMemory, RequestError, TooManyPixels, UndecodableImage
 from app.vision.formats import KINDS, announced_pixels, jpeg
-from app.vision.images import Preparation, decode, decode_near
+from app.vision.preprocess import Preparation, decode, decode_near
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 

@@ -8,11 +8,11 @@ import torch
 from mask_arrays import decoded, spots
 from ultralytics.utils import ops
 
-from app.vision import images
+from app.vision import preprocess
 from app.vision.masks import Mask, cut, iou, polygon, run_lengths, to_frame
 
 FRAME = (96, 160)
-PLACEMENT = images.place(333, 517, 160, 32, None)  # in a frame of 128x160
+PLACEMENT = preprocess.place(333, 517, 160, 32, None)  # in a frame of 128x160
 
 
 def prototypes(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -63,8 +63,8 @@ def test_outlines_are_those_of_ultralytics_point_for_point(seed, share):
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def same_size(pixels: np.ndarray) -> images.Placement:
-    return images.Placement(pixels.shape, pixels.shape, pixels.shape, 0, 0)
+def same_size(pixels: np.ndarray) -> preprocess.Placement:
+    return preprocess.Placement(pixels.shape, pixels.shape, pixels.shape, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -115,11 +115,11 @@ def test_a_mask_of_the_image_lies_in_the_frame_where_the_image_does(size):
     pixels = spots(1, (size[0] // 8 * 8, size[1] // 8 * 8), 0.3)
     image = np.zeros(size, np.uint8)
     image[: len(pixels), : pixels.shape[1]] = pixels
-    placement = images.place(*size, 160, 32, None)
-    frame = images.letterbox(np.stack([255 * image] * 3, -1), placement)[..., 0]
+    placement = preprocess.place(*size, 160, 32, None)
+    frame = preprocess.letterbox(np.stack([255 * image] * 3, -1), placement)[..., 0]
     inside = frame > 127
     if placement.resized != placement.frame:
-        assert np.count_nonzero(frame == images.GREY) > 0  # which is less than that, so no part of the mask
+        assert np.count_nonzero(frame == preprocess.GREY) > 0  # which is less than that, so no part of the mask
     np.testing.assert_array_equal(whole(to_frame(Mask(image, 0, 0), placement), placement.frame), inside)
     part = Mask(image[40:56, 32:64], 32, 40)
     full = np.zeros(size, np.uint8)

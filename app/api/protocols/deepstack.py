@@ -13,8 +13,13 @@ from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from app import __version__
+from app.api.auth import described, require_key
+from app.api.context import Exchange
 from app.api.docs import ERRORS
-from app.api.door import (
+from app.api.errors import explain_validation
+from app.api.request import images
+from app.api.request.body import Form, read_form
+from app.api.routing import (
     arrival,
     body_limit,
     door,
@@ -25,16 +30,11 @@ from app.api.door import (
     small_limit,
     spoken,
 )
-from app.api.errors import explain_validation
-from app.api.exchange import Exchange
-from app.api.keys import described, require_key
-from app.api.request import source
-from app.api.request.body import Form, read_form
 from app.errors import EmptyBody, NotFound, YolopardError
 from app.model import ModelInfo
 from app.serving.predictor import Prediction
 from app.serving.service import Service
-from app.vision.results import Thresholds, upright
+from app.vision.postprocess import Thresholds, upright
 
 PROTOCOL = "deepstack"
 MOST = 20  # boxes
@@ -122,7 +122,7 @@ def _vision(service: Service) -> APIRouter:
         _require_model(model, service.predictor.model)
         if form.file is None and not fields.image:
             raise EmptyBody("there is no image: send it as the form's part 'image'")
-        image = await source.from_text(fields.image) if form.file is None else form.file
+        image = await images.from_text(fields.image) if form.file is None else form.file
         predictions = await predict(service, request, [image], Thresholds(fields.min_confidence, IOU, MOST))
         return await respond(
             service,

@@ -10,19 +10,19 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
-from app.api.answer import Wording, to_json
+from app.api.auth import described
+from app.api.context import Exchange
 from app.api.docs import ERRORS
-from app.api.door import arrival, body_limit, door, predict, require_boxes, respond
 from app.api.errors import explain_validation
-from app.api.exchange import Exchange
-from app.api.keys import described
-from app.api.request import source
+from app.api.request import images
 from app.api.request.body import Form, read_form
+from app.api.response import Wording, to_json
+from app.api.routing import arrival, body_limit, door, predict, require_boxes, respond
 from app.errors import EmptyBody, NotFound, YolopardError
 from app.model import ModelInfo
 from app.serving.predictor import Prediction
 from app.serving.service import Service
-from app.vision.results import Thresholds, upright
+from app.vision.postprocess import Thresholds, upright
 
 PROTOCOL = "platform"
 _OLD = {"image", "url", "size", "confidence"}
@@ -103,7 +103,7 @@ def routes(service: Service) -> APIRouter:
         if form.file is None and not fields.source:
             raise EmptyBody("there is no image: send it as the form's part 'file', or name it in the field 'source'")
         image = (
-            await source.load(fields.source, settings, Exchange.of(request.scope).share)
+            await images.load(fields.source, settings, Exchange.of(request.scope).share)
             if form.file is None
             else form.file
         )

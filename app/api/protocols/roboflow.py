@@ -10,8 +10,14 @@ from fastapi.responses import Response
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, ValidationError
 
 from app import __version__
+from app.api.auth import described, require_key
+from app.api.context import Exchange
 from app.api.docs import ERRORS
-from app.api.door import (
+from app.api.errors import explain_validation
+from app.api.protocols.predict import class_ids
+from app.api.request import images
+from app.api.request.body import is_multipart, parsed, read_body, read_form, read_json
+from app.api.routing import (
     arrival,
     body_limit,
     door,
@@ -22,18 +28,12 @@ from app.api.door import (
     small_limit,
     spoken,
 )
-from app.api.errors import explain_validation
-from app.api.exchange import Exchange
-from app.api.keys import described, require_key
-from app.api.protocols.detect import class_ids
-from app.api.request import source
-from app.api.request.body import is_multipart, parsed, read_body, read_form, read_json
 from app.errors import EmptyBody, NotFound, TooManyFiles, YolopardError
 from app.model import ModelInfo
 from app.serving.predictor import Prediction
 from app.serving.service import Service
-from app.vision.images import KINDS, sniff
-from app.vision.results import Thresholds, upright
+from app.vision.postprocess import Thresholds, upright
+from app.vision.preprocess import KINDS, sniff
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -193,8 +193,8 @@ def _inference(service: Service) -> APIRouter:
 
     async def _load(request: Request, image: Image) -> bytes:
         if image.type == "base64":
-            return await source.from_text(image.value)
-        return await source.load(image.value, settings, Exchange.of(request.scope).share)
+            return await images.from_text(image.value)
+        return await images.load(image.value, settings, Exchange.of(request.scope).share)
 
     @router.post("/{project}/{version:int}", summary="Boxes, as detect.roboflow.com answers")
     async def snippet(request: Request, project: str, version: int) -> Response:
@@ -213,7 +213,7 @@ def _inference(service: Service) -> APIRouter:
     async def _read(request: Request, url: str) -> bytes:
         """Base64 whatever the Content-Type says, or a form's file, or the image itself."""
         if url:
-            return await source.load(url, settings, Exchange.of(request.scope).share)
+            return await images.load(url, settings, Exchange.of(request.scope).share)
         if is_multipart(request):
             form = await read_form(request, body_limit(service, request))
             body = form.file or form.fields.get("file", "").encode()
@@ -221,7 +221,7 @@ def _inference(service: Service) -> APIRouter:
             body = await read_body(request, body_limit(service, request))
         if not body:
             raise EmptyBody("the body is empty: send an image, or one in base64")
-        return body if sniff(body) in KINDS else await parsed(lambda: source.from_base64(body), body)
+        return body if sniff(body) in KINDS else await parsed(lambda: images.from_base64(body), body)
 
     return router
 

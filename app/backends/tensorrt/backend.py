@@ -24,7 +24,7 @@ from app.backends.tensorrt.engine import TensorrtEngine, describe, precision_of
 from app.errors import BackendUnavailable, BuildFailed, EngineStale
 from app.model import Shape, spell
 from app.weights import metadata
-from app.weights.weights import engine_header
+from app.weights.files import engine_header
 
 __all__ = [
     "LANES",
@@ -170,15 +170,15 @@ def _in_precision(recipe: Recipe, shape: Shape, graph: Path, facts: dict[str, An
     """INT8 with everything in FP16 that is not INT8 and not the decode; how INT8 was made is added to `facts`."""
     if recipe.precision == "fp32":
         return graph
-    from app.graphs import candidates, precision
+    from app.graphs import fp16, int8_search
 
     half = graph.with_name("fp16.onnx")
     if recipe.precision == "int8":
         quantized = graph.with_name("int8.onnx")
-        made = candidates.to_int8(graph, quantized, recipe.calibration([shape]), zero_points=False)
+        made = int8_search.to_int8(graph, quantized, recipe.calibration([shape]), zero_points=False)
         facts[f"int8 {spell(shape)}"] = made["int8"]
         graph = quantized
-    precision.to_half(graph, half)
+    fp16.to_half(graph, half)
     return half
 
 
@@ -187,12 +187,12 @@ def _require_memory(recipe: Recipe, graphs: Mapping[Shape, Path]) -> int:
 
     Every plan has weights of its own; the rest of a lane is shared by its plans.
     """
-    from app.graphs import footprint
+    from app.graphs import memory
 
-    lanes, weights = recipe.lanes, sum(map(footprint.weight_bytes, graphs.values()))
+    lanes, weights = recipe.lanes, sum(map(memory.weight_bytes, graphs.values()))
 
     def needed(batch: int) -> int:
-        most = max(footprint.activation_bytes(graph, batch, shape) for shape, graph in graphs.items())
+        most = max(memory.activation_bytes(graph, batch, shape) for shape, graph in graphs.items())
         return RESERVE + weights + lanes * most
 
     free, total = cuda.memory()

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from app.backends.tensorrt.cuda import DeviceMemory, Event, Graph, PinnedMemory, Stream
 from app.errors import EngineFailed, SettingsError, WeightsError
 from app.model import ModelInfo, Shape, spell
-from app.vision import results
-from app.vision.images import Pixels
-from app.vision.results import Outputs
+from app.vision import postprocess
+from app.vision.postprocess import Outputs
+from app.vision.preprocess import Pixels
 from app.weights import metadata
-from app.weights.weights import engine_header
+from app.weights.files import engine_header
 
 log = logging.getLogger("yolopard.tensorrt")
 
@@ -147,7 +147,7 @@ class Layout:
         """The outputs of each image from the host's side of them, copied: the next batch writes over it."""
         copies = [output.astype(np.float32) for output in found]
         if self.source.dtype is not np.uint8 and copies[0].shape[2] != 6:  # 6: an end-to-end head, or NMS
-            copies = [results.from_head(copies[0], results.K, copies[0].shape[1] - 4, centred=False)]
+            copies = [postprocess.from_head(copies[0], postprocess.K, copies[0].shape[1] - 4, centred=False)]
         return list(zip(*copies, strict=True))
 
 

@@ -17,13 +17,13 @@ import numpy as np
 import yaml
 
 from app.errors import RequestError, SettingsError
-from app.evaluation.datasets import coco, labels
-from app.evaluation.datasets.labels import Labels, Thing
+from app.evaluation.datasets import annotations, coco
+from app.evaluation.datasets.annotations import Labels, Thing
 from app.model import ModelInfo
 from app.settings import DEMO
 from app.store.manifest import sha256
-from app.vision import images
-from app.vision.images import Pixels
+from app.vision import preprocess
+from app.vision.preprocess import Pixels
 
 MOST = 500  # images of a folder; of more, as many at even distances
 SCENES = {
@@ -81,12 +81,12 @@ class Scenes:
 def _of_scene(scene: Any, task: str) -> Labels:
     match task:
         case "segment":
-            masks = [labels.whole((scene.masks == 1 + i).astype(np.uint8)) for i in range(len(scene.classes))]
+            masks = [annotations.whole((scene.masks == 1 + i).astype(np.uint8)) for i in range(len(scene.classes))]
             return Labels(scene.classes, scene.boxes, masks=masks)
         case "pose":
             return Labels(scene.classes, scene.boxes, scene.keypoints)
         case "obb":
-            return Labels(scene.classes, labels.turned(scene.corners))
+            return Labels(scene.classes, annotations.turned(scene.corners))
     return Labels(scene.classes, scene.boxes)
 
 
@@ -144,7 +144,7 @@ def folder(path: Path, model: ModelInfo, setting: str, most: int | None = None, 
         )
 
     def label(image: Path, size: tuple[int, int]) -> Labels | None:
-        return labels.at(things[image], model, size, px=bool(of_coco)) if image in things else None
+        return annotations.at(things[image], model, size, px=bool(of_coco)) if image in things else None
 
     return Files(f"{len(picked)} images of {path}", picked, label if things else None)
 
@@ -221,7 +221,7 @@ def _text(path: Path) -> str:
 
 def _read(path: Path) -> Pixels:
     try:
-        return images.decode(path.read_bytes(), max_pixels=200_000_000)
+        return preprocess.decode(path.read_bytes(), max_pixels=200_000_000)
     except (OSError, RequestError) as error:
         raise SettingsError(f"{path}: {error}") from error
 
@@ -246,7 +246,8 @@ def _by_file(path: Path, picked: list[Path], model: ModelInfo, setting: str) -> 
     if not ids:
         raise SettingsError(f"{setting}={path}: data.yaml names none of the model's classes")
     return {
-        image: labels.read(files[image], _text(files[image]), ids, model) if image in files else [] for image in picked
+        image: annotations.read(files[image], _text(files[image]), ids, model) if image in files else []
+        for image in picked
     }
 
 
@@ -255,7 +256,7 @@ def _class_ids(listed: Any, model: ModelInfo, path: Path, setting: str) -> dict[
     if not listed:
         return {i: i for i in model.names}
     try:
-        return labels.class_ids(listed if isinstance(listed, dict) else dict(enumerate(listed)), model)
+        return annotations.class_ids(listed if isinstance(listed, dict) else dict(enumerate(listed)), model)
     except ValueError as error:
         raise SettingsError(f"{setting}={path}: {error}") from error
 

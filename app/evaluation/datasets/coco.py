@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import SettingsError
-from app.evaluation.datasets import labels
-from app.evaluation.datasets.labels import Thing
+from app.evaluation.datasets import annotations
+from app.evaluation.datasets.annotations import Thing
 from app.model import ModelInfo
 from app.vision.masks import Mask, Points
 
@@ -62,7 +62,7 @@ def _listed(found: list[Path], entries: dict[str, Any]) -> dict[Path, Any]:
 def _things(content: dict[str, Any], model: ModelInfo, needed: str) -> dict[Any, list[Thing]]:
     """Image id -> its objects; crowds are left out."""
     categories = sorted(content["categories"], key=lambda entry: entry["id"])
-    ids = labels.class_ids({entry["id"]: entry["name"] for entry in categories}, model)
+    ids = annotations.class_ids({entry["id"]: entry["name"] for entry in categories}, model)
     if not ids:
         raise ValueError("its categories are none of the model's classes")
     things: dict[Any, list[Thing]] = {entry["id"]: [] for entry in content["images"]}
@@ -92,7 +92,7 @@ def _shape(segmentation: Any) -> Mask | tuple[Points, ...]:
     counts, (height, width) = segmentation["counts"], segmentation["size"]
     runs = _uncompressed(counts) if isinstance(counts, str) else counts
     pixels = np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(width, height).T
-    return labels.whole(np.ascontiguousarray(pixels))
+    return annotations.whole(np.ascontiguousarray(pixels))
 
 
 def _uncompressed(text: str) -> NDArray[np.int64]:

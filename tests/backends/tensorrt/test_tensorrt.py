@@ -39,13 +39,13 @@ from app.errors import (
     WeightsError,
 )
 from app.evaluation import datasets
-from app.graphs import candidates, export, footprint, graph, precision
-from app.serving.deployment import deploy, preparation
+from app.graphs import export, fp16, int8_search, memory, serving_graph
+from app.serving.loader import deploy, preparation
 from app.serving.spec import Order
 from app.settings import DEMO, DEMO_WEIGHTS, Settings
 from app.store.accuracy import Limits
-from app.vision import images, results
-from app.vision.results import Thresholds
+from app.vision import postprocess, preprocess
+from app.vision.postprocess import Thresholds
 
 SIDE, BATCH = 160, 3
 OOM = runtime.cudaError_t.cudaErrorMemoryAllocation
@@ -103,11 +103,11 @@ def export_once(tmp_path_factory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def serving(tmp_path_factory) -> tuple[Path, graph.ModelInfo]:
+def serving(tmp_path_factory) -> tuple[Path, serving_graph.ModelInfo]:
     """The demo model's FP32 serving graph for one shape of frame."""
     folder = tmp_path_factory.mktemp("serving")
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, folder, static=True)
-    return folder / "graph.onnx", graph.to_serving_graph(plain, "demo", SIDE, folder / "graph.onnx")
+    return folder / "graph.onnx", serving_graph.to_serving_graph(plain, "demo", SIDE, folder / "graph.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_the_plan_is_the_graph_in_the_precision_asked_for(rig, recipe, frames):
         rig.backend.build(made)
         expected = path
         if kind == "fp16":
-            precision.to_half(path, expected := path.with_name("half.onnx"))
+            fp16.to_half(path, expected := path.with_name("half.onnx"))
         rows = onnxruntime.OnnxruntimeEngine(expected, 1).infer(0, frames)
         engine = rig.engine(made.folder)
         np.testing.assert_allclose(engine.infer(0, frames[:BATCH]), rows[:BATCH], atol=1e-3)
@@ -579,14 +579,14 @@ def of_shape(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory) -> tuple[list[Path], graph.ModelInfo]:
+def several(tmp_path_factory) -> tuple[list[Path], serving_graph.ModelInfo]:
     """A serving graph for each of SHAPES."""
     paths = []
     for shape in SHAPES:
         folder = tmp_path_factory.mktemp("several")
         plain = export.to_plain_onnx(DEMO_WEIGHTS, shape, folder, static=True)
         paths.append(folder / "graph.onnx")
-        model = graph.to_serving_graph(plain, "demo", None, paths[-1], (shape,))
+        model = serving_graph.to_serving_graph(plain, "demo", None, paths[-1], (shape,))
         assert model.shapes == (shape,)
     return paths, dataclasses.replace(model, imgsz=SIDE, shapes=SHAPES)
 
@@ -666,8 +666,8 @@ def test_lanes_work_on_different_shapes_at_the_same_time(rig, folder_of):
 def test_memory_of_several_shapes_is_all_their_weights_and_the_largest_s_activations(rig, folder_of, several):
     told: list[str] = []
     folder_of(*SHAPES, report=told.append)
-    weights = sum(map(footprint.weight_bytes, several[0]))
-    largest = footprint.activation_bytes(several[0][-1], BATCH, SHAPES[-1])
+    weights = sum(map(memory.weight_bytes, several[0]))
+    largest = memory.activation_bytes(several[0][-1], BATCH, SHAPES[-1])
     assert folder_of.facts["estimated_device_bytes"] == rig.backend.RESERVE + weights + 2 * largest
     assert told[0].startswith("BATCH=3 at 96x160,160x96,160x160 in 2 lanes: about 0.8 GiB of ")
     assert {text.partition(" ")[0] for text in told[1:]} == {"96x160", "160x96", "160x160"}
@@ -722,10 +722,10 @@ def test_shapes_are_built_judged_and_served_with_the_boxes_of_pytorch(rig, wide)
         placement, frame = prepare(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
         seen.add(placement.frame)
         assert np.array_equal(frame, LetterBox(placement.frame, auto=False)(image=image))
-        found = results.select(deployed.engine.infer(1, [frame])[0], Thresholds(), fakes.MODEL)
-        expected = results.select((by_pytorch(frame),), Thresholds(), fakes.MODEL)
+        found = postprocess.select(deployed.engine.infer(1, [frame])[0], Thresholds(), fakes.MODEL)
+        expected = postprocess.select((by_pytorch(frame),), Thresholds(), fakes.MODEL)
         assert found.classes.tolist() == expected.classes.tolist()
-        boxes = [images.to_image(each.boxes, placement) for each in (found, expected)]
+        boxes = [preprocess.to_image(each.boxes, placement) for each in (found, expected)]
         np.testing.assert_allclose(*boxes, atol=0.1)
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
     assert seen == set(SHAPES)
@@ -733,8 +733,8 @@ def test_shapes_are_built_judged_and_served_with_the_boxes_of_pytorch(rig, wide)
 
 @pytest.mark.parametrize("spoilt", ["96x160", "160x160"])
 def test_one_shape_that_loses_accuracy_is_enough_to_be_refused(rig, wide, monkeypatch, spoilt, caplog):
-    real = precision.to_half
-    monkeypatch.setattr(precision, "to_half", lambda *a: (spoil if a[0].parent.name == spoilt else real)(*a))
+    real = fp16.to_half
+    monkeypatch.setattr(fp16, "to_half", lambda *a: (spoil if a[0].parent.name == spoilt else real)(*a))
     built = builder.build(dataclasses.replace(wide, precision="fp16"), lambda _: None)
     assert "demo fp16 is refused by the accuracy gate" in caplog.text
     assert "it finds 0.0000 of the reference's boxes" in caplog.text
@@ -743,7 +743,7 @@ def test_one_shape_that_loses_accuracy_is_enough_to_be_refused(rig, wide, monkey
 
 def test_every_shape_is_calibrated_on_frames_of_its_own(rig, wide, monkeypatch):
     seen: dict[str, set] = {}
-    real = candidates.to_int8
+    real = int8_search.to_int8
 
     def to_int8(source, target, frames, *, zero_points):
         taken = list(frames)
@@ -751,8 +751,8 @@ def test_every_shape_is_calibrated_on_frames_of_its_own(rig, wide, monkeypatch):
         assert not zero_points
         return real(source, target, taken, zero_points=zero_points)
 
-    monkeypatch.setattr(candidates, "to_int8", to_int8)
-    monkeypatch.setattr(candidates, "NEAR", 1)
+    monkeypatch.setattr(int8_search, "to_int8", to_int8)
+    monkeypatch.setattr(int8_search, "NEAR", 1)
     monkeypatch.setattr(builder, "CALIBRATION_IMAGES", 4)
     built = builder.build(dataclasses.replace(wide, precision="int8", limits=Limits(map_loss=1)), lambda _: None)
     assert built.manifest.fingerprint.precision == "int8"
@@ -797,7 +797,7 @@ def test_engine_that_compiles_wrong_falls_back_to_fp32_and_then_fails(rig, order
 
 
 def test_fp16_that_loses_accuracy_is_replaced_by_fp32_and_stays_so(rig, order, monkeypatch):
-    monkeypatch.setattr(precision, "to_half", spoil)
+    monkeypatch.setattr(fp16, "to_half", spoil)
     built = builder.build(order, lambda _: None)
     assert built.manifest.fingerprint.precision == "fp32"
     assert builder.find(order) == built
@@ -966,7 +966,7 @@ def test_every_output_of_every_image_comes_back_in_batches_of_any_size(rig, reci
     segment = of_task("segment")
     (folder := tmp_path / "segment").mkdir()
     plain = export.to_plain_onnx(segment.plain, SIDE, folder, static=True)
-    model = graph.to_serving_graph(plain, "segment", SIDE, folder / "graph.onnx")
+    model = serving_graph.to_serving_graph(plain, "segment", SIDE, folder / "graph.onnx")
     made = recipe(graphs=[folder / "graph.onnx"], model=model, precision="fp32")
     rig.backend.build(made)
     engine = rig.engine(made.folder, lanes=2)

@@ -10,10 +10,10 @@ import pytest
 from mask_arrays import spots
 
 from app.errors import SettingsError
-from app.evaluation.datasets import coco, labels
-from app.evaluation.datasets.labels import Labels
+from app.evaluation.datasets import annotations, coco
+from app.evaluation.datasets.annotations import Labels
 from app.model import ModelInfo
-from app.vision import images, masks
+from app.vision import masks, preprocess
 from app.vision.masks import Mask
 
 SIZE = (20, 40)  # height, width
@@ -33,7 +33,7 @@ def write(path: Path, *annotations: dict) -> None:
 
 def read(root: Path, model: ModelInfo, size: tuple[int, int] = SIZE) -> Labels:
     found = coco.read(root, [root / "a.png"], model, "GATE_DIR")
-    return labels.at(found[root / "a.png"], model, size, px=True)
+    return annotations.at(found[root / "a.png"], model, size, px=True)
 
 
 def whole(mask: Mask, size: tuple[int, int]) -> np.ndarray:
@@ -63,7 +63,7 @@ def test_compressed_run_lengths_are_those_that_are_served(tmp_path, seed):
     """And those are COCO's own: tests/test_masks.py."""
     size = (96, 160)
     pixels = spots(seed, size, 0.4)
-    placement = images.whole(pixels)
+    placement = preprocess.whole(pixels)
     write(
         tmp_path / "a.json",
         {"segmentation": {"size": list(size), "counts": masks.run_lengths(Mask(pixels, 0, 0), placement)}},

@@ -13,7 +13,7 @@ from PIL import Image
 from app.errors import SettingsError
 from app.evaluation import datasets
 from app.evaluation.datasets import Picture
-from app.evaluation.datasets.labels import Labels
+from app.evaluation.datasets.annotations import Labels
 from app.model import TASKS, ModelInfo
 from app.vision import masks
 

@@ -12,12 +12,12 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2 as messages
 
-from app.api.door import SMALL_S
-from app.api.keys import require_key
+from app.api.auth import require_key
 from app.api.protocols.kserve.messages import InferRequest, read, read_request, write_response
 from app.api.protocols.kserve.reading import Reads
 from app.api.protocols.kserve.repository import Repository
 from app.api.request.body import SMALL_BYTES
+from app.api.routing import SMALL_S
 from app.errors import (
     BodyTooLarge,
     NotReady,

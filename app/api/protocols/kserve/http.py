@@ -9,15 +9,15 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import Headers
 
-from app.api.door import admit, arrival, body_limit, door, small_limit, spoken
-from app.api.exchange import Exchange
-from app.api.keys import described, require_key
+from app.api.auth import described, require_key
+from app.api.context import Exchange
 from app.api.protocols.kserve.models import Model
 from app.api.protocols.kserve.repository import Repository
 from app.api.protocols.kserve.tensors import Tensor
 from app.api.protocols.kserve.wire import COMPRESS, LENGTH, Question, encode, parse
 from app.api.request.body import LONG_BYTES, on_parser, read_body
 from app.api.request.disconnect import unless_gone
+from app.api.routing import admit, arrival, body_limit, door, small_limit, spoken
 from app.errors import BadParameter, MalformedBody, Unsupported, YolopardError
 from app.serving.service import Service
 

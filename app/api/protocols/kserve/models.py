@@ -14,16 +14,16 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from app.api.protocols.kserve import slots
-from app.api.protocols.kserve.slots import Slot
+from app.api.protocols.kserve import specs
+from app.api.protocols.kserve.specs import Slot
 from app.api.protocols.kserve.tensors import Tensor
 from app.errors import BadParameter
 from app.model import ModelInfo, spell
 from app.serving.predictor import FramePrediction, Prediction, Predictor
 from app.system.threads import checkpoint
 from app.vision import masks
-from app.vision.images import Pixels
-from app.vision.results import Thresholds, corners
+from app.vision.postprocess import Thresholds, corners
+from app.vision.preprocess import Pixels
 
 P = TypeVar("P", Prediction, FramePrediction)
 
@@ -63,7 +63,7 @@ class TensorModel(Model[FramePrediction]):
     def __init__(self, info: ModelInfo, most_images: int) -> None:
         super().__init__(info, most_images)
         self.max_batch = most_images
-        self.input, self.outputs = slots.frames(info), slots.of_frames(info)
+        self.input, self.outputs = specs.frames(info), specs.of_frames(info)
 
     def works(
         self, given: Tensor, predictor: Predictor, thresholds: Thresholds, deadline: float
@@ -100,11 +100,11 @@ class TensorModel(Model[FramePrediction]):
 class ImageModel(Model[Prediction]):
     suffix = "_image"
     max_batch = 0
-    input = slots.IMAGE
+    input = specs.IMAGE
 
     def __init__(self, info: ModelInfo, most_images: int) -> None:
         super().__init__(info, most_images)
-        self.outputs = slots.of_images(info)
+        self.outputs = specs.of_images(info)
 
     def works(
         self, given: Tensor, predictor: Predictor, thresholds: Thresholds, deadline: float

@@ -11,18 +11,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from app import __version__
-from app.api.door import count_pixels
 from app.api.errors import explain_validation
-from app.api.protocols.detect import Wanted
 from app.api.protocols.kserve.models import ImageModel, Model, P, TensorModel, export_metadata
-from app.api.protocols.kserve.slots import Slot
+from app.api.protocols.kserve.specs import Slot
 from app.api.protocols.kserve.statistics import Statistics
 from app.api.protocols.kserve.tensors import BYTES, Tensor
+from app.api.protocols.predict import Wanted
+from app.api.routing import count_pixels
 from app.errors import BadParameter, NotFound, NotReady, Unsupported
 from app.model import ModelInfo
 from app.serving.service import Service
-from app.system.together import together
-from app.vision.results import Thresholds
+from app.system.gather import together
+from app.vision.postprocess import Thresholds
 
 PROTO_BYTES = 8  # of segment's mask prototypes for each pixel of a frame: 32 in FP32, a quarter of its sides
 VERSION = "1"  # of every model; there is no other

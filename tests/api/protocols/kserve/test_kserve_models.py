@@ -14,9 +14,9 @@ from app.graphs import export
 from app.model import ModelInfo
 from app.serving.predictor import FramePrediction, Prediction, Timings
 from app.settings import DEMO, DEMO_WEIGHTS
-from app.vision import images
+from app.vision import preprocess
 from app.vision.masks import Mask
-from app.vision.results import Detections, Thresholds
+from app.vision.postprocess import Detections, Thresholds
 
 SAMPLES = sorted((DEMO / "samples").glob("*.jpg"))
 
@@ -55,7 +55,7 @@ def test_prototypes_are_an_output_of_their_own_and_only_what_is_asked_for_is_mad
 
 
 def test_images_have_as_many_places_as_the_fullest_has_found():
-    placement = images.whole(np.zeros((8, 6, 3), np.uint8))
+    placement = preprocess.whole(np.zeros((8, 6, 3), np.uint8))
     masks = [Mask(np.ones((size, 1), np.uint8), 0, 0) for size in (8, 3)]
 
     def found(count: int) -> Prediction:

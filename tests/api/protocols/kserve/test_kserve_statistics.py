@@ -2,7 +2,7 @@
 
 from app.api.protocols.kserve.statistics import Statistics
 from app.serving.predictor import Prediction, Timings
-from app.vision.results import Detections
+from app.vision.postprocess import Detections
 
 
 def image(batch_size: int, infer: float = 0.2, decode: float = 0.01) -> Prediction:

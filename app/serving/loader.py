@@ -1,0 +1,138 @@
+"""An engine of the store -> a loaded, warm engine."""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from app import backends
+from app.backends import Engine
+from app.errors import EngineFailed, EngineStale, SetupError
+from app.model import ModelInfo
+from app.progress import Progress, Report
+from app.serving import profile
+from app.serving.profile import Capacity
+from app.settings import Settings
+from app.store import store
+from app.store.manifest import Built
+from app.system import host
+from app.system.metrics import Engine as EngineLabels
+from app.vision.preprocess import Preparation
+
+log = logging.getLogger("yolopard.deployment")
+
+PATIENCE = {
+    True: 2,
+    False: 1,
+}  # sizes of batch tried in vain: a GPU may gain from the next, cores that are all busy do not
+
+
+class EngineSource(Protocol):
+    """Where the engine comes from: app/building/process.py, or a test."""
+
+    def run(self, report: Report) -> Built:
+        """Find or build the engine; blocks. Raises a SetupError."""
+
+    def cancel(self) -> None:
+        """Make `run` give up; called from another thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """An engine that is ready for batches."""
+
+    built: Built
+    engine: Engine
+    lanes: int
+    one_device: bool  # which the lanes share
+    capacity: Capacity
+
+    @property
+    def name(self) -> str:
+        """What tells it apart from another engine of the same model."""
+        return self.built.manifest.fingerprint.backend
+
+    @property
+    def labels(self) -> EngineLabels:
+        fingerprint, model = self.built.manifest.fingerprint, self.built.manifest.model
+        return EngineLabels(
+            model=model.name,
+            engine=self.name,
+            backend=fingerprint.backend,
+            precision=fingerprint.precision,
+            imgsz=model.imgsz,
+            batch=fingerprint.batch,
+            device=fingerprint.device,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """For /v1/models."""
+        manifest, fingerprint = self.built.manifest, self.built.manifest.fingerprint
+        return {
+            "name": self.name,
+            "key": fingerprint.key,
+            "backend": fingerprint.backend,
+            "version": fingerprint.backend_version,
+            "precision": fingerprint.precision,
+            "batch": fingerprint.batch,
+            "device": fingerprint.device,
+            "lanes": self.lanes,
+            "images_per_second": round(self.capacity.images_per_second, 2),
+            "best_batch": self.capacity.batch,
+            "batch_ms": self.capacity.to_json(),
+            "gate": manifest.gate.to_json(),
+            "built": manifest.built,
+        }
+
+
+def deploy(source: EngineSource, report: Report, *, lanes: int | None, threads: int | None) -> Deployed:
+    """Blocks. A stored engine that does not load here is built again, once. Raises a SetupError."""
+    built = source.run(report)
+    report(Progress.at("warm-up", built.manifest.model.name))
+    try:
+        return _open(built, lanes, threads)
+    except EngineStale as stale:
+        log.warning("%s: building it again", stale)
+        store.discard(built)
+    built = source.run(report)
+    report(Progress.at("warm-up", built.manifest.model.name))
+    return _open(built, lanes, threads)
+
+
+def _open(built: Built, lanes: int | None, threads: int | None) -> Deployed:
+    backend = backends.get(built.manifest.fingerprint.backend)
+    threads = threads or host.cpus()
+    lanes = backends.lanes(backend, lanes, threads)
+    try:
+        engine = backend.load(built.folder, lanes, threads)
+    except SetupError:
+        raise
+    except Exception as error:  # each library has its own words for a file that it cannot read
+        reason = str(error).strip().partition("\n")[0]
+        raise EngineStale(f"{built.folder} does not load: {type(error).__name__}: {reason}") from error
+    try:
+        found = _warm_up(engine, lanes, backend.ONE_DEVICE, built.manifest.model, built.manifest.fingerprint.batch)
+    except Exception as error:
+        engine.close()
+        raise EngineFailed(f"{built.folder} fails in its first batches: {type(error).__name__}: {error}") from error
+    return Deployed(built, engine, lanes, backend.ONE_DEVICE, found)
+
+
+def _warm_up(engine: Engine, lanes: int, one_device: bool, model: ModelInfo, largest: int) -> Capacity:
+    """Frames of every shape, by themselves and in every lane; the capacity is that of the largest shape."""
+    shapes = sorted(model.shapes or [(model.imgsz, model.imgsz)], key=math.prod)
+    frames = [np.zeros((*shape, 3), np.uint8) for shape in shapes]
+    for frame in frames:
+        engine.infer(0, [frame], alone=True)
+    for frame in frames[:-1]:
+        for lane in range(lanes):
+            engine.infer(lane, [frame])
+    return profile.measure(engine, lanes, frames[-1], largest, PATIENCE[one_device])
+
+
+def preparation(settings: Settings, model: ModelInfo) -> Preparation:
+    """How the model's images are made into frames."""
+    server, fast, middle = settings.server, settings.model.decode == "fast", model.task == "classify"
+    return Preparation(model.imgsz, model.stride, model.shapes, fast, server.max_pixels, middle, server.max_side)

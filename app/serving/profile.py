@@ -1,0 +1,110 @@
+"""What an engine does alone: images per second, and what a batch of each size takes."""
+
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from app.backends import Engine
+from app.vision.preprocess import Pixels
+
+LONGEST_S = 1.0  # sizes whose batch is expected to take longer, with every lane busy, are not tried
+HANDLING_S = 0.0002  # what a batch takes the service itself
+PAYS = 1.05  # times the images per second that a larger batch has to give
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """By size of batch, with every lane busy: how long the device is taken, and the wait for it on top, both in s."""
+
+    sizes: Sequence[int]
+    device_s: Sequence[float]
+    handover_s: Sequence[float]
+
+    @property
+    def images_per_second(self) -> float:
+        """At the size that is served."""
+        best = self.sizes.index(self.batch)
+        return self.sizes[best] / self.device_s[best]
+
+    @property
+    def batch(self) -> int:
+        """The largest size that pays: each step up to it gave more images per second than a smaller one."""
+        best = 0
+        for i in range(1, len(self.sizes)):
+            if self._rate(i) >= self._rate(best) * PAYS:
+                best = i
+        return self.sizes[best]
+
+    def to_json(self) -> dict[str, float]:
+        """Milliseconds by size."""
+        return {str(size): round(seconds * 1000, 3) for size, seconds in zip(self.sizes, self.device_s, strict=True)}
+
+    def busy_s(self, size: int) -> float:
+        """How long a batch of this size takes the device."""
+        return float(np.interp(size, self.sizes, self.device_s))
+
+    def lead_s(self, size: int) -> float:
+        """How long before the device is free a batch of this size had better leave."""
+        return self.handover_s[min(bisect_left(self.sizes, size), len(self.sizes) - 1)]
+
+    def _rate(self, i: int) -> float:
+        return self.sizes[i] / (self.device_s[i] + HANDLING_S)
+
+
+def measure(engine: Engine, lanes: int, frame: Pixels, largest: int, patience: int = 2) -> Capacity:
+    """Try sizes 1, 2, 4, ... and `largest`, until `patience` in a row did not pay.
+
+    Each is run once before it counts.
+    """
+    sizes, device_s, handover_s = list[int](), list[float](), list[float]()
+    size = 1
+    while True:
+        rate, handover = _try(engine, lanes, [frame] * size)
+        sizes.append(size)
+        device_s.append(size / rate)
+        handover_s.append(handover)
+        found = Capacity(sizes, device_s, handover_s)
+        in_vain = len(sizes) - 1 - sizes.index(found.batch)
+        if size == largest or in_vain == patience or 2 * device_s[-1] * lanes > LONGEST_S:
+            return found
+        size = min(size * 2, largest)
+
+
+def _try(engine: Engine, lanes: int, batch: Sequence[Pixels]) -> tuple[float, float]:
+    """Images per second, and the seconds of a batch outside the device."""
+    waits = list[float]()
+
+    def work(lane: int) -> None:
+        started = time.perf_counter()
+        engine.infer(lane, batch)
+        device = engine.device_seconds(lane)
+        waits.append(0.0 if device is None else max(0.0, time.perf_counter() - started - device))
+
+    engine.infer(0, batch)
+    work(0)
+    return images_per_second(lanes, len(batch), work, rounds=2), waits[0]
+
+
+def images_per_second(lanes: int, images: int, work: Callable[[int], object], *, rounds: int) -> float:
+    """With every lane at work at the same time; each does `work`, of so many images, once before it counts."""
+    started = list[float]()
+    start = threading.Barrier(lanes, lambda: started.append(time.perf_counter()))
+
+    def lane_work(lane: int) -> None:
+        try:
+            work(lane)
+        finally:
+            start.wait()
+        for _ in range(rounds):
+            work(lane)
+
+    with ThreadPoolExecutor(lanes) as pool:
+        for each in [pool.submit(partial(lane_work, lane)) for lane in range(lanes)]:
+            each.result()
+    return images * rounds * lanes / (time.perf_counter() - started[0])

@@ -1,0 +1,290 @@
+"""An engine of the store -> a loaded, warm engine; a stale one is built again, once."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import fakes
+import pytest
+
+from app import backends
+from app.errors import BuildFailed, EngineFailed, EngineStale
+from app.model import ModelInfo
+from app.progress import Progress
+from app.serving import profile
+from app.serving.loader import Deployed, deploy, preparation
+from app.serving.profile import Capacity
+from app.settings import Settings
+from app.store.manifest import Built
+from app.system import host
+from app.system.metrics import Engine as EngineLabels
+
+
+class Device(fakes.Device):
+    """Remembers which lane took how many images."""
+
+    def __init__(self) -> None:
+        super().__init__(fakes.ROWS)
+        self.taken: list[tuple[int, int]] = []
+
+    def infer(self, lane, frames, *, alone=False):
+        self.taken.append((lane, len(frames)))
+        return super().infer(lane, frames, alone=alone)
+
+
+class Backend(fakes.Backend):
+    """Remembers what it is asked to load; `refusals` are raised first."""
+
+    def __init__(self, device: fakes.Device) -> None:
+        super().__init__(device)
+        self.loads: list[tuple[Path, int, int]] = []
+        self.refusals: list[Exception] = []
+
+    def load(self, folder, lanes, threads):
+        self.loads.append((folder, lanes, threads))
+        if self.refusals:
+            raise self.refusals.pop(0)
+        return super().load(folder, lanes, threads)
+
+
+class Source(fakes.Source):
+    """Counts its runs."""
+
+    runs = 0
+
+    def run(self, report):
+        self.runs += 1
+        if isinstance(self.outcome, Built):
+            self.outcome.folder.mkdir(exist_ok=True)
+        return super().run(report)
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+@pytest.fixture
+def backend(device, monkeypatch) -> Backend:
+    backend = Backend(device)
+    monkeypatch.setattr(backends, "get", {"fake": backend}.__getitem__)
+    return backend
+
+
+@pytest.fixture
+def store(tmp_path) -> Path:
+    (folder := tmp_path / "engines").mkdir()
+    return folder
+
+
+@pytest.fixture
+def source(store) -> Callable[..., Source]:
+    """Gives an engine in the store, which is there."""
+
+    def make(**fields: object) -> Source:
+        return Source(dataclasses.replace(fakes.built(**fields), folder=store / "pets"))
+
+    return make
+
+
+def run(source: fakes.Source, **options: int | None) -> Deployed:
+    return deploy(source, lambda _: None, **({"lanes": None, "threads": None} | options))
+
+
+# Warming up
+
+
+@pytest.fixture
+def clock(device, monkeypatch) -> Callable[[float], None]:
+    """Let a batch take this many seconds, whatever its size."""
+
+    def take(seconds: float) -> None:
+        monkeypatch.setattr(profile, "time", SimpleNamespace(perf_counter=lambda: seconds * len(device.taken)))
+
+    return take
+
+
+def test_warm_up_begins_with_one_frame_that_has_the_engine_to_itself(backend, device, source):
+    run(source(batch=6), lanes=3)
+    assert device.taken[0] == (0, 1)
+    assert device.alone == [True] + [False] * (len(device.taken) - 1)
+
+
+def test_warm_up_touches_every_lane_with_every_doubling_of_the_batch(backend, device, source, clock):
+    clock(0.1)
+    run(source(batch=6), lanes=3)
+    assert set(device.taken) == {(lane, size) for lane in range(3) for size in (1, 2, 4, 6)}
+    assert {shape[1:] for shape in device.shapes} == {(64, 64, 3)}
+
+
+def test_warm_up_touches_every_shape_in_every_lane_and_measures_the_largest(backend, device, source, clock):
+    clock(0.1)
+    run(source(batch=6, imgsz=96, shapes=((96, 96), (64, 96), (96, 32))), lanes=3)
+    assert {shape[1:3] for shape, alone in zip(device.shapes, device.alone, strict=True) if alone} == {
+        (96, 96),
+        (64, 96),
+        (96, 32),
+    }
+    taken = {(lane, *shape[:3]) for (lane, _), shape in zip(device.taken, device.shapes, strict=True)}
+    assert taken == {
+        *((lane, 1, *shape) for lane in range(3) for shape in ((64, 96), (96, 32))),
+        *((lane, size, 96, 96) for lane in range(3) for size in (1, 2, 4, 6)),
+    }
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8])])
+def test_warm_up_ends_with_the_largest_batch_and_never_goes_beyond(backend, device, source, clock, batch, sizes):
+    clock(0.25)
+    run(source(batch=batch))
+    assert list(dict.fromkeys(size for _, size in device.taken)) == sizes
+
+
+def test_the_capacity_is_that_of_the_best_batch(backend, device, source, clock):
+    clock(0.25)
+    found = run(source(batch=6)).capacity
+    assert (found.batch, found.images_per_second) == (6, pytest.approx(24))
+
+
+@pytest.mark.parametrize("one_device", [False, True])
+def test_whether_lanes_share_a_device_is_the_backend_s_to_say(backend, source, monkeypatch, one_device):
+    monkeypatch.setattr(Backend, "ONE_DEVICE", one_device)
+    assert run(source()).one_device is one_device
+
+
+def test_an_engine_that_fails_at_warm_up_is_no_stale_one(backend, device, source, store):
+    device.failure = EngineFailed("no memory is left")
+    given = source()
+    with pytest.raises(EngineFailed, match="no memory is left"):
+        run(given)
+    assert given.runs == 1
+    assert (store / "pets").exists()
+
+
+# Lanes and threads
+
+
+def test_lanes_are_the_backends_unless_they_are_set(backend, device, source, monkeypatch):
+    monkeypatch.setattr(Backend, "LANES", 2)
+    assert run(source()).lanes == 2
+    assert run(source(), lanes=3).lanes == 3
+    assert [lanes for _, lanes, _ in backend.loads] == [2, 3]
+    assert {lane for lane, _ in device.taken} == {0, 1, 2}
+
+
+def test_lanes_of_a_backend_that_has_no_number_are_one_a_core(backend, source, monkeypatch):
+    monkeypatch.setattr(Backend, "LANES", None)
+    monkeypatch.setattr(host, "cpus", lambda: 5)
+    assert [run(source()).lanes, run(source(), threads=3).lanes, run(source(), lanes=2).lanes] == [5, 3, 2]
+    assert [loaded[1:] for loaded in backend.loads] == [(5, 5), (3, 3), (2, 5)]
+
+
+def test_threads_are_the_machines_cores_unless_they_are_set(backend, source, store, monkeypatch):
+    monkeypatch.setattr(host, "cpus", lambda: 5)
+    run(source())
+    run(source(), threads=3)
+    assert backend.loads == [(store / "pets", 1, 5), (store / "pets", 1, 3)]
+
+
+# What is reported
+
+
+def test_the_warm_up_is_reported_after_what_the_source_reports(backend, source):
+    told: list[Progress] = []
+    deploy(source(), told.append, lanes=None, threads=None)
+    assert [(progress.phase, progress.model) for progress in told] == [("engine", "pets"), ("warm-up", "pets")]
+
+
+def test_what_the_source_raises_ends_the_start(backend):
+    with pytest.raises(BuildFailed, match="the builder died"):
+        run(Source(BuildFailed("the builder died")))
+    assert backend.loads == []
+
+
+# Staleness
+
+
+def test_stale_engine_is_discarded_and_built_again_once_with_its_reason_in_the_log(backend, source, store, caplog):
+    backend.refusals = [EngineStale("the plan is of another TensorRT")]
+    given, told = source(), []
+    (store / "pets").mkdir()
+    (store / "pets" / "engine.plan").write_bytes(b"old")
+    with caplog.at_level(logging.WARNING):
+        deployed = deploy(given, told.append, lanes=None, threads=None)
+    assert caplog.messages == ["the plan is of another TensorRT: building it again"]
+    assert (given.runs, len(backend.loads)) == (2, 2)
+    assert list((store / "pets").iterdir()) == []
+    assert deployed.built == given.outcome
+    assert [progress.phase for progress in told] == ["engine", "warm-up"] * 2
+
+
+def test_engine_that_is_stale_again_ends_the_start(backend, source):
+    backend.refusals = [EngineStale("once"), EngineStale("twice")]
+    given = source()
+    with pytest.raises(EngineStale, match="twice"):
+        run(given)
+    assert (given.runs, len(backend.loads)) == (2, 2)
+
+
+def test_engine_that_the_device_refuses_is_kept(backend, source, store):
+    backend.refusals = [EngineFailed("no memory is left")]
+    with pytest.raises(EngineFailed):
+        run(source())
+    assert (store / "pets").exists()
+
+
+def test_engine_that_fails_in_its_first_batches_is_an_engine_error_and_is_closed(backend, source, device):
+    device.failure = RuntimeError("no kernel")
+    with pytest.raises(EngineFailed, match=r"pets fails in its first batches: RuntimeError: no kernel"):
+        run(source())
+    assert device.closed
+
+
+def test_engine_file_that_its_library_cannot_read_is_stale(backend, source):
+    backend.refusals = [RuntimeError("protobuf parsing failed\nat byte 7")] * 2
+    with pytest.raises(EngineStale, match=r"pets does not load: RuntimeError: protobuf parsing failed$"):
+        run(source())
+
+
+# What is told of it
+
+
+@pytest.fixture
+def deployed(backend, source) -> Deployed:
+    found = Capacity([1, 2, 4], [0.0123456, 0.0162, 0.04], [0.0] * 3)
+    return dataclasses.replace(run(source(precision="fp16", imgsz=96), lanes=2), capacity=found)
+
+
+def test_labels_tell_what_the_engine_is(deployed):
+    assert deployed.name == "fake"
+    assert deployed.labels == EngineLabels(
+        model="pets", engine="fake", backend="fake", precision="fp16", imgsz=96, batch=4, device="cpu test"
+    )
+
+
+def test_json_tells_the_engine_how_it_was_judged_and_how_built(deployed):
+    told = json.loads(json.dumps(deployed.to_json()))
+    gate = {"on": "2 pictures", "images": "", "reference": "PyTorch FP32", "figures": fakes.FIGURES.to_json()}
+    assert told.pop("gate") == gate
+    assert told == {
+        "name": "fake",
+        "key": deployed.built.manifest.fingerprint.key,
+        "backend": "fake",
+        "version": "1.0",
+        "precision": "fp16",
+        "batch": 4,
+        "device": "cpu test",
+        "lanes": 2,
+        "images_per_second": 123.46,
+        "best_batch": 2,
+        "batch_ms": {"1": 12.346, "2": 16.2, "4": 40.0},
+        "built": {},
+    }
+
+
+@pytest.mark.parametrize("shapes", [None, ((640, 640),), ((384, 640), (640, 640))])
+def test_frames_are_of_the_shapes_of_the_model(shapes):
+    model = ModelInfo("pets", "detect", {0: "cat"}, stride=32, imgsz=640, shapes=shapes)
+    assert preparation(Settings(), model).shapes == shapes
