@@ -22,16 +22,16 @@ from app.api.app import create_app
 from app.backends import simulated
 from app.errors import BenchFailed, SettingsError, SetupError
 from app.http.server import make_server
-from app.model import spell
+from app.model import format_shapes
 from app.progress import Progress
-from app.serving.loader import EngineSource
+from app.serving.loader import EngineProvider
 from app.serving.service import Service
-from app.serving.spec import Order
+from app.serving.spec import BuildRequest
 from app.serving.stored import StoredEngines
 from app.settings import DEMO, FIELDS, Settings
 from app.store import store
-from app.store.accuracy import ENOUGH, Figures, Limits
-from app.store.manifest import Built
+from app.store.accuracy import ENOUGH, AccuracyReport, Limits
+from app.store.manifest import StoredEngine
 from app.system import host, log
 
 SWITCH_S = 0.0005  # for which a thread may keep the interpreter from the others; decode threads want it often
@@ -73,7 +73,7 @@ def serve(settings: Settings) -> NoReturn:
     server = make_server(settings.server)
     service = Service(
         settings,
-        lambda backend: open_source(settings, backend),
+        lambda backend: engine_provider(settings, backend),
         on_ready=lambda deployed: _print_ready(settings, deployed.built),
         on_failure=lambda: setattr(server, "should_exit", True),
     )
@@ -111,9 +111,9 @@ def bench_(settings: Settings, options: argparse.Namespace) -> int:
         raise BenchFailed(f"the bench needs {error.name}: pip install 'yolopard[bench]'") from error
     plan = bench.Plan(options.clients, options.seconds, options.rounds)
     if options.engines:
-        bench.compare(settings, open_source, images=options.images, plan=plan, out=options.out)
+        bench.compare(settings, engine_provider, images=options.images, plan=plan, out=options.out)
         return 0
-    bench.run(settings, open_source, url=options.url, images=options.images, plan=plan, out=options.out)
+    bench.run(settings, engine_provider, url=options.url, images=options.images, plan=plan, out=options.out)
     return 0
 
 
@@ -137,7 +137,7 @@ def _require_grpc(host: str, port: int) -> None:
     _listen(host, port, "GRPC_PORT").close()
 
 
-def open_source(settings: Settings, backend: str) -> EngineSource:
+def engine_provider(settings: Settings, backend: str) -> EngineProvider:
     model = settings.model
     if backend == simulated.NAME:
         a_ms, b_ms = map(float, model.simulated_ms.split(","))
@@ -145,7 +145,7 @@ def open_source(settings: Settings, backend: str) -> EngineSource:
     return _provider(settings, backend)
 
 
-def _provider(settings: Settings, backend: str) -> EngineSource:
+def _provider(settings: Settings, backend: str) -> EngineProvider:
     """What builds engines, or where the packages for that are not installed what finds those built elsewhere."""
     order = _order(settings, backend)
     if util.find_spec("app.building") is None:
@@ -156,11 +156,11 @@ def _provider(settings: Settings, backend: str) -> EngineSource:
     return BuildProcess(order, configure_log, settings.server.build_memory_bytes)
 
 
-def _order(settings: Settings, backend: str) -> Order:
+def _order(settings: Settings, backend: str) -> BuildRequest:
     if backend == simulated.NAME:
         raise SettingsError(f"BACKEND={backend} runs no model: there is nothing to build")
     model = settings.model
-    return Order(
+    return BuildRequest(
         weights=model.weights,
         imgsz=model.longest_side,
         shapes=model.shapes,
@@ -168,7 +168,7 @@ def _order(settings: Settings, backend: str) -> Order:
         precision=model.precision if backend == model.backend else "auto",
         backend=backend,
         engines=settings.server.engines_dir,
-        lanes=model.lanes,
+        instances=model.instances,
         gate=model.gate_dir,
         calibration=model.calibration_dir,
         limits=Limits(model.gate_fp32, model.gate_fp16, model.gate_int8, model.gate_map_loss),
@@ -179,7 +179,7 @@ def _print_progress(progress: Progress) -> None:
     print(progress, flush=True)
 
 
-def _table(built: Built) -> str:
+def _table(built: StoredEngine) -> str:
     """How the engine was judged, a line a figure."""
     gate, precision = built.manifest.gate, built.manifest.fingerprint.precision
     figures = gate.figures
@@ -208,17 +208,17 @@ def _table(built: Built) -> str:
     return "\n".join(f"  {name:16} {text}" for name, text in lines.items())
 
 
-def _found(figures: Figures) -> str:
+def _found(figures: AccuracyReport) -> str:
     low, high = figures.interval()
     open_ = f" (with 95 % confidence {low:.2f} to {high:.2f})" if 0 < figures.boxes < ENOUGH else ""
-    return f"{figures.agreement:.2%} of {figures.boxes}{open_}, {figures.invented:.2%} of its own are new"
+    return f"{figures.agreement:.2%} of {figures.boxes}{open_}, {figures.false_positives:.2%} of its own are new"
 
 
-def _print_ready(settings: Settings, built: Built) -> None:
+def _print_ready(settings: Settings, built: StoredEngine) -> None:
     if settings.server.log_format == "json":
         return  # the log says it
     fingerprint, model = built.manifest.fingerprint, built.manifest.model
-    size = spell(*model.shapes) if model.shapes else model.imgsz
+    size = format_shapes(*model.shapes) if model.shapes else model.imgsz
     host = "127.0.0.1" if settings.server.host in ("0.0.0.0", "::") else settings.server.host  # noqa: S104
     url = f"http://{host}:{settings.server.port}"
     sample = next(iter(sorted((DEMO / "samples").glob("*.jpg"))), Path("image.jpg"))

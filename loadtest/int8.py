@@ -65,15 +65,15 @@ class Judge:
 
     def row(self, name: str, engine: Engine) -> str:
         gate, px, px_before = Gate("int8", self._model), 0.0, 0.0
-        for (picture, placement, frame), expected in zip(self._framed, self._expected, strict=True):
+        for (picture, transform, frame), expected in zip(self._framed, self._expected, strict=True):
             found = engine.infer(frame)
-            gate.add(picture, placement, expected, found)
+            gate.add(picture, transform, expected, found)
             after, before = self._sides(expected, found)
             px, px_before = max(px, after), max(px_before, before)
         figures = gate.figures()
         cells = [
             f"{figures.agreement:.4f} of {figures.boxes}",
-            *(f"{value:.4f}" for value in (figures.invented, figures.score, figures.score_mean)),
+            *(f"{value:.4f}" for value in (figures.false_positives, figures.score, figures.score_mean)),
             *(f"{value:.1f}" for value in (px, px_before)),
             f"{self._speed(engine):.2f}",
         ]
@@ -81,14 +81,14 @@ class Judge:
 
     def _sides(self, expected: Outputs, found: Outputs) -> tuple[float, float]:
         """Greatest difference of a large box's side: of the pair, and of the nearest row of its class before NMS."""
-        faint = Thresholds(conf=matching.FAINT)
+        faint = Thresholds(conf=matching.MIN_MATCH_CONF)
         wanted, offered = (postprocess.select(outputs, faint, self._model) for outputs in (expected, found))
         wanted = wanted.first(int(np.count_nonzero(wanted.scores >= matching.CONF)))
         after = before = 0.0
         for i, j in matching.pairs(wanted, offered):
             box = wanted.boxes[i, :4]
             sides = np.tile(box[2:] - box[:2], 2) > LARGE
-            rows = found[0][(found[0][:, 5] == wanted.classes[i]) & (found[0][:, 4] >= matching.FAINT)]
+            rows = found[0][(found[0][:, 5] == wanted.classes[i]) & (found[0][:, 4] >= matching.MIN_MATCH_CONF)]
             after = max(after, float(np.abs(offered.boxes[j, :4] - box)[sides].max(initial=0)))
             nearest = np.abs(rows[:, :4] - box)[:, sides].max(1, initial=0).min(initial=np.inf)
             before = max(before, float(nearest))

@@ -25,14 +25,14 @@ import uvloop
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from app.__main__ import open_source  # noqa: E402
+from app.__main__ import engine_provider  # noqa: E402
 from app.backends.simulated import SimulatedEngine  # noqa: E402
 from app.bench.engine_baseline import Alone  # noqa: E402
 from app.bench.load import Target, closed_loop, multipart, open_loop  # noqa: E402
 from app.bench.report import circumstances, machine_line  # noqa: E402
 from app.bench.server import Server, started  # noqa: E402
 from app.serving.batcher import Batcher  # noqa: E402
-from app.serving.profile import Capacity  # noqa: E402
+from app.serving.profile import EngineProfile  # noqa: E402
 from app.settings import Settings  # noqa: E402
 from app.system import host  # noqa: E402
 from app.system.metrics import Metrics  # noqa: E402
@@ -88,7 +88,7 @@ def all_but_the_engine(options: argparse.Namespace) -> Iterator[Line]:
     names = ("yolopard simulated", "litserve", "litserve first", "mosec", "mosec first")
     kinds = [kind for kind in compare.null_kinds() if kind.name in names]
     ceiling: list[float] = []
-    with Alone(open_source, settings(backend="simulated"), [JPEG]) as alone:
+    with Alone(engine_provider, settings(backend="simulated"), [JPEG]) as alone:
         ours, *peers = compared(kinds, 32, options, lambda: ceiling.append(alone.decode(options.seconds)))
     for peer in peers:
         text = f"all but the engine, 32 clients, against {described(peer)}"
@@ -120,7 +120,10 @@ def with_the_engine(options: argparse.Namespace) -> Iterator[Line]:
     engines: dict[str, list[float]] = {"fp32": [], "int8": []}
     decode: list[float] = []
     own = {name: settings(backend="openvino", precision=name) for name in engines}
-    with Alone(open_source, own["fp32"], [JPEG]) as fp32_alone, Alone(open_source, own["int8"], [JPEG]) as int8_alone:
+    with (
+        Alone(engine_provider, own["fp32"], [JPEG]) as fp32_alone,
+        Alone(engine_provider, own["int8"], [JPEG]) as int8_alone,
+    ):
 
         def parts() -> None:
             engines["fp32"].append(fp32_alone.engine(options.seconds))
@@ -158,7 +161,7 @@ def one_client(options: argparse.Namespace) -> Iterator[Line]:
     for precision in ("fp32", "int8"):
         own = settings(backend="openvino", precision=precision)
         added, gains = [], []
-        with started(own) as server, Alone(open_source, own, [JPEG]) as alone:
+        with started(own) as server, Alone(engine_provider, own, [JPEG]) as alone:
             name = told(precision, alone)
             ask(server, 3, 1)
             for _ in range(options.rounds):
@@ -305,8 +308,8 @@ async def batcher_us() -> float:
     sizes = (1, 16)
     batcher = Batcher(
         SimulatedEngine(0, 0, 640, 1),
-        lanes=1,
-        capacity=Capacity(sizes, (0.001, 0.001), (0, 0)),
+        instances=1,
+        capacity=EngineProfile(sizes, (0.001, 0.001), (0, 0)),
         one_device=True,
         max_wait_s=0,
         metrics=Metrics(),

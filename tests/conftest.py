@@ -25,11 +25,11 @@ from app.building.process import BuildProcess
 from app.http.server import make_server
 from app.model import ModelInfo
 from app.serving import profile
-from app.serving.profile import Capacity
+from app.serving.profile import EngineProfile
 from app.serving.service import Service
-from app.serving.spec import Order
+from app.serving.spec import BuildRequest
 from app.settings import DEMO, DEMO_WEIGHTS, Settings
-from app.store.manifest import Built
+from app.store.manifest import StoredEngine
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 300  # for what comes in seconds, on a machine that is slow or busy with something else
@@ -74,7 +74,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def build(engines: Path) -> Callable[..., Built]:
+def build(engines: Path) -> Callable[..., StoredEngine]:
     """Build an engine of the demo model, or of other weights, as `yolopard build` does; a second time it is found."""
 
     def run(
@@ -84,8 +84,8 @@ def build(engines: Path) -> Callable[..., Built]:
         batch: int = 8,
         imgsz: int | None = None,
         precision: str = "auto",
-    ) -> Built:
-        order = Order(str(weights), imgsz, batch, precision, backend, engines)
+    ) -> StoredEngine:
+        order = BuildRequest(str(weights), imgsz, batch, precision, backend, engines)
         return BuildProcess(order).run(lambda _: None)
 
     return run
@@ -202,7 +202,7 @@ def serving(
         *,
         sources: Mapping[str, fakes.Source] | None = None,
         wait: bool = True,
-        capacity: Capacity | None = None,
+        capacity: EngineProfile | None = None,
         **settings: object,
     ) -> Live:
         ready = threading.Event()
@@ -240,7 +240,7 @@ def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture(scope="module")
-def house() -> Iterator[Live]:
+def shared_server() -> Iterator[Live]:
     """The fake device with the default settings, one for all tests of a module that leave it as they found it."""
     devices = [fakes.Device(fakes.ROWS) for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch, serving(*devices, patch) as start:
@@ -248,7 +248,7 @@ def house() -> Iterator[Live]:
 
 
 @contextmanager
-def serve_engine(engine: Engine, built: Built, **settings: object) -> Iterator[Live]:
+def serve_engine(engine: Engine, built: StoredEngine, **settings: object) -> Iterator[Live]:
     """An engine at hand, served in batches of up to 4 with no backend behind it."""
     ready = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
@@ -270,7 +270,7 @@ def serve_engine(engine: Engine, built: Built, **settings: object) -> Iterator[L
 def serve_demo(folder: Path, **settings: object) -> Live:
     """The demo model on OpenVINO, served for real from an engines folder."""
     ready = threading.Event()
-    order = Order(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", folder)
+    order = BuildRequest(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", folder)
     given = Settings.of(engines_dir=order.engines, backend="openvino", **settings)
     service = Service(given, lambda _: BuildProcess(order), on_ready=lambda _: ready.set(), on_failure=ready.set)
     live = Live(service)
@@ -279,7 +279,7 @@ def serve_demo(folder: Path, **settings: object) -> Live:
 
 
 @pytest.fixture(scope="session")
-def demo(build: Callable[..., Built]) -> Iterator[Live]:
+def demo(build: Callable[..., StoredEngine]) -> Iterator[Live]:
     """The demo model, in batches of the size that pays on this machine."""
     live = serve_demo(build().folder.parent)
     yield live
@@ -287,9 +287,9 @@ def demo(build: Callable[..., Built]) -> Iterator[Live]:
 
 
 @pytest.fixture
-def batching_demo(build: Callable[..., Built], monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
+def batching_demo(build: Callable[..., StoredEngine], monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
     """The demo model, in batches of up to 8 whether they pay or not."""
-    monkeypatch.setattr(profile, "measure", lambda engine, lanes, frame, largest, patience: fakes.capacity(largest))
+    monkeypatch.setattr(profile, "measure", lambda engine, instances, frame, largest, patience: fakes.capacity(largest))
     live = serve_demo(build().folder.parent)
     yield live
     live.stop()

@@ -168,7 +168,7 @@ def test_build_prints_each_step_and_what_the_check_gave(tmp_path):
 
 def test_table_says_how_sure_few_boxes_are_and_how_int8_was_made(build):
     built = build()
-    few = dataclasses.replace(built.manifest.gate.figures, boxes=12, agreement=1.0, invented=0.0)
+    few = dataclasses.replace(built.manifest.gate.figures, boxes=12, agreement=1.0, false_positives=0.0)
     manifest = dataclasses.replace(
         built.manifest,
         gate=dataclasses.replace(built.manifest.gate, figures=few),

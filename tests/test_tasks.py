@@ -57,7 +57,7 @@ def served(request, of_task):
 
 @pytest.fixture(scope="module")
 def theirs(served, pictures) -> list[Results]:
-    """Picture by picture."""
+    """Sample by picture."""
     torch.set_num_threads(2)
     module = export.load_module(served.weights)
     look = classified if served.task == "classify" else detected

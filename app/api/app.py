@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import __version__
 from app.api import system
-from app.api.context import Exchange, ExchangeMiddleware
+from app.api.context import RequestContext, RequestContextMiddleware
 from app.api.docs import add_docs
 from app.api.errors import explain_http, explain_validation
 from app.api.protocols import deepstack, platform, predict, roboflow
@@ -65,7 +65,7 @@ def create_app(service: Service) -> ASGIApp:
         inner = CORSMiddleware(
             inner, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["Server-Timing", "X-Request-Id"]
         )
-    return ExchangeMiddleware(inner, service)
+    return RequestContextMiddleware(inner, service)
 
 
 def _grpc(service: Service, models: Repository) -> AbstractAsyncContextManager[None]:
@@ -110,7 +110,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(Exception)
     async def defects(request: Request, error: Exception) -> Response:
-        return Exchange.of(request.scope).explain_defect(error)
+        return RequestContext.of(request.scope).explain_defect(error)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
@@ -119,7 +119,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(HTTPException)
     async def routers(request: Request, error: HTTPException) -> Response:
         if request.url.path.startswith("/v2/"):  # also where no route is
-            Exchange.of(request.scope).shape = kserve.shape
+            RequestContext.of(request.scope).shape = kserve.shape
         return _explain(service, request.scope, explain_http(error, request))
 
     @app.exception_handler(RequestValidationError)
@@ -134,7 +134,7 @@ def _explain(service: Service, scope: Scope, error: YolopardError) -> Response:
         headers = {"Retry-After": str(service.retry_after_s(error))} if error.status == 503 else {}
     if isinstance(error, MethodNotAllowed):
         headers = {"Allow": error.allowed}
-    return Exchange.of(scope).respond(error, headers)
+    return RequestContext.of(scope).respond(error, headers)
 
 
 def _hang_up(service: Service, error: ClientDisconnect) -> Response:

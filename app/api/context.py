@@ -32,7 +32,7 @@ _ID = re.compile(rb"[\w.:-]{1,128}", re.ASCII)
 
 
 @dataclass(slots=True)
-class Exchange:
+class RequestContext:
     """Lives in the ASGI scope from the first byte to the last."""
 
     request_id: str
@@ -49,8 +49,8 @@ class Exchange:
     defect: bool = False
 
     @classmethod
-    def of(cls, scope: Scope) -> "Exchange":
-        exchange: Exchange = scope[_KEY]
+    def of(cls, scope: Scope) -> "RequestContext":
+        exchange: RequestContext = scope[_KEY]
         return exchange
 
     def respond(self, error: YolopardError, headers: dict[str, str] | None = None) -> Response:
@@ -67,7 +67,7 @@ class Exchange:
         return self.respond(YolopardError("an internal error; the server's log has more under this request id"))
 
 
-class ExchangeMiddleware:
+class RequestContextMiddleware:
     """Pure ASGI: it hides neither the body nor the client's disconnect from the routes.
 
     https://github.com/encode/starlette/issues/1438 tells what BaseHTTPMiddleware does to both.
@@ -83,7 +83,7 @@ class ExchangeMiddleware:
             return
         if scope["method"] == "HEAD":  # as GET; uvicorn leaves out the body, by its own copy of the method
             scope = {**scope, "method": "GET"}
-        exchange = scope[_KEY] = Exchange(_request_id(scope), self._service.inflight.share())
+        exchange = scope[_KEY] = RequestContext(_request_id(scope), self._service.inflight.share())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -112,7 +112,7 @@ class ExchangeMiddleware:
             scope.pop("yolopard.cut_off", None)  # it holds the connection, which holds the scope
             self._count(scope, exchange)
 
-    def _count(self, scope: Scope, exchange: Exchange) -> None:
+    def _count(self, scope: Scope, exchange: RequestContext) -> None:
         seconds = time.perf_counter() - exchange.started
         built, metrics = self._service.built, self._service.metrics
         if exchange.protocol:

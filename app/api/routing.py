@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.types import Receive, Scope, Send
 
 from app.api.auth import has_key, require_key
-from app.api.context import Exchange
+from app.api.context import RequestContext
 from app.api.errors import Shape, native
 from app.api.request.body import SMALL_BYTES, Limit
 from app.api.request.disconnect import unless_gone
@@ -37,17 +37,17 @@ SMALL_S = 10.0  # deadline of a request without images
 _MAX_DEADLINE_MS = 3_600_000
 
 
-def spoken(protocol: str, shape: Shape) -> type[APIRoute]:
+def protocol_route(protocol: str, shape: Shape) -> type[APIRoute]:
     """Routes of a protocol that take no images."""
 
-    class Spoken(APIRoute):
+    class ProtocolRoute(APIRoute):
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            exchange = Exchange.of(scope)
+            exchange = RequestContext.of(scope)
             exchange.protocol, exchange.shape = protocol, shape
             exchange.deadline = asyncio.get_running_loop().time() + SMALL_S
             await super().handle(scope, receive, send)
 
-    return Spoken
+    return ProtocolRoute
 
 
 class ImageRoute(APIRoute):
@@ -71,7 +71,7 @@ def door(
 
     class Admitted(ImageRoute):
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            exchange = Exchange.of(scope)
+            exchange = RequestContext.of(scope)
             exchange.protocol, exchange.shape = protocol, shape
             if scope["method"] not in (self.methods or ()):
                 await super().handle(scope, receive, send)
@@ -92,7 +92,7 @@ def door(
     return Admitted
 
 
-def require_key_in_front(service: Service, scope: Scope, exchange: Exchange, *, key_inside: bool) -> None:
+def require_key_in_front(service: Service, scope: Scope, exchange: RequestContext, *, key_inside: bool) -> None:
     """Look for a key in the headers and, where a protocol has it there, in the query. Without one the body may bring it
     if it is `key_inside`; it then takes one of few places, from the one that is being read for longest.
 
@@ -115,7 +115,7 @@ def small_limit(service: Service, request: Request) -> Limit:
 
 def body_limit(service: Service, request: Request, most: int | None = None) -> Limit:
     """What this request's body may be: MAX_BODY_BYTES, unless `most` says otherwise."""
-    settings, exchange = service.settings, Exchange.of(request.scope)
+    settings, exchange = service.settings, RequestContext.of(request.scope)
     fits = partial(has_key, settings.api_keys, {}) if exchange.key_inside else None
     return Limit(most or settings.max_body_bytes, exchange.share, fits, settings.max_json_bytes, service.pacing)
 
@@ -132,13 +132,13 @@ def _deadline_s(scope: Scope, longest_ms: float) -> float:
     return min(milliseconds, longest_ms) / 1000
 
 
-async def arrival(request: Request, reading: Coroutine[Any, Any, T]) -> T:
+async def read_before_deadline(request: Request, reading: Coroutine[Any, Any, T]) -> T:
     """What is read, before the deadline.
 
     Raises DeadlineExceeded, Overloaded where the memory or the place of a slow body is needed, and whatever `reading`
     raises.
     """
-    exchange = Exchange.of(request.scope)
+    exchange = RequestContext.of(request.scope)
     try:
         async with asyncio.timeout_at(exchange.deadline), evictable(exchange.share):
             return await reading
@@ -167,11 +167,11 @@ def admit(service: Service, request: Request, pixels: int) -> None:
 
     Raises Overloaded, and TooManyPixels for what no server like this one could take.
     """
-    exchange = Exchange.of(request.scope)
+    exchange = RequestContext.of(request.scope)
     exchange.share.add_pixels(pixels)
     exchange.share.admitted = True
     left_s = exchange.deadline - asyncio.get_running_loop().time()
-    exchange.held.enter_context(service.predictor.admitted(left_s))
+    exchange.held.enter_context(service.predictor.admission_slot(left_s))
 
 
 async def predict(service: Service, request: Request, files: list[bytes], thresholds: Thresholds) -> list[Prediction]:
@@ -193,7 +193,7 @@ async def compare(
 
     Raises what `admit` and the predictor raise, and ClientDisconnect on a hang-up.
     """
-    exchange = Exchange.of(request.scope)
+    exchange = RequestContext.of(request.scope)
     exchange.engine = engines[0]
     admit(service, request, count_pixels(files, service.settings.max_pixels))
     one = partial(

@@ -17,23 +17,23 @@ PREFERRED = ("tensorrt", "openvino", "onnxruntime", "pytorch")  # for BACKEND=au
 
 
 class Engine(Protocol):
-    """A loaded engine. `infer` is called from `lanes` threads at a time, each with its own lane number."""
+    """A loaded engine. `infer` is called from `instances` threads at a time, each with its own instance number."""
 
-    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
+    def infer(self, instance: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
         """N frames, uint8 [H, W, 3] RGB of one shape -> the outputs of each, in the order of serving_graph.py.
 
         `alone` tells that no other batch runs or waits: all cores may work on this one.
         """
 
-    def device_seconds(self, lane: int) -> float | None:
-        """What the device itself took for the lane's last batch; None where that is not told apart."""
+    def device_seconds(self, instance: int) -> float | None:
+        """What the device itself took for the instance's last batch; None where that is not told apart."""
 
     def close(self) -> None:
         """Give the device's memory back."""
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class BuildContext:
     """What an engine is made of."""
 
     weights: Path
@@ -41,7 +41,7 @@ class Recipe:
     model: ModelInfo
     precision: str
     batch: int
-    lanes: int
+    instances: int
     calibration: Callable[[Sequence[Shape] | None], Iterator[Pixels]]  # frames for int8, each of the best shape
     folder: Path  # for the engine's files
     cache: Path  # outlives the build, is shared by all
@@ -52,8 +52,8 @@ class Backend(Protocol):
     """What a backend's module offers. The last two are those of backends that have files in PREBUILT."""
 
     PRECISIONS: Sequence[str]  # the first is what "auto" takes
-    LANES: int | None  # unless LANES says otherwise; None: one a core
-    ONE_DEVICE: bool  # True: the lanes take turns on it; False: each has cores of its own
+    INSTANCES: int | None  # unless INSTANCES says otherwise; None: one a core
+    ONE_DEVICE: bool  # True: the instances take turns on it; False: each has cores of its own
     STATIC: bool  # True: compiled for each shape of frame, imgsz x imgsz unless there are others
 
     def require(self) -> None:
@@ -65,11 +65,11 @@ class Backend(Protocol):
     def device(self) -> str:
         """What an engine is bound to; part of the fingerprint."""
 
-    def build(self, recipe: Recipe) -> dict[str, Any]:
+    def build(self, recipe: BuildContext) -> dict[str, Any]:
         """Write the engine's files into the recipe's folder; facts for the manifest. Raises a SetupError."""
 
-    def load(self, folder: Path, lanes: int, threads: int) -> Engine:
-        """Open what `build` wrote, for `lanes` batches at a time on `threads` cores in all.
+    def load(self, folder: Path, instances: int, threads: int) -> Engine:
+        """Open what `build` wrote, for `instances` batches at a time on `threads` cores in all.
 
         Raises EngineStale when it has to be built again.
         """
@@ -81,9 +81,9 @@ class Backend(Protocol):
         """Of a prebuilt engine."""
 
 
-def lanes(backend: Backend, asked: int | None, threads: int) -> int:
+def instances(backend: Backend, asked: int | None, threads: int) -> int:
     """How many batches an engine works on at a time."""
-    return asked or backend.LANES or threads
+    return asked or backend.INSTANCES or threads
 
 
 def owner(path: Path) -> str | None:

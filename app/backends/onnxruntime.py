@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from app.backends import Recipe
+from app.backends import BuildContext
 from app.model import ModelInfo
 from app.system import host
 from app.vision import postprocess
@@ -16,7 +16,7 @@ from app.vision.postprocess import K, Outputs
 from app.vision.preprocess import Pixels
 
 PRECISIONS = ("fp32", "fp16", "int8")
-LANES = 1
+INSTANCES = 1
 ONE_DEVICE = False
 STATIC = False
 
@@ -35,7 +35,7 @@ def device() -> str:
     return host.architecture()
 
 
-def build(recipe: Recipe) -> dict[str, Any]:
+def build(recipe: BuildContext) -> dict[str, Any]:
     """INT8 is slower than FP32 here (loadtest/RESULTS.md): it tells how accurate TensorRT's will be."""
     from app.graphs import fp16, int8_search
 
@@ -51,7 +51,7 @@ def build(recipe: Recipe) -> dict[str, Any]:
     return {}
 
 
-def load(folder: Path, lanes: int, threads: int) -> "OnnxruntimeEngine":
+def load(folder: Path, instances: int, threads: int) -> "OnnxruntimeEngine":
     return OnnxruntimeEngine(folder / _FILE, threads)
 
 
@@ -67,15 +67,15 @@ def session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
 
 
 class OnnxruntimeEngine:
-    """One session, which is safe to run from several lanes."""
+    """One session, which is safe to run from several instances."""
 
     def __init__(self, path: Path, threads: int) -> None:
         self._session = session(path, threads)
 
-    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
+    def infer(self, instance: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
         return list(zip(*self._session.run(None, {"images": np.stack(frames)}), strict=True))
 
-    def device_seconds(self, lane: int) -> float | None:
+    def device_seconds(self, instance: int) -> float | None:
         return None
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from app.vision.preprocess import sniff
 __all__ = ["Plan", "compare", "run"]
 
 
-def run(settings: Settings, open_source: Open, *, url: str | None, images: Path, plan: Plan, out: Path) -> None:
+def run(settings: Settings, engine_provider: Open, *, url: str | None, images: Path, plan: Plan, out: Path) -> None:
     """Measure, print the table, and leave report.md, report.json and report.png in `out`. Raises BenchFailed."""
     files = read_images(images)
     _make(out)
@@ -28,7 +28,7 @@ def run(settings: Settings, open_source: Open, *, url: str | None, images: Path,
             print("starting a server", flush=True)
             server, alone = (
                 running.enter_context(started(settings)),
-                running.enter_context(Alone(open_source, settings, files)),
+                running.enter_context(Alone(engine_provider, settings, files)),
             )
         else:
             server, alone = Server(url), None
@@ -58,7 +58,7 @@ def progress() -> Progress:
     return Progress(TextColumn("{task.description:45}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 
-def compare(settings: Settings, open_source: Open, *, images: Path, plan: Plan, out: Path) -> None:
+def compare(settings: Settings, engine_provider: Open, *, images: Path, plan: Plan, out: Path) -> None:
     """Every engine that can be built here, alone: the table, and engines.md, engines.json and engines.png in `out`."""
     files, rows = read_images(images), engines.candidates()
     _make(out)
@@ -68,7 +68,7 @@ def compare(settings: Settings, open_source: Open, *, images: Path, plan: Plan, 
         def step(name: str) -> None:
             bar.update(task, description=name, advance=1)
 
-        engines.measure(rows, settings, open_source, files, plan.seconds, plan.rounds, step)
+        engines.measure(rows, settings, engine_provider, files, plan.seconds, plan.rounds, step)
     about = report.circumstances()
     content = (engines.table(rows), engines.to_json(rows, about), partial(engines.plot, rows))
     _write(out, "engines", about, *content)

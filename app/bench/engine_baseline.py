@@ -7,21 +7,21 @@ from types import TracebackType
 from typing import Self
 
 from app.serving import profile
-from app.serving.loader import Deployed, EngineSource, deploy, preparation
+from app.serving.loader import EngineProvider, LoadedEngine, deploy, preprocessor
 from app.settings import Settings
 from app.system import host, processes
 from app.vision.preprocess import Pixels
 
-Open = Callable[[Settings, str], EngineSource]
+Open = Callable[[Settings, str], EngineProvider]
 
-_deployed: Deployed | None = None
+_deployed: LoadedEngine | None = None
 
 
 class Alone:
     """A process of its own that holds the same engine as the server, and is idle unless it is asked."""
 
-    def __init__(self, open_source: Open, settings: Settings, files: Sequence[bytes]) -> None:
-        self._pool = ProcessPoolExecutor(1, processes.SPAWN, _load, (open_source, settings))
+    def __init__(self, engine_provider: Open, settings: Settings, files: Sequence[bytes]) -> None:
+        self._pool = ProcessPoolExecutor(1, processes.SPAWN, _load, (engine_provider, settings))
         self._settings, self._files = settings, list(files)
 
     def __enter__(self) -> Self:
@@ -38,7 +38,7 @@ class Alone:
         return self._pool.submit(_precision).result()
 
     def engine(self, seconds: float) -> float:
-        """Images per second of the engine, given frames: all lanes busy, at the size of batch that is served."""
+        """Images per second of the engine, given frames: all instances busy, at the size of batch that is served."""
         return self._pool.submit(_engine, self._settings, self._files, seconds).result()
 
     def shares_cores(self) -> bool:
@@ -54,12 +54,12 @@ class Alone:
         return self._pool.submit(_decode, self._settings, self._files, seconds).result()
 
 
-def _load(open_source: Open, settings: Settings) -> None:
+def _load(engine_provider: Open, settings: Settings) -> None:
     global _deployed  # noqa: PLW0603  # the process's own
-    processes.depend()
+    processes.exit_with_parent()
     host.keep_freed_memory()
-    source = open_source(settings, settings.model.backend)
-    _deployed = deploy(source, lambda _: None, lanes=settings.model.lanes, threads=settings.server.threads)
+    source = engine_provider(settings, settings.model.backend)
+    _deployed = deploy(source, lambda _: None, instances=settings.model.instances, threads=settings.server.threads)
 
 
 def _close() -> None:
@@ -79,22 +79,22 @@ def _shares_cores() -> bool:
 
 def _prepare(settings: Settings, data: bytes) -> Pixels:
     assert _deployed is not None
-    return preparation(settings, _deployed.built.manifest.model)(data)[1]
+    return preprocessor(settings, _deployed.built.manifest.model)(data)[1]
 
 
 def _engine(settings: Settings, files: list[bytes], seconds: float) -> float:
     assert _deployed is not None
-    size, lanes = _deployed.capacity.batch, _deployed.lanes
+    size, instances = _deployed.capacity.batch, _deployed.instances
     rates = []
     for frame in [_prepare(settings, data) for data in files]:
 
-        def work(lane: int, batch: list[Pixels] = [frame] * size) -> None:
+        def work(instance: int, batch: list[Pixels] = [frame] * size) -> None:
             assert _deployed is not None
-            _deployed.engine.infer(lane, batch)
+            _deployed.engine.infer(instance, batch)
 
-        guess = profile.images_per_second(lanes, size, work, rounds=1)
-        rounds = max(1, round(seconds / len(files) * guess / size / lanes))
-        rates.append(profile.images_per_second(lanes, size, work, rounds=rounds))
+        guess = profile.images_per_second(instances, size, work, rounds=1)
+        rounds = max(1, round(seconds / len(files) * guess / size / instances))
+        rates.append(profile.images_per_second(instances, size, work, rounds=rounds))
     return len(rates) / sum(1 / rate for rate in rates)
 
 

@@ -22,7 +22,7 @@ from app.errors import BackendUnavailable, GateFailed, SetupError
 from app.evaluation import compare, datasets
 from app.model import ModelInfo
 from app.serving import profile
-from app.serving.spec import Order
+from app.serving.spec import BuildRequest
 from app.store import store
 from app.store.manifest import Manifest
 from app.system import gpu, host, processes
@@ -54,7 +54,7 @@ class Row:
         self.failed, self.problem = True, problem
 
 
-def run(order: Order, tell: Callable[[str], None]) -> list[Row]:
+def run(order: BuildRequest, tell: Callable[[str], None]) -> list[Row]:
     """Try what the order leaves open: every backend for "auto", every precision for "auto"."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="yolopard-selftest-") as scratch:
@@ -71,7 +71,7 @@ def run(order: Order, tell: Callable[[str], None]) -> list[Row]:
     return rows
 
 
-def _candidates(order: Order) -> Iterator[tuple[str, str, str]]:
+def _candidates(order: BuildRequest) -> Iterator[tuple[str, str, str]]:
     """Backend, precision, and why it cannot be tried."""
     for name in backends.PREFERRED if order.backend == "auto" else (order.backend,):
         try:
@@ -83,7 +83,7 @@ def _candidates(order: Order) -> Iterator[tuple[str, str, str]]:
             yield name, precision, ""
 
 
-def _try(row: Row, order: Order) -> Row:
+def _try(row: Row, order: BuildRequest) -> Row:
     try:
         manifest = _build(order)
         row.manifest = manifest.to_json()
@@ -100,7 +100,7 @@ def _try(row: Row, order: Order) -> Row:
     return row
 
 
-def _build(order: Order) -> Manifest:
+def _build(order: BuildRequest) -> Manifest:
     """The manifest of this very precision, also of one that the gate refused."""
     with contextlib.suppress(GateFailed):
         BuildProcess(order).run(lambda _: None)
@@ -108,20 +108,20 @@ def _build(order: Order) -> Manifest:
     return store.read(path.parent)
 
 
-def _stress(row: Row, order: Order, manifest: Manifest) -> None:
+def _stress(row: Row, order: BuildRequest, manifest: Manifest) -> None:
     backend, folder = backends.get(order.backend), order.engines / manifest.fingerprint.key
     frames = _frames(manifest.model)
     engine = backend.load(folder, 2, host.cpus())
     alone = [[engine.infer(0, [frame])[0] for frame in of_shape] for of_shape in frames]
     row.checks["mixing"] = _mixing(engine, manifest.model, frames, alone, min(order.batch, MIXED))
-    row.checks["lanes"] = _lanes(engine, manifest.model, frames, alone)
+    row.checks["instances"] = _instances(engine, manifest.model, frames, alone)
     engine.close()
     if order.backend == "tensorrt":
         row.checks["graphs"] = _graphs(folder, manifest.model, frames)
-    lanes = backends.lanes(backend, None, host.cpus())
-    engine = backend.load(folder, lanes, host.cpus())
+    instances = backends.instances(backend, None, host.cpus())
+    engine = backend.load(folder, instances, host.cpus())
     for size in sorted({1, min(8, order.batch), order.batch}):
-        row.images_per_second[size] = round(_rate(engine, lanes, frames[-1], size), 2)
+        row.images_per_second[size] = round(_rate(engine, instances, frames[-1], size), 2)
     engine.close()
 
 
@@ -146,20 +146,20 @@ def _mixing(engine: Engine, model: ModelInfo, frames: list[list[Pixels]], alone:
     return OK
 
 
-def _lanes(engine: Engine, model: ModelInfo, frames: list[list[Pixels]], alone: list[list[Outputs]]) -> str:
-    """Two lanes at the same time, with different shapes if there are any."""
+def _instances(engine: Engine, model: ModelInfo, frames: list[list[Pixels]], alone: list[list[Outputs]]) -> str:
+    """Two instances at the same time, with different shapes if there are any."""
 
-    def work(lane: int) -> list[str]:
+    def work(instance: int) -> list[str]:
         wrong = []
-        for shape in range(len(frames))[:: 1 - 2 * lane]:
-            for i in range(lane, MIXED, 2):
-                outputs = engine.infer(lane, [frames[shape][i], frames[shape][i - 1]])[0]
+        for shape in range(len(frames))[:: 1 - 2 * instance]:
+            for i in range(instance, MIXED, 2):
+                outputs = engine.infer(instance, [frames[shape][i], frames[shape][i - 1]])[0]
                 wrong.append(_difference(alone[shape][i], outputs, model))
         return [text for text in wrong if text]
 
     with ThreadPoolExecutor(2) as pool:
-        wrong = [text for of_lane in pool.map(work, range(2)) for text in of_lane]
-    return f"an image beside another lane's {wrong[0]}" if wrong else OK
+        wrong = [text for of_instance in pool.map(work, range(2)) for text in of_instance]
+    return f"an image beside another instance's {wrong[0]}" if wrong else OK
 
 
 def _graphs(folder: Path, model: ModelInfo, frames: list[list[Pixels]]) -> str:
@@ -189,18 +189,18 @@ def _difference(expected: Outputs, outputs: Outputs, model: ModelInfo) -> str:
     return f"gives {len(both)} of its {len(first)} boxes, off by up to {box_px:.3f} px and {score:.4f} in score"
 
 
-def _rate(engine: Engine, lanes: int, frames: list[Pixels], size: int) -> float:
-    """Images per second with all lanes busy."""
+def _rate(engine: Engine, instances: int, frames: list[Pixels], size: int) -> float:
+    """Images per second with all instances busy."""
     batch = [frames[i % len(frames)] for i in range(size)]
 
-    def work(lane: int) -> None:
-        engine.infer(lane, batch)
+    def work(instance: int) -> None:
+        engine.infer(instance, batch)
 
-    seconds = size / profile.images_per_second(lanes, size, work, rounds=1)
-    return profile.images_per_second(lanes, size, work, rounds=max(3, round(TIMED_S / seconds / lanes)))
+    seconds = size / profile.images_per_second(instances, size, work, rounds=1)
+    return profile.images_per_second(instances, size, work, rounds=max(3, round(TIMED_S / seconds / instances)))
 
 
-def report(order: Order, rows: list[Row]) -> dict[str, Any]:
+def report(order: BuildRequest, rows: list[Row]) -> dict[str, Any]:
     """All that was seen, for people who were not there."""
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -14,17 +14,17 @@ from pathlib import Path
 from types import ModuleType
 
 from app import __version__, backends
-from app.backends import Backend, Recipe
+from app.backends import Backend, BuildContext
 from app.errors import BackendUnavailable, SettingsError
 from app.evaluation import compare, datasets
 from app.evaluation.datasets import Dataset
-from app.model import ModelInfo, Shape, spell
+from app.model import ModelInfo, Shape, format_shapes
 from app.progress import PHASES, Progress, Report
-from app.serving.spec import BuildSpec, Order, local_weights, resolve, revision
+from app.serving.spec import BuildRequest, BuildSpec, local_weights, resolve, revision
 from app.serving.stored import accepted, refused
 from app.settings import DEMO
 from app.store import permissions, store
-from app.store.manifest import Built, Damaged, Fingerprint, Manifest, Verdict, sha256
+from app.store.manifest import Damaged, Fingerprint, GateResult, Manifest, StoredEngine, sha256
 from app.system import host
 from app.vision.preprocess import Pixels
 
@@ -35,7 +35,7 @@ PACKAGES = ("building", "evaluation")  # whose code changes how an engine is cal
 UNCHECKED = "nothing: there are no weights to compare it with"
 
 
-def find(order: Order) -> Built | None:
+def find(order: BuildRequest) -> StoredEngine | None:
     """The stored engine that fits the order, every byte checked. Needs neither torch nor ultralytics.
 
     None, with one line in the log that tells why if there is more to say than that it was never built, when it has to
@@ -52,11 +52,11 @@ def find(order: Order) -> Built | None:
         if manifest is None:
             return None
         if accepted(spec, manifest):
-            return Built(spec.engines / fingerprint.key, manifest)
+            return StoredEngine(spec.engines / fingerprint.key, manifest)
     raise refused(spec)
 
 
-def build(order: Order, report: Report) -> Built:
+def build(order: BuildRequest, report: Report) -> StoredEngine:
     """Build the order's engine, or find it built by somebody else meanwhile. Raises a SetupError."""
     _build_rooms()
     spec = resolve(order, local_weights(order) or _fetch(order))
@@ -69,7 +69,7 @@ def build(order: Order, report: Report) -> Built:
                     log.warning("%s: building an engine", other)
                 manifest = _build(spec, fingerprint, report)
         if accepted(spec, manifest):
-            return Built(spec.engines / fingerprint.key, manifest)
+            return StoredEngine(spec.engines / fingerprint.key, manifest)
     raise refused(spec)
 
 
@@ -132,13 +132,13 @@ def _build(spec: BuildSpec, fingerprint: Fingerprint, report: Report) -> Manifes
             return (frame for _, _, frame in compare.frames(_calibration(spec, model), model, shapes))
 
         begin("engine")
-        recipe = Recipe(
+        recipe = BuildContext(
             weights=spec.path,
             graphs=graphs,
             model=model,
             precision=precision,
             batch=spec.batch,
-            lanes=backends.lanes(backend, spec.lanes, host.cpus()),
+            instances=backends.instances(backend, spec.instances, host.cpus()),
             calibration=calibration,
             folder=engine,
             cache=store.subfolder(spec.engines, ".cache"),
@@ -173,7 +173,7 @@ def _graphs(spec: BuildSpec, backend: Backend, scratch: Path) -> tuple[list[Path
 
     if not (spec.shapes and backend.STATIC):
         return [scratch / "any" / "graph.onnx"], make(scratch / "any", spec.imgsz, spec.shapes)
-    folders = [scratch / spell(shape) for shape in spec.shapes]
+    folders = [scratch / format_shapes(shape) for shape in spec.shapes]
     models = [make(folder, None, (shape,)) for folder, shape in zip(folders, spec.shapes, strict=True)]
     longest = max(model.imgsz for model in models)
     return [folder / "graph.onnx" for folder in folders], replace(models[0], imgsz=longest, shapes=spec.shapes)
@@ -191,7 +191,7 @@ def _build_rooms() -> tuple[ModuleType, ModuleType]:
     return export, serving_graph
 
 
-def _fetch(order: Order) -> Path:
+def _fetch(order: BuildRequest) -> Path:
     folder = store.subfolder(order.engines, "weights")
     with store.explained(order.engines):
         permissions.make_folder(folder)
@@ -205,15 +205,15 @@ def _calibration(spec: BuildSpec, model: ModelInfo) -> Dataset:
     return datasets.calibration_scenes(model, CALIBRATION_IMAGES)
 
 
-def _judge(spec: BuildSpec, backend: Backend, engine: Path, model: ModelInfo, precision: str) -> Verdict:
+def _judge(spec: BuildSpec, backend: Backend, engine: Path, model: ModelInfo, precision: str) -> GateResult:
     if spec.prebuilt:
-        return Verdict(UNCHECKED, "", None)
+        return GateResult(UNCHECKED, "", None)
     dataset = _gate_images(spec, model)
     figures = compare.figures(backend, engine, spec.path, model, precision, dataset, spec.batch)
     shapes = model.shapes or ()
-    on = f"{dataset.name}, the worst of {spell(*shapes)}" if len(shapes) > 1 else dataset.name
+    on = f"{dataset.name}, the worst of {format_shapes(*shapes)}" if len(shapes) > 1 else dataset.name
     images = datasets.digest(spec.gate, "GATE_DIR") if spec.gate else ""
-    return Verdict(on, images, figures, spec.reference)
+    return GateResult(on, images, figures, spec.reference)
 
 
 def _gate_images(spec: BuildSpec, model: ModelInfo) -> Dataset:

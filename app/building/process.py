@@ -10,8 +10,8 @@ from multiprocessing.process import BaseProcess
 from app.building import builder
 from app.errors import BuildFailed, SetupError
 from app.progress import Progress, Report
-from app.serving.spec import Order
-from app.store.manifest import Built
+from app.serving.spec import BuildRequest
+from app.store.manifest import StoredEngine
 from app.system import host, processes
 
 POLL_S = 0.1  # between two looks at the builder's memory
@@ -31,7 +31,7 @@ class BuildProcess:
     """
 
     def __init__(
-        self, order: Order, configure_log: Callable[[], None] = _nothing, memory_bytes: int | None = None
+        self, order: BuildRequest, configure_log: Callable[[], None] = _nothing, memory_bytes: int | None = None
     ) -> None:
         self._order = order
         self._configure_log = configure_log
@@ -39,7 +39,7 @@ class BuildProcess:
         self._cancelled = threading.Event()
         self._process: BaseProcess | None = None
 
-    def run(self, report: Report) -> Built:
+    def run(self, report: Report) -> StoredEngine:
         """The engine, from the store if it is there. Raises a SetupError."""
         report(Progress.at("weights", self._order.name))
         found = builder.find(self._order)
@@ -51,7 +51,7 @@ class BuildProcess:
         if self._process is not None:
             self._process.kill()
 
-    def _build(self, report: Report) -> Built:
+    def _build(self, report: Report) -> StoredEngine:
         receiver, sender = processes.SPAWN.Pipe(duplex=False)
         self._process = processes.SPAWN.Process(
             target=_child, args=(self._order, sender, self._configure_log), name="builder", daemon=True
@@ -65,7 +65,7 @@ class BuildProcess:
                 while not receiver.poll(POLL_S):
                     self._require_memory()
                 message = receiver.recv()
-                if isinstance(message, Built):
+                if isinstance(message, StoredEngine):
                     return message
                 if isinstance(message, SetupError):
                     raise message
@@ -96,15 +96,15 @@ class BuildProcess:
         return BuildFailed(f"the builder process ended with {cause}{hint}")
 
 
-def _child(order: Order, sender: Connection, configure_log: Callable[[], None]) -> None:
+def _child(order: BuildRequest, sender: Connection, configure_log: Callable[[], None]) -> None:
     os.umask(os.umask(0o077) | 0o022)  # what libraries write is code to be loaded later
-    processes.depend()  # or it would go on for minutes before it next tells something, and hold its lock
+    processes.exit_with_parent()  # or it would go on for minutes before it next tells something, and hold its lock
     configure_log()
     with contextlib.suppress(BrokenPipeError):  # the parent was killed: nobody is left to tell
         _build_and_tell(order, sender)
 
 
-def _build_and_tell(order: Order, sender: Connection) -> None:
+def _build_and_tell(order: BuildRequest, sender: Connection) -> None:
     try:
         sender.send(builder.build(order, sender.send))
     except SetupError as error:

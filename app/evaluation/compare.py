@@ -5,21 +5,21 @@ from functools import partial
 from pathlib import Path
 
 from app.backends import Backend
-from app.evaluation.datasets import Dataset, Picture
+from app.evaluation.datasets import Dataset, Sample
 from app.evaluation.gate import Gate, worst
 from app.model import ModelInfo, Shape
-from app.store.accuracy import Figures
+from app.store.accuracy import AccuracyReport
 from app.system import host
 from app.vision import preprocess
 from app.vision.postprocess import Outputs
-from app.vision.preprocess import Pixels, Placement
+from app.vision.preprocess import LetterboxTransform, Pixels
 
-Framed = tuple[Picture, Placement, Pixels]
+Framed = tuple[Sample, LetterboxTransform, Pixels]
 
 
 def figures(
     backend: Backend, folder: Path, weights: Path, model: ModelInfo, precision: str, dataset: Dataset, batch: int
-) -> Figures:
+) -> AccuracyReport:
     """Each image alone in the reference; in the engine of this folder in batches, but those of every other batch alone,
     as that may run through other kernels. Where shapes are listed each image goes into every one of them, and the
     figures are those of the worst.
@@ -33,8 +33,8 @@ def figures(
         for number, together in enumerate(_batches(frames(dataset, model, shapes), batch)):
             taken = [frame for _, _, frame in together]
             outputs = [engine.infer(0, [frame])[0] for frame in taken] if number % 2 else engine.infer(0, taken)
-            for (picture, placement, frame), its_outputs in zip(together, outputs, strict=True):
-                gate.add(picture, placement, reference([frame])[0], its_outputs)
+            for (picture, transform, frame), its_outputs in zip(together, outputs, strict=True):
+                gate.add(picture, transform, reference([frame])[0], its_outputs)
         found.append(gate.figures())
     engine.close()
     return worst(found)
@@ -59,11 +59,11 @@ def frames(dataset: Dataset, model: ModelInfo, shapes: Sequence[Shape] | None) -
     for picture in dataset:
         height, width = picture.pixels.shape[:2]
         if model.task == "classify":
-            placement = preprocess.place_middle(height, width, model.imgsz)
-            yield picture, placement, preprocess.crop(picture.pixels, placement)
+            transform = preprocess.center_crop_transform(height, width, model.imgsz)
+            yield picture, transform, preprocess.crop(picture.pixels, transform)
         else:
-            placement = preprocess.place(height, width, model.imgsz, model.stride, shapes)
-            yield picture, placement, preprocess.letterbox(picture.pixels, placement)
+            transform = preprocess.place(height, width, model.imgsz, model.stride, shapes)
+            yield picture, transform, preprocess.letterbox(picture.pixels, transform)
 
 
 def _batches(frames: Iterator[Framed], size: int) -> Iterator[list[Framed]]:

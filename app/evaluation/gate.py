@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.evaluation.datasets import Picture
+from app.evaluation.datasets import Sample
 from app.evaluation.mean_ap import Tally, TopTally
 from app.model import ModelInfo
-from app.store.accuracy import MAX_BOX_PX, Figures, Z
+from app.store.accuracy import MAX_BOX_PX, AccuracyReport, Z
 from app.vision import masks, postprocess
-from app.vision.matching import CONF, FAINT, from_score, keypoints_apart, pairs
+from app.vision.matching import CONF, MIN_MATCH_CONF, from_score, keypoints_apart, pairs
 from app.vision.postprocess import Outputs, Rows, Thresholds
-from app.vision.preprocess import Placement
+from app.vision.preprocess import LetterboxTransform
 
 TOP = 30  # rows of each image that are compared at least: weights that see nothing in the images are judged as well
 CLASS_CONF = 0.01  # below it all classes are about as unlikely, and which is the most likely is noise
@@ -44,7 +44,7 @@ def _proven_shift(sides: NDArray[np.float32]) -> float:
     return float(np.maximum(low, -high).max(initial=0))
 
 
-def worst(figures: Sequence[Figures]) -> Figures:
+def worst(figures: Sequence[AccuracyReport]) -> AccuracyReport:
     """Field by field: if any falls short of the limits, so does it. mAP and top-1 are those of the greatest loss."""
     by_loss = max(figures, key=lambda each: each.lost() or 0)
 
@@ -57,7 +57,7 @@ def worst(figures: Sequence[Figures]) -> Figures:
         known = [value for value in values if value is not None]
         return (min if "agreement" in name or "iou" in name else max)(known, default=None)
 
-    return Figures(**{field.name: of(field.name) for field in fields(Figures)})
+    return AccuracyReport(**{field.name: of(field.name) for field in fields(AccuracyReport)})
 
 
 class Gate:
@@ -74,7 +74,7 @@ class Gate:
         tally = TopTally if model.task == "classify" else Tally
         self._of_reference, self._of_engine = tally(), tally()
 
-    def add(self, picture: Picture, placement: Placement, reference: Outputs, engine: Outputs) -> None:
+    def add(self, picture: Sample, transform: LetterboxTransform, reference: Outputs, engine: Outputs) -> None:
         """One image's outputs."""
         self._images += 1
         compare = _alike_probs if self._model.task == "classify" else _alike
@@ -82,11 +82,13 @@ class Gate:
         self._rows += len(alike)
         self._rows_alike += int(np.count_nonzero(alike))
         wanted, found = (postprocess.select(outputs, _ALL, self._model) for outputs in (reference, engine))
-        matched = pairs(from_score(wanted, CONF), from_score(found, FAINT))
+        matched = pairs(from_score(wanted, CONF), from_score(found, MIN_MATCH_CONF))
         self._boxes += len(from_score(wanted, CONF))
         self._found += len(matched)
         self._engine_boxes += len(from_score(found, CONF))
-        self._invented += len(from_score(found, CONF)) - len(pairs(from_score(found, CONF), from_score(wanted, FAINT)))
+        self._invented += len(from_score(found, CONF)) - len(
+            pairs(from_score(found, CONF), from_score(wanted, MIN_MATCH_CONF))
+        )
         ours, theirs = matched[:, 1], matched[:, 0]
         if wanted.boxes.shape[1]:
             self._sides.append(found.boxes[ours, :4] - wanted.boxes[theirs, :4])
@@ -96,18 +98,18 @@ class Gate:
         if wanted.keypoints is not None and found.keypoints is not None:
             self._keypoints_px += [keypoints_apart(wanted.keypoints[i], found.keypoints[j]) for i, j in matched]
         if picture.labels is not None:
-            self._of_reference.add(wanted, picture.labels, placement)
-            self._of_engine.add(found, picture.labels, placement)
+            self._of_reference.add(wanted, picture.labels, transform)
+            self._of_engine.add(found, picture.labels, transform)
 
-    def figures(self) -> Figures:
+    def figures(self) -> AccuracyReport:
         """Of all images so far."""
         sides, scores = np.concatenate(self._sides), np.concatenate(self._scores)
         of_reference = {f"reference_{name}": value for name, value in self._of_reference.figures().items()}
-        figures = Figures(
+        figures = AccuracyReport(
             images=self._images,
             boxes=self._boxes,
             agreement=self._found / self._boxes if self._boxes else 1.0,
-            invented=self._invented / self._engine_boxes if self._engine_boxes else 0.0,
+            false_positives=self._invented / self._engine_boxes if self._engine_boxes else 0.0,
             box_px=float(np.abs(sides).max(initial=0)),
             box_px_mean=float(np.abs(sides).mean()) if len(sides) else 0.0,
             shift_px=float(np.abs(np.median(sides, axis=0)).max()) if len(sides) else 0.0,
@@ -125,7 +127,7 @@ class Gate:
         rounded: dict[str, Any] = {
             name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(figures).items()
         }
-        return Figures(**rounded)
+        return AccuracyReport(**rounded)
 
 
 def _alike(reference: Rows, engine: Rows, max_score: float) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from app.evaluation.datasets.annotations import Labels
 from app.vision import masks, postprocess, preprocess
 from app.vision.postprocess import Detections
-from app.vision.preprocess import Placement
+from app.vision.preprocess import LetterboxTransform
 
 IOUS = np.linspace(0.5, 0.95, 10)
 
@@ -25,9 +25,9 @@ class Tally:
         self._scores = [np.zeros(0, np.float32)]
         self._classes, self._labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
 
-    def add(self, found: Detections, labels: Labels, placement: Placement) -> None:
+    def add(self, found: Detections, labels: Labels, transform: LetterboxTransform) -> None:
         """One image: what was found in its frame, and its labels."""
-        overlap = _overlap(found, labels, placement)
+        overlap = _overlap(found, labels, transform)
         overlap[labels.classes[:, None] != found.classes[None]] = 0
         self._hits.append(hits(overlap))
         self._scores.append(found.scores)
@@ -52,7 +52,7 @@ class TopTally:
     def __init__(self) -> None:
         self._right: list[tuple[bool, bool]] = []
 
-    def add(self, found: Detections, labels: Labels, placement: Placement) -> None:
+    def add(self, found: Detections, labels: Labels, transform: LetterboxTransform) -> None:
         self._right += [(label == found.classes[0], label in found.classes) for label in labels.classes]
 
     def figures(self) -> dict[str, float]:
@@ -60,21 +60,21 @@ class TopTally:
         return dict(zip(("top1", "top5"), np.mean(self._right, axis=0).tolist(), strict=True)) if self._right else {}
 
 
-def _overlap(found: Detections, labels: Labels, placement: Placement) -> NDArray[np.float32]:
+def _overlap(found: Detections, labels: Labels, transform: LetterboxTransform) -> NDArray[np.float32]:
     """[labels, found], 0 to 1."""
     if found.masks is not None and labels.masks is not None:
-        wanted = [masks.to_frame(mask, placement) for mask in labels.masks]
+        wanted = [masks.to_frame(mask, transform) for mask in labels.masks]
         alike = labels.classes[:, None] == found.classes[None]
         overlap = np.zeros(alike.shape, np.float32)
         for i, j in np.argwhere(alike):
             overlap[i, j] = masks.iou(wanted[i], found.masks[j])
         return overlap
     if found.keypoints is not None and labels.keypoints is not None:
-        points = preprocess.points_to_image(found.keypoints, placement)
+        points = preprocess.points_to_image(found.keypoints, transform)
         return oks(labels.keypoints, points, (labels.boxes[:, 2:] - labels.boxes[:, :2]).prod(1))
     if labels.boxes.shape[1] == 5:
-        return postprocess.probiou(labels.boxes, preprocess.turned_to_image(found.boxes, placement))
-    return postprocess.iou(labels.boxes, preprocess.to_image(found.boxes, placement))
+        return postprocess.probiou(labels.boxes, preprocess.rotated_to_image(found.boxes, transform))
+    return postprocess.iou(labels.boxes, preprocess.to_image(found.boxes, transform))
 
 
 def oks(wanted: NDArray[np.float32], found: NDArray[np.float32], areas: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 
 from app.errors import WeightsError
-from app.model import TASKS, ModelInfo, Shape, spell
+from app.model import TASKS, ModelInfo, Shape, format_shapes
 from app.weights import metadata
 
 log = logging.getLogger("yolopard.graph")
@@ -43,16 +43,18 @@ def describe(
     size = imgsz or metadata.largest(facts.get("imgsz"), metadata.IMGSZ)
     if height and width:
         own, size = (height, width), max(height, width)
-        asked = f"IMGSZ={spell(*shapes)}" if shapes else f"IMGSZ={imgsz}"
+        asked = f"IMGSZ={format_shapes(*shapes)}" if shapes else f"IMGSZ={imgsz}"
         if shapes not in (None, (own,)) or imgsz not in (None, size):
             raise WeightsError(
-                f"{weights} was exported for {spell(own)} only, not {asked}: export it again with dynamic=True"
+                f"{weights} was exported for {format_shapes(own)} only, not {asked}: export it again with dynamic=True"
             )
         shapes = (own,)
     if task == "classify":
         shapes = shapes or ((size, size),)
         if shapes != ((shapes[0][0],) * 2,):
-            raise WeightsError(f"{weights} classifies squares; IMGSZ={spell(*shapes)} is not one: give one number")
+            raise WeightsError(
+                f"{weights} classifies squares; IMGSZ={format_shapes(*shapes)} is not one: give one number"
+            )
     for each in shapes or (size,):
         require_multiples(each, stride)
     longest = max(map(max, shapes)) if shapes else size
@@ -128,5 +130,5 @@ def require_multiples(size: int | Shape, stride: int) -> None:
     for side in (size,) if isinstance(size, int) else size:
         if side % stride:
             nearest = max(stride, round(side / stride) * stride)
-            text = f"IMGSZ={side}" if isinstance(size, int) else f"IMGSZ={spell(size)}: {side}"
+            text = f"IMGSZ={side}" if isinstance(size, int) else f"IMGSZ={format_shapes(size)}: {side}"
             raise WeightsError(f"{text} is not a multiple of the model's stride {stride}: use {nearest}")

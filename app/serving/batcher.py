@@ -1,7 +1,8 @@
-"""Jobs -> batches -> the engine's lanes.
+"""Jobs -> batches -> the engine's instances.
 
-A batch leaves when a lane is free and either it is full or its oldest job has waited `max_wait`. Where all lanes share
-one device, a batch that is not full also waits until the device is about to be free: leaving sooner gains it nothing.
+A batch leaves when an instance is free and either it is full or its oldest job has waited `max_wait`. Where all
+instances share one device, a batch that is not full also waits until the device is about to be free: leaving sooner
+gains it nothing.
 
 Jobs of one batch share a shape; of several shapes the one whose oldest job has waited longest goes first. Whatever
 fails, everybody waiting gets an answer of their own. All methods belong to one event loop; only `infer` runs elsewhere.
@@ -19,7 +20,7 @@ from functools import partial
 
 from app.backends import Engine
 from app.errors import DeadlineExceeded, InferenceFailed, Stopping
-from app.serving.profile import HANDLING_S, Capacity
+from app.serving.profile import HANDLING_S, EngineProfile
 from app.system.metrics import Metrics
 from app.system.threads import Threads
 from app.vision.postprocess import Outputs
@@ -59,15 +60,15 @@ class _Batch:
 
 
 class Batcher:
-    """Owns the queue, the lanes' tasks and the device threads."""
+    """Owns the queue, the instances' tasks and the device threads."""
 
     def __init__(
         self,
         engine: Engine,
         *,
-        lanes: int,
-        capacity: Capacity,
-        one_device: bool,  # which the lanes share; otherwise each has cores of its own
+        instances: int,
+        capacity: EngineProfile,
+        one_device: bool,  # which the instances share; otherwise each has cores of its own
         max_wait_s: float,
         metrics: Metrics,
         model: str,
@@ -75,7 +76,7 @@ class Batcher:
         nice: int = 0,  # of the device threads, and of those that they start
     ) -> None:
         self._engine = engine
-        self._lanes = lanes
+        self._instances = instances
         self._busy_s = [capacity.busy_s(size) for size in range(capacity.batch + 1)]
         self._lead_s = [capacity.lead_s(size) for size in range(capacity.batch + 1)]
         self._full_s = 1 / capacity.images_per_second
@@ -98,18 +99,18 @@ class Batcher:
         self._depth.set_function(self.depth)
 
     def start(self) -> None:
-        """Open the lanes."""
-        for lane in range(self._lanes):
-            task = asyncio.create_task(self._serve(lane), name=f"lane-{lane}")
-            task.add_done_callback(self._lane_ended)
+        """Open the instances."""
+        for instance in range(self._instances):
+            task = asyncio.create_task(self._serve(instance), name=f"instance-{instance}")
+            task.add_done_callback(self._instance_ended)
             self._tasks.append(task)
 
     @property
     def alive(self) -> bool:
-        """False when a lane has died, and while the engine fails batch after batch."""
-        return self._lanes_run() and self._failures < MAX_FAILURES
+        """False when an instance has died, and while the engine fails batch after batch."""
+        return self._instances_run() and self._failures < MAX_FAILURES
 
-    def _lanes_run(self) -> bool:
+    def _instances_run(self) -> bool:
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     @property
@@ -123,7 +124,7 @@ class Batcher:
         return self._slowdown * self._full_s
 
     def depth(self) -> int:
-        """Frames waiting for a lane."""
+        """Frames waiting for an instance."""
         return sum(len(jobs) for jobs in self._waiting.values())
 
     async def submit(self, frame: Pixels, deadline: float) -> Answer:
@@ -133,7 +134,7 @@ class Batcher:
         """
         if self._stopping:
             raise Stopping("the server is shutting down: send the request to another one")
-        if not self._lanes_run():
+        if not self._instances_run():
             raise InferenceFailed(_DEAD)
         job = _Job(frame, self._loop.create_future(), self._loop.time(), deadline, time.perf_counter())
         self._waiting.setdefault(frame.shape, deque()).append(job)
@@ -153,16 +154,16 @@ class Batcher:
                 del self._waiting[job.frame.shape]
 
     async def close(self) -> None:
-        """Finish what is queued, without waiting for fuller batches, and close the lanes."""
+        """Finish what is queued, without waiting for fuller batches, and close the instances."""
         self._stopping = True
         self._changed.set()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _serve(self, lane: int) -> None:
-        device = Threads(1, f"lane-{lane}", partial(_be_nice, self._nice))
+    async def _serve(self, instance: int) -> None:
+        device = Threads(1, f"instance-{instance}", partial(_be_nice, self._nice))
         try:
             while (batch := await self._next_batch()).jobs:
-                await self._run(lane, device, batch)
+                await self._run(instance, device, batch)
         finally:
             device.close()
 
@@ -214,7 +215,7 @@ class Batcher:
             return due
         return max(due, self._device_free - self._lead_s[len(jobs)])
 
-    async def _run(self, lane: int, device: Threads, batch: _Batch) -> None:
+    async def _run(self, instance: int, device: Threads, batch: _Batch) -> None:
         jobs = batch.jobs
         alone, now = not self._flying and not self._waiting, self._loop.time()
         begins = max(now, self._device_free) if self._flying else now
@@ -222,8 +223,8 @@ class Batcher:
         self._flying.update(jobs)
         started = time.perf_counter()
         try:
-            found = await device.run(partial(self._infer_jobs, lane, jobs, alone))
-        except _LaneDied:
+            found = await device.run(partial(self._infer_jobs, instance, jobs, alone))
+        except _InstanceDied:
             raise
         except Exception as error:
             self._failures += 1
@@ -235,7 +236,7 @@ class Batcher:
         else:
             self._failures = 0
             infer_s = time.perf_counter() - started
-            told = self._engine.device_seconds(lane)
+            told = self._engine.device_seconds(instance)
             device_s = infer_s if told is None else told
             self._count(batch, device_s)
             if self._one_device or not alone:
@@ -246,17 +247,17 @@ class Batcher:
         self._flying.difference_update(jobs)
 
     def _learn(self, size: int, device_s: float) -> None:
-        expected = self._busy_s[size] * (1 if self._one_device else self._lanes)
+        expected = self._busy_s[size] * (1 if self._one_device else self._instances)
         self._slowdown += LEARN * (device_s / max(expected, HANDLING_S) - self._slowdown)
 
-    def _infer_jobs(self, lane: int, jobs: list[_Job], alone: bool) -> list[Outputs]:
+    def _infer_jobs(self, instance: int, jobs: list[_Job], alone: bool) -> list[Outputs]:
         """On a device thread."""
         try:
-            found = self._engine.infer(lane, [job.frame for job in jobs], alone=alone)
+            found = self._engine.infer(instance, [job.frame for job in jobs], alone=alone)
         except Exception:
             raise
         except BaseException as death:  # would go through the executor and end the event loop
-            raise _LaneDied from death
+            raise _InstanceDied from death
         if len(found) != len(jobs):
             raise InferenceFailed(f"the engine gave {len(found)} results for {len(jobs)} images")
         return found
@@ -268,8 +269,8 @@ class Batcher:
         self._metrics.batches.labels(*self._labels, batch.reason).inc()
         self._metrics.device_seconds.labels(*self._labels).inc(device_s)
 
-    def _lane_ended(self, task: "asyncio.Task[None]") -> None:
-        """A lane ends well only when the batcher stops; otherwise the device is dead, and everybody must know."""
+    def _instance_ended(self, task: "asyncio.Task[None]") -> None:
+        """An instance ends well only when the batcher stops; otherwise the device is dead, and everybody must know."""
         cause = None if task.cancelled() else task.exception()
         if self._stopping and not task.cancelled() and cause is None:
             return
@@ -287,7 +288,7 @@ def _be_nice(nice: int) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)  # on Linux this is the thread alone
 
 
-class _LaneDied(Exception):
+class _InstanceDied(Exception):
     """The device thread was ended from inside."""
 
 

@@ -13,13 +13,13 @@ from app.errors import EngineFailed, EngineStale, SetupError
 from app.model import ModelInfo
 from app.progress import Progress, Report
 from app.serving import profile
-from app.serving.profile import Capacity
+from app.serving.profile import EngineProfile
 from app.settings import Settings
 from app.store import store
-from app.store.manifest import Built
+from app.store.manifest import StoredEngine
 from app.system import host
 from app.system.metrics import Engine as EngineLabels
-from app.vision.preprocess import Preparation
+from app.vision.preprocess import Preprocessor
 
 log = logging.getLogger("yolopard.deployment")
 
@@ -29,10 +29,10 @@ PATIENCE = {
 }  # sizes of batch tried in vain: a GPU may gain from the next, cores that are all busy do not
 
 
-class EngineSource(Protocol):
+class EngineProvider(Protocol):
     """Where the engine comes from: app/building/process.py, or a test."""
 
-    def run(self, report: Report) -> Built:
+    def run(self, report: Report) -> StoredEngine:
         """Find or build the engine; blocks. Raises a SetupError."""
 
     def cancel(self) -> None:
@@ -40,14 +40,14 @@ class EngineSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Deployed:
+class LoadedEngine:
     """An engine that is ready for batches."""
 
-    built: Built
+    built: StoredEngine
     engine: Engine
-    lanes: int
-    one_device: bool  # which the lanes share
-    capacity: Capacity
+    instances: int
+    one_device: bool  # which the instances share
+    capacity: EngineProfile
 
     @property
     def name(self) -> str:
@@ -78,7 +78,7 @@ class Deployed:
             "precision": fingerprint.precision,
             "batch": fingerprint.batch,
             "device": fingerprint.device,
-            "lanes": self.lanes,
+            "instances": self.instances,
             "images_per_second": round(self.capacity.images_per_second, 2),
             "best_batch": self.capacity.batch,
             "batch_ms": self.capacity.to_json(),
@@ -87,52 +87,52 @@ class Deployed:
         }
 
 
-def deploy(source: EngineSource, report: Report, *, lanes: int | None, threads: int | None) -> Deployed:
+def deploy(source: EngineProvider, report: Report, *, instances: int | None, threads: int | None) -> LoadedEngine:
     """Blocks. A stored engine that does not load here is built again, once. Raises a SetupError."""
     built = source.run(report)
     report(Progress.at("warm-up", built.manifest.model.name))
     try:
-        return _open(built, lanes, threads)
+        return _open(built, instances, threads)
     except EngineStale as stale:
         log.warning("%s: building it again", stale)
         store.discard(built)
     built = source.run(report)
     report(Progress.at("warm-up", built.manifest.model.name))
-    return _open(built, lanes, threads)
+    return _open(built, instances, threads)
 
 
-def _open(built: Built, lanes: int | None, threads: int | None) -> Deployed:
+def _open(built: StoredEngine, instances: int | None, threads: int | None) -> LoadedEngine:
     backend = backends.get(built.manifest.fingerprint.backend)
     threads = threads or host.cpus()
-    lanes = backends.lanes(backend, lanes, threads)
+    instances = backends.instances(backend, instances, threads)
     try:
-        engine = backend.load(built.folder, lanes, threads)
+        engine = backend.load(built.folder, instances, threads)
     except SetupError:
         raise
     except Exception as error:  # each library has its own words for a file that it cannot read
         reason = str(error).strip().partition("\n")[0]
         raise EngineStale(f"{built.folder} does not load: {type(error).__name__}: {reason}") from error
     try:
-        found = _warm_up(engine, lanes, backend.ONE_DEVICE, built.manifest.model, built.manifest.fingerprint.batch)
+        found = _warm_up(engine, instances, backend.ONE_DEVICE, built.manifest.model, built.manifest.fingerprint.batch)
     except Exception as error:
         engine.close()
         raise EngineFailed(f"{built.folder} fails in its first batches: {type(error).__name__}: {error}") from error
-    return Deployed(built, engine, lanes, backend.ONE_DEVICE, found)
+    return LoadedEngine(built, engine, instances, backend.ONE_DEVICE, found)
 
 
-def _warm_up(engine: Engine, lanes: int, one_device: bool, model: ModelInfo, largest: int) -> Capacity:
-    """Frames of every shape, by themselves and in every lane; the capacity is that of the largest shape."""
+def _warm_up(engine: Engine, instances: int, one_device: bool, model: ModelInfo, largest: int) -> EngineProfile:
+    """Frames of every shape, by themselves and in every instance; the capacity is that of the largest shape."""
     shapes = sorted(model.shapes or [(model.imgsz, model.imgsz)], key=math.prod)
     frames = [np.zeros((*shape, 3), np.uint8) for shape in shapes]
     for frame in frames:
         engine.infer(0, [frame], alone=True)
     for frame in frames[:-1]:
-        for lane in range(lanes):
-            engine.infer(lane, [frame])
-    return profile.measure(engine, lanes, frames[-1], largest, PATIENCE[one_device])
+        for instance in range(instances):
+            engine.infer(instance, [frame])
+    return profile.measure(engine, instances, frames[-1], largest, PATIENCE[one_device])
 
 
-def preparation(settings: Settings, model: ModelInfo) -> Preparation:
+def preprocessor(settings: Settings, model: ModelInfo) -> Preprocessor:
     """How the model's images are made into frames."""
     server, fast, middle = settings.server, settings.model.decode == "fast", model.task == "classify"
-    return Preparation(model.imgsz, model.stride, model.shapes, fast, server.max_pixels, middle, server.max_side)
+    return Preprocessor(model.imgsz, model.stride, model.shapes, fast, server.max_pixels, middle, server.max_side)

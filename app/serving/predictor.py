@@ -1,7 +1,7 @@
 """One image, start to end: decode and letterbox -> batch -> engine -> detections in the image's own pixels.
 
 Decoding, letterboxing and drawing run on a pool of CPU threads, where the C code lets go of the GIL, and so does NMS of
-many boxes, on threads of its own; the engine runs on the batcher's lanes; the event loop only hands over.
+many boxes, on threads of its own; the engine runs on the batcher's instances; the event loop only hands over.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from app.system.metrics import Metrics
 from app.system.threads import Threads, checkpoint
 from app.vision import draw, masks, matching, postprocess, preprocess
 from app.vision.postprocess import Detections, Outputs, Thresholds
-from app.vision.preprocess import Pixels, Placement, Preparation
+from app.vision.preprocess import LetterboxTransform, Pixels, Preprocessor
 
 T = TypeVar("T")
 Turns = AbstractAsyncContextManager[Any]
@@ -32,11 +32,11 @@ ALONE: Turns = nullcontext()  # of a request with one image
 log = logging.getLogger("yolopard.predictor")
 
 SHADOW_DEADLINE_S = 60.0
-HOPEFUL = 0.8  # share of the deadline that the wait for the images before may take
+MAX_WAIT_RATIO = 0.8  # share of the deadline that the wait for the images before may take
 LEARN = 0.05  # weight of the newest image in what is known of decoding
 PATIENCE_S = 10.0  # with a decoder: the limits of app.vision.formats keep the worst image to a few seconds
 DRAW_PATIENCE_S = 60.0  # with drawing and encoding
-FEW = 32  # boxes over the threshold; their NMS takes 0.1 ms
+MAX_INLINE_BOXES = 32  # boxes over the threshold; their NMS takes 0.1 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Prediction:
     leads from there to the original, whose pixels are not kept: they may be 150 MB.
     """
 
-    placement: Placement
+    transform: LetterboxTransform
     detections: Detections
     timings: Timings
     batch_size: int
@@ -64,7 +64,7 @@ class Prediction:
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the original."""
-        return self.placement.image
+        return self.transform.image
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Predictor:
     def __init__(
         self,
         model: ModelInfo,
-        preparation: Preparation,
+        preprocessor: Preprocessor,
         batchers: dict[str, Batcher],  # by engine: the one that serves, then the one it is compared with
         metrics: Metrics,
         *,
@@ -102,7 +102,7 @@ class Predictor:
         self._decoders = Threads(threads + 1, "decode", patience_s=PATIENCE_S)
         self._finishers = Threads(threads, "finish")  # not behind images yet to decode
         self._drawers = Threads(max(1, threads // 2), "draw", patience_s=DRAW_PATIENCE_S)  # pictures take seconds
-        self._preparation = preparation
+        self._preprocessor = preprocessor
         self._max_pending = max_pending
         self._threads, self._shares_cores = threads, shares_cores
         self._decode_s = 0.0  # of an image, on one core, of late
@@ -141,11 +141,11 @@ class Predictor:
         """
         if self._pending >= self._max_pending:
             raise Overloaded(f"{self._pending} requests are being answered already, as many as the server takes")
-        if (wait_s := self._wait_s()) > deadline_s * HOPEFUL:
+        if (wait_s := self._wait_s()) > deadline_s * MAX_WAIT_RATIO:
             raise Overloaded(f"an answer takes {wait_s:.1f} s at present, and the deadline is {deadline_s:.4g} s")
 
     @contextmanager
-    def admitted(self, deadline_s: float) -> Iterator[None]:
+    def admission_slot(self, deadline_s: float) -> Iterator[None]:
         """Hold a place, from when a request has been read until its answer is written. Raises what `require_room`
         raises.
         """
@@ -178,12 +178,12 @@ class Predictor:
         RequestError for the image and a ServiceError for the engine.
         """
 
-        def finish(outputs: Outputs, placement: Placement) -> Detections:
-            return _detections(outputs, placement, thresholds, self.model)
+        def finish(outputs: Outputs, transform: LetterboxTransform) -> Detections:
+            return _detections(outputs, transform, thresholds, self.model)
 
-        prepare = partial(self._preparation, data)
-        placement, found = await self._predict(prepare, finish, thresholds, deadline, engines, turns, shadowed)
-        return [Prediction(placement, *each) for each in found]
+        prepare = partial(self._preprocessor, data)
+        transform, found = await self._predict(prepare, finish, thresholds, deadline, engines, turns, shadowed)
+        return [Prediction(transform, *each) for each in found]
 
     async def predict_frame(
         self,
@@ -197,11 +197,11 @@ class Predictor:
         `make` gives the frame, uint8 [H, W, 3] of sides that the model takes; it is called where others are decoded.
         """
 
-        def prepare() -> tuple[Placement, Pixels]:
+        def prepare() -> tuple[LetterboxTransform, Pixels]:
             frame = make()
             return preprocess.whole(frame), frame
 
-        def finish(outputs: Outputs, _: Placement) -> Outputs:
+        def finish(outputs: Outputs, _: LetterboxTransform) -> Outputs:
             return postprocess.keep(outputs, thresholds, self.model)
 
         _, found = await self._predict(prepare, finish, thresholds, deadline, self.engines[:1], turns, shadowed=True)
@@ -209,22 +209,22 @@ class Predictor:
 
     async def _predict(
         self,
-        prepare: Callable[[], tuple[Placement, Pixels]],
-        finish: Callable[[Outputs, Placement], T],
+        prepare: Callable[[], tuple[LetterboxTransform, Pixels]],
+        finish: Callable[[Outputs, LetterboxTransform], T],
         thresholds: Thresholds,
         deadline: float,
         engines: Sequence[str],
         turns: Turns,
         shadowed: bool,
-    ) -> tuple[Placement, list[tuple[T, Timings, int, str]]]:
+    ) -> tuple[LetterboxTransform, list[tuple[T, Timings, int, str]]]:
         """Where the image lies in its frame, and of each engine what it found, how long it took, in which batch."""
         self._images += 1
         try:
             async with asyncio.timeout_at(deadline):
                 async with turns:
-                    (placement, frame), decode_s = await _on(self._decoders, lambda: self._timed(prepare))
+                    (transform, frame), decode_s = await _on(self._decoders, lambda: self._timed(prepare))
                 answers = await self._ask(engines, frame, deadline)
-                found = [await self._finish(answer, placement, thresholds, finish) for answer in answers]
+                found = [await self._finish(answer, transform, thresholds, finish) for answer in answers]
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was answered") from None
         finally:
@@ -237,7 +237,7 @@ class Predictor:
             for stage in Timings.__slots__:
                 self._metrics.stage_seconds.labels(self.model.name, engine, stage).observe(getattr(timings, stage))
             seen.append((what, timings, answer.batch_size, engine))
-        return placement, seen
+        return transform, seen
 
     async def _ask(self, engines: Sequence[str], frame: Pixels, deadline: float) -> list[Answer]:
         """At the same time. The first failure ends it, and the frame leaves the queues of the others."""
@@ -271,12 +271,12 @@ class Predictor:
         """The image with its detections drawn, as "jpeg" or "png"."""
 
         def work() -> bytes:
-            pixels = preprocess.decode(data, self._preparation.max_pixels, self._preparation.max_side)
-            found, placement = prediction.detections, prediction.placement
+            pixels = preprocess.decode(data, self._preprocessor.max_pixels, self._preprocessor.max_side)
+            found, transform = prediction.detections, prediction.transform
             outlines = []
             for mask in found.masks or ():
                 checkpoint()
-                outlines.append(masks.polygon(mask, placement))
+                outlines.append(masks.polygon(mask, transform))
             picture = draw.draw(pixels, found, self.model.names, outlines)
             checkpoint()
             return draw.encode(picture, kind)
@@ -298,20 +298,24 @@ class Predictor:
             pool.close()
 
     async def _finish(
-        self, answer: Answer, placement: Placement, thresholds: Thresholds, finish: Callable[[Outputs, Placement], T]
+        self,
+        answer: Answer,
+        transform: LetterboxTransform,
+        thresholds: Thresholds,
+        finish: Callable[[Outputs, LetterboxTransform], T],
     ) -> tuple[T, float]:
         """What came out and the seconds it took. Few candidates take less time than handing them to another thread."""
-        work = partial(finish, answer.outputs, placement)
+        work = partial(finish, answer.outputs, transform)
         if _takes_long(answer.outputs, thresholds, self.model):
             return await _on(self._finishers, work)
         started = time.perf_counter()
         return work(), time.perf_counter() - started
 
-    def _timed(self, prepare: Callable[[], tuple[Placement, Pixels]]) -> tuple[Placement, Pixels]:
+    def _timed(self, prepare: Callable[[], tuple[LetterboxTransform, Pixels]]) -> tuple[LetterboxTransform, Pixels]:
         started = time.thread_time()
-        placement, frame = prepare()
+        transform, frame = prepare()
         self._decode_s += LEARN * (time.thread_time() - started - self._decode_s)
-        return placement, frame
+        return transform, frame
 
 
 async def _on(pool: Threads, work: Callable[[], T]) -> tuple[T, float]:
@@ -325,21 +329,25 @@ def _takes_long(outputs: Outputs, thresholds: Thresholds, model: ModelInfo) -> b
     """Masks and many boxes do."""
     if model.task in ("classify", "segment"):
         return model.task == "segment"
-    return postprocess.candidates(outputs[0], thresholds.conf) > FEW
+    return postprocess.candidates(outputs[0], thresholds.conf) > MAX_INLINE_BOXES
 
 
-def _detections(outputs: Outputs, placement: Placement, thresholds: Thresholds, model: ModelInfo) -> Detections:
+def _detections(
+    outputs: Outputs, transform: LetterboxTransform, thresholds: Thresholds, model: ModelInfo
+) -> Detections:
     found = postprocess.select(outputs, thresholds, model)
     match model.task:
         case "classify":
             return found
         case "obb":
-            return replace(found, boxes=preprocess.turned_to_image(found.boxes, placement))
-    keypoints = None if found.keypoints is None else preprocess.points_to_image(found.keypoints, placement)
-    return replace(found, boxes=preprocess.to_image(found.boxes, placement), keypoints=keypoints)
+            return replace(found, boxes=preprocess.rotated_to_image(found.boxes, transform))
+    keypoints = None if found.keypoints is None else preprocess.points_to_image(found.keypoints, transform)
+    return replace(found, boxes=preprocess.to_image(found.boxes, transform), keypoints=keypoints)
 
 
 def _difference(ours: Outputs, theirs: Outputs, model: ModelInfo) -> tuple[int, int, int]:
     """Boxes that two engines find in one frame: both of them, only the first, only the second."""
-    first, second = (postprocess.select(outputs, Thresholds(matching.FAINT), model) for outputs in (ours, theirs))
+    first, second = (
+        postprocess.select(outputs, Thresholds(matching.MIN_MATCH_CONF), model) for outputs in (ours, theirs)
+    )
     return matching.difference(first, second)

@@ -13,14 +13,14 @@ import numpy as np
 from app.backends import Engine
 from app.vision.preprocess import Pixels
 
-LONGEST_S = 1.0  # sizes whose batch is expected to take longer, with every lane busy, are not tried
+LONGEST_S = 1.0  # sizes whose batch is expected to take longer, with every instance busy, are not tried
 HANDLING_S = 0.0002  # what a batch takes the service itself
 PAYS = 1.05  # times the images per second that a larger batch has to give
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
-    """By size of batch, with every lane busy: how long the device is taken, and the wait for it on top, both in s."""
+class EngineProfile:
+    """Seconds by size of batch, with every instance busy: how long the device is taken, and the wait for it on top."""
 
     sizes: Sequence[int]
     device_s: Sequence[float]
@@ -57,7 +57,7 @@ class Capacity:
         return self.sizes[i] / (self.device_s[i] + HANDLING_S)
 
 
-def measure(engine: Engine, lanes: int, frame: Pixels, largest: int, patience: int = 2) -> Capacity:
+def measure(engine: Engine, instances: int, frame: Pixels, largest: int, patience: int = 2) -> EngineProfile:
     """Try sizes 1, 2, 4, ... and `largest`, until `patience` in a row did not pay.
 
     Each is run once before it counts.
@@ -65,46 +65,46 @@ def measure(engine: Engine, lanes: int, frame: Pixels, largest: int, patience: i
     sizes, device_s, handover_s = list[int](), list[float](), list[float]()
     size = 1
     while True:
-        rate, handover = _try(engine, lanes, [frame] * size)
+        rate, handover = _try(engine, instances, [frame] * size)
         sizes.append(size)
         device_s.append(size / rate)
         handover_s.append(handover)
-        found = Capacity(sizes, device_s, handover_s)
+        found = EngineProfile(sizes, device_s, handover_s)
         in_vain = len(sizes) - 1 - sizes.index(found.batch)
-        if size == largest or in_vain == patience or 2 * device_s[-1] * lanes > LONGEST_S:
+        if size == largest or in_vain == patience or 2 * device_s[-1] * instances > LONGEST_S:
             return found
         size = min(size * 2, largest)
 
 
-def _try(engine: Engine, lanes: int, batch: Sequence[Pixels]) -> tuple[float, float]:
+def _try(engine: Engine, instances: int, batch: Sequence[Pixels]) -> tuple[float, float]:
     """Images per second, and the seconds of a batch outside the device."""
     waits = list[float]()
 
-    def work(lane: int) -> None:
+    def work(instance: int) -> None:
         started = time.perf_counter()
-        engine.infer(lane, batch)
-        device = engine.device_seconds(lane)
+        engine.infer(instance, batch)
+        device = engine.device_seconds(instance)
         waits.append(0.0 if device is None else max(0.0, time.perf_counter() - started - device))
 
     engine.infer(0, batch)
     work(0)
-    return images_per_second(lanes, len(batch), work, rounds=2), waits[0]
+    return images_per_second(instances, len(batch), work, rounds=2), waits[0]
 
 
-def images_per_second(lanes: int, images: int, work: Callable[[int], object], *, rounds: int) -> float:
-    """With every lane at work at the same time; each does `work`, of so many images, once before it counts."""
+def images_per_second(instances: int, images: int, work: Callable[[int], object], *, rounds: int) -> float:
+    """With every instance at work at the same time; each does `work`, of so many images, once before it counts."""
     started = list[float]()
-    start = threading.Barrier(lanes, lambda: started.append(time.perf_counter()))
+    start = threading.Barrier(instances, lambda: started.append(time.perf_counter()))
 
-    def lane_work(lane: int) -> None:
+    def instance_work(instance: int) -> None:
         try:
-            work(lane)
+            work(instance)
         finally:
             start.wait()
         for _ in range(rounds):
-            work(lane)
+            work(instance)
 
-    with ThreadPoolExecutor(lanes) as pool:
-        for each in [pool.submit(partial(lane_work, lane)) for lane in range(lanes)]:
+    with ThreadPoolExecutor(instances) as pool:
+        for each in [pool.submit(partial(instance_work, instance)) for instance in range(instances)]:
             each.result()
-    return images * rounds * lanes / (time.perf_counter() - started[0])
+    return images * rounds * instances / (time.perf_counter() - started[0])

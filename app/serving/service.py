@@ -21,12 +21,12 @@ from app.errors import (
 from app.progress import Progress
 from app.serving.batcher import Batcher
 from app.serving.inflight import Inflight
-from app.serving.loader import Deployed, EngineSource, deploy, preparation
+from app.serving.loader import EngineProvider, LoadedEngine, deploy, preprocessor
 from app.serving.pacing import Pacing
 from app.serving.predictor import Predictor
-from app.serving.unauthenticated import KeylessPlaces
+from app.serving.unauthenticated import UnauthenticatedSlots
 from app.settings import Settings
-from app.store.manifest import Built, Manifest
+from app.store.manifest import Manifest, StoredEngine
 from app.system import gpu, host
 from app.system.metrics import Metrics
 
@@ -42,21 +42,21 @@ class Service:
     def __init__(
         self,
         settings: Settings,
-        source_of: Callable[[str], EngineSource],  # backend: where its engine comes from
+        source_of: Callable[[str], EngineProvider],  # backend: where its engine comes from
         *,
-        on_ready: Callable[[Deployed], None],
+        on_ready: Callable[[LoadedEngine], None],
         on_failure: Callable[[], None],
     ) -> None:
         self.settings, self.model_settings = settings.server, settings.model
         self.metrics = Metrics()
         self.inflight = Inflight(settings.server.max_inflight_bytes, settings.server.max_inflight_pixels)
-        self.keyless = KeylessPlaces()
+        self.keyless = UnauthenticatedSlots()
         self.pacing = Pacing()
-        self.deployed: list[Deployed] = []  # the one that serves, then the one it is compared with
+        self.deployed: list[LoadedEngine] = []  # the one that serves, then the one it is compared with
         self.fallback: str | None = None  # why something else is served than was asked for
         self.failure: SetupError | None = None
         self._source_of = source_of
-        self._source: EngineSource | None = None  # of the engine that is being found or built
+        self._source: EngineProvider | None = None  # of the engine that is being found or built
         self._on_ready, self._on_failure = on_ready, on_failure
         self._progress: Progress | None = None
         self._predictor: Predictor | None = None
@@ -70,7 +70,7 @@ class Service:
             self.metrics.add(collector)
 
     @property
-    def built(self) -> Built | None:
+    def built(self) -> StoredEngine | None:
         """The served engine in the store."""
         return self.deployed[0].built if self.deployed else None
 
@@ -140,10 +140,10 @@ class Service:
             log.exception("the start failed")
             self._fail(SetupError(f"the start failed: {type(error).__name__}: {error}"))
 
-    async def _deploy_or_fall_back(self) -> Deployed:
+    async def _deploy_or_fall_back(self) -> LoadedEngine:
         settings = self.model_settings
         try:
-            deployed = await self._deploy(settings.backend, lanes=settings.lanes)
+            deployed = await self._deploy(settings.backend, instances=settings.instances)
         except FALLS_BACK as error:
             if settings.fallback == "none" or self._stopping:
                 raise
@@ -151,18 +151,18 @@ class Service:
         self._tell_downgrade(deployed.built.manifest)
         return deployed
 
-    async def _fall_back(self, error: SetupError) -> Deployed:
+    async def _fall_back(self, error: SetupError) -> LoadedEngine:
         fallback, asked = self.model_settings.fallback, self.model_settings.backend
         self._tell_fallback(error.code, f"{fallback} serves instead of {asked} ({error.code}), since {error}")
         try:
-            return await self._deploy(fallback, lanes=None)
+            return await self._deploy(fallback, instances=None)
         except SetupError as second:
             text = f"FALLBACK={fallback} failed too: {second}; before it BACKEND={asked}: {error}"
             raise type(second)(text) from second
 
-    async def _deploy_second(self, backend: str) -> Deployed:
+    async def _deploy_second(self, backend: str) -> LoadedEngine:
         try:
-            return await self._deploy(backend, lanes=1)
+            return await self._deploy(backend, instances=1)
         except SetupError as error:
             raise type(error)(f"COMPARE={backend} cannot be had: {error}") from error
 
@@ -179,7 +179,7 @@ class Service:
         log.error("FALLBACK: %s", text)
         self.metrics.fallback.labels(Path(self.model_settings.weights).stem, reason).set(1)
 
-    async def _deploy(self, backend: str, lanes: int | None) -> Deployed:
+    async def _deploy(self, backend: str, instances: int | None) -> LoadedEngine:
         loop = asyncio.get_running_loop()
 
         def report(progress: Progress) -> None:  # called from the thread of `deploy`
@@ -188,7 +188,7 @@ class Service:
         self._source = self._source_of(backend)
         if self._stopping:
             self._source.cancel()
-        return await asyncio.to_thread(deploy, self._source, report, lanes=lanes, threads=self.settings.threads)
+        return await asyncio.to_thread(deploy, self._source, report, instances=instances, threads=self.settings.threads)
 
     def _report(self, progress: Progress) -> None:
         self._progress = progress
@@ -205,7 +205,7 @@ class Service:
         batchers = {deployed.name: self._open_batcher(deployed) for deployed in self.deployed}
         self._predictor = Predictor(
             model,
-            preparation(Settings(settings, self.model_settings), model),
+            preprocessor(Settings(settings, self.model_settings), model),
             batchers,
             self.metrics,
             threads=settings.threads or host.cpus(),
@@ -217,14 +217,14 @@ class Service:
         log.info("ready: %s on %s, %.1f images per second alone in batches of %d", model.name, first.name, rate, best)
         self._on_ready(first)
 
-    def _open_batcher(self, deployed: Deployed) -> Batcher:
+    def _open_batcher(self, deployed: LoadedEngine) -> Batcher:
         manifest = deployed.built.manifest
         figures = manifest.gate.figures.to_json() if manifest.gate.figures else {}
         known = {name: value for name, value in figures.items() if value is not None}
         self.metrics.announce(deployed.labels, deployed.capacity.images_per_second, known)
         batcher = Batcher(
             deployed.engine,
-            lanes=deployed.lanes,
+            instances=deployed.instances,
             capacity=deployed.capacity,
             one_device=deployed.one_device,
             max_wait_s=self.model_settings.max_wait_ms / 1000,

@@ -8,7 +8,7 @@ from pathlib import Path
 from app import backends
 from app.backends import Backend
 from app.errors import SettingsError, WeightsError
-from app.model import Shape, spell
+from app.model import Shape, format_shapes
 from app.store import store
 from app.store.accuracy import Limits
 from app.store.manifest import Fingerprint, sha256
@@ -20,7 +20,7 @@ _SAFER = ("int8", "fp16", "fp32")  # each is safer than the ones before it
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class BuildRequest:
     """What settings ask for."""
 
     weights: str  # a path, or a name that Ultralytics can download
@@ -30,7 +30,7 @@ class Order:
     backend: str  # auto | a module of app/backends
     engines: Path
     shapes: tuple[Shape, ...] | None = None  # that frames may have; None = the smallest rectangle, or imgsz x imgsz
-    lanes: int | None = None  # None = the backend's own
+    instances: int | None = None  # None = the backend's own
     gate: Path | None = None  # images to judge the engine on
     calibration: Path | None = None  # images to calibrate int8 on
     limits: Limits = field(default_factory=Limits)
@@ -53,7 +53,7 @@ class BuildSpec:
     backend: str
     precisions: tuple[str, ...]  # the one asked for, then the safer ones
     engines: Path
-    lanes: int | None
+    instances: int | None
     gate: Path | None
     calibration: Path | None
     limits: Limits
@@ -82,7 +82,7 @@ class BuildSpec:
             graph_revision=revision(PACKAGES, *_files(backend)),
             evaluation_revision=evaluation,
             imgsz=self.imgsz,
-            shapes=spell(*self.shapes) if self.shapes else None,
+            shapes=format_shapes(*self.shapes) if self.shapes else None,
             batch=self.batch,
             precision=precision,
             backend=self.backend,
@@ -92,7 +92,7 @@ class BuildSpec:
         )
 
 
-def local_weights(order: Order) -> Path | None:
+def local_weights(order: BuildRequest) -> Path | None:
     """Where the weights lie on this machine; None if they have to be downloaded. Raises WeightsError."""
     if (path := Path(order.weights)).exists():
         return path
@@ -102,7 +102,7 @@ def local_weights(order: Order) -> Path | None:
     return downloaded if downloaded.is_file() else None
 
 
-def resolve(order: Order, path: Path) -> BuildSpec:
+def resolve(order: BuildRequest, path: Path) -> BuildSpec:
     """The order for the weights at this path. Raises a SetupError."""
     files = identify(path)
     name, backend = _backend(order, path)
@@ -117,7 +117,7 @@ def resolve(order: Order, path: Path) -> BuildSpec:
         backend=name,
         precisions=_precisions(order, path, name, backend),
         engines=order.engines,
-        lanes=order.lanes,
+        instances=order.instances,
         gate=order.gate,
         calibration=order.calibration,
         limits=order.limits,
@@ -137,7 +137,7 @@ def _files(backend: Backend) -> list[Path]:
     return sorted(path.parent.glob("*.py")) if path.name == "backend.py" else [path, path.with_name("shapes.py")]
 
 
-def _backend(order: Order, path: Path) -> tuple[str, Backend]:
+def _backend(order: BuildRequest, path: Path) -> tuple[str, Backend]:
     """What runs the engine, by its name and as it is."""
     owner = backends.owner(path)
     name = backends.choose(owner if owner and order.backend == "auto" else order.backend)
@@ -146,7 +146,7 @@ def _backend(order: Order, path: Path) -> tuple[str, Backend]:
     return name, backends.get(name)
 
 
-def _frames(order: Order, files: Weights, backend: Backend) -> tuple[int, tuple[Shape, ...] | None]:
+def _frames(order: BuildRequest, files: Weights, backend: Backend) -> tuple[int, tuple[Shape, ...] | None]:
     """The longest side and the shapes, so that whoever asks for the size that the weights have finds the same engine.
 
     A single shape is a size where no other frames are possible: all backends but those of fixed shapes also take the
@@ -160,7 +160,7 @@ def _frames(order: Order, files: Weights, backend: Backend) -> tuple[int, tuple[
     return max(map(max, shapes)), None if only else shapes
 
 
-def _precisions(order: Order, path: Path, name: str, backend: Backend) -> tuple[str, ...]:
+def _precisions(order: BuildRequest, path: Path, name: str, backend: Backend) -> tuple[str, ...]:
     """The one asked for and those that are safer; of an engine only its own."""
     if backends.owner(path):
         own = backend.precision_of(path)

@@ -4,9 +4,9 @@ import logging
 
 from app.errors import BackendUnavailable, GateFailed
 from app.progress import Progress, Report
-from app.serving.spec import BuildSpec, Order, local_weights, resolve
+from app.serving.spec import BuildRequest, BuildSpec, local_weights, resolve
 from app.store import store
-from app.store.manifest import Built, Manifest
+from app.store.manifest import Manifest, StoredEngine
 
 log = logging.getLogger("yolopard.stored")
 
@@ -14,10 +14,10 @@ log = logging.getLogger("yolopard.stored")
 class StoredEngines:
     """Finds an engine in the store, however it was calibrated and judged."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: BuildRequest) -> None:
         self._order = order
 
-    def run(self, report: Report) -> Built:
+    def run(self, report: Report) -> StoredEngine:
         """Raises a SetupError, BackendUnavailable if the engine is not there."""
         report(Progress.at("weights", self._order.name))
         missing = BackendUnavailable(

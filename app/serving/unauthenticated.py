@@ -8,7 +8,7 @@ from app.serving.inflight import Share
 PLACES = 16
 
 
-class KeylessPlaces:
+class UnauthenticatedSlots:
     """Where all places are taken, the request that is being read for longest gives way: a sound one takes milliseconds,
     so that strangers who send slowly take places from each other. Belongs to one event loop.
     """

@@ -18,6 +18,7 @@ __all__ = ["DEMO", "DEMO_WEIGHTS", "ENGINES_DIR", "FIELDS", "PREFIX", "PROTOCOLS
 PREFIX = "YOLOPARD_"
 FIELDS = ModelSettings.model_fields | ServerSettings.model_fields
 RENAMED = {  # a setting that there was: what to give instead
+    "lanes": "it is INSTANCES now",
     "shapes": "it is a form of IMGSZ now: give IMGSZ=640x640,384x640",
     "rect": "it is a form of IMGSZ now: IMGSZ=640 means the smallest rectangles, IMGSZ=640x640 squares",
 }

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from app.model import Shape, spell, unspell
+from app.model import Shape, format_shapes, parse_shapes
 from app.settings.places import DEMO_WEIGHTS
 
 MIN_SIDE, MAX_SIDE = 32, 8192  # of a frame, px
@@ -30,11 +30,11 @@ def _read_imgsz(value: Any) -> Any:
         return _require_side(int(value))
     if not re.fullmatch(r"\d+x\d+(,\d+x\d+)*", value):
         raise ValueError("give the longest side in px, such as 640, or HEIGHTxWIDTH,... such as 640x640,384x640")
-    shapes = sorted(unspell(value))
+    shapes = sorted(parse_shapes(value))
     for side in (side for shape in shapes for side in shape):
         _require_side(side)
     if twice := [shape for i, shape in enumerate(shapes) if shape in shapes[:i]]:
-        raise ValueError(f"{spell(twice[0])} is there twice")
+        raise ValueError(f"{format_shapes(twice[0])} is there twice")
     if len(shapes) > MAX_SHAPES:
         raise ValueError(f"at most {MAX_SHAPES} shapes, since each may be an engine of its own")
     return tuple(shapes)
@@ -48,7 +48,7 @@ def _require_side(side: int) -> int:
 
 def _write_imgsz(value: int | tuple[Shape, ...] | None) -> str | int | None:
     """As it was given, for a server that the bench starts."""
-    return spell(*value) if isinstance(value, tuple) else value
+    return format_shapes(*value) if isinstance(value, tuple) else value
 
 
 Imgsz = Annotated[
@@ -84,10 +84,12 @@ class ModelSettings(BaseModel):
     decode: Literal["exact", "fast"] = Field(
         "exact", description="exact or fast: large JPEGs are decoded at 1/2, 1/4 or 1/8, and boxes move a little"
     )
-    lanes: int | None = Field(
+    instances: int | None = Field(
         None, ge=1, le=64, description="batches at a time; 2 on TensorRT, one a core on OpenVINO, else 1, if unset"
     )
-    max_wait_ms: float = Field(0, ge=0, le=10_000, description="longest wait for a fuller batch while a lane is free")
+    max_wait_ms: float = Field(
+        0, ge=0, le=10_000, description="longest wait for a fuller batch while an instance is free"
+    )
     gate_dir: Path | None = Field(None, description="images, best with labels, that every engine is judged on")
     gate_fp32: float = Field(0.99, ge=0, le=1, description="least share of PyTorch's boxes that fp32 must find")
     gate_fp16: float = Field(0.98, ge=0, le=1, description="least share of PyTorch's boxes that fp16 must find")

@@ -22,13 +22,13 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class AccuracyReport:
     """How far an engine is from its reference. Shares are of 1; px are the frame's."""
 
     images: int
     boxes: int  # that the reference finds, of score >= CONF
     agreement: float  # share of them that the engine finds too: same class, IoU >= 0.9; so its mask; its keypoints
-    invented: float  # share of the engine's boxes that the reference does not find
+    false_positives: float  # share of the engine's boxes that the reference does not find
     box_px: float  # greatest difference of a side between two boxes of a pair
     box_px_mean: float
     shift_px: float  # median of the signed differences, of the worst side: what a wrong pad does
@@ -87,7 +87,9 @@ class Figures:
         lossy = precision == "int8"
         low, high = self.interval()
         found = high if self.boxes < ENOUGH else self.agreement
-        invented = wilson(self.invented, self.engine_boxes)[0] if self.engine_boxes < ENOUGH else self.invented
+        false_positives = (
+            wilson(self.false_positives, self.engine_boxes)[0] if self.engine_boxes < ENOUGH else self.false_positives
+        )
         shift = self.proven_shift_px if self.boxes < ENOUGH else self.shift_px
         lost, what = self.lost(), "mAP50-95" if self.top1 is None else "of top-1"
         share_counts = not (lossy and lost is not None)
@@ -100,8 +102,8 @@ class Figures:
             f"{self.boxes} boxes, of which it finds {self.agreement:.4f}, prove nothing. {self._images_asked_for()}": (
                 share_counts and lossy and self.boxes and found >= least and not low > HALF
             ),
-            f"{self.invented:.4f} of its boxes are not the reference's, {1 - least:.2f} are allowed": (
-                share_counts and not invented <= 1 - least
+            f"{self.false_positives:.4f} of its boxes are not the reference's, {1 - least:.2f} are allowed": (
+                share_counts and not false_positives <= 1 - least
             ),
             f"only {self.rows_agreement:.4f} of the rows are within {MAX_BOX_PX} px and the score's tolerance": (
                 not lossy and not self.rows_agreement >= least

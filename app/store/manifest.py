@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from app.errors import StoreError
 from app.model import ModelInfo
 from app.store import permissions
-from app.store.accuracy import Figures, Limits
+from app.store.accuracy import AccuracyReport, Limits
 
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 20  # the manifest of a thousand classes has 40 KB
@@ -41,12 +41,12 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GateResult:
     """How an engine was judged. Whether that is enough is asked anew at every start, with the limits of that day."""
 
     on: str  # the images, in words
     images: str  # their digest, if they are a folder's
-    figures: Figures | None  # None: there was nothing to compare with
+    figures: AccuracyReport | None  # None: there was nothing to compare with
     reference: str = ""  # what it was compared with, in words
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Manifest:
 
     fingerprint: Fingerprint
     model: ModelInfo
-    gate: Verdict
+    gate: GateResult
     built: dict[str, Any]  # when, where, with what: for people, nothing depends on it
     files: dict[str, str]  # file name: sha256
 
@@ -85,7 +85,7 @@ _MANIFEST = TypeAdapter(Manifest)
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class StoredEngine:
     """An engine in the store."""
 
     folder: Path

@@ -19,7 +19,16 @@ from filelock import FileLock, Timeout
 
 from app.errors import StoreError
 from app.store import permissions
-from app.store.manifest import MANIFEST, MAX_BYTES, Built, Damaged, Fingerprint, Manifest, read_manifest, shortened
+from app.store.manifest import (
+    MANIFEST,
+    MAX_BYTES,
+    Damaged,
+    Fingerprint,
+    Manifest,
+    StoredEngine,
+    read_manifest,
+    shortened,
+)
 
 _FULL_BYTES = 1 << 20
 
@@ -77,7 +86,7 @@ def _require_digest(path: Path, digest: str) -> None:
     raise Damaged(f"{path} is missing, cut short or was replaced since it was built")
 
 
-def match(engines: Path, fingerprint: Fingerprint) -> Built | None:
+def match(engines: Path, fingerprint: Fingerprint) -> StoredEngine | None:
     """The newest engine of this fingerprint, whatever images it was calibrated on and whatever code judged it."""
     folders = engines.glob(f"{fingerprint.name}-{fingerprint.backend}-{fingerprint.precision}-*/{MANIFEST}")
     for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
@@ -85,7 +94,7 @@ def match(engines: Path, fingerprint: Fingerprint) -> Built | None:
             own = read_manifest(path.parent).fingerprint
             wanted = replace(fingerprint, calibration=own.calibration, evaluation_revision=own.evaluation_revision)
             if own == wanted and (manifest := find(engines, own)):
-                return Built(path.parent, manifest)
+                return StoredEngine(path.parent, manifest)
     return None
 
 
@@ -126,7 +135,7 @@ def safe_path(engines: Path, name: str) -> Path:
     return path
 
 
-def discard(built: Built) -> None:
+def discard(built: StoredEngine) -> None:
     """Remove an engine that does not load any more."""
     with explained(built.folder.parent):
         shutil.rmtree(built.folder)

@@ -36,14 +36,14 @@ def call(work: Callable[..., T], *arguments: Any) -> T:
         child.join()
 
 
-def depend() -> None:
+def exit_with_parent() -> None:
     """Called in a child: end when the parent does, however that ends; and leave Ctrl-C, which reaches all, to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_the_parent, daemon=True).start()
 
 
 def _answer(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    depend()
+    exit_with_parent()
     sender.send(work(*arguments))
 
 

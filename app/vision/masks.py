@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from app.vision.preprocess import Boxes, Placement, points_to_image
+from app.vision.preprocess import Boxes, LetterboxTransform, points_to_image
 
 Points = NDArray[np.float32]  # [P, 2], x y
 
@@ -58,19 +58,19 @@ def iou(a: Mask, b: Mask) -> float:
     return shared / (np.count_nonzero(a.pixels) + np.count_nonzero(b.pixels) - shared)
 
 
-def to_frame(mask: Mask, placement: Placement) -> Mask:
+def to_frame(mask: Mask, transform: LetterboxTransform) -> Mask:
     """A mask of the whole image, in its px -> as it is in the frame."""
-    image = np.zeros(placement.image, np.uint8)
+    image = np.zeros(transform.image, np.uint8)
     image[mask.top : mask.top + mask.pixels.shape[0], mask.left : mask.left + mask.pixels.shape[1]] = 255 * mask.pixels
-    resized = cv2.resize(image, placement.resized[::-1], interpolation=cv2.INTER_LINEAR)
-    return Mask((resized > 127).astype(np.uint8), placement.left, placement.top)
+    resized = cv2.resize(image, transform.resized[::-1], interpolation=cv2.INTER_LINEAR)
+    return Mask((resized > 127).astype(np.uint8), transform.left, transform.top)
 
 
-def polygon(mask: Mask, placement: Placement) -> Points:
+def polygon(mask: Mask, transform: LetterboxTransform) -> Points:
     """The outline in image px; the outlines of several parts are joined to one, holes are lost."""
     found, _ = cv2.findContours(mask.pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(mask.left, mask.top))
     parts = [np.asarray(contour, np.int32).reshape(-1, 2) for contour in found]
-    return points_to_image(_joined(parts).astype(np.float32), placement)
+    return points_to_image(_joined(parts).astype(np.float32), transform)
 
 
 def _joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
@@ -101,12 +101,12 @@ def _joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
     return np.concatenate([*there_line, *back_line[::-1]])
 
 
-def run_lengths(mask: Mask, placement: Placement) -> str:
+def run_lengths(mask: Mask, transform: LetterboxTransform) -> str:
     """The mask over the whole image, as COCO's compressed counts: runs of 0 and 1 in turn, column by column."""
-    height, width = placement.image
-    frame = np.zeros(placement.frame, np.float32)
+    height, width = transform.image
+    frame = np.zeros(transform.frame, np.float32)
     frame[mask.top : mask.top + mask.pixels.shape[0], mask.left : mask.left + mask.pixels.shape[1]] = mask.pixels
-    (resized_h, resized_w), top, left = placement.resized, placement.top, placement.left
+    (resized_h, resized_w), top, left = transform.resized, transform.top, transform.left
     content = frame[top : top + resized_h, left : left + resized_w]
     inside = cv2.resize(content, (width, height), interpolation=cv2.INTER_LINEAR) >= 0.5
     columns = np.flatnonzero(inside.any(0))

@@ -7,7 +7,7 @@ from app.vision import masks, postprocess
 from app.vision.postprocess import Detections
 
 CONF = 0.25  # boxes from this score on must be found again,
-FAINT = 0.05  # be it with a score as low as this
+MIN_MATCH_CONF = 0.05  # be it with a score as low as this
 IOU = 0.9  # of boxes and of masks
 KEYPOINT = 0.05  # most that a visible keypoint is off, of the box's longer side
 VISIBLE = 0.5

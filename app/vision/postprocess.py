@@ -76,7 +76,7 @@ def select(outputs: Outputs, thresholds: Thresholds, model: ModelInfo) -> Detect
     """The detections of one frame, in frame px; of classify the likeliest classes."""
     rows, *others = keep(outputs, thresholds, model)
     if model.task == "classify":
-        return _likeliest(rows)
+        return _top_k(rows)
     boxes, found = rows[:, :4], None
     if model.task == "obb":
         boxes = rows[:, [0, 1, 2, 3, 6]]
@@ -88,7 +88,7 @@ def select(outputs: Outputs, thresholds: Thresholds, model: ModelInfo) -> Detect
     return Detections(boxes, rows[:, 4], rows[:, 5].astype(np.int64), keypoints, found)
 
 
-def _likeliest(probs: NDArray[np.float32]) -> Detections:
+def _top_k(probs: NDArray[np.float32]) -> Detections:
     best = np.argsort(-probs, kind="stable")[:TOP]
     return Detections(np.zeros((len(best), 0), np.float32), probs[best], best.astype(np.int64))
 

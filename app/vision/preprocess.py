@@ -29,7 +29,7 @@ _METHOD = Image.Resampling.BILINEAR
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class LetterboxTransform:
     """Where an image lies in its frame. `frame` and `image` are (height, width) in px; `top` and `left` are negative
     where the frame shows only the middle of the resized image.
     """
@@ -57,7 +57,9 @@ def decode_near(data: bytes, max_pixels: int, side: int, max_side: int = MAX_SID
     return formats.decode(data, Limits(max_pixels, max_side), side)
 
 
-def place(height: int, width: int, imgsz: int, stride: int, shapes: Sequence[tuple[int, int]] | None) -> Placement:
+def place(
+    height: int, width: int, imgsz: int, stride: int, shapes: Sequence[tuple[int, int]] | None
+) -> LetterboxTransform:
     """Fit an image in a frame of at most imgsz x imgsz px.
 
     It becomes that of the shapes (height, width) in which the image is largest, and of equals the one of least area;
@@ -71,7 +73,7 @@ def place(height: int, width: int, imgsz: int, stride: int, shapes: Sequence[tup
     pad_h, pad_w = frame_h - resized_h, frame_w - resized_w
     if not shapes:
         pad_h, pad_w = pad_h % stride, pad_w % stride
-    return Placement(
+    return LetterboxTransform(
         image=(height, width),
         frame=(resized_h + pad_h, resized_w + pad_w),
         resized=(resized_h, resized_w),
@@ -80,13 +82,13 @@ def place(height: int, width: int, imgsz: int, stride: int, shapes: Sequence[tup
     )
 
 
-def whole(frame: Pixels) -> Placement:
+def whole(frame: Pixels) -> LetterboxTransform:
     """That of an image which fills its frame."""
     size = frame.shape[:2]
-    return Placement(image=size, frame=size, resized=size, top=0, left=0)
+    return LetterboxTransform(image=size, frame=size, resized=size, top=0, left=0)
 
 
-def place_middle(height: int, width: int, side: int) -> Placement:
+def center_crop_transform(height: int, width: int, side: int) -> LetterboxTransform:
     """For classify: the shorter side of an image becomes `side`, and of the longer one the middle is seen.
 
     Rounded as torchvision's Resize and CenterCrop, which Ultralytics' classify_transforms are made of.
@@ -94,11 +96,11 @@ def place_middle(height: int, width: int, side: int) -> Placement:
     longer = int(side * max(height, width) / min(height, width))
     resized_h, resized_w = (side, longer) if height <= width else (longer, side)
     top, left = -round((resized_h - side) / 2), -round((resized_w - side) / 2)
-    return Placement((height, width), (side, side), (resized_h, resized_w), top, left)
+    return LetterboxTransform((height, width), (side, side), (resized_h, resized_w), top, left)
 
 
 @dataclass(frozen=True, slots=True)
-class Preparation:
+class Preprocessor:
     """How a model wants its images."""
 
     imgsz: int  # longest side of a frame, px
@@ -109,41 +111,41 @@ class Preparation:
     middle: bool = False  # imgsz x imgsz px from the middle of the image: for classify, which is never `fast`
     max_side: int = MAX_SIDE
 
-    def __call__(self, data: bytes) -> tuple[Placement, Pixels]:
+    def __call__(self, data: bytes) -> tuple[LetterboxTransform, Pixels]:
         """The bytes of an image -> its frame, and where it lies in it. Raises what `decode` raises."""
         if self.middle:
             pixels = decode(data, self.max_pixels, self.max_side)
-            placement = place_middle(pixels.shape[0], pixels.shape[1], self.imgsz)
-            return placement, crop(pixels, placement)
+            transform = center_crop_transform(pixels.shape[0], pixels.shape[1], self.imgsz)
+            return transform, crop(pixels, transform)
         if self.fast:
             pixels, (height, width) = decode_near(data, self.max_pixels, self.imgsz, self.max_side)
         else:
             pixels = decode(data, self.max_pixels, self.max_side)
             height, width = pixels.shape[:2]
-        placement = place(height, width, self.imgsz, self.stride, self.shapes)
-        return placement, letterbox(pixels, placement)
+        transform = place(height, width, self.imgsz, self.stride, self.shapes)
+        return transform, letterbox(pixels, transform)
 
 
-def letterbox(image: Pixels, placement: Placement) -> Pixels:
+def letterbox(image: Pixels, transform: LetterboxTransform) -> Pixels:
     """The frame, uint8 [H, W, 3]: the image resized into its place, grey around it."""
-    frame = np.empty((*placement.frame, 3), np.uint8)
-    (height, width), top, left = placement.resized, placement.top, placement.left
+    frame = np.empty((*transform.frame, 3), np.uint8)
+    (height, width), top, left = transform.resized, transform.top, transform.left
     frame[:top], frame[top + height :], frame[:, :left], frame[:, left + width :] = (GREY,) * 4
     target = frame[top : top + height, left : left + width]
-    if image.shape[:2] == placement.resized:
+    if image.shape[:2] == transform.resized:
         target[:] = image
     else:
         cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
     return frame
 
 
-def crop(image: Pixels, placement: Placement) -> Pixels:
+def crop(image: Pixels, transform: LetterboxTransform) -> Pixels:
     """The frame, uint8 [side, side, 3], of a `place_middle`, to the bit what torchvision makes of a Pillow image; of an
     image longer than LONG squares only the middle is resized, which differs by one level here and there.
     """
-    (height, width), (resized_h, resized_w) = placement.image, placement.resized
-    left, top, side = -placement.left, -placement.top, placement.frame[0]
-    if max(placement.resized) <= LONG * side:
+    (height, width), (resized_h, resized_w) = transform.image, transform.resized
+    left, top, side = -transform.left, -transform.top, transform.frame[0]
+    if max(transform.resized) <= LONG * side:
         part = (slice(top, top + side), slice(left, left + side))
         if height * width <= LARGE:
             return _resize(image, resized_w, resized_h)[part]
@@ -160,30 +162,30 @@ def _resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uin
     return np.asarray(Image.fromarray(image).resize((width, height), _METHOD))
 
 
-def to_image(boxes: Boxes, placement: Placement) -> Boxes:
+def to_image(boxes: Boxes, transform: LetterboxTransform) -> Boxes:
     """Frame px -> px of the original image, clipped to it. Each side is undone with its own gain."""
-    return points_to_image(boxes.reshape(-1, 2), placement).reshape(-1, 4)
+    return points_to_image(boxes.reshape(-1, 2), transform).reshape(-1, 4)
 
 
-def points_to_image(points: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+def points_to_image(points: NDArray[np.float32], transform: LetterboxTransform) -> NDArray[np.float32]:
     """As `to_image`, of points [..., 2 or more] whose first two values are x y."""
     moved = points.copy()
-    moved[..., :2] = (points[..., :2] - _offset(placement)) / _gains(placement)
-    height, width = placement.image
+    moved[..., :2] = (points[..., :2] - _offset(transform)) / _gains(transform)
+    height, width = transform.image
     moved[..., :2] = np.clip(moved[..., :2], 0, np.array([width, height], np.float32))
     return moved
 
 
-def turned_to_image(boxes: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+def rotated_to_image(boxes: NDArray[np.float32], transform: LetterboxTransform) -> NDArray[np.float32]:
     """As `to_image`, of boxes [N, 5] cx cy w h angle, which are not clipped."""
-    centre = (boxes[:, :2] - _offset(placement)) / _gains(placement)
-    return np.concatenate([centre, boxes[:, 2:4] / _gains(placement), boxes[:, 4:]], 1)
+    centre = (boxes[:, :2] - _offset(transform)) / _gains(transform)
+    return np.concatenate([centre, boxes[:, 2:4] / _gains(transform), boxes[:, 4:]], 1)
 
 
-def _offset(placement: Placement) -> NDArray[np.float32]:
-    return np.array([placement.left, placement.top], np.float32)
+def _offset(transform: LetterboxTransform) -> NDArray[np.float32]:
+    return np.array([transform.left, transform.top], np.float32)
 
 
-def _gains(placement: Placement) -> NDArray[np.float32]:
-    (height, width), (resized_h, resized_w) = placement.image, placement.resized
+def _gains(transform: LetterboxTransform) -> NDArray[np.float32]:
+    (height, width), (resized_h, resized_w) = transform.image, transform.resized
     return np.array([resized_w / width, resized_h / height], np.float32)

@@ -10,7 +10,7 @@ import pytest
 from fakes import MODEL, Device, rows_of
 
 from app import backends
-from app.backends import Recipe, openvino, pytorch, shapes, simulated
+from app.backends import BuildContext, openvino, pytorch, shapes, simulated
 from app.errors import BackendUnavailable
 from app.graphs import export, serving_graph
 from app.settings import DEMO, DEMO_WEIGHTS
@@ -80,8 +80,10 @@ def test_two_lanes_at_a_time_give_what_each_gives_alone(build, name):
     expected = [engine.infer(0, frame[None]) for frame in FRAMES[:2]]
     found: list = [None, None]
     threads = [
-        threading.Thread(target=lambda lane=lane: found.__setitem__(lane, engine.infer(lane, FRAMES[lane][None])))
-        for lane in range(2)
+        threading.Thread(
+            target=lambda instance=instance: found.__setitem__(instance, engine.infer(instance, FRAMES[instance][None]))
+        )
+        for instance in range(2)
     ]
     for thread in threads:
         thread.start()
@@ -91,7 +93,7 @@ def test_two_lanes_at_a_time_give_what_each_gives_alone(build, name):
         np.testing.assert_allclose(rows[0, :20], alone[0, :20], atol=1e-2)
 
 
-# OpenVINO: all cores on one batch or a stream for each lane, and models for the shapes that come often
+# OpenVINO: all cores on one batch or a stream for each instance, and models for the shapes that come often
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +105,13 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         made[precision] = tmp_path_factory.mktemp(precision)
         serving = made[precision] / "graph.onnx"
         model = serving_graph.to_serving_graph(plain, "demo", SIDE, serving)
-        recipe = Recipe(
+        recipe = BuildContext(
             weights=DEMO_WEIGHTS,
             graphs=[serving],
             model=model,
             precision=precision,
             batch=2,
-            lanes=2,
+            instances=2,
             calibration=lambda _: iter(FRAMES),
             folder=made[precision],
             cache=made[precision],
@@ -120,7 +122,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(params=openvino.PRECISIONS)
-def two_lanes(request, folders):
+def two_instances(request, folders):
     engine = openvino.load(folders[request.param], 2, 2)
     yield engine
     engine.close()
@@ -152,58 +154,58 @@ def options(request, name: str) -> object:
     return request.get_compiled_model().get_property(name)
 
 
-def test_openvino_infers_in_float32_even_where_the_cpu_has_bfloat16(two_lanes):
-    two_lanes.infer(0, FRAMES[:1])
-    for compiled in ways(two_lanes):
-        for request in (*compiled._of_lane, compiled._alone):
+def test_openvino_infers_in_float32_even_where_the_cpu_has_bfloat16(two_instances):
+    two_instances.infer(0, FRAMES[:1])
+    for compiled in ways(two_instances):
+        for request in (*compiled._of_instance, compiled._alone):
             assert options(request, "INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
 
-def test_openvino_has_a_stream_for_each_lane_and_one_with_all_cores_for_a_batch_alone(two_lanes):
-    two_lanes.infer(0, FRAMES[:1])
-    for compiled in ways(two_lanes):
-        assert [options(request, "NUM_STREAMS") for request in compiled._of_lane] == [2, 2]
+def test_openvino_has_a_stream_for_each_lane_and_one_with_all_cores_for_a_batch_alone(two_instances):
+    two_instances.infer(0, FRAMES[:1])
+    for compiled in ways(two_instances):
+        assert [options(request, "NUM_STREAMS") for request in compiled._of_instance] == [2, 2]
         assert options(compiled._alone, "NUM_STREAMS") == 1
         assert options(compiled._alone, "INFERENCE_NUM_THREADS") == 2
-        assert len({id(request) for request in (*compiled._of_lane, compiled._alone)}) == 3
+        assert len({id(request) for request in (*compiled._of_instance, compiled._alone)}) == 3
 
 
 def test_openvino_with_one_lane_is_compiled_once(folders):
     engine = openvino.load(folders["fp32"], 1, 2)
-    assert engine._any._alone is engine._any._of_lane[0]
+    assert engine._any._alone is engine._any._of_instance[0]
     assert options(engine._any._alone, "NUM_STREAMS") == 1
     engine.close()
 
 
-def test_openvino_alone_gives_the_rows_of_a_lane(two_lanes):
+def test_openvino_alone_gives_the_rows_of_a_instance(two_instances):
     for frames in ([FRAMES[0]], [FRAMES[2]] * 2):
-        expected = two_lanes.infer(0, frames)
-        for lane, alone in ((1, False), (0, True), (1, True)):
-            for rows, theirs in zip(two_lanes.infer(lane, frames, alone=alone), expected, strict=True):
+        expected = two_instances.infer(0, frames)
+        for instance, alone in ((1, False), (0, True), (1, True)):
+            for rows, theirs in zip(two_instances.infer(instance, frames, alone=alone), expected, strict=True):
                 assert_same(rows, theirs)
 
 
-def test_openvino_rows_alone_are_their_own_memory_too(two_lanes):
-    ((first,),) = two_lanes.infer(0, FRAMES[:1], alone=True)
+def test_openvino_rows_alone_are_their_own_memory_too(two_instances):
+    ((first,),) = two_instances.infer(0, FRAMES[:1], alone=True)
     before = first.copy()
-    two_lanes.infer(1, [np.zeros_like(FRAMES[0])], alone=True)
+    two_instances.infer(1, [np.zeros_like(FRAMES[0])], alone=True)
     np.testing.assert_array_equal(first, before)
 
 
-def test_openvino_lanes_at_the_same_time_give_what_each_gives_alone(two_lanes):
-    expected = {frame.shape: two_lanes.infer(0, [frame])[0] for frame in FRAMES[:3]}
+def test_openvino_lanes_at_the_same_time_give_what_each_gives_alone(two_instances):
+    expected = {frame.shape: two_instances.infer(0, [frame])[0] for frame in FRAMES[:3]}
     together, found = threading.Barrier(2), [[], []]
 
-    def work(lane: int) -> None:
+    def work(instance: int) -> None:
         together.wait(10)
         for turn in range(12):  # often enough for every shape to get a model of its own meanwhile
-            frame = FRAMES[(turn + lane) % 3]
-            found[lane].append((frame.shape, two_lanes.infer(lane, [frame])[0]))
+            frame = FRAMES[(turn + instance) % 3]
+            found[instance].append((frame.shape, two_instances.infer(instance, [frame])[0]))
 
-    lanes = [threading.Thread(target=work, args=(lane,)) for lane in range(2)]
-    for thread in lanes:
+    instances = [threading.Thread(target=work, args=(instance,)) for instance in range(2)]
+    for thread in instances:
         thread.start()
-    for thread in lanes:
+    for thread in instances:
         thread.join(60)
     assert [len(each) for each in found] == [12, 12]
     for shape, rows in [*found[0], *found[1]]:
@@ -218,8 +220,8 @@ def test_a_model_for_one_shape_gives_what_the_model_for_all_shapes_gives(quantiz
         if quantized._shapes._compiling is not None:
             quantized._shapes._compiling.join(60)
         assert frame.shape in quantized._shapes._made
-        for lane, alone in ((0, False), (1, False), (0, True)):
-            assert_same(quantized.infer(lane, [frame], alone=alone)[0], expected)
+        for instance, alone in ((0, False), (1, False), (0, True)):
+            assert_same(quantized.infer(instance, [frame], alone=alone)[0], expected)
 
 
 def test_the_model_for_one_shape_is_the_one_that_is_asked(quantized, monkeypatch):
@@ -256,18 +258,18 @@ def test_close_waits_for_a_model_that_is_being_compiled(quantized):
 
 
 @pytest.mark.parametrize(
-    ("backend", "asked", "threads", "lanes"),
+    ("backend", "asked", "threads", "instances"),
     [(openvino, None, 5, 5), (openvino, 2, 5, 2), (openvino, 8, 5, 8), (pytorch, None, 5, 1), (simulated, None, 5, 2)],
 )
-def test_lanes_are_as_asked_or_the_backend_s_or_one_a_core(backend, asked, threads, lanes):
-    assert backends.lanes(backend, asked, threads) == lanes
+def test_lanes_are_as_asked_or_the_backend_s_or_one_a_core(backend, asked, threads, instances):
+    assert backends.instances(backend, asked, threads) == instances
 
 
 def test_more_lanes_than_threads_have_a_stream_each(folders):
     engine = openvino.load(folders["fp32"], 3, 2)
     expected = engine.infer(0, FRAMES[:1])
-    for lane in (1, 2):
-        assert_same(engine.infer(lane, FRAMES[:1])[0], expected[0])
+    for instance in (1, 2):
+        assert_same(engine.infer(instance, FRAMES[:1])[0], expected[0])
     engine.close()
 
 

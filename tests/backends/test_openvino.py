@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scenes
 
-from app.backends import Recipe, openvino, pytorch
+from app.backends import BuildContext, openvino, pytorch
 from app.backends.shapes import OFTEN
 from app.graphs import export, serving_graph
 from app.settings import DEMO_WEIGHTS
@@ -27,13 +27,13 @@ def folder(request, tmp_path_factory) -> Path:
         calibrated_on.append(shapes)
         return iter([scenes.scene(seed, 160, 96).image for seed in range(4)])
 
-    recipe = Recipe(
+    recipe = BuildContext(
         weights=DEMO_WEIGHTS,
         graphs=[made / "graph.onnx"],
         model=serving_graph.to_serving_graph(plain, "demo", 160, made / "graph.onnx", SHAPES),
         precision=request.param,
         batch=2,
-        lanes=2,
+        instances=2,
         calibration=calibration,
         folder=made,
         cache=made,

@@ -200,14 +200,14 @@ def test_lanes_that_come_at_the_same_time_share_one_first_model(compiler):
     shapes = Shapes(compiler)
     together, given = threading.Barrier(8), []
 
-    def lane() -> None:
+    def instance() -> None:
         together.wait(10)
         given.append(shapes.get(FIRST))
 
-    lanes = [threading.Thread(target=lane) for _ in range(8)]
-    for each in lanes:
+    instances = [threading.Thread(target=instance) for _ in range(8)]
+    for each in instances:
         each.start()
-    for each in lanes:
+    for each in instances:
         each.join(10)
     assert (given, compiler.made) == (["model of 640"] * 8, [FIRST])
 

@@ -16,7 +16,7 @@ from app.backends import simulated
 from app.backends.simulated import SimulatedEngine, Source
 from app.errors import BuildFailed
 from app.serving.service import Service
-from app.serving.spec import Order
+from app.serving.spec import BuildRequest
 from app.settings import Settings
 from app.vision.postprocess import K, Thresholds, select
 
@@ -72,16 +72,16 @@ def test_a_device_that_was_idle_makes_up_for_nothing(clock):
 
 def test_a_batch_begins_when_the_one_before_ends_however_late_its_thread_wakes(clock):
     engine = SimulatedEngine(0.010, 0, 64, 2)
-    lanes = threading.Barrier(2)
+    instances = threading.Barrier(2)
     sleep = clock.sleep
 
     def sleep_when_both_are_on_the_device(seconds: float) -> None:
-        lanes.wait(10)
+        instances.wait(10)
         sleep(seconds)
 
     clock.sleep = sleep_when_both_are_on_the_device
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda lane: engine.infer(lane, [FRAME]), range(2)))
+        list(pool.map(lambda instance: engine.infer(instance, [FRAME]), range(2)))
     assert sorted(clock.slept) == pytest.approx([0.010, 0.020])  # one after the other
 
 
@@ -89,7 +89,7 @@ def test_lanes_take_turns_in_real_time():
     engine = SimulatedEngine(0.004, 0.001, 64, 2)
     started = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda lane: [engine.infer(lane, [FRAME] * 2) for _ in range(5)], range(2)))
+        list(pool.map(lambda instance: [engine.infer(instance, [FRAME] * 2) for _ in range(5)], range(2)))
     assert time.perf_counter() - started >= 10 * 0.006
     assert engine.device_seconds(0) == engine.device_seconds(1) == pytest.approx(0.006)
 
@@ -170,7 +170,7 @@ def test_it_is_never_chosen_by_itself():
 
 
 def test_like_a_gpu_it_has_two_lanes_that_take_turns():
-    assert backends.lanes(simulated, None, 16) == 2
+    assert backends.instances(simulated, None, 16) == 2
     assert simulated.ONE_DEVICE
 
 
@@ -188,7 +188,7 @@ def serve(caplog):
         ready = threading.Event()
         service = Service(
             settings,
-            lambda backend: __main__.open_source(settings, backend),
+            lambda backend: __main__.engine_provider(settings, backend),
             on_ready=lambda _: ready.set(),
             on_failure=ready.set,
         )
@@ -227,7 +227,7 @@ def test_models_the_metrics_and_the_log_say_what_it_is(serve, caplog):
 def test_its_pace_is_found_at_warm_up(serve):
     live = serve(batch=8, simulated_ms="4,1")
     (deployed,) = live.service.deployed
-    assert (deployed.lanes, deployed.one_device, deployed.capacity.batch) == (2, True, 8)
+    assert (deployed.instances, deployed.one_device, deployed.capacity.batch) == (2, True, 8)
     assert deployed.capacity.busy_s(8) >= 0.012
     assert deployed.capacity.images_per_second <= 8 / 0.012
 
@@ -263,5 +263,5 @@ def test_the_backend_itself_refuses_to_build(tmp_path):
 def test_another_engine_beside_it_is_built_as_ever():
     settings = Settings.of(backend="simulated", weights="my.pt", compare="pytorch")
     order = __main__._order(settings, "pytorch")
-    assert isinstance(order, Order)
+    assert isinstance(order, BuildRequest)
     assert (order.weights, order.backend) == ("my.pt", "pytorch")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app import bench
-from app.__main__ import main, open_source
+from app.__main__ import engine_provider, main
 from app.bench import engines, report
 from app.bench.engine_baseline import Alone
 from app.bench.engines import Row
@@ -133,7 +133,7 @@ def _group(leader: int) -> set[int]:
 
 def test_alone_measures_engine_and_decoding_of_the_very_images(sample, build):
     settings = Settings.of(backend="openvino", imgsz=160, engines_dir=build(imgsz=160).folder.parent)
-    with Alone(open_source, settings, [sample]) as alone:
+    with Alone(engine_provider, settings, [sample]) as alone:
         engine, decode, latency = alone.engine(0.3), alone.decode(0.3), alone.latency(0.3)
         assert alone.shares_cores()
     assert 1 < engine < 1000

@@ -13,7 +13,7 @@ from app import __main__, backends
 from app.backends import onnxruntime
 from app.bench import selftest
 from app.bench.selftest import OK, Row
-from app.serving.spec import Order
+from app.serving.spec import BuildRequest
 from app.settings import DEMO, DEMO_WEIGHTS
 from app.system import processes
 
@@ -21,12 +21,12 @@ SIDE = 160
 
 
 @pytest.fixture
-def order(tmp_path) -> Order:
-    return Order(str(DEMO_WEIGHTS), SIDE, 2, "fp32", "onnxruntime", tmp_path / "engines")
+def order(tmp_path) -> BuildRequest:
+    return BuildRequest(str(DEMO_WEIGHTS), SIDE, 2, "fp32", "onnxruntime", tmp_path / "engines")
 
 
 @pytest.fixture
-def stored(build, order) -> Order:
+def stored(build, order) -> BuildRequest:
     """The order whose engine is built already."""
     return dataclasses.replace(order, engines=build("onnxruntime", imgsz=SIDE, batch=2).folder.parent)
 
@@ -37,33 +37,33 @@ def quick(monkeypatch):
 
 
 class Crooked:
-    """ONNX Runtime, whose rows something happens to; `lane` is the only one it happens in, None = in all."""
+    """ONNX Runtime, whose rows something happens to; `instance` is the only one it happens in, None = in all."""
 
-    PRECISIONS, LANES, STATIC = ("fp32",), 1, False
+    PRECISIONS, INSTANCES, STATIC = ("fp32",), 1, False
 
-    def __init__(self, rows, lane=None):
-        self.rows, self.lane = rows, lane
+    def __init__(self, rows, instance=None):
+        self.rows, self.instance = rows, instance
 
-    def load(self, folder: Path, lanes: int, threads: int):
-        engine = onnxruntime.load(folder, lanes, threads)
+    def load(self, folder: Path, instances: int, threads: int):
+        engine = onnxruntime.load(folder, instances, threads)
         straight = engine.infer
-        bend = lambda lane, frames: self.lane in (None, lane) and len(frames) > 1  # noqa: E731
-        engine.infer = lambda lane, frames: (
-            [(rows,) for rows in self.rows(fakes.rows_of(straight(lane, frames)))]
-            if bend(lane, frames)
-            else straight(lane, frames)
+        bend = lambda instance, frames: self.instance in (None, instance) and len(frames) > 1  # noqa: E731
+        engine.infer = lambda instance, frames: (
+            [(rows,) for rows in self.rows(fakes.rows_of(straight(instance, frames)))]
+            if bend(instance, frames)
+            else straight(instance, frames)
         )
         return engine
 
 
-def crash(row: Row, order: Order) -> Row:
+def crash(row: Row, order: BuildRequest) -> Row:
     os._exit(9)
 
 
 def test_a_backend_that_works_passes_every_check(order):
     (row,) = selftest.run(order, lambda _: None)
     assert (row.failed, row.problem) == (False, "")
-    assert row.checks == {"gate": OK, "mixing": OK, "lanes": OK}
+    assert row.checks == {"gate": OK, "mixing": OK, "instances": OK}
     assert row.images_per_second.keys() == {1, 2}
     assert min(row.images_per_second.values()) > 0
     assert row.manifest["gate"]["figures"]["agreement"] == 1
@@ -75,7 +75,7 @@ def test_a_backend_that_works_passes_every_check(order):
     [
         ("mixing", Crooked(lambda rows: np.repeat(rows[:1], len(rows), axis=0))),
         ("mixing", Crooked(lambda rows: rows + np.float32([1, 0, 1, 0, 0, 0]))),
-        ("lanes", Crooked(lambda rows: rows[::-1], lane=1)),
+        ("instances", Crooked(lambda rows: rows[::-1], instance=1)),
     ],
 )
 def test_an_engine_that_mixes_images_up_fails(stored, build, monkeypatch, check, crooked):
@@ -91,14 +91,14 @@ def test_an_engine_that_mixes_images_up_fails(stored, build, monkeypatch, check,
 
 @pytest.mark.usefixtures("quick")
 def test_a_lane_that_fails_is_not_taken_for_a_lane_that_agrees(stored, build, monkeypatch):
-    """Its exception ended the lane's thread, and nothing was found wrong."""
+    """Its exception ended the instance's thread, and nothing was found wrong."""
 
     def fail(rows):
         raise RuntimeError("no second context")
 
     real = build("onnxruntime", imgsz=SIDE, batch=2).manifest
     monkeypatch.setattr(selftest, "_build", lambda _: real)
-    monkeypatch.setattr(backends, "get", lambda _: Crooked(fail, lane=1))
+    monkeypatch.setattr(backends, "get", lambda _: Crooked(fail, instance=1))
     tried = selftest._try(Row("onnxruntime", "fp32"), stored)
     assert (tried.failed, tried.problem) == (True, "RuntimeError: no second context")
 

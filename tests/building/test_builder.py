@@ -21,7 +21,7 @@ from app.building import builder
 from app.errors import BackendUnavailable, GateFailed, SettingsError, StoreError, WeightsError
 from app.evaluation import datasets
 from app.serving import spec as spec_module
-from app.serving.spec import Order
+from app.serving.spec import BuildRequest
 from app.settings import DEMO_WEIGHTS
 
 SIDE = 160
@@ -35,21 +35,21 @@ def few_scenes():
 
 
 @pytest.fixture
-def order(tmp_path) -> Order:
+def order(tmp_path) -> BuildRequest:
     """The quickest build: ONNX Runtime at a small size."""
-    return Order(str(DEMO_WEIGHTS), SIDE, 2, "auto", "onnxruntime", tmp_path / "engines")
+    return BuildRequest(str(DEMO_WEIGHTS), SIDE, 2, "auto", "onnxruntime", tmp_path / "engines")
 
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory) -> Path:
     """An engines folder with that build in it, to be copied."""
     folder = tmp_path_factory.mktemp("stored") / "engines"
-    builder.build(Order(str(DEMO_WEIGHTS), SIDE, 2, "auto", "onnxruntime", folder), lambda _: None)
+    builder.build(BuildRequest(str(DEMO_WEIGHTS), SIDE, 2, "auto", "onnxruntime", folder), lambda _: None)
     return folder
 
 
 @pytest.fixture
-def with_engine(order, stored) -> Order:
+def with_engine(order, stored) -> BuildRequest:
     shutil.copytree(stored, order.engines)
     return order
 
@@ -127,7 +127,7 @@ def test_another_version_of_the_backend_or_of_the_graph_code_is_another_engine(w
 
 def test_the_models_own_size_and_none_are_one_engine(tmp_path, exported):
     """It took two builds of minutes each for IMGSZ=640 and no IMGSZ."""
-    order = Order(str(exported("obb", opset=12)), None, 2, "auto", "onnxruntime", tmp_path / "engines")
+    order = BuildRequest(str(exported("obb", opset=12)), None, 2, "auto", "onnxruntime", tmp_path / "engines")
     built = builder.build(order, lambda _: None)
     for change in ({"imgsz": 96}, {"imgsz": 96, "shapes": ((96, 96),)}):
         assert builder.find(dataclasses.replace(order, **change)) == built
@@ -138,7 +138,7 @@ def test_a_changed_file_of_data_is_another_engine(tmp_path, exported):
     """The engine of the old weights was served."""
     path = tmp_path / "external.onnx"
     onnx.save(onnx.load(exported("obb", opset=12)), path, save_as_external_data=True, location="external.onnx.data")
-    order = Order(str(path), None, 2, "auto", "onnxruntime", tmp_path / "engines")
+    order = BuildRequest(str(path), None, 2, "auto", "onnxruntime", tmp_path / "engines")
     assert builder.build(order, lambda _: None) == builder.find(order)
     data = bytearray((tmp_path / "external.onnx.data").read_bytes())
     data[-1] ^= 1
@@ -150,7 +150,9 @@ def test_an_engine_whose_reference_found_nothing_says_so_at_every_start(tmp_path
     gray = tmp_path / "gray"
     gray.mkdir()
     cv2.imwrite(str(gray / "gray.png"), np.full((96, 96, 3), 114, np.uint8))
-    order = Order(str(exported("obb", opset=12)), None, 2, "auto", "onnxruntime", tmp_path / "engines", gate=gray)
+    order = BuildRequest(
+        str(exported("obb", opset=12)), None, 2, "auto", "onnxruntime", tmp_path / "engines", gate=gray
+    )
     for start in (lambda: builder.build(order, lambda _: None), lambda: builder.find(order)):
         caplog.clear()
         assert start().manifest.gate.figures.boxes == 0
@@ -181,18 +183,18 @@ class Crooked:
     """ONNX Runtime, but its engine does something to frames or rows."""
 
     PRECISIONS = ("fp32",)
-    LANES = 1
+    INSTANCES = 1
     STATIC = False
 
     def __init__(self, frames=lambda frames: frames, rows=lambda rows: rows):
         self.frames, self.rows = frames, rows
         self.version, self.build, self.device = onnxruntime.version, onnxruntime.build, onnxruntime.device
 
-    def load(self, folder, lanes, threads):
-        engine = onnxruntime.load(folder, lanes, threads)
+    def load(self, folder, instances, threads):
+        engine = onnxruntime.load(folder, instances, threads)
         straight = engine.infer
-        engine.infer = lambda lane, frames: [
-            (rows,) for rows in self.rows(rows_of(straight(lane, self.frames(np.stack(frames)))))
+        engine.infer = lambda instance, frames: [
+            (rows,) for rows in self.rows(rows_of(straight(instance, self.frames(np.stack(frames)))))
         ]
         return engine
 

@@ -14,13 +14,13 @@ from app.building import builder
 from app.building.process import BuildProcess
 from app.errors import BuildFailed, WeightsError
 from app.progress import Progress
-from app.serving.spec import Order
+from app.serving.spec import BuildRequest
 from app.settings import DEMO_WEIGHTS
 
 
 @pytest.fixture
-def order(tmp_path) -> Order:
-    return Order(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", tmp_path / "engines")
+def order(tmp_path) -> BuildRequest:
+    return BuildRequest(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", tmp_path / "engines")
 
 
 def visible(folder: Path) -> list[str]:
@@ -68,7 +68,7 @@ def test_second_run_starts_no_process(order):
 
 def test_errors_of_the_builder_arrive_as_they_are(order, tmp_path):
     (tmp_path / "w.pt").write_bytes(b"garbage")
-    bad = Order(str(tmp_path / "w.pt"), 160, 2, "auto", "onnxruntime", order.engines)
+    bad = BuildRequest(str(tmp_path / "w.pt"), 160, 2, "auto", "onnxruntime", order.engines)
     with pytest.raises(WeightsError, match=r"w\.pt"):
         BuildProcess(bad).run(lambda _: None)
 
@@ -77,9 +77,9 @@ PARENT = """
 import sys
 from pathlib import Path
 from app.building.process import BuildProcess
-from app.serving.spec import Order
+from app.serving.spec import BuildRequest
 from app.settings import DEMO_WEIGHTS
-process = BuildProcess(Order(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", Path(sys.argv[1])))
+process = BuildProcess(BuildRequest(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", Path(sys.argv[1])))
 process.run(lambda progress: print(progress.phase, process._process and process._process.pid, flush=True))
 """
 

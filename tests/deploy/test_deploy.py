@@ -31,7 +31,7 @@ from app import errors
 from app.building.process import BuildProcess
 from app.errors import BackendUnavailable
 from app.serving.service import Service
-from app.serving.spec import Order
+from app.serving.spec import BuildRequest
 from app.settings import DEMO_WEIGHTS, Settings
 from app.system import gpu
 from app.system.metrics import STAGES
@@ -367,7 +367,7 @@ def live(engines, build) -> Iterator[Live]:
     )
 
     def source(backend: str) -> Missing | BuildProcess:
-        order = Order(str(DEMO_WEIGHTS), IMGSZ, settings.batch, "auto", backend, engines)
+        order = BuildRequest(str(DEMO_WEIGHTS), IMGSZ, settings.batch, "auto", backend, engines)
         return Missing() if backend == "tensorrt" else BuildProcess(order)
 
     for backend in ("onnxruntime", "pytorch"):

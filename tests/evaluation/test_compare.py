@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from app.evaluation import compare
-from app.evaluation.datasets import Picture
+from app.evaluation.datasets import Sample
 
 SIZES = [(64, 64), (30, 60), (64, 64), (64, 64), (30, 60)]  # height, width; the second kind becomes 32x64
 
@@ -19,7 +19,7 @@ class Pictures:
 
     def __iter__(self):
         for number, (height, width) in enumerate(SIZES):
-            yield Picture(np.full((height, width, 3), number, np.uint8))
+            yield Sample(np.full((height, width, 3), number, np.uint8))
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def test_one_shape_among_those_listed_that_is_off_shows_as_if_all_were(tmp_path,
     device = fakes.Device(fakes.ROWS)
     straight = device.infer
 
-    def infer(lane, frames, *, alone=False):
+    def infer(instance, frames, *, alone=False):
         off = np.float32([2, 0, 2, 0, 0, 0]) * (frames[0].shape[:2] == wrong)
-        return [(rows + off,) for (rows,) in straight(lane, frames)]
+        return [(rows + off,) for (rows,) in straight(instance, frames)]
 
     monkeypatch.setattr(device, "infer", infer)
     model = dataclasses.replace(fakes.MODEL, shapes=(*SHAPES, (64, 32), (32, 32)))

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from app.evaluation import gate as gate_module
-from app.evaluation.datasets import Picture
+from app.evaluation.datasets import Sample
 from app.evaluation.datasets.annotations import Labels
 from app.evaluation.gate import TOP, Gate, worst
 from app.model import ModelInfo
-from app.store.accuracy import Figures, Limits
+from app.store.accuracy import AccuracyReport, Limits
 from app.vision import matching, postprocess, preprocess
 from app.vision.matching import CONF
 from app.vision.postprocess import Thresholds
@@ -35,13 +35,13 @@ def some_rows(seed: int = 0, *, seen: int = SEEN, best: float = 0.95) -> np.ndar
     return rows
 
 
-def picture(rows: np.ndarray | None = None) -> Picture:
+def picture(rows: np.ndarray | None = None) -> Sample:
     """An image; `rows` become its labels."""
     pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
-    return Picture(pixels, None if rows is None else Labels(rows[:, 5].astype(np.int64), rows[:, :4].copy()))
+    return Sample(pixels, None if rows is None else Labels(rows[:, 5].astype(np.int64), rows[:, :4].copy()))
 
 
-def judged(*pairs: tuple[np.ndarray, np.ndarray], precision: str = "fp32", labels: bool = False) -> Figures:
+def judged(*pairs: tuple[np.ndarray, np.ndarray], precision: str = "fp32", labels: bool = False) -> AccuracyReport:
     gate = Gate(precision, fakes.MODEL)
     for reference, engine in pairs:
         gate.add(picture(reference[:SEEN] if labels else None), PLACEMENT, (reference,), (engine,))
@@ -57,7 +57,7 @@ def moved(amount: float, *, column: int = 0, row: int | slice = 0) -> np.ndarray
 def test_an_engine_of_the_same_rows_is_perfect():
     figures = judged((some_rows(), some_rows()), labels=True)
     assert (figures.images, figures.boxes, figures.rows) == (1, SEEN, SEEN)
-    assert (figures.agreement, figures.invented, figures.rows_agreement) == (1, 0, 1)
+    assert (figures.agreement, figures.false_positives, figures.rows_agreement) == (1, 0, 1)
     assert (figures.box_px, figures.shift_px, figures.score) == (0, 0, 0)
     assert figures.map50_95 == figures.reference_map50_95 == pytest.approx(0.995)
     assert all(figures.shortcomings(precision, LIMITS) == [] for precision in ("fp32", "fp16", "int8"))
@@ -72,14 +72,14 @@ def test_a_box_that_is_missing_lowers_the_agreement():
     without[:4, 4] = 0
     figures = judged((some_rows(), without))
     assert figures.agreement == pytest.approx(1 - 4 / SEEN)
-    assert figures.invented == 0
+    assert figures.false_positives == 0
     assert "it finds 0.9000 of the reference's boxes, 0.99 are asked for" in figures.shortcomings("fp32", LIMITS)
 
 
 def test_a_box_that_the_reference_has_not_is_invented():
     figures = judged((some_rows(seen=36), some_rows()))
     assert figures.agreement == 1
-    assert figures.invented == pytest.approx(4 / SEEN)
+    assert figures.false_positives == pytest.approx(4 / SEEN)
     assert any("are not the reference's" in text for text in figures.shortcomings("fp16", LIMITS))
 
 
@@ -211,11 +211,11 @@ def test_the_figures_are_plain_numbers():
 # Few boxes: the confidence interval counts
 
 
-def figures_of(boxes: int, found: int, **others: object) -> Figures:
+def figures_of(boxes: int, found: int, **others: object) -> AccuracyReport:
     few = dataclasses.replace(fakes.FIGURES, map50=None, map50_95=None, reference_map50=None, reference_map50_95=None)
     share = found / boxes
     return dataclasses.replace(
-        few, images=10, boxes=boxes, agreement=share, invented=1 - share, engine_boxes=boxes, **others
+        few, images=10, boxes=boxes, agreement=share, false_positives=1 - share, engine_boxes=boxes, **others
     )
 
 
@@ -291,7 +291,7 @@ def of_task(task: str, **facts: object) -> ModelInfo:
     return dataclasses.replace(fakes.MODEL, task=task, **facts)
 
 
-def gate_of(model: ModelInfo, reference: tuple, engine: tuple) -> Figures:
+def gate_of(model: ModelInfo, reference: tuple, engine: tuple) -> AccuracyReport:
     gate = Gate("fp32", model)
     gate.add(picture(), PLACEMENT, reference, engine)
     return gate.figures()
@@ -350,10 +350,10 @@ def test_turned_boxes_must_be_turned_alike(angle, agreement):
 def test_classes_agree_where_the_likeliest_is_the_same():
     model, probs = of_task("classify"), np.array([0.2, 0.5, 0.3], np.float32)
     same = gate_of(model, (probs,), (probs + np.float32([0.001, -0.001, 0]),))
-    assert (same.boxes, same.agreement, same.invented, same.rows_agreement) == (1, 1, 0, 1)
+    assert (same.boxes, same.agreement, same.false_positives, same.rows_agreement) == (1, 1, 0, 1)
     assert same.shortcomings("fp32", LIMITS) == []
     other = gate_of(model, (probs,), (probs[::-1] + np.float32([0.3, 0, 0]),))
-    assert (other.agreement, other.invented, other.rows_agreement) == (0, 1, 0)
+    assert (other.agreement, other.false_positives, other.rows_agreement) == (0, 1, 0)
     assert other.shortcomings("int8", LIMITS)
 
 

@@ -16,7 +16,7 @@ from app.evaluation import datasets
 from app.evaluation.gate import Gate
 from app.graphs import export, fp16, int8, serving_graph
 from app.settings import DEMO_WEIGHTS
-from app.store.accuracy import Figures, Limits
+from app.store.accuracy import AccuracyReport, Limits
 from app.vision import preprocess
 
 SIDE, SCENES = 320, 24
@@ -25,13 +25,13 @@ PRECISIONS = ["fp32", "fp16", "int8"]
 
 @pytest.fixture(scope="module")
 def pictures() -> list[tuple]:
-    """Picture, placement, frame and the reference's rows."""
+    """Sample, placement, frame and the reference's rows."""
     reference = pytorch.open_weights(DEMO_WEIGHTS, 2)
-    placement = preprocess.place(640, 640, SIDE, 32, None)
+    transform = preprocess.place(640, 640, SIDE, 32, None)
     found = []
     for picture in datasets.Scenes("detect", 400_000, SCENES):
-        frame = preprocess.letterbox(picture.pixels, placement)
-        found.append((picture, placement, frame, reference.infer(0, [frame])[0]))
+        frame = preprocess.letterbox(picture.pixels, transform)
+        found.append((picture, transform, frame, reference.infer(0, [frame])[0]))
     return found
 
 
@@ -48,12 +48,12 @@ def graphs(tmp_path_factory, pictures) -> dict[str, Path]:
     return made
 
 
-def judge(path: Path, pictures: list[tuple], kind: str, *, labels: bool = True) -> Figures:
+def judge(path: Path, pictures: list[tuple], kind: str, *, labels: bool = True) -> AccuracyReport:
     engine = onnxruntime.OnnxruntimeEngine(path, 2)
     gate = Gate(kind, fakes.MODEL)
-    for picture, placement, frame, expected in pictures:
-        seen = picture if labels else datasets.Picture(picture.pixels)
-        gate.add(seen, placement, expected, engine.infer(0, [frame])[0])
+    for picture, transform, frame, expected in pictures:
+        seen = picture if labels else datasets.Sample(picture.pixels)
+        gate.add(seen, transform, expected, engine.infer(0, [frame])[0])
     return gate.figures()
 
 
@@ -138,10 +138,10 @@ def seen(of_task):
     return look
 
 
-def figures_of(model, scenes: list[tuple], kind: str, break_it, *, labels: bool) -> Figures:
+def figures_of(model, scenes: list[tuple], kind: str, break_it, *, labels: bool) -> AccuracyReport:
     gate = Gate(kind, model)
     for picture, frame, outputs in scenes:
-        shown = picture if labels else datasets.Picture(picture.pixels)
+        shown = picture if labels else datasets.Sample(picture.pixels)
         gate.add(shown, preprocess.whole(frame), outputs, break_it(*outputs))
     return gate.figures()
 

@@ -127,16 +127,16 @@ def test_top_1_and_top_5_are_those_of_ultralytics_validator():
 def test_what_lies_in_a_letterboxed_frame_is_compared_in_the_image(task):
     """The image is twice the frame's size, and there is grey above and below it."""
     labels = some_labels(3, task)
-    placement = preprocess.place(SIDE, 2 * SIDE, SIDE, 32, [(SIDE, SIDE)])
-    offset = np.array([placement.left, placement.top], np.float32)
+    transform = preprocess.place(SIDE, 2 * SIDE, SIDE, 32, [(SIDE, SIDE)])
+    offset = np.array([transform.left, transform.top], np.float32)
     assert offset.tolist() == [0, SIDE / 4]
     columns, far = labels.boxes.shape[1], offset * (task != "obb")
     boxes = labels.boxes / [2, 2, 2, 2, 1][:columns] + [*offset, *far, 0][:columns]
     points = None if labels.keypoints is None else labels.keypoints * [0.5, 0.5, 1] + [*offset, 0]
-    parts = None if labels.masks is None else [masks.to_frame(mask, placement) for mask in labels.masks]
+    parts = None if labels.masks is None else [masks.to_frame(mask, transform) for mask in labels.masks]
     found = Detections(boxes.astype(np.float32), np.full(9, 0.9, np.float32), labels.classes, points, parts)
     tally = Tally()
-    tally.add(found, labels, placement)
+    tally.add(found, labels, transform)
     assert tally.figures() == pytest.approx({"map50": 0.995, "map50_95": 0.995})
 
 

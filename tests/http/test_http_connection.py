@@ -58,22 +58,22 @@ UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Setting
     ],
     ids=["one header", "one header, whole", "many headers", "with a body behind it"],
 )
-def test_a_head_over_its_limit_is_431(house, head):
-    assert error(talk(house, head)) == (431, "head_too_large")
+def test_a_head_over_its_limit_is_431(shared_server, head):
+    assert error(talk(shared_server, head)) == (431, "head_too_large")
 
 
-def test_a_request_line_over_its_limit_is_414(house):
-    assert error(talk(house, b"GET /" + b"a" * 40_000)) == (414, "url_too_long")
+def test_a_request_line_over_its_limit_is_414(shared_server):
+    assert error(talk(shared_server, b"GET /" + b"a" * 40_000)) == (414, "url_too_long")
 
 
-def test_a_head_of_many_megabytes_is_refused_and_its_client_sees_why(house):
+def test_a_head_of_many_megabytes_is_refused_and_its_client_sees_why(shared_server):
     begin = b"GET / HTTP/1.1\r\n" + HOST + b"X: "
-    assert error(talk(house, begin, *[b"a" * 1_000_000] * 30)) == (431, "head_too_large")
+    assert error(talk(shared_server, begin, *[b"a" * 1_000_000] * 30)) == (431, "head_too_large")
 
 
-def test_a_head_behind_a_large_body_is_not_taken_for_a_large_head(house, sample):
+def test_a_head_behind_a_large_body_is_not_taken_for_a_large_head(shared_server, sample):
     first, second = post(sample + b"\0" * 200_000), post(sample, more=CLOSE)
-    assert talk(house, first + second[:50], second[50:]).count(b"HTTP/1.1 200") == 2
+    assert talk(shared_server, first + second[:50], second[50:]).count(b"HTTP/1.1 200") == 2
 
 
 @pytest.mark.parametrize("begin", [b"", b"GET / HT", b"GET / HTTP/1.1\r\n" + HOST + b"X-Slow: "], ids=repr)
@@ -111,18 +111,18 @@ def test_a_client_that_waits_for_100_continue_and_sends_nothing_is_closed(serve,
 
 
 @pytest.mark.parametrize("more", [UPGRADE, UPGRADE + b"Expect: 100-continue\r\n"], ids=["upgrade", "and expect"])
-def test_each_of_several_upgrades_on_end_is_ignored(house, sample, more, caplog):
+def test_each_of_several_upgrades_on_end_is_ignored(shared_server, sample, more, caplog):
     """The second one in the same bytes was an error of the server."""
-    answer = talk(house, post(sample, more=more) + post(sample, more=more) + post(sample, more=more + CLOSE))
+    answer = talk(shared_server, post(sample, more=more) + post(sample, more=more) + post(sample, more=more + CLOSE))
     assert answer.count(b"HTTP/1.1 200 OK") == 3
     assert caplog.records == []
 
 
-def test_a_body_that_is_refused_where_it_begins_is_not_asked_for(house, caplog):
+def test_a_body_that_is_refused_where_it_begins_is_not_asked_for(shared_server, caplog):
     """Its route began to read, and `100 Continue` was written behind the answer."""
     head = b"POST /v1/detect HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
     for _ in range(5):
-        assert error(talk(house, head + b"no chunk\r\n")) == (400, "bad_http")
+        assert error(talk(shared_server, head + b"no chunk\r\n")) == (400, "bad_http")
     assert caplog.records == []
 
 
@@ -148,9 +148,9 @@ def test_an_early_refusal_is_seen_by_a_client_that_first_sends_all_of_its_body(s
         assert status(talk(live, request, half=not connection)) == expected
 
 
-def test_the_connection_goes_on_after_an_early_refusal(house, sample):
+def test_the_connection_goes_on_after_an_early_refusal(shared_server, sample):
     refused, served = post(b"x" * 3_000_000, path=b"/nowhere"), post(sample, more=CLOSE)
-    answer = talk(house, refused, served)
+    answer = talk(shared_server, refused, served)
     assert status(answer) == 404
     assert answer.count(b"HTTP/1.1 200") == 1
 
@@ -171,23 +171,23 @@ def send_without_end(client: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_an_upgrade_is_ignored_and_the_body_is_read(house, sample, half):
+def test_an_upgrade_is_ignored_and_the_body_is_read(shared_server, sample, half):
     more = UPGRADE if half else UPGRADE + CLOSE
-    assert status(talk(house, post(sample, more=more), half=half)) == 200
+    assert status(talk(shared_server, post(sample, more=more), half=half)) == 200
 
 
-def test_an_upgrade_is_ignored_with_a_chunked_body(house, sample):
-    assert status(talk(house, chunked(sample[:900], sample[900:], more=UPGRADE), half=True)) == 200
+def test_an_upgrade_is_ignored_with_a_chunked_body(shared_server, sample):
+    assert status(talk(shared_server, chunked(sample[:900], sample[900:], more=UPGRADE), half=True)) == 200
 
 
-def test_a_request_behind_an_offered_upgrade_is_answered(house, sample):
+def test_a_request_behind_an_offered_upgrade_is_answered(shared_server, sample):
     first = b"GET /healthz HTTP/1.1\r\n" + HOST + UPGRADE + b"\r\n"
-    assert talk(house, first + post(sample, more=CLOSE)).count(b"HTTP/1.1 200") == 2
+    assert talk(shared_server, first + post(sample, more=CLOSE)).count(b"HTTP/1.1 200") == 2
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
-def test_a_client_that_shuts_its_writing_side_gets_its_answer(house, sample, version):
-    assert status(talk(house, post(sample, version=version), half=True)) == 200
+def test_a_client_that_shuts_its_writing_side_gets_its_answer(shared_server, sample, version):
+    assert status(talk(shared_server, post(sample, version=version), half=True)) == 200
 
 
 def test_a_half_closed_client_is_asked_whether_it_is_there_and_answered_late(serve, device, sample):
@@ -217,8 +217,10 @@ def test_a_half_closed_client_is_asked_whether_it_is_there_and_answered_late(ser
         (b"Host: LOCALHOST\r\n", b"1.1", 200),
     ],
 )
-def test_the_host_is_named_once_and_is_this_server_s_where_nobody_needs_a_key(house, sample, host, version, expected):
-    answer = talk(house, post(sample, host=host, version=version, more=CLOSE))
+def test_the_host_is_named_once_and_is_this_server_s_where_nobody_needs_a_key(
+    shared_server, sample, host, version, expected
+):
+    answer = talk(shared_server, post(sample, host=host, version=version, more=CLOSE))
     assert status(answer) == expected
 
 
@@ -238,21 +240,21 @@ def test_any_host_is_taken_from_who_shows_a_key_and_the_names_in_allow_hosts(ser
     ],
     ids=["chunks of one byte", "an endless extension", "many trailers", "no number"],
 )
-def test_chunks_that_are_more_frame_than_content_are_refused(house, body):
-    assert error(talk(house, chunked()[:-5] + body)) == (400, "bad_http")
+def test_chunks_that_are_more_frame_than_content_are_refused(shared_server, body):
+    assert error(talk(shared_server, chunked()[:-5] + body)) == (400, "bad_http")
 
 
 @pytest.mark.parametrize(("size", "expected"), [(4, 400), (16, 200)])
-def test_short_chunks_pass_if_they_are_not_mostly_frame(house, sample, size, expected):
+def test_short_chunks_pass_if_they_are_not_mostly_frame(shared_server, sample, size, expected):
     chunks = [sample[at : at + size] for at in range(0, len(sample), size)]
     assert len(chunks) > 1024
-    assert status(talk(house, chunked(*chunks, more=CLOSE))) == expected
+    assert status(talk(shared_server, chunked(*chunks, more=CLOSE))) == expected
 
 
 @pytest.mark.parametrize(("lines", "expected"), [(254, 200), (255, 431)])
-def test_a_head_has_as_many_lines_as_it_may(house, sample, lines, expected):
+def test_a_head_has_as_many_lines_as_it_may(shared_server, sample, lines, expected):
     """Two more are Host and Content-Length."""
-    assert status(talk(house, post(sample, more=b"a:b\r\n" * (lines - 1) + CLOSE))) == expected
+    assert status(talk(shared_server, post(sample, more=b"a:b\r\n" * (lines - 1) + CLOSE))) == expected
 
 
 def test_a_closed_connection_leaves_nothing_to_the_garbage_collector(serve, sample):
@@ -285,8 +287,8 @@ def test_a_closed_connection_leaves_nothing_to_the_garbage_collector(serve, samp
 
 
 @pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\0\x01\0", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0" * 99])
-def test_bytes_that_are_no_http_are_refused_without_a_line_in_the_log(house, data, caplog):
-    assert error(talk(house, data)) == (400, "bad_http")
+def test_bytes_that_are_no_http_are_refused_without_a_line_in_the_log(shared_server, data, caplog):
+    assert error(talk(shared_server, data)) == (400, "bad_http")
     assert caplog.records == []
 
 
@@ -321,8 +323,8 @@ def test_who_leaves_with_several_requests_on_end_is_seen_to_leave(serve, device,
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/v1/models", "/docs", "/v1/status/ping", "/metrics"])
-def test_head_is_get_without_the_body(house, path):
-    asked, got = house.client.head(path), house.client.get(path)
+def test_head_is_get_without_the_body(shared_server, path):
+    asked, got = shared_server.client.head(path), shared_server.client.get(path)
     assert (asked.status_code, asked.content) == (200, b"")
     assert asked.headers["content-type"] == got.headers["content-type"]
 
@@ -331,13 +333,13 @@ def test_head_is_get_without_the_body(house, path):
     ("method", "path", "allowed"),
     [("HEAD", "/v1/detect", "POST"), ("GET", "/v1/predict", "POST"), ("POST", "/healthz", "GET, HEAD")],
 )
-def test_a_405_says_what_is_allowed(house, method, path, allowed):
-    answer = house.client.request(method, path)
+def test_a_405_says_what_is_allowed(shared_server, method, path, allowed):
+    answer = shared_server.client.request(method, path)
     assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
 
 
-def test_very_many_requests_on_end_close_the_connection_and_no_answer_comes_out_of_turn(house, caplog):
-    answer = talk(house, (b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n") * 500)
+def test_very_many_requests_on_end_close_the_connection_and_no_answer_comes_out_of_turn(shared_server, caplog):
+    answer = talk(shared_server, (b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n") * 500)
     assert b"400" not in answer
     assert answer.count(b"HTTP/1.1 200") <= module.MAX_PIPELINE + 1
     assert caplog.records == []

@@ -12,7 +12,7 @@ from fakes import Device
 
 from app.errors import DeadlineExceeded, InferenceFailed, Stopping
 from app.serving.batcher import LEARN, MAX_FAILURES, Batcher
-from app.serving.profile import HANDLING_S, Capacity
+from app.serving.profile import HANDLING_S, EngineProfile
 from app.system.metrics import Metrics
 
 NEVER = float("inf")
@@ -34,7 +34,7 @@ async def make(device):
 
     def start(
         *,
-        lanes=1,
+        instances=1,
         max_batch=4,
         max_wait_s=0.0,
         metrics=None,
@@ -46,7 +46,7 @@ async def make(device):
     ) -> Batcher:
         batcher = Batcher(
             on,
-            lanes=lanes,
+            instances=instances,
             capacity=capacity or fakes.capacity(max_batch, device_s=device_s, lead_s=lead_s),
             one_device=one_device,
             max_wait_s=max_wait_s,
@@ -65,7 +65,7 @@ async def make(device):
 
 
 async def occupy(batcher: Batcher, device: Device) -> asyncio.Task:
-    """Hold a lane, and all others that take something, inside a batch; the first is of one frame marked 0."""
+    """Hold an instance, and all others that take something, inside a batch; the first is of one frame marked 0."""
     device.gate.clear()
     task = asyncio.create_task(batcher.submit(frame(0), NEVER))
     await device.until_busy()
@@ -149,7 +149,7 @@ async def test_jobs_of_one_batch_share_a_shape_and_no_shape_starves(make, device
 
 
 async def test_each_lane_works_on_a_batch_of_its_own(make, device):
-    batcher = make(lanes=2, max_batch=1)
+    batcher = make(instances=2, max_batch=1)
     device.gate.clear()
     tasks = await queue(batcher, 1, 2)
     await device.until_busy()
@@ -379,22 +379,22 @@ async def test_answer_says_how_long_it_waited(make, device):
     assert early.infer_s > 0
 
 
-# Lanes that share a device: a batch that is not full leaves when the device is about to be free, and no sooner.
+# Instances that share a device: a batch that is not full leaves when the device is about to be free, and no sooner.
 
 HOUR = 3600.0
 SOON = 0.05
 
 
 class LaneByLane(Device):
-    """Each lane has a gate of its own, which is closed."""
+    """Each instance has a gate of its own, which is closed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gates = [threading.Event(), threading.Event()]
 
-    def infer(self, lane, frames, *, alone=False):
-        rows = super().infer(lane, frames, alone=alone)
-        assert self.gates[lane].wait(10)
+    def infer(self, instance, frames, *, alone=False):
+        rows = super().infer(instance, frames, alone=alone)
+        assert self.gates[instance].wait(10)
         return rows
 
 
@@ -405,7 +405,7 @@ async def settled() -> None:
 
 
 async def test_on_one_device_a_batch_that_is_not_full_waits_for_the_one_before(make, device):
-    batcher = make(lanes=2, one_device=True, device_s=HOUR)
+    batcher = make(instances=2, one_device=True, device_s=HOUR)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1, 2)
     await settled()
@@ -416,7 +416,7 @@ async def test_on_one_device_a_batch_that_is_not_full_waits_for_the_one_before(m
 
 
 async def test_on_one_device_a_batch_leaves_by_its_lead_before_the_device_is_free(make, device):
-    batcher = make(lanes=2, one_device=True, device_s=HOUR, lead_s=HOUR - SOON)
+    batcher = make(instances=2, one_device=True, device_s=HOUR, lead_s=HOUR - SOON)
     started = time.monotonic()
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)
@@ -427,7 +427,7 @@ async def test_on_one_device_a_batch_leaves_by_its_lead_before_the_device_is_fre
 
 
 async def test_on_one_device_the_lead_is_that_of_the_batch_s_size(make, device):
-    batcher = make(lanes=2, one_device=True, capacity=Capacity([1, 2, 4], [HOUR] * 3, [0, HOUR, HOUR]))
+    batcher = make(instances=2, one_device=True, capacity=EngineProfile([1, 2, 4], [HOUR] * 3, [0, HOUR, HOUR]))
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)
     await settled()
@@ -440,7 +440,7 @@ async def test_on_one_device_the_lead_is_that_of_the_batch_s_size(make, device):
 
 
 async def test_on_one_device_a_full_batch_leaves_at_once(make, device):
-    batcher = make(lanes=2, max_batch=2, one_device=True, device_s=HOUR)
+    batcher = make(instances=2, max_batch=2, one_device=True, device_s=HOUR)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1, 2)
     await device.until_busy()
@@ -449,7 +449,7 @@ async def test_on_one_device_a_full_batch_leaves_at_once(make, device):
 
 
 async def test_on_one_device_a_full_batch_of_a_shape_does_not_wait_behind_another_shape_that_is_not_full(make, device):
-    batcher = make(lanes=2, max_batch=2, one_device=True, device_s=HOUR)
+    batcher = make(instances=2, max_batch=2, one_device=True, device_s=HOUR)
     first = await occupy(batcher, device)
     wide = asyncio.create_task(batcher.submit(frame(9, (2, 4)), NEVER))
     tasks = await queue(batcher, 1, 2)
@@ -460,7 +460,7 @@ async def test_on_one_device_a_full_batch_of_a_shape_does_not_wait_behind_anothe
 
 
 async def test_on_one_device_each_shape_has_a_time_of_its_own_and_the_first_one_counts(make, device):
-    batcher = make(lanes=2, one_device=True, capacity=Capacity([1, 2, 4], [HOUR] * 3, [0, HOUR - SOON, 0]))
+    batcher = make(instances=2, one_device=True, capacity=EngineProfile([1, 2, 4], [HOUR] * 3, [0, HOUR - SOON, 0]))
     first = await occupy(batcher, device)
     wide = asyncio.create_task(batcher.submit(frame(9, (2, 4)), NEVER))  # in an hour
     tasks = await queue(batcher, 1, 2)  # soon
@@ -472,7 +472,7 @@ async def test_on_one_device_each_shape_has_a_time_of_its_own_and_the_first_one_
 
 async def test_on_one_device_more_than_a_full_batch_behind_a_shape_that_has_expired_leaves_at_once(make):
     device = LaneByLane()
-    batcher = make(lanes=2, max_batch=2, one_device=True, device_s=HOUR, on=device)
+    batcher = make(instances=2, max_batch=2, one_device=True, device_s=HOUR, on=device)
     held = await queue(batcher, 1, 2)
     await device.until_busy()
     held += await queue(batcher, 3, 4)
@@ -480,7 +480,7 @@ async def test_on_one_device_more_than_a_full_batch_behind_a_shape_that_has_expi
     now = asyncio.get_running_loop().time()
     late = [asyncio.create_task(batcher.submit(frame(9, (2, 4)), now)) for _ in range(2)]
     tasks = await queue(batcher, 5, 6, 7)
-    device.gates[0].set()  # the other lane is still at work
+    device.gates[0].set()  # the other instance is still at work
     errors = await asyncio.wait_for(asyncio.gather(*late, return_exceptions=True), 10)
     assert [type(error) for error in errors] == [DeadlineExceeded] * 2
     assert await marks_of([*held[:2], *tasks[:2]]) == [1, 2, 5, 6]
@@ -490,11 +490,11 @@ async def test_on_one_device_more_than_a_full_batch_behind_a_shape_that_has_expi
 
 
 async def test_on_one_device_the_batches_ahead_are_waited_for_one_after_the_other(make, device):
-    batcher = make(lanes=3, max_batch=2, one_device=True, device_s=HOUR, lead_s=2 * HOUR - SOON)
+    batcher = make(instances=3, max_batch=2, one_device=True, device_s=HOUR, lead_s=2 * HOUR - SOON)
     device.gate.clear()
     started = time.monotonic()
     tasks = []
-    for marks in ([1, 2], [3, 4]):  # one after the other: each lane is a thread, and either could be first
+    for marks in ([1, 2], [3, 4]):  # one after the other: each instance is a thread, and either could be first
         tasks += await queue(batcher, *marks)
         await device.until_busy()
     tasks += await queue(batcher, 5)
@@ -506,7 +506,7 @@ async def test_on_one_device_the_batches_ahead_are_waited_for_one_after_the_othe
 
 
 async def test_a_device_that_was_free_sooner_than_expected_is_not_waited_for_twice(make, device):
-    batcher = make(lanes=2, one_device=True, device_s=HOUR, lead_s=HOUR - SOON)
+    batcher = make(instances=2, one_device=True, device_s=HOUR, lead_s=HOUR - SOON)
     await marks_of(await queue(batcher, 7))
     await device.until_busy()
     second = await occupy(batcher, device)
@@ -518,7 +518,7 @@ async def test_a_device_that_was_free_sooner_than_expected_is_not_waited_for_twi
 
 async def test_a_device_that_has_slowed_down_is_waited_for_longer(make, device):
     lead_s = HOUR * (1 + LEARN) - SOON
-    batcher = make(lanes=2, one_device=True, device_s=HOUR, lead_s=lead_s)
+    batcher = make(instances=2, one_device=True, device_s=HOUR, lead_s=lead_s)
     device.seconds = 2 * HOUR  # the next batch is expected to take LEARN of the difference more
     await marks_of(await queue(batcher, 7))
     await device.until_busy()
@@ -532,7 +532,7 @@ async def test_a_device_that_has_slowed_down_is_waited_for_longer(make, device):
 
 
 async def test_max_wait_holds_on_one_device_too(make, device):
-    batcher = make(lanes=2, one_device=True, device_s=HOUR, lead_s=HOUR, max_wait_s=SOON)
+    batcher = make(instances=2, one_device=True, device_s=HOUR, lead_s=HOUR, max_wait_s=SOON)
     first = await occupy(batcher, device)
     started = time.monotonic()
     (second,) = await queue(batcher, 1)
@@ -544,7 +544,7 @@ async def test_max_wait_holds_on_one_device_too(make, device):
 
 async def test_on_one_device_a_stop_waits_for_no_fuller_batch(make, device):
     metrics = Metrics()
-    batcher = make(lanes=2, one_device=True, device_s=HOUR, metrics=metrics)
+    batcher = make(instances=2, one_device=True, device_s=HOUR, metrics=metrics)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)
     closing = asyncio.create_task(batcher.close())
@@ -556,7 +556,7 @@ async def test_on_one_device_a_stop_waits_for_no_fuller_batch(make, device):
 
 
 async def test_on_one_device_failed_batches_do_not_hold_up_those_behind_them(make, device, caplog):
-    batcher = make(lanes=2, one_device=True, device_s=HOUR)
+    batcher = make(instances=2, one_device=True, device_s=HOUR)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)
     device.failure = RuntimeError("the device said no")
@@ -567,7 +567,7 @@ async def test_on_one_device_failed_batches_do_not_hold_up_those_behind_them(mak
 
 
 async def test_on_one_device_expired_jobs_do_not_keep_the_next_one_waiting(make, device):
-    batcher = make(lanes=2, one_device=True, device_s=HOUR)
+    batcher = make(instances=2, one_device=True, device_s=HOUR)
     first = await occupy(batcher, device)
     late = await queue(batcher, 1, deadline=asyncio.get_running_loop().time())
     device.gate.set()
@@ -578,7 +578,7 @@ async def test_on_one_device_expired_jobs_do_not_keep_the_next_one_waiting(make,
 
 
 async def test_lanes_with_cores_of_their_own_wait_for_nobody(make, device):
-    batcher = make(lanes=2, one_device=False, device_s=HOUR)
+    batcher = make(instances=2, one_device=False, device_s=HOUR)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)
     await device.until_busy()
@@ -591,14 +591,14 @@ async def test_lanes_with_cores_of_their_own_wait_for_nobody(make, device):
 
 @pytest.mark.parametrize("one_device", [False, True])
 async def test_a_batch_with_the_engine_to_itself_is_told_so(make, device, one_device):
-    batcher = make(lanes=2, one_device=one_device)
+    batcher = make(instances=2, one_device=one_device)
     await marks_of(await queue(batcher, 1, 2, 3))
     await marks_of(await queue(batcher, 4))
     assert (device.batches, device.alone) == ([[1, 2, 3], [4]], [True, True])
 
 
 async def test_a_batch_beside_another_is_not_alone(make, device):
-    batcher = make(lanes=2)
+    batcher = make(instances=2)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)
     await device.until_busy()
@@ -621,7 +621,7 @@ async def test_a_batch_that_leaves_another_shape_waiting_is_not_alone(make, devi
 
 
 async def test_after_a_failed_batch_the_next_one_is_alone_again(make, device, caplog):
-    batcher = make(lanes=2)
+    batcher = make(instances=2)
     device.failure = RuntimeError("the device said no")
     with caplog.at_level(logging.CRITICAL):
         await asyncio.gather(*await queue(batcher, 1), return_exceptions=True)
@@ -639,10 +639,10 @@ async def test_the_pace_begins_as_it_was_at_warm_up(make):
 
 @pytest.mark.parametrize("one_device", [False, True])
 async def test_the_pace_follows_what_batches_take_now(make, device, one_device):
-    """With cores of their own, each of the lanes works for as long as all of them take together for as many images."""
-    lanes, device_s = 2, 0.04
-    batcher = make(lanes=lanes, max_batch=2, one_device=one_device, device_s=device_s)
-    device.seconds = 3 * device_s * (1 if one_device else lanes)
+    """With cores of their own, each instance works for as long as all of them take together for as many images."""
+    instances, device_s = 2, 0.04
+    batcher = make(instances=instances, max_batch=2, one_device=one_device, device_s=device_s)
+    device.seconds = 3 * device_s * (1 if one_device else instances)
     tasks = await queue(batcher, *range(6))  # none of the three is alone, but for the last on one device
     await marks_of(tasks)
     taught = 3 if one_device or device.alone == [False] * 3 else device.alone.count(False)
@@ -661,14 +661,14 @@ async def test_the_pace_recovers(make, device):
 
 
 async def test_a_batch_alone_on_all_cores_says_nothing_of_the_pace(make, device):
-    batcher = make(lanes=2, device_s=0.04)
-    device.seconds = 0.01  # faster than a lane's share of the cores
+    batcher = make(instances=2, device_s=0.04)
+    device.seconds = 0.01  # faster than an instance's share of the cores
     await marks_of(await queue(batcher, 1))
     assert (device.alone, batcher.pace_s) == ([True], pytest.approx(0.01))
 
 
 async def test_a_batch_alone_on_one_device_does(make, device):
-    batcher = make(lanes=2, one_device=True, device_s=0.04)
+    batcher = make(instances=2, one_device=True, device_s=0.04)
     device.seconds = 0.08
     await marks_of(await queue(batcher, 1))
     assert (device.alone, batcher.pace_s) == ([True], pytest.approx(0.01 * (1 + LEARN)))

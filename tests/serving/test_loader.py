@@ -15,24 +15,24 @@ from app.errors import BuildFailed, EngineFailed, EngineStale
 from app.model import ModelInfo
 from app.progress import Progress
 from app.serving import profile
-from app.serving.loader import Deployed, deploy, preparation
-from app.serving.profile import Capacity
+from app.serving.loader import LoadedEngine, deploy, preprocessor
+from app.serving.profile import EngineProfile
 from app.settings import Settings
-from app.store.manifest import Built
+from app.store.manifest import StoredEngine
 from app.system import host
 from app.system.metrics import Engine as EngineLabels
 
 
 class Device(fakes.Device):
-    """Remembers which lane took how many images."""
+    """Remembers which instance took how many images."""
 
     def __init__(self) -> None:
         super().__init__(fakes.ROWS)
         self.taken: list[tuple[int, int]] = []
 
-    def infer(self, lane, frames, *, alone=False):
-        self.taken.append((lane, len(frames)))
-        return super().infer(lane, frames, alone=alone)
+    def infer(self, instance, frames, *, alone=False):
+        self.taken.append((instance, len(frames)))
+        return super().infer(instance, frames, alone=alone)
 
 
 class Backend(fakes.Backend):
@@ -43,11 +43,11 @@ class Backend(fakes.Backend):
         self.loads: list[tuple[Path, int, int]] = []
         self.refusals: list[Exception] = []
 
-    def load(self, folder, lanes, threads):
-        self.loads.append((folder, lanes, threads))
+    def load(self, folder, instances, threads):
+        self.loads.append((folder, instances, threads))
         if self.refusals:
             raise self.refusals.pop(0)
-        return super().load(folder, lanes, threads)
+        return super().load(folder, instances, threads)
 
 
 class Source(fakes.Source):
@@ -57,7 +57,7 @@ class Source(fakes.Source):
 
     def run(self, report):
         self.runs += 1
-        if isinstance(self.outcome, Built):
+        if isinstance(self.outcome, StoredEngine):
             self.outcome.folder.mkdir(exist_ok=True)
         return super().run(report)
 
@@ -90,8 +90,8 @@ def source(store) -> Callable[..., Source]:
     return make
 
 
-def run(source: fakes.Source, **options: int | None) -> Deployed:
-    return deploy(source, lambda _: None, **({"lanes": None, "threads": None} | options))
+def run(source: fakes.Source, **options: int | None) -> LoadedEngine:
+    return deploy(source, lambda _: None, **({"instances": None, "threads": None} | options))
 
 
 # Warming up
@@ -108,30 +108,30 @@ def clock(device, monkeypatch) -> Callable[[float], None]:
 
 
 def test_warm_up_begins_with_one_frame_that_has_the_engine_to_itself(backend, device, source):
-    run(source(batch=6), lanes=3)
+    run(source(batch=6), instances=3)
     assert device.taken[0] == (0, 1)
     assert device.alone == [True] + [False] * (len(device.taken) - 1)
 
 
 def test_warm_up_touches_every_lane_with_every_doubling_of_the_batch(backend, device, source, clock):
     clock(0.1)
-    run(source(batch=6), lanes=3)
-    assert set(device.taken) == {(lane, size) for lane in range(3) for size in (1, 2, 4, 6)}
+    run(source(batch=6), instances=3)
+    assert set(device.taken) == {(instance, size) for instance in range(3) for size in (1, 2, 4, 6)}
     assert {shape[1:] for shape in device.shapes} == {(64, 64, 3)}
 
 
 def test_warm_up_touches_every_shape_in_every_lane_and_measures_the_largest(backend, device, source, clock):
     clock(0.1)
-    run(source(batch=6, imgsz=96, shapes=((96, 96), (64, 96), (96, 32))), lanes=3)
+    run(source(batch=6, imgsz=96, shapes=((96, 96), (64, 96), (96, 32))), instances=3)
     assert {shape[1:3] for shape, alone in zip(device.shapes, device.alone, strict=True) if alone} == {
         (96, 96),
         (64, 96),
         (96, 32),
     }
-    taken = {(lane, *shape[:3]) for (lane, _), shape in zip(device.taken, device.shapes, strict=True)}
+    taken = {(instance, *shape[:3]) for (instance, _), shape in zip(device.taken, device.shapes, strict=True)}
     assert taken == {
-        *((lane, 1, *shape) for lane in range(3) for shape in ((64, 96), (96, 32))),
-        *((lane, size, 96, 96) for lane in range(3) for size in (1, 2, 4, 6)),
+        *((instance, 1, *shape) for instance in range(3) for shape in ((64, 96), (96, 32))),
+        *((instance, size, 96, 96) for instance in range(3) for size in (1, 2, 4, 6)),
     }
 
 
@@ -163,21 +163,25 @@ def test_an_engine_that_fails_at_warm_up_is_no_stale_one(backend, device, source
     assert (store / "pets").exists()
 
 
-# Lanes and threads
+# Instances and threads
 
 
 def test_lanes_are_the_backends_unless_they_are_set(backend, device, source, monkeypatch):
-    monkeypatch.setattr(Backend, "LANES", 2)
-    assert run(source()).lanes == 2
-    assert run(source(), lanes=3).lanes == 3
-    assert [lanes for _, lanes, _ in backend.loads] == [2, 3]
-    assert {lane for lane, _ in device.taken} == {0, 1, 2}
+    monkeypatch.setattr(Backend, "INSTANCES", 2)
+    assert run(source()).instances == 2
+    assert run(source(), instances=3).instances == 3
+    assert [instances for _, instances, _ in backend.loads] == [2, 3]
+    assert {instance for instance, _ in device.taken} == {0, 1, 2}
 
 
 def test_lanes_of_a_backend_that_has_no_number_are_one_a_core(backend, source, monkeypatch):
-    monkeypatch.setattr(Backend, "LANES", None)
+    monkeypatch.setattr(Backend, "INSTANCES", None)
     monkeypatch.setattr(host, "cpus", lambda: 5)
-    assert [run(source()).lanes, run(source(), threads=3).lanes, run(source(), lanes=2).lanes] == [5, 3, 2]
+    assert [run(source()).instances, run(source(), threads=3).instances, run(source(), instances=2).instances] == [
+        5,
+        3,
+        2,
+    ]
     assert [loaded[1:] for loaded in backend.loads] == [(5, 5), (3, 3), (2, 5)]
 
 
@@ -193,7 +197,7 @@ def test_threads_are_the_machines_cores_unless_they_are_set(backend, source, sto
 
 def test_the_warm_up_is_reported_after_what_the_source_reports(backend, source):
     told: list[Progress] = []
-    deploy(source(), told.append, lanes=None, threads=None)
+    deploy(source(), told.append, instances=None, threads=None)
     assert [(progress.phase, progress.model) for progress in told] == [("engine", "pets"), ("warm-up", "pets")]
 
 
@@ -212,7 +216,7 @@ def test_stale_engine_is_discarded_and_built_again_once_with_its_reason_in_the_l
     (store / "pets").mkdir()
     (store / "pets" / "engine.plan").write_bytes(b"old")
     with caplog.at_level(logging.WARNING):
-        deployed = deploy(given, told.append, lanes=None, threads=None)
+        deployed = deploy(given, told.append, instances=None, threads=None)
     assert caplog.messages == ["the plan is of another TensorRT: building it again"]
     assert (given.runs, len(backend.loads)) == (2, 2)
     assert list((store / "pets").iterdir()) == []
@@ -252,9 +256,9 @@ def test_engine_file_that_its_library_cannot_read_is_stale(backend, source):
 
 
 @pytest.fixture
-def deployed(backend, source) -> Deployed:
-    found = Capacity([1, 2, 4], [0.0123456, 0.0162, 0.04], [0.0] * 3)
-    return dataclasses.replace(run(source(precision="fp16", imgsz=96), lanes=2), capacity=found)
+def deployed(backend, source) -> LoadedEngine:
+    found = EngineProfile([1, 2, 4], [0.0123456, 0.0162, 0.04], [0.0] * 3)
+    return dataclasses.replace(run(source(precision="fp16", imgsz=96), instances=2), capacity=found)
 
 
 def test_labels_tell_what_the_engine_is(deployed):
@@ -276,7 +280,7 @@ def test_json_tells_the_engine_how_it_was_judged_and_how_built(deployed):
         "precision": "fp16",
         "batch": 4,
         "device": "cpu test",
-        "lanes": 2,
+        "instances": 2,
         "images_per_second": 123.46,
         "best_batch": 2,
         "batch_ms": {"1": 12.346, "2": 16.2, "4": 40.0},
@@ -287,4 +291,4 @@ def test_json_tells_the_engine_how_it_was_judged_and_how_built(deployed):
 @pytest.mark.parametrize("shapes", [None, ((640, 640),), ((384, 640), (640, 640))])
 def test_frames_are_of_the_shapes_of_the_model(shapes):
     model = ModelInfo("pets", "detect", {0: "cat"}, stride=32, imgsz=640, shapes=shapes)
-    assert preparation(Settings(), model).shapes == shapes
+    assert preprocessor(Settings(), model).shapes == shapes

@@ -13,10 +13,10 @@ import pytest
 from app.errors import DeadlineExceeded, Overloaded, UndecodableImage
 from app.model import ModelInfo
 from app.serving.batcher import Batcher
-from app.serving.predictor import FEW, HOPEFUL, LEARN, Predictor, random
+from app.serving.predictor import FEW, LEARN, MAX_WAIT_RATIO, Predictor, random
 from app.system.metrics import Metrics
 from app.vision.postprocess import Thresholds
-from app.vision.preprocess import Preparation
+from app.vision.preprocess import Preprocessor
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ async def make(device, second):
         for name, each in zip(engines, (device, second), strict=False):
             batchers[name] = Batcher(
                 each,
-                lanes=1,
+                instances=1,
                 capacity=fakes.capacity(4, device_s=4 / rate),
                 one_device=not shares_cores,
                 max_wait_s=0,
@@ -52,7 +52,7 @@ async def make(device, second):
         model = ModelInfo("pets", "detect", fakes.NAMES, stride=32, imgsz=64, shapes=((64, 64),) if static else None)
         predictor = Predictor(
             model,
-            Preparation(64, 32, None if rect and not static else ((64, 64),), fast_decode, 10**6),
+            Preprocessor(64, 32, None if rect and not static else ((64, 64),), fast_decode, 10**6),
             batchers,
             metrics,
             threads=threads,
@@ -100,7 +100,7 @@ async def test_wide_image_gets_a_wide_frame(make, device):
     wide = cv2.imencode(".png", np.zeros((30, 100, 3), np.uint8))[1].tobytes()
     (prediction,) = await make().predict(wide, Thresholds(), soon(), ["fake"])
     assert device.shapes == [(1, 32, 64, 3)]
-    assert prediction.placement.image == (30, 100)
+    assert prediction.transform.image == (30, 100)
 
 
 async def test_prediction_times_every_stage(make, sample):
@@ -124,19 +124,19 @@ async def test_passed_deadline_is_an_error_of_its_own(make, sample):
 
 async def test_overload_is_refused_at_once_at_the_door(make):
     predictor = make(max_pending=2)
-    with predictor.admitted(10), predictor.admitted(10):
+    with predictor.admission_slot(10), predictor.admission_slot(10):
         assert predictor.pending == 2
-        with pytest.raises(Overloaded, match=r"^2 requests are being answered already"), predictor.admitted(10):
+        with pytest.raises(Overloaded, match=r"^2 requests are being answered already"), predictor.admission_slot(10):
             pass
         assert predictor.pending == 2
     assert predictor.pending == 0
-    with predictor.admitted(10):
+    with predictor.admission_slot(10):
         pass
 
 
 async def test_a_place_is_given_back_by_a_request_that_fails(make):
     predictor = make()
-    with pytest.raises(KeyError), predictor.admitted(10):
+    with pytest.raises(KeyError), predictor.admission_slot(10):
         raise KeyError
     assert predictor.pending == 0
 
@@ -194,22 +194,22 @@ async def test_decoding_counts_for_all_the_cores_that_do_it(make, device, sample
 async def test_what_would_hardly_be_answered_in_time_is_refused_and_the_others_are_unharmed(make, device, sample):
     predictor = make(rate=0.5, shares_cores=False, max_pending=10)
     tasks = await on_their_way(predictor, device, sample, 2)  # 6 s
-    with predictor.admitted(6 / HOPEFUL + 0.001):
+    with predictor.admission_slot(6 / MAX_WAIT_RATIO + 0.001):
         refused = pytest.raises(Overloaded, match=r"an answer takes 6\.0 s at present, and the deadline is 7\.499 s")
-        with refused, predictor.admitted(6 / HOPEFUL - 0.001):
+        with refused, predictor.admission_slot(6 / MAX_WAIT_RATIO - 0.001):
             pass
         assert predictor.pending == 1
     device.gate.set()
     answers = await asyncio.gather(*tasks)
     assert [len(prediction.detections) for (prediction,) in answers] == [2, 2]
-    with predictor.admitted(0.001):  # nothing is on its way any more
+    with predictor.admission_slot(0.001):  # nothing is on its way any more
         pass
 
 
 async def test_however_slow_the_engine_seems_a_request_that_is_alone_is_admitted(make):
     predictor = make(rate=0.001)
     predictor._decode_s = 1000.0
-    with predictor.admitted(0.001), predictor.admitted(0.001):
+    with predictor.admission_slot(0.001), predictor.admission_slot(0.001):
         assert predictor.retry_after_s == 1
 
 

@@ -9,33 +9,33 @@ import numpy as np
 import pytest
 
 from app.serving import profile
-from app.serving.profile import HANDLING_S, LONGEST_S, PAYS, Capacity, images_per_second, measure
+from app.serving.profile import HANDLING_S, LONGEST_S, PAYS, EngineProfile, images_per_second, measure
 
 FRAME = np.zeros((2, 2, 3), np.uint8)
 
 
 class Device(fakes.Device):
-    """A batch of n takes `seconds_of(n)` by the clock that is its own, one at a time over all lanes."""
+    """A batch of n takes `seconds_of(n)` by the clock that is its own, one at a time over all instances."""
 
     def __init__(
         self, seconds_of: Callable[[int], float], *, first: float = 0, handover_s: float | None = None
     ) -> None:
         super().__init__()
-        self.taken: list[tuple[int, int]] = []  # lane, size
+        self.taken: list[tuple[int, int]] = []  # instance, size
         self.now = first  # the clock counts on from the start
         self._seconds_of, self._first, self._handover_s = seconds_of, first, handover_s
         self._counting = threading.Lock()
 
-    def infer(self, lane, frames, *, alone=False):
+    def infer(self, instance, frames, *, alone=False):
         assert not alone
         size = len(frames)
         with self._counting:
             slow = self._first if size not in {taken for _, taken in self.taken} else 0
-            self.taken.append((lane, size))
+            self.taken.append((instance, size))
             self.now += self._seconds_of(size) + slow + (self._handover_s or 0)
-        return super().infer(lane, frames)
+        return super().infer(instance, frames)
 
-    def device_seconds(self, lane):
+    def device_seconds(self, instance):
         return None if self._handover_s is None else self._seconds_of(self.taken[-1][1])
 
     def perf_counter(self) -> float:
@@ -59,9 +59,9 @@ def on(monkeypatch) -> Callable[..., Device]:
     return make
 
 
-def found(*device_s: float, handover_s: list[float] | None = None) -> Capacity:
+def found(*device_s: float, handover_s: list[float] | None = None) -> EngineProfile:
     """Of sizes 1, 2, 4, ..."""
-    return Capacity([2**i for i in range(len(device_s))], device_s, handover_s or [0.0] * len(device_s))
+    return EngineProfile([2**i for i in range(len(device_s))], device_s, handover_s or [0.0] * len(device_s))
 
 
 # The size that pays
@@ -84,7 +84,7 @@ def test_the_batch_is_the_largest_size_that_pays(device_s, batch):
 
 
 def test_a_gain_within_the_noise_does_not_pay():
-    def second(factor: float) -> Capacity:
+    def second(factor: float) -> EngineProfile:
         """Two images, at this many times the images per second of one, handling included."""
         return found(1, 2 * (1 + HANDLING_S) / factor - HANDLING_S)
 
@@ -130,17 +130,17 @@ def test_every_doubling_up_to_the_largest_is_tried_and_nothing_beyond(on, larges
     assert measure(device, 1, FRAME, largest).sizes == device.sizes == sizes
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3])
-def test_every_lane_works_at_every_size(on, lanes):
+@pytest.mark.parametrize("instances", [1, 2, 3])
+def test_every_lane_works_at_every_size(on, instances):
     device = on(lambda _: 0.01)
-    measure(device, lanes, FRAME, 4)
-    assert set(device.taken) == {(lane, size) for lane in range(lanes) for size in (1, 2, 4)}
+    measure(device, instances, FRAME, 4)
+    assert set(device.taken) == {(instance, size) for instance in range(instances) for size in (1, 2, 4)}
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3])
-def test_seconds_are_those_of_the_device_with_every_lane_busy(on, lanes):
+@pytest.mark.parametrize("instances", [1, 2, 3])
+def test_seconds_are_those_of_the_device_with_every_lane_busy(on, instances):
     device = on(lambda size: 0.01 + 0.001 * size)
-    measured = measure(device, lanes, FRAME, 8)
+    measured = measure(device, instances, FRAME, 8)
     assert measured.device_s == pytest.approx([0.011, 0.012, 0.014, 0.018])
     assert (measured.batch, measured.images_per_second) == (8, pytest.approx(8 / 0.018))
 
@@ -192,13 +192,13 @@ def test_a_device_that_tells_more_than_its_batch_took_has_no_negative_lead(on):
 def test_a_failure_in_any_lane_ends_it(on):
     device = on(lambda _: 0.01)
 
-    def infer(lane, frames, *, alone=False):
-        if lane == 2:
-            raise RuntimeError("no context for lane 2")
-        return fakes.Device.infer(device, lane, frames)
+    def infer(instance, frames, *, alone=False):
+        if instance == 2:
+            raise RuntimeError("no context for instance 2")
+        return fakes.Device.infer(device, instance, frames)
 
     device.infer = infer
-    with pytest.raises(RuntimeError, match="no context for lane 2"):
+    with pytest.raises(RuntimeError, match="no context for instance 2"):
         measure(device, 3, FRAME, 4)
 
 

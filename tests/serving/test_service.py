@@ -143,10 +143,10 @@ def test_fallback_serves_and_is_told_in_the_log_the_metrics_readyz_and_models(se
 def test_fallback_serves_when_a_rebuilt_engine_does_not_load_either(serve, monkeypatch, tmp_path, caplog):
     load = fakes.Backend.load
 
-    def stale(self, folder, lanes, threads):
+    def stale(self, folder, instances, threads):
         if folder == tmp_path / "accelerated":
             raise EngineStale("it was built for another GPU")
-        return load(self, folder, lanes, threads)
+        return load(self, folder, instances, threads)
 
     monkeypatch.setattr(fakes.Backend, "load", stale)
     (tmp_path / "accelerated").mkdir()

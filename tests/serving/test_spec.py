@@ -11,7 +11,7 @@ from app.backends import onnxruntime, openvino
 from app.building import builder
 from app.errors import SettingsError
 from app.serving import spec as spec_module
-from app.serving.spec import Order, resolve, revision
+from app.serving.spec import BuildRequest, resolve, revision
 from app.settings import DEMO_WEIGHTS
 from app.weights.files import Weights
 
@@ -24,8 +24,8 @@ class Static:
 
 
 @pytest.fixture
-def wanted(tmp_path) -> Order:
-    return Order("w.pt", None, 2, "auto", "onnxruntime", tmp_path)
+def wanted(tmp_path) -> BuildRequest:
+    return BuildRequest("w.pt", None, 2, "auto", "onnxruntime", tmp_path)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def keyed(serve):
 
 
 def test_where_all_places_are_taken_the_oldest_gives_way():
-    places, budget = unauthenticated.KeylessPlaces(2), Inflight(1000, 1000)
+    places, budget = unauthenticated.UnauthenticatedSlots(2), Inflight(1000, 1000)
     evicted = []
     shares = [budget.share() for _ in range(3)]
     for number, share in enumerate(shares):

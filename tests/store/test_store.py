@@ -18,7 +18,7 @@ import pytest
 from app.errors import StoreError
 from app.model import ModelInfo
 from app.store import permissions, store
-from app.store.manifest import MANIFEST, Damaged, Fingerprint, Manifest, Verdict, sha256
+from app.store.manifest import MANIFEST, Damaged, Fingerprint, GateResult, Manifest, sha256
 
 FINGERPRINT = Fingerprint(
     name="pets",
@@ -35,7 +35,7 @@ FINGERPRINT = Fingerprint(
     calibration="",
 )
 KEY = FINGERPRINT.key
-VERDICT = Verdict("2 pictures", "", fakes.FIGURES, "PyTorch FP32")
+VERDICT = GateResult("2 pictures", "", fakes.FIGURES, "PyTorch FP32")
 FILES = {"model.bin": b"weights " * 1000, "model.xml": b"<net/>"}
 HELPER = """
 import pathlib, sys
@@ -462,4 +462,4 @@ def test_an_engine_whose_reference_found_something_carries_no_warning():
     assert VERDICT.nothing_found() == ""
     assert nothing.nothing_found().startswith("PyTorch FP32 finds nothing in 2 pictures")
     assert "GATE_DIR" in nothing.nothing_found()
-    assert Verdict("nothing", "", None).nothing_found() == ""
+    assert GateResult("nothing", "", None).nothing_found() == ""

@@ -27,13 +27,13 @@ async def make():
 
 
 async def test_the_result_comes_from_a_thread_of_that_name(make):
-    name = await make(1, "lane").run(lambda: threading.current_thread().name)
-    assert name == "lane-0"
+    name = await make(1, "instance").run(lambda: threading.current_thread().name)
+    assert name == "instance-0"
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), SystemExit(3), KeyboardInterrupt()])
 async def test_whatever_work_raises_reaches_who_waits_and_the_thread_goes_on(make, error):
-    threads = make(1, "lane")
+    threads = make(1, "instance")
 
     def work() -> None:
         raise error
@@ -86,10 +86,10 @@ async def test_closing_drops_what_waits_and_waits_for_what_runs():
 
 async def test_each_thread_begins_with_what_it_was_told_to(make):
     names = []
-    threads = make(2, "lane", lambda: names.append(threading.current_thread().name))
+    threads = make(2, "instance", lambda: names.append(threading.current_thread().name))
     together = threading.Barrier(2)
     await asyncio.gather(*(threads.run(lambda: together.wait(10)) for _ in range(2)))
-    assert sorted(names) == ["lane-0", "lane-1"]
+    assert sorted(names) == ["instance-0", "instance-1"]
 
 
 def test_a_loop_that_has_ended_is_no_crash_of_the_thread(monkeypatch):
@@ -191,7 +191,7 @@ async def test_work_in_time_is_never_stuck_however_much_there_is(make):
 
 
 async def test_without_patience_there_is_no_timer(make):
-    threads = make(1, "lane")
+    threads = make(1, "instance")
     await threads.run(lambda: 1)
     assert threads._timer is None
 

@@ -33,7 +33,7 @@ from PIL import Image
 
 from app.errors import OutOfMemory, RequestError, TooManyPixels, UndecodableImage
 from app.vision.formats import KINDS, announced_pixels, jpeg
-from app.vision.preprocess import Preparation, decode, decode_near
+from app.vision.preprocess import Preprocessor, decode, decode_near
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
@@ -191,7 +191,7 @@ def test_a_side_that_is_too_long_is_told(side):
 
 @pytest.mark.parametrize("middle", [False, True])
 def test_the_frame_of_a_hair_costs_next_to_nothing(middle):
-    prepare = Preparation(640, 32, ((640, 640),), fast=False, max_pixels=MAX_PIXELS, middle=middle)
+    prepare = Preprocessor(640, 32, ((640, 640),), fast=False, max_pixels=MAX_PIXELS, middle=middle)
     for size in ((1, 65_535), (65_535, 1)):
         started = time.thread_time()
         assert prepare(save(Image.new("RGB", size), "PNG"))[1].shape == (640, 640, 3)

@@ -63,8 +63,8 @@ def test_outlines_are_those_of_ultralytics_point_for_point(seed, share):
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def same_size(pixels: np.ndarray) -> preprocess.Placement:
-    return preprocess.Placement(pixels.shape, pixels.shape, pixels.shape, 0, 0)
+def same_size(pixels: np.ndarray) -> preprocess.LetterboxTransform:
+    return preprocess.LetterboxTransform(pixels.shape, pixels.shape, pixels.shape, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +115,13 @@ def test_a_mask_of_the_image_lies_in_the_frame_where_the_image_does(size):
     pixels = spots(1, (size[0] // 8 * 8, size[1] // 8 * 8), 0.3)
     image = np.zeros(size, np.uint8)
     image[: len(pixels), : pixels.shape[1]] = pixels
-    placement = preprocess.place(*size, 160, 32, None)
-    frame = preprocess.letterbox(np.stack([255 * image] * 3, -1), placement)[..., 0]
+    transform = preprocess.place(*size, 160, 32, None)
+    frame = preprocess.letterbox(np.stack([255 * image] * 3, -1), transform)[..., 0]
     inside = frame > 127
-    if placement.resized != placement.frame:
+    if transform.resized != transform.frame:
         assert np.count_nonzero(frame == preprocess.GREY) > 0  # which is less than that, so no part of the mask
-    np.testing.assert_array_equal(whole(to_frame(Mask(image, 0, 0), placement), placement.frame), inside)
+    np.testing.assert_array_equal(whole(to_frame(Mask(image, 0, 0), transform), transform.frame), inside)
     part = Mask(image[40:56, 32:64], 32, 40)
     full = np.zeros(size, np.uint8)
     full[40:56, 32:64] = part.pixels
-    np.testing.assert_array_equal(to_frame(part, placement).pixels, to_frame(Mask(full, 0, 0), placement).pixels)
+    np.testing.assert_array_equal(to_frame(part, transform).pixels, to_frame(Mask(full, 0, 0), transform).pixels)

@@ -19,14 +19,14 @@ from PIL import Image, ImageCms, ImageOps
 from app.errors import EmptyBody, TooManyPixels, UndecodableImage, UnsupportedImage
 from app.vision.preprocess import (
     KINDS,
-    Placement,
-    Preparation,
+    LetterboxTransform,
+    Preprocessor,
+    center_crop_transform,
     crop,
     decode,
     decode_near,
     letterbox,
     place,
-    place_middle,
     sniff,
     to_image,
 )
@@ -300,7 +300,7 @@ def letterbox_of(imgsz: int, shape: tuple[int, int] | None) -> Callable[..., np.
     return LetterBox(shape or (imgsz, imgsz), auto=shape is None, stride=32)
 
 
-def placed(height: int, width: int, imgsz: int, shape: tuple[int, int] | None) -> Placement:
+def placed(height: int, width: int, imgsz: int, shape: tuple[int, int] | None) -> LetterboxTransform:
     return place(height, width, imgsz, 32, shape and [shape])
 
 
@@ -339,17 +339,17 @@ def test_of_several_shapes_an_image_goes_into_that_where_it_is_largest_and_of_eq
 
 def test_several_shapes_place_every_image_as_the_chosen_one_alone_would():
     for height, width in SIZES:
-        placement = place(height, width, 640, 32, LISTED)
-        assert placement == place(height, width, 640, 32, [placement.frame])
+        transform = place(height, width, 640, 32, LISTED)
+        assert transform == place(height, width, 640, 32, [transform.frame])
         gains = [min(h / height, w / width) for h, w in LISTED]
-        frame_h, frame_w = placement.frame
+        frame_h, frame_w = transform.frame
         assert min(frame_h / height, frame_w / width) == pytest.approx(max(gains), rel=1e-12)
 
 
-def guessed_resized(placement: Placement) -> tuple[int, ...]:
+def guessed_resized(transform: LetterboxTransform) -> tuple[int, ...]:
     """What scale_boxes takes the image to have become."""
-    gain = min(frame / side for frame, side in zip(placement.frame, placement.image, strict=True))
-    return tuple(max(round(side * gain), 1) for side in placement.image)
+    gain = min(frame / side for frame, side in zip(transform.frame, transform.image, strict=True))
+    return tuple(max(round(side * gain), 1) for side in transform.image)
 
 
 @each_frame
@@ -358,50 +358,50 @@ def test_boxes_come_back_as_ultralytics_scales_them(imgsz, shape):
 
     rng, compared = np.random.default_rng(2), 0
     for height, width in SIZES:
-        placement = placed(height, width, imgsz, shape)
-        if guessed_resized(placement) == placement.resized:  # for the others see the next test
+        transform = placed(height, width, imgsz, shape)
+        if guessed_resized(transform) == transform.resized:  # for the others see the next test
             boxes = rng.uniform(-20, imgsz + 20, (50, 4)).astype(np.float32)
-            theirs = scale_boxes(placement.frame, boxes.copy(), (height, width))
-            assert np.abs(to_image(boxes, placement) - theirs).max() < 1e-3, (height, width)
+            theirs = scale_boxes(transform.frame, boxes.copy(), (height, width))
+            assert np.abs(to_image(boxes, transform) - theirs).max() < 1e-3, (height, width)
             compared += 1
     assert compared >= len(SIZES) - 2
 
 
 def test_where_ultralytics_undoes_another_letterbox_than_it_made_ours_is_undone():
     """407 px become 192.24, rounded to 192: from that frame scale_boxes guesses a height of 639, but it was 640."""
-    placement = place(1355, 407, 640, 32, None)
+    transform = place(1355, 407, 640, 32, None)
     assert (
-        placement.frame
-        == placement.resized
+        transform.frame
+        == transform.resized
         == letterbox_of(640, None)(image=np.zeros((1355, 407, 3), np.uint8)).shape[:2]
         == (640, 192)
     )
-    assert to_image(np.array([[0, 0, 192, 640]], np.float32), placement).tolist() == [[0, 0, 407, 1355]]
+    assert to_image(np.array([[0, 0, 192, 640]], np.float32), transform).tolist() == [[0, 0, 407, 1355]]
 
 
 @each_frame
 def test_the_whole_image_comes_back_as_the_whole_image(imgsz, shape):
     for height, width in SIZES:
-        placement = placed(height, width, imgsz, shape)
-        top, left, (resized_h, resized_w) = placement.top, placement.left, placement.resized
+        transform = placed(height, width, imgsz, shape)
+        top, left, (resized_h, resized_w) = transform.top, transform.left, transform.resized
         corners = np.array([[left, top, left + resized_w, top + resized_h]], np.float32)
-        assert to_image(corners, placement) == pytest.approx(np.array([[0, 0, width, height]]), abs=1e-3)
+        assert to_image(corners, transform) == pytest.approx(np.array([[0, 0, width, height]]), abs=1e-3)
 
 
 @each_frame
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
 def test_the_thinnest_images_fit_their_frame(size, imgsz, shape):
     image = np.full((*size, 3), 7, np.uint8)
-    placement = placed(*size, imgsz, shape)
-    frame = letterbox(image, placement)
+    transform = placed(*size, imgsz, shape)
+    frame = letterbox(image, transform)
     assert all(side % 32 == 0 and 0 < side <= imgsz for side in frame.shape[:2])
-    assert np.count_nonzero((frame == 7).all(2)) == placement.resized[0] * placement.resized[1] > 0
+    assert np.count_nonzero((frame == 7).all(2)) == transform.resized[0] * transform.resized[1] > 0
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_what_is_decoded_can_be_letterboxed(name):
-    placement = place(*PIXELS.shape[:2], 64, 32, None)
-    assert letterbox(decode(FILES[name][0], MAX_PIXELS), placement).shape == (64, 64, 3)
+    transform = place(*PIXELS.shape[:2], 64, 32, None)
+    assert letterbox(decode(FILES[name][0], MAX_PIXELS), transform).shape == (64, 64, 3)
 
 
 def test_no_boxes_come_back_as_no_boxes():
@@ -451,20 +451,20 @@ def test_fast_decoding_leaves_all_but_jpeg_as_they_are(name):
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_boxes_come_back_to_the_original_whichever_way_it_was_decoded(fast):
-    prepare = Preparation(imgsz=64, stride=32, shapes=None, fast=fast, max_pixels=MAX_PIXELS)
-    placement, frame = prepare(save(LARGE, "JPEG"))
-    assert placement.image == (753, 1001)
-    assert frame.shape == (*placement.frame, 3) == (64, 64, 3)
-    corners = np.array([[0, placement.top, 64, placement.top + placement.resized[0]]], np.float32)
-    assert to_image(corners, placement).tolist() == [[0, 0, 1001, 753]]
+    prepare = Preprocessor(imgsz=64, stride=32, shapes=None, fast=fast, max_pixels=MAX_PIXELS)
+    transform, frame = prepare(save(LARGE, "JPEG"))
+    assert transform.image == (753, 1001)
+    assert frame.shape == (*transform.frame, 3) == (64, 64, 3)
+    corners = np.array([[0, transform.top, 64, transform.top + transform.resized[0]]], np.float32)
+    assert to_image(corners, transform).tolist() == [[0, 0, 1001, 753]]
 
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_a_jpeg_goes_into_the_best_of_several_shapes(fast):
-    prepare = Preparation(96, 32, ((64, 96), (96, 96), (96, 64)), fast, MAX_PIXELS)
-    placement, frame = prepare(save(LARGE.resize((900, 300)), "JPEG"))
-    assert frame.shape == (*placement.frame, 3) == (64, 96, 3)
-    assert placement.resized == (32, 96)
+    prepare = Preprocessor(96, 32, ((64, 96), (96, 96), (96, 64)), fast, MAX_PIXELS)
+    transform, frame = prepare(save(LARGE.resize((900, 300)), "JPEG"))
+    assert frame.shape == (*transform.frame, 3) == (64, 96, 3)
+    assert transform.resized == (32, 96)
 
 
 def test_fast_decoding_limits_the_pixels_of_the_original():
@@ -483,36 +483,36 @@ def test_the_middle_is_what_torchvision_s_resize_and_center_crop_give_a_pil_imag
     whole = (int(side * width / height), side) if height <= width else (side, int(side * height / width))
     left, top = (round((each - side) / 2) for each in whole)
     resized = Image.fromarray(image).resize(whole, Image.Resampling.BILINEAR)
-    placement = place_middle(height, width, side)
-    assert (placement.image, placement.frame) == (size, (side, side))
-    assert placement.resized == whole[::-1]
-    np.testing.assert_array_equal(crop(image, placement), resized.crop((left, top, left + side, top + side)))
+    transform = center_crop_transform(height, width, side)
+    assert (transform.image, transform.frame) == (size, (side, side))
+    assert transform.resized == whole[::-1]
+    np.testing.assert_array_equal(crop(image, transform), resized.crop((left, top, left + side, top + side)))
 
 
 def test_the_middle_of_a_large_image_is_the_same_made_of_one_colour_after_the_other(monkeypatch):
     image = np.random.default_rng(3).integers(0, 255, (300, 200, 3), np.uint8)
-    expected = crop(image, place_middle(300, 200, 64))
+    expected = crop(image, center_crop_transform(300, 200, 64))
     monkeypatch.setattr("app.vision.preprocess.LARGE", 1000)
-    np.testing.assert_array_equal(crop(image, place_middle(300, 200, 64)), expected)
+    np.testing.assert_array_equal(crop(image, center_crop_transform(300, 200, 64)), expected)
 
 
 def test_the_middle_of_a_long_image_is_off_by_one_level_at_most():
     image = np.random.default_rng(2).integers(0, 255, (40, 2000, 3), np.uint8)
     resized = Image.fromarray(image).resize((3200, 64), Image.Resampling.BILINEAR).crop((1568, 0, 1632, 64))
-    found = crop(image, place_middle(40, 2000, 64))
+    found = crop(image, center_crop_transform(40, 2000, 64))
     assert np.abs(found.astype(int) - np.asarray(resized)).max() <= 1
 
 
 def test_the_middle_of_an_image_as_thin_as_a_hair_is_cut_out_without_making_the_rest():
     """Resized whole it would have 224 x 50 million px."""
     image = np.full((1, 1_000_000, 3), 7, np.uint8)
-    frame = crop(image, place_middle(1, 1_000_000, 224))
+    frame = crop(image, center_crop_transform(1, 1_000_000, 224))
     assert frame.shape == (224, 224, 3)
     assert (frame == 7).all()
 
 
 def test_a_preparation_of_the_middle_is_that_of_any_image():
-    prepare = Preparation(64, 32, ((64, 64),), fast=True, max_pixels=10**6, middle=True)
-    placement, frame = prepare(cv2.imencode(".png", PIXELS[..., ::-1])[1].tobytes())
-    assert placement == place_middle(*PIXELS.shape[:2], 64)
-    np.testing.assert_array_equal(frame, crop(PIXELS, placement))
+    prepare = Preprocessor(64, 32, ((64, 64),), fast=True, max_pixels=10**6, middle=True)
+    transform, frame = prepare(cv2.imencode(".png", PIXELS[..., ::-1])[1].tobytes())
+    assert transform == center_crop_transform(*PIXELS.shape[:2], 64)
+    np.testing.assert_array_equal(frame, crop(PIXELS, transform))

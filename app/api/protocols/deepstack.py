@@ -14,21 +14,21 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from app import __version__
 from app.api.auth import described, require_key
-from app.api.context import Exchange
+from app.api.context import RequestContext
 from app.api.docs import ERRORS
 from app.api.errors import explain_validation
 from app.api.request import images
 from app.api.request.body import Form, read_form
 from app.api.routing import (
-    arrival,
     body_limit,
     door,
     predict,
+    protocol_route,
+    read_before_deadline,
     require_boxes,
     require_key_in_front,
     respond,
     small_limit,
-    spoken,
 )
 from app.errors import EmptyBody, NotFound, YolopardError
 from app.model import ModelInfo
@@ -86,7 +86,7 @@ def routes(service: Service) -> APIRouter:
 
 def _server(service: Service) -> APIRouter:
     settings = service.settings
-    router = APIRouter(tags=[PROTOCOL], route_class=spoken(PROTOCOL, shape), responses=ERRORS)
+    router = APIRouter(tags=[PROTOCOL], route_class=protocol_route(PROTOCOL, shape), responses=ERRORS)
 
     @router.get("/v1/status/ping", summary="The process answers")
     @router.get("/v1/server/status/ping", summary="The process answers")
@@ -95,8 +95,8 @@ def _server(service: Service) -> APIRouter:
 
     @router.post("/v1/vision/custom/list", summary="The models' names", dependencies=described(settings.api_keys))
     async def models(request: Request) -> dict[str, Any]:
-        require_key_in_front(service, request.scope, Exchange.of(request.scope), key_inside=True)
-        form = await arrival(request, read_form(request, small_limit(service, request)))
+        require_key_in_front(service, request.scope, RequestContext.of(request.scope), key_inside=True)
+        form = await read_before_deadline(request, read_form(request, small_limit(service, request)))
         require_key(
             settings.api_keys, request.headers, request.query_params.get("api_key", ""), form.fields.get("api_key", "")
         )
@@ -116,7 +116,7 @@ def _vision(service: Service) -> APIRouter:
 
     async def answer(request: Request, model: str = GENERAL) -> Response:
         started = time.perf_counter()
-        form = await arrival(request, read_form(request, body_limit(service, request)))
+        form = await read_before_deadline(request, read_form(request, body_limit(service, request)))
         fields = _parse(form)
         require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), fields.api_key)
         _require_model(model, service.predictor.model)
@@ -127,7 +127,9 @@ def _vision(service: Service) -> APIRouter:
         return await respond(
             service,
             predictions,
-            lambda: _to_json(service, predictions[0], started) | {"requestId": Exchange.of(request.scope).request_id},
+            lambda: (
+                _to_json(service, predictions[0], started) | {"requestId": RequestContext.of(request.scope).request_id}
+            ),
         )
 
     @router.post("/v1/vision/detection", summary="Boxes, as DeepStack answers", openapi_extra=_OPENAPI)

@@ -11,13 +11,13 @@ from fastapi.responses import Response
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from app.api.auth import described
-from app.api.context import Exchange
+from app.api.context import RequestContext
 from app.api.docs import ERRORS
 from app.api.errors import explain_validation
 from app.api.request import images
 from app.api.request.body import Form, read_form
-from app.api.response import Wording, to_json
-from app.api.routing import arrival, body_limit, door, predict, require_boxes, respond
+from app.api.response import ResponseFormat, to_json
+from app.api.routing import body_limit, door, predict, read_before_deadline, require_boxes, respond
 from app.errors import EmptyBody, NotFound, YolopardError
 from app.model import ModelInfo
 from app.serving.predictor import Prediction
@@ -81,7 +81,7 @@ def routes(service: Service) -> APIRouter:
 
     async def answer(request: Request, model: str = "", *, hub: bool = False) -> Response:
         started = time.perf_counter()
-        form, fields, image = await arrival(request, _read(request))
+        form, fields, image = await read_before_deadline(request, _read(request))
         _require_model(model or fields.model.rstrip("/").rpartition("/")[2], service.predictor.model)
         old = hub and bool(_OLD & {*form.fields, form.file_name})
         if old:
@@ -93,7 +93,7 @@ def routes(service: Service) -> APIRouter:
             service,
             predictions,
             lambda: to_json(
-                service, [predictions], started, Wording(decimals=fields.decimals, normalize=fields.normalize)
+                service, [predictions], started, ResponseFormat(decimals=fields.decimals, normalize=fields.normalize)
             ),
         )
 
@@ -103,7 +103,7 @@ def routes(service: Service) -> APIRouter:
         if form.file is None and not fields.source:
             raise EmptyBody("there is no image: send it as the form's part 'file', or name it in the field 'source'")
         image = (
-            await images.load(fields.source, settings, Exchange.of(request.scope).share)
+            await images.load(fields.source, settings, RequestContext.of(request.scope).share)
             if form.file is None
             else form.file
         )

@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import QueryParams
 
 from app.api.auth import described
-from app.api.context import Exchange
+from app.api.context import RequestContext
 from app.api.docs import ERRORS
 from app.api.errors import explain_validation
 from app.api.request.body import read_images
-from app.api.response import Wording, server_timing, to_json
-from app.api.routing import arrival, body_limit, compare, door, encoding, respond
+from app.api.response import ResponseFormat, server_timing, to_json
+from app.api.routing import body_limit, compare, door, encoding, read_before_deadline, respond
 from app.errors import BadParameter
 from app.model import ModelInfo
 from app.serving.predictor import Prediction, Predictor
@@ -74,7 +74,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Wanted(BaseModel):
+class PredictParams(BaseModel):
     """Which of the boxes are wanted."""
 
     model_config = ConfigDict(extra="forbid")
@@ -93,7 +93,7 @@ class Wanted(BaseModel):
         return Thresholds(self.conf, self.iou, self.max_det, ids, self.agnostic)
 
 
-class DetectQuery(Wanted):
+class DetectQuery(PredictParams):
     """The query of /v1/predict."""
 
     masks: Literal["polygon", "rle"] = Field(
@@ -166,16 +166,16 @@ def routes(service: Service) -> APIRouter:
         predictor, settings = service.predictor, service.settings
         thresholds, engines = query.thresholds(predictor.model), query.engines(predictor)
         reading = read_images(request, body_limit(service, request), max_files=settings.max_files)
-        Exchange.of(request.scope).engine = engines[0]
-        files = await arrival(request, reading)
+        RequestContext.of(request.scope).engine = engines[0]
+        files = await read_before_deadline(request, reading)
         if query.format == "image" and len(files) > 1:
             raise BadParameter("format=image answers one image: send one file")
         shadowed = not (query.engine or query.compare)
         compared = await compare(service, request, files, thresholds, engines, shadowed=shadowed)
         predictions = [answers[0] for answers in compared]
         if query.format == "json":
-            wording = Wording(rle=query.masks == "rle")
-            return await respond(service, predictions, lambda: to_json(service, compared, started, wording))
+            response_format = ResponseFormat(rle=query.masks == "rle")
+            return await respond(service, predictions, lambda: to_json(service, compared, started, response_format))
         with encoding(service, engines[0]):
             response = await _picture(predictor, files[0], predictions[0], request.headers.get("accept", ""))
         response.headers["Server-Timing"] = server_timing(predictions)

@@ -11,22 +11,22 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, Field, ValidationE
 
 from app import __version__
 from app.api.auth import described, require_key
-from app.api.context import Exchange
+from app.api.context import RequestContext
 from app.api.docs import ERRORS
 from app.api.errors import explain_validation
 from app.api.protocols.predict import class_ids
 from app.api.request import images
 from app.api.request.body import is_multipart, parsed, read_body, read_form, read_json
 from app.api.routing import (
-    arrival,
     body_limit,
     door,
     predict,
+    protocol_route,
+    read_before_deadline,
     require_boxes,
     require_key_in_front,
     respond,
     small_limit,
-    spoken,
 )
 from app.errors import EmptyBody, NotFound, TooManyFiles, YolopardError
 from app.model import ModelInfo
@@ -53,7 +53,7 @@ def _share(value: float) -> float:
 Share = Annotated[float, Field(ge=0, le=100), AfterValidator(_share)]
 
 
-class Wanted(BaseModel):
+class PredictParams(BaseModel):
     """Which boxes. Of the many other options those are refused by name that would change the answer."""
 
     api_key: str = ""
@@ -74,7 +74,7 @@ class Image(BaseModel):
     value: str
 
 
-class Inference(Wanted):
+class Inference(PredictParams):
     """The body of /infer/object_detection."""
 
     model_id: str
@@ -83,7 +83,7 @@ class Inference(Wanted):
     visualize_predictions: bool = False
 
 
-class Snippet(Wanted):
+class Snippet(PredictParams):
     """The query of /{project}/{version}."""
 
     image: str = ""  # a URL
@@ -130,7 +130,7 @@ def _registry(service: Service) -> APIRouter:
     settings, identity = service.settings, str(uuid.uuid4())
     router = APIRouter(
         tags=[PROTOCOL],
-        route_class=spoken(PROTOCOL, shape),
+        route_class=protocol_route(PROTOCOL, shape),
         responses=ERRORS,
         dependencies=described(settings.api_keys),
     )
@@ -152,8 +152,10 @@ def _registry(service: Service) -> APIRouter:
         "/model/add", summary="The same: the model is there already", openapi_extra=_json({"model_id": "yolov8n-demo"})
     )
     async def add(request: Request) -> dict[str, Any]:
-        require_key_in_front(service, request.scope, Exchange.of(request.scope), key_inside=True)
-        wanted = _validate(await arrival(request, read_json(request, small_limit(service, request))), Addition)
+        require_key_in_front(service, request.scope, RequestContext.of(request.scope), key_inside=True)
+        wanted = _validate(
+            await read_before_deadline(request, read_json(request, small_limit(service, request))), Addition
+        )
         require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), wanted.api_key)
         _require_model(wanted.model_id, service.predictor.model)
         return models()
@@ -175,14 +177,16 @@ def _inference(service: Service) -> APIRouter:
     )
     async def infer(request: Request) -> Response:
         started = time.perf_counter()
-        asked = _validate(await arrival(request, read_json(request, body_limit(service, request))), Inference)
+        asked = _validate(
+            await read_before_deadline(request, read_json(request, body_limit(service, request))), Inference
+        )
         require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), asked.api_key)
         predictor = service.predictor
         _require_model(asked.model_id, predictor.model)
         given = asked.image if isinstance(asked.image, list) else [asked.image]
         if not 1 <= len(given) <= settings.max_files:
             raise TooManyFiles(f"a request has 1 to {settings.max_files} images, not {len(given)}")
-        files = [await arrival(request, _load(request, image)) for image in given]
+        files = [await read_before_deadline(request, _load(request, image)) for image in given]
         thresholds = asked.thresholds(asked.class_filter or [], predictor.model)
         predictions = await predict(service, request, files, thresholds)
         answers = [_to_json(request, each, predictor.model, started) for each in predictions]
@@ -194,7 +198,7 @@ def _inference(service: Service) -> APIRouter:
     async def _load(request: Request, image: Image) -> bytes:
         if image.type == "base64":
             return await images.from_text(image.value)
-        return await images.load(image.value, settings, Exchange.of(request.scope).share)
+        return await images.load(image.value, settings, RequestContext.of(request.scope).share)
 
     @router.post("/{project}/{version:int}", summary="Boxes, as detect.roboflow.com answers")
     async def snippet(request: Request, project: str, version: int) -> Response:
@@ -203,7 +207,7 @@ def _inference(service: Service) -> APIRouter:
         require_key(settings.api_keys, request.headers, asked.api_key)
         predictor = service.predictor
         _require_model(f"{project}/{version}", predictor.model)
-        data = await arrival(request, _read(request, asked.image))
+        data = await read_before_deadline(request, _read(request, asked.image))
         thresholds = asked.thresholds([name for name in asked.classes.split(",") if name], predictor.model)
         predictions = await predict(service, request, [data], thresholds)
         if asked.format == "image":
@@ -213,7 +217,7 @@ def _inference(service: Service) -> APIRouter:
     async def _read(request: Request, url: str) -> bytes:
         """Base64 whatever the Content-Type says, or a form's file, or the image itself."""
         if url:
-            return await images.load(url, settings, Exchange.of(request.scope).share)
+            return await images.load(url, settings, RequestContext.of(request.scope).share)
         if is_multipart(request):
             form = await read_form(request, body_limit(service, request))
             body = form.file or form.fields.get("file", "").encode()
@@ -250,7 +254,7 @@ def _to_json(request: Request, prediction: Prediction, model: ModelInfo, started
     """Boxes by their centres, in px of the image as it was sent."""
     found, (height, width) = prediction.detections, prediction.shape
     return {
-        "inference_id": Exchange.of(request.scope).request_id,
+        "inference_id": RequestContext.of(request.scope).request_id,
         "time": round(time.perf_counter() - started, 5),
         "image": {"width": width, "height": height},
         "predictions": [

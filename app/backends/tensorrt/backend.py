@@ -18,16 +18,16 @@ from typing import Any
 
 import tensorrt as trt
 
-from app.backends import Recipe
+from app.backends import BuildContext
 from app.backends.tensorrt import cuda
 from app.backends.tensorrt.engine import TensorrtEngine, describe, precision_of
 from app.errors import BackendUnavailable, BuildFailed, EngineStale
-from app.model import Shape, spell
+from app.model import Shape, format_shapes
 from app.weights import metadata
 from app.weights.files import engine_header
 
 __all__ = [
-    "LANES",
+    "INSTANCES",
     "PRECISIONS",
     "STATIC",
     "build",
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 PRECISIONS = ("fp16", "fp32", "int8")
-LANES = 2
+INSTANCES = 2
 ONE_DEVICE = True
 STATIC = True
 
@@ -70,11 +70,11 @@ def device() -> str:
     return f"{gpu.name} sm_{gpu.capability.replace('.', '')}"
 
 
-def build(recipe: Recipe) -> dict[str, Any]:
+def build(recipe: BuildContext) -> dict[str, Any]:
     """Compile the plans; an Ultralytics .engine is taken as it is. Raises BuildFailed with TensorRT's own words."""
     gpu, shapes = cuda.device(), recipe.model.shapes
     assert shapes is not None
-    paths = [recipe.folder / f"{spell(shape)}{PLAN}" for shape in shapes]
+    paths = [recipe.folder / f"{format_shapes(shape)}{PLAN}" for shape in shapes]
     if recipe.weights.suffix == ".engine":
         shutil.copyfile(recipe.weights, paths[0])
         return {"gpu": gpu.name, "driver_cuda": gpu.driver}
@@ -98,12 +98,12 @@ def build(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def load(folder: Path, lanes: int, threads: int) -> TensorrtEngine:
+def load(folder: Path, instances: int, threads: int) -> TensorrtEngine:
     """Raises EngineStale, with TensorRT's reason, where it refuses a plan."""
-    return open_plans(folder, lanes)
+    return open_plans(folder, instances)
 
 
-def open_plans(folder: Path, lanes: int, *, graphs: bool = True) -> TensorrtEngine:
+def open_plans(folder: Path, instances: int, *, graphs: bool = True) -> TensorrtEngine:
     """As `load`; without `graphs` every batch is enqueued anew."""
     runtime_log = Log()
     runtime = trt.Runtime(runtime_log)
@@ -114,7 +114,7 @@ def open_plans(folder: Path, lanes: int, *, graphs: bool = True) -> TensorrtEngi
         if engine is None:
             raise EngineStale(f"TensorRT {version()} does not load {path}: {runtime_log.reason()}")
         engines.append((engine, metadata.shape(header.get("imgsz")) or (0, 0)))
-    return TensorrtEngine(engines, lanes, graphs=graphs, alive=(runtime, runtime_log))
+    return TensorrtEngine(engines, instances, graphs=graphs, alive=(runtime, runtime_log))
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
@@ -166,7 +166,7 @@ class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         return True
 
 
-def _in_precision(recipe: Recipe, shape: Shape, graph: Path, facts: dict[str, Any]) -> Path:
+def _in_precision(recipe: BuildContext, shape: Shape, graph: Path, facts: dict[str, Any]) -> Path:
     """INT8 with everything in FP16 that is not INT8 and not the decode; how INT8 was made is added to `facts`."""
     if recipe.precision == "fp32":
         return graph
@@ -176,30 +176,29 @@ def _in_precision(recipe: Recipe, shape: Shape, graph: Path, facts: dict[str, An
     if recipe.precision == "int8":
         quantized = graph.with_name("int8.onnx")
         made = int8_search.to_int8(graph, quantized, recipe.calibration([shape]), zero_points=False)
-        facts[f"int8 {spell(shape)}"] = made["int8"]
+        facts[f"int8 {format_shapes(shape)}"] = made["int8"]
         graph = quantized
     fp16.to_half(graph, half)
     return half
 
 
-def _require_memory(recipe: Recipe, graphs: Mapping[Shape, Path]) -> int:
+def _require_memory(recipe: BuildContext, graphs: Mapping[Shape, Path]) -> int:
     """The bytes of device memory that serving will take, by estimate. Raises BuildFailed if so many are not free.
 
-    Every plan has weights of its own; the rest of a lane is shared by its plans.
+    Every plan has weights of its own; the rest of an instance is shared by its plans.
     """
     from app.graphs import memory
 
-    lanes, weights = recipe.lanes, sum(map(memory.weight_bytes, graphs.values()))
+    instances, weights = recipe.instances, sum(map(memory.weight_bytes, graphs.values()))
 
     def needed(batch: int) -> int:
         most = max(memory.activation_bytes(graph, batch, shape) for shape, graph in graphs.items())
-        return RESERVE + weights + lanes * most
+        return RESERVE + weights + instances * most
 
     free, total = cuda.memory()
     wanted, least = needed(recipe.batch), needed(1)
-    text = (
-        f"BATCH={recipe.batch} at {spell(*graphs)} in {lanes} lanes: about {_gb(wanted)} of {_gb(free)} free GPU memory"
-    )
+    memory_text = f"about {_gb(wanted)} of {_gb(free)} free GPU memory"
+    text = f"BATCH={recipe.batch} at {format_shapes(*graphs)} in {instances} instances: {memory_text}"
     log.info("%s", text)
     recipe.report(text)
     if wanted <= free:
@@ -216,7 +215,7 @@ def _gb(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _compile(graph: Path, shape: Shape, recipe: Recipe) -> Any:
+def _compile(graph: Path, shape: Shape, recipe: BuildContext) -> Any:
     """The plan, as an object with the buffer protocol."""
     builder_log = Log()
     builder = trt.Builder(builder_log)
@@ -230,7 +229,7 @@ def _compile(graph: Path, shape: Shape, recipe: Recipe) -> Any:
         )
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default: the decode would lose 13 of FP32's 23 bits
-    config.progress_monitor = Monitor(lambda text: recipe.report(f"{spell(shape)} {text}"))
+    config.progress_monitor = Monitor(lambda text: recipe.report(f"{format_shapes(shape)} {text}"))
     profile = builder.create_optimization_profile()
     frame, batch = (*shape, 3), recipe.batch
     profile.set_shape("images", (1, *frame), (batch, *frame), (batch, *frame))
@@ -273,8 +272,8 @@ def _keep(content: Any, path: Path) -> None:
         log.warning("the timing cache %s was not kept: %s", path, error.strerror)
 
 
-def _measured_memory(recipe: Recipe) -> dict[str, int]:
-    """Device memory that one lane of the loaded engine takes from the device."""
+def _measured_memory(recipe: BuildContext) -> dict[str, int]:
+    """Device memory that one instance of the loaded engine takes from the device."""
     before, _ = cuda.memory()
     engine = load(recipe.folder, 1, 1)
     after, _ = cuda.memory()

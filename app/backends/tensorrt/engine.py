@@ -1,5 +1,5 @@
-"""A TensorRT engine at work: one or more plans, each for one shape of frame, and lanes with a stream, buffers, and an
-execution context for each shape and size of batch.
+"""A TensorRT engine at work: one or more plans, each for one shape of frame, and instances with a stream, buffers, and
+an execution context for each shape and size of batch.
 
 Serves plans of our own (uint8 frames in, a serving graph's outputs out) and, of detect, those of `yolo export
 format=engine` (NCHW in 0..1 in, raw head out).
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from app.backends.tensorrt.cuda import DeviceMemory, Event, Graph, PinnedMemory, Stream
 from app.errors import EngineFailed, SettingsError, WeightsError
-from app.model import ModelInfo, Shape, spell
+from app.model import ModelInfo, Shape, format_shapes
 from app.vision import postprocess
 from app.vision.postprocess import Outputs
 from app.vision.preprocess import Pixels
@@ -49,8 +49,8 @@ def describe(path: Path, name: str, imgsz: int | None, shapes: tuple[Shape, ...]
         raise WeightsError(f"{path} says that its frames are {header['imgsz']}: that is no height and width")
     side = max(own)
     if shapes not in (None, (own,)) or imgsz not in (None, side):
-        asked = f"IMGSZ={spell(*shapes)}" if shapes else f"IMGSZ={imgsz}"
-        raise SettingsError(f"{path} was exported for {spell(own)} only, not {asked}")
+        asked = f"IMGSZ={format_shapes(*shapes)}" if shapes else f"IMGSZ={imgsz}"
+        raise SettingsError(f"{path} was exported for {format_shapes(own)} only, not {asked}")
     stride = metadata.largest(header["stride"], metadata.STRIDE)
     return ModelInfo(name, "detect", metadata.names(header["names"], None), stride, side, (own,))
 
@@ -152,47 +152,47 @@ class Layout:
 
 
 class TensorrtEngine:
-    """Deserialized engines, each with the shape it is used with where it leaves that open, and their lanes.
+    """Deserialized engines, each with the shape it is used with where it leaves that open, and their instances.
 
     `alive` is what has to outlive them: TensorRT holds plain pointers.
     """
 
     def __init__(
-        self, engines: Sequence[tuple[Any, Shape]], lanes: int, *, graphs: bool, alive: tuple[Any, ...]
+        self, engines: Sequence[tuple[Any, Shape]], instances: int, *, graphs: bool, alive: tuple[Any, ...]
     ) -> None:
         self._alive = (engines, *alive)
         self.activation_bytes = max(int(engine.device_memory_size_v2) for engine, _ in engines)
         with contextlib.ExitStack() as opening:
-            self._lanes = [
-                opening.enter_context(contextlib.closing(Lane(engines, self.activation_bytes, graphs)))
-                for _ in range(lanes)
+            self._instances = [
+                opening.enter_context(contextlib.closing(Instance(engines, self.activation_bytes, graphs)))
+                for _ in range(instances)
             ]
             self._open = opening.pop_all()
 
     @property
     def captured(self) -> bool:
         """Whether every size of batch runs as a CUDA graph."""
-        return all(lane.captured for lane in self._lanes)
+        return all(instance.captured for instance in self._instances)
 
-    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
-        return self._lanes[lane].infer(frames)
+    def infer(self, instance: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
+        return self._instances[instance].infer(frames)
 
-    def device_seconds(self, lane: int) -> float | None:
-        return self._lanes[lane].device_seconds
+    def device_seconds(self, instance: int) -> float | None:
+        return self._instances[instance].device_seconds
 
     def close(self) -> None:
-        self._lanes.clear()
+        self._instances.clear()
         self._open.close()
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The part of a lane that is of one shape."""
+    """The part of an instance that is of one shape."""
 
     layout: Layout
     contexts: dict[int, "_Context"]  # by size of batch
-    frames: NDArray[Any]  # [most, *source.shape], the lane's memory
-    outputs: list[NDArray[Any]]  # each [most, *target.shape], the lane's memory
+    frames: NDArray[Any]  # [most, *source.shape], the instance's memory
+    outputs: list[NDArray[Any]]  # each [most, *target.shape], the instance's memory
 
     def context(self, count: int) -> "_Context":
         """That of the smallest size which so many images fit."""
@@ -200,8 +200,8 @@ class _Plan:
         return self.contexts[sizes[bisect_left(sizes, count)]]
 
 
-class Lane:
-    """What one batch at a time needs: nothing of it is shared with another lane but the weights.
+class Instance:
+    """What one batch at a time needs: nothing of it is shared with another instance but the weights.
 
     Its memory, scratch and in- and outputs, is as large as its largest shape needs, and is used by all of them.
     """
@@ -255,7 +255,9 @@ class Lane:
         height, width = frames[0].shape[:2]
         plan = self._plans.get((height, width))
         if plan is None:
-            raise EngineFailed(f"there is no plan for frames of {height}x{width}, only for {spell(*self._plans)}")
+            raise EngineFailed(
+                f"there is no plan for frames of {height}x{width}, only for {format_shapes(*self._plans)}"
+            )
         most = plan.layout.most
         parts = (self._infer(plan, frames[i : i + most]) for i in range(0, len(frames), most))
         return [outputs for part in parts for outputs in part]
@@ -293,7 +295,7 @@ class _Context:
         self.graph: Graph | None = None
         self.context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self.context is None:
-            raise EngineFailed("TensorRT gives no further execution context: use fewer LANES")
+            raise EngineFailed("TensorRT gives no further execution context: use fewer INSTANCES")
         self.context.set_device_memory(memory.address, memory.size)
         allowed(self.context.set_optimization_profile_async(0, stream.handle), "a context of the profile")
         stream.synchronize()

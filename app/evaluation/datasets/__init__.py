@@ -18,7 +18,7 @@ import yaml
 
 from app.errors import RequestError, SettingsError
 from app.evaluation.datasets import annotations, coco
-from app.evaluation.datasets.annotations import Labels, Thing
+from app.evaluation.datasets.annotations import Annotation, Labels
 from app.model import ModelInfo
 from app.settings import DEMO
 from app.store.manifest import sha256
@@ -40,7 +40,7 @@ _GATE_SEED, _CALIBRATION_SEED = 500_000, 600_000  # evaluation has the seeds fro
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Sample:
     """One image and, if it is labelled, what is on it."""
 
     pixels: Pixels
@@ -56,7 +56,7 @@ class Dataset(Protocol):
     name: str
     labelled: bool
 
-    def __iter__(self) -> Iterator[Picture]: ...
+    def __iter__(self) -> Iterator[Sample]: ...
 
 
 class Scenes:
@@ -67,15 +67,15 @@ class Scenes:
         self.labelled = True
         self._task, self._side, self._seeds = task, SIDES[task], range(first, first + count)
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[Sample]:
         make = runpy.run_path(str(DEMO / "scenes.py"))
         for seed in self._seeds:
             if self._task == "classify":
                 pixels, label = make["crop"](seed, self._side)
-                yield Picture(pixels, Labels(np.array([label]), np.zeros((1, 0), np.float32)))
+                yield Sample(pixels, Labels(np.array([label]), np.zeros((1, 0), np.float32)))
             else:
                 scene = make["scene"](seed, self._side, self._side, self._task)
-                yield Picture(scene.image, _of_scene(scene, self._task))
+                yield Sample(scene.image, _of_scene(scene, self._task))
 
 
 def _of_scene(scene: Any, task: str) -> Labels:
@@ -97,10 +97,10 @@ class Files:
         self.name, self.labelled = name, label is not None
         self._paths, self._label = paths, label
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[Sample]:
         for path in self._paths:
             pixels = _read(path)
-            yield Picture(pixels, self._label(path, pixels.shape[:2]) if self._label else None)
+            yield Sample(pixels, self._label(path, pixels.shape[:2]) if self._label else None)
 
 
 def samples() -> Files:
@@ -232,7 +232,7 @@ def _label_file(image: Path) -> Path:
     return (Path(f"{head}/labels/{tail}") if found else image).with_suffix(".txt")
 
 
-def _by_file(path: Path, picked: list[Path], model: ModelInfo, setting: str) -> dict[Path, list[Thing]]:
+def _by_file(path: Path, picked: list[Path], model: ModelInfo, setting: str) -> dict[Path, list[Annotation]]:
     """Of each image the objects in its label file; none of any if no image has one."""
     files = {image: file for image in picked if (file := _label_file(image)).is_file()}
     if not files:
@@ -261,7 +261,7 @@ def _class_ids(listed: Any, model: ModelInfo, path: Path, setting: str) -> dict[
         raise SettingsError(f"{setting}={path}: {error}") from error
 
 
-def _by_folder(path: Path, found: list[Path], model: ModelInfo, setting: str) -> dict[Path, list[Thing]]:
+def _by_folder(path: Path, found: list[Path], model: ModelInfo, setting: str) -> dict[Path, list[Annotation]]:
     """Of each image the class that its folder is named after; else as Ultralytics numbers folders, in their order."""
     folders = sorted({image.parent.name for image in found})
     ids = _class_ids({name: name for name in folders}, model, path, setting)
@@ -275,4 +275,4 @@ def _by_folder(path: Path, found: list[Path], model: ModelInfo, setting: str) ->
             )
         ids = dict(zip(folders, sorted(model.names), strict=True))
     nowhere = np.zeros((0, 2), np.float32)
-    return {image: [Thing(ids[name], nowhere)] for image in found if (name := image.parent.name) in ids}
+    return {image: [Annotation(ids[name], nowhere)] for image in found if (name := image.parent.name) in ids}

@@ -27,7 +27,7 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
+class Annotation:
     """One object as a file describes it, in px or relative to the image's sides."""
 
     label: int  # of the model's classes
@@ -62,7 +62,7 @@ def _by_name(names: Mapping[Key, str]) -> dict[str, list[Key]]:
     return found
 
 
-def at(things: Sequence[Thing], model: ModelInfo, size: tuple[int, int], *, px: bool) -> Labels:
+def at(things: Sequence[Annotation], model: ModelInfo, size: tuple[int, int], *, px: bool) -> Labels:
     """The labels of an image of this height and width; what things say is in `px` or relative."""
     height, width = size
     unit = np.array([1, 1] if px else [width, height], np.float32)
@@ -112,7 +112,7 @@ _LINES = {  # what a line says after the class, by task
 }
 
 
-def read(path: Path, text: str, ids: Mapping[int, int], model: ModelInfo) -> list[Thing]:
+def read(path: Path, text: str, ids: Mapping[int, int], model: ModelInfo) -> list[Annotation]:
     """The objects of a label file, relative; `ids` maps its classes to the model's, and others are left out.
 
     Raises SettingsError, which names the line.
@@ -132,18 +132,18 @@ def read(path: Path, text: str, ids: Mapping[int, int], model: ModelInfo) -> lis
     return things
 
 
-def _thing(label: int, values: list[float], model: ModelInfo) -> Thing:
+def _thing(label: int, values: list[float], model: ModelInfo) -> Annotation:
     """Raises ValueError for what does not label this task."""
     if model.kpt_shape:
-        return Thing(label, _box(values[:4]), _keypoints(values[4:], model.kpt_shape[0]))
+        return Annotation(label, _box(values[:4]), _keypoints(values[4:], model.kpt_shape[0]))
     if len(values) == 4 and model.task == "detect":
-        return Thing(label, _box(values))
+        return Annotation(label, _box(values))
     points = _within(values)
     if len(points) < 3 or (model.task == "obb" and len(points) != 4):
         raise ValueError(values)
     if model.task == "obb":
-        return Thing(label, points)
-    return Thing(label, np.stack([points.min(0), points.max(0)]), shape=(points,))
+        return Annotation(label, points)
+    return Annotation(label, np.stack([points.min(0), points.max(0)]), shape=(points,))
 
 
 def _box(values: list[float]) -> Points:

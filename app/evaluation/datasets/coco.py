@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from app.errors import SettingsError
 from app.evaluation.datasets import annotations
-from app.evaluation.datasets.annotations import Thing
+from app.evaluation.datasets.annotations import Annotation
 from app.model import ModelInfo
 from app.vision.masks import Mask, Points
 
@@ -22,7 +22,7 @@ def files(path: Path) -> list[Path]:
     return [*sorted(path.glob("*.json")), *sorted(path.glob("annotations/*.json"))]
 
 
-def read(path: Path, found: list[Path], model: ModelInfo, setting: str) -> dict[Path, list[Thing]]:
+def read(path: Path, found: list[Path], model: ModelInfo, setting: str) -> dict[Path, list[Annotation]]:
     """The images that the first fitting COCO file lists, with their objects in px; none if there is no COCO file.
 
     Raises SettingsError, which names the file.
@@ -59,13 +59,13 @@ def _listed(found: list[Path], entries: dict[str, Any]) -> dict[Path, Any]:
     return listed
 
 
-def _things(content: dict[str, Any], model: ModelInfo, needed: str) -> dict[Any, list[Thing]]:
+def _things(content: dict[str, Any], model: ModelInfo, needed: str) -> dict[Any, list[Annotation]]:
     """Image id -> its objects; crowds are left out."""
     categories = sorted(content["categories"], key=lambda entry: entry["id"])
     ids = annotations.class_ids({entry["id"]: entry["name"] for entry in categories}, model)
     if not ids:
         raise ValueError("its categories are none of the model's classes")
-    things: dict[Any, list[Thing]] = {entry["id"]: [] for entry in content["images"]}
+    things: dict[Any, list[Annotation]] = {entry["id"]: [] for entry in content["images"]}
     for entry in content["annotations"]:
         if entry["category_id"] in ids and not entry.get("iscrowd") and entry["image_id"] in things:
             if needed not in entry:
@@ -74,15 +74,15 @@ def _things(content: dict[str, Any], model: ModelInfo, needed: str) -> dict[Any,
     return things
 
 
-def _thing(entry: dict[str, Any], label: int, model: ModelInfo) -> Thing:
+def _thing(entry: dict[str, Any], label: int, model: ModelInfo) -> Annotation:
     x, y, width, height = map(float, entry["bbox"])
     corners = np.array([[x, y], [x + width, y + height]], np.float32)
     if model.kpt_shape:
         count = model.kpt_shape[0]
         if len(entry["keypoints"]) != 3 * count:
             raise ValueError(f"annotation {entry['id']} has not the model's {count} keypoints")
-        return Thing(label, corners, np.array(entry["keypoints"], np.float32).reshape(count, 3))
-    return Thing(label, corners, shape=_shape(entry["segmentation"]) if model.task == "segment" else ())
+        return Annotation(label, corners, np.array(entry["keypoints"], np.float32).reshape(count, 3))
+    return Annotation(label, corners, shape=_shape(entry["segmentation"]) if model.task == "segment" else ())
 
 
 def _shape(segmentation: Any) -> Mask | tuple[Points, ...]:

@@ -57,8 +57,8 @@ def test_answer_has_the_keys_of_both_and_whole_pixels_of_the_original(serve):
     wait_for(lambda: live.value("requests_total", protocol="deepstack", code="200", engine="fake") == 1)
 
 
-def test_an_image_of_nothing_is_answered_with_an_empty_list(house):
-    body = ask(house, min_confidence="0.95").json()
+def test_an_image_of_nothing_is_answered_with_an_empty_list(shared_server):
+    body = ask(shared_server, min_confidence="0.95").json()
     assert (body["success"], body["predictions"], body["count"], body["message"]) == (True, [], 0, "No objects found")
 
 
@@ -86,8 +86,8 @@ def test_the_best_come_first_and_there_are_twenty_at_most(serve, device):
         ({"api_key": "of another server", "typo": "x"}, ["dog", "cat"]),
     ],
 )
-def test_min_confidence_is_read_leniently_and_other_fields_do_not_matter(house, fields, expected):
-    assert labels(ask(house, **fields)) == expected
+def test_min_confidence_is_read_leniently_and_other_fields_do_not_matter(shared_server, fields, expected):
+    assert labels(ask(shared_server, **fields)) == expected
 
 
 def test_without_min_confidence_it_is_0_4(serve, device):
@@ -97,18 +97,22 @@ def test_without_min_confidence_it_is_0_4(serve, device):
 
 
 @pytest.mark.parametrize("name", ["pets", "general"])
-def test_the_model_has_its_own_path_and_one_that_is_general(house, name):
-    assert labels(ask(house, f"/v1/vision/custom/{name}")) == ["dog", "cat"]
+def test_the_model_has_its_own_path_and_one_that_is_general(shared_server, name):
+    assert labels(ask(shared_server, f"/v1/vision/custom/{name}")) == ["dog", "cat"]
 
 
-def test_another_model_is_not_found_and_the_one_that_is_there_is_named(house):
-    answer = ask(house, "/v1/vision/custom/ipcam-combined")
+def test_another_model_is_not_found_and_the_one_that_is_there_is_named(shared_server):
+    answer = ask(shared_server, "/v1/vision/custom/ipcam-combined")
     assert refused(answer) == 404
     assert "there is pets" in answer.json()["error"]
 
 
-def test_list_of_models_needs_no_body(house):
-    assert house.client.post("/v1/vision/custom/list").json() == {"success": True, "models": ["pets"], "code": 200}
+def test_list_of_models_needs_no_body(shared_server):
+    assert shared_server.client.post("/v1/vision/custom/list").json() == {
+        "success": True,
+        "models": ["pets"],
+        "code": 200,
+    }
 
 
 @pytest.mark.parametrize("path", ["/v1/status/ping", "/v1/server/status/ping"])
@@ -153,8 +157,8 @@ def test_frigate_s_call_gets_json_whatever_it_sends(serve, data):
 
 
 @pytest.mark.parametrize("image", [jpeg(), b"no image"])
-def test_no_answer_is_chunked(house, image):
-    asking = http.client.HTTPConnection("127.0.0.1", house.port, timeout=10)
+def test_no_answer_is_chunked(shared_server, image):
+    asking = http.client.HTTPConnection("127.0.0.1", shared_server.port, timeout=10)
     head = {"Content-Type": "multipart/form-data; boundary=x"}
     body = b'--x\r\nContent-Disposition: form-data; name="image"; filename="image"\r\n\r\n%s\r\n--x--\r\n' % image
     asking.request("POST", PATH, body, head)
@@ -179,18 +183,18 @@ def test_no_answer_is_chunked(house, image):
     ],
     ids=str,
 )
-def test_bad_input_is_refused_in_deepstack_s_shape_and_harms_nobody(house, body, status):
-    assert refused(house.client.post(PATH, **body)) == status
-    assert labels(ask(house)) == ["dog", "cat"]
+def test_bad_input_is_refused_in_deepstack_s_shape_and_harms_nobody(shared_server, body, status):
+    assert refused(shared_server.client.post(PATH, **body)) == status
+    assert labels(ask(shared_server)) == ["dog", "cat"]
 
 
 def test_a_full_house_refuses_in_deepstack_s_shape_with_retry_after(serve, device):
-    house = serve(max_pending=1)
+    shared_server = serve(max_pending=1)
     device.gate.clear()
     with ThreadPoolExecutor(1) as clients:
-        inside = clients.submit(post, house)
+        inside = clients.submit(post, shared_server)
         assert device.busy.acquire(timeout=10)
-        answer = ask(house)
+        answer = ask(shared_server)
         assert refused(answer) == 503
         assert int(answer.headers["retry-after"]) >= 1
         device.gate.set()

@@ -47,44 +47,44 @@ def test_every_endpoint_answers_in_the_platform_s_json_and_is_counted_as_its_own
         ({"conf": "0.25", "iou": "0.7", "imgsz": "640", "size": "640", "bits": "8", "vid_stride": "1"}, ["dog", "cat"]),
     ],
 )
-def test_fields_of_the_form_select_what_is_answered(house, fields, expected):
-    assert found(ask(house, **fields)) == expected
+def test_fields_of_the_form_select_what_is_answered(shared_server, fields, expected):
+    assert found(ask(shared_server, **fields)) == expected
 
 
-def test_fields_may_stand_in_the_query_and_the_form_wins(house):
-    assert found(ask(house, "/predict?conf=0.7")) == ["dog"]
-    assert found(ask(house, "/predict?conf=0.7", conf="0.1")) == ["dog", "cat"]
+def test_fields_may_stand_in_the_query_and_the_form_wins(shared_server):
+    assert found(ask(shared_server, "/predict?conf=0.7")) == ["dog"]
+    assert found(ask(shared_server, "/predict?conf=0.7", conf="0.1")) == ["dog", "cat"]
 
 
-def test_boxes_can_be_shares_and_are_rounded_as_is_wished(house):
-    (first, _) = ask(house, normalize="true", decimals="2").json()["images"][0]["results"]
+def test_boxes_can_be_shares_and_are_rounded_as_is_wished(shared_server):
+    (first, _) = ask(shared_server, normalize="true", decimals="2").json()["images"][0]["results"]
     assert first == DOG | {"box": {"x1": 0.16, "y1": 0.31, "x2": 0.47, "y2": 0.62}}
 
 
 @pytest.mark.parametrize("part", ["file", "image", "upload"])
-def test_the_file_is_the_part_that_is_one_whatever_its_name(house, part):
-    assert found(ask(house, part=part)) == ["dog", "cat"]
+def test_the_file_is_the_part_that_is_one_whatever_its_name(shared_server, part):
+    assert found(ask(shared_server, part=part)) == ["dog", "cat"]
 
 
-def test_a_file_without_a_file_name_is_one_too(house):
-    assert found(ask(house, files={"file": (None, jpeg())})) == ["dog", "cat"]
+def test_a_file_without_a_file_name_is_one_too(shared_server):
+    assert found(ask(shared_server, files={"file": (None, jpeg())})) == ["dog", "cat"]
 
 
 @pytest.mark.parametrize("field", ["source", "image"])
 @pytest.mark.parametrize("wrap", ["{}", "data:image/jpeg;base64,{}"])
-def test_the_image_may_be_base64_in_a_form_of_either_kind(house, field, wrap):
+def test_the_image_may_be_base64_in_a_form_of_either_kind(shared_server, field, wrap):
     text = wrap.format(base64.b64encode(jpeg()).decode())
-    assert found(house.client.post("/predict", data={field: text})) == ["dog", "cat"]
-    assert found(house.client.post("/predict", files={field: (None, text)})) == ["dog", "cat"]
+    assert found(shared_server.client.post("/predict", data={field: text})) == ["dog", "cat"]
+    assert found(shared_server.client.post("/predict", files={field: (None, text)})) == ["dog", "cat"]
 
 
-def test_the_image_may_be_the_body_itself(house):
-    assert found(house.client.post("/predict", content=jpeg())) == ["dog", "cat"]
+def test_the_image_may_be_the_body_itself(shared_server):
+    assert found(shared_server.client.post("/predict", content=jpeg())) == ["dog", "cat"]
 
 
 @pytest.mark.parametrize("model", ["pets", "https://hub.ultralytics.com/models/pets", "https://x/models/pets/"])
-def test_hub_s_model_field_may_be_a_url_that_ends_with_the_name(house, model):
-    assert found(ask(house, "/", model=model)) == ["dog", "cat"]
+def test_hub_s_model_field_may_be_a_url_that_ends_with_the_name(shared_server, model):
+    assert found(ask(shared_server, "/", model=model)) == ["dog", "cat"]
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_another_model_is_not_found_and_the_one_that_is_there_is_named(serve, de
 
 
 @pytest.mark.parametrize("old", [{"part": "image"}, {"size": "640"}, {"confidence": "0.25"}])
-def test_who_asks_hub_in_its_old_words_gets_its_old_answer(house, old):
-    body = ask(house, "/v1/predict/pets", **old).json()
+def test_who_asks_hub_in_its_old_words_gets_its_old_answer(shared_server, old):
+    body = ask(shared_server, "/v1/predict/pets", **old).json()
     assert (body["success"], body["message"]) == (True, "Inference complete.")
     assert body["data"][0] == {
         "class": 1,
@@ -115,7 +115,7 @@ def test_who_asks_hub_in_its_old_words_gets_its_old_answer(house, old):
         "width": 20 / 64,
         "height": 20 / 64,
     }
-    assert "images" in ask(house, "/v1/predict/pets").json()
+    assert "images" in ask(shared_server, "/v1/predict/pets").json()
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_who_asks_hub_in_its_old_words_gets_its_old_answer(house, old):
         ({"normalize": "perhaps"}, "normalize"),
     ],
 )
-def test_a_wrong_field_is_named(house, fields, name):
-    answer = ask(house, **fields)
+def test_a_wrong_field_is_named(shared_server, fields, name):
+    answer = ask(shared_server, **fields)
     assert refused(answer) == (422, "bad_parameter")
     assert answer.json()["error"].startswith(f"{name}: ")
 
@@ -160,10 +160,10 @@ def test_a_wrong_field_is_named(house, fields, name):
     ],
     ids=str,
 )
-def test_each_bad_body_gets_its_error_in_the_platform_s_shape_and_harms_nobody(house, body, expected):
-    assert refused(house.client.post("/predict", **body)) == expected
-    assert found(ask(house)) == ["dog", "cat"]
-    assert house.service.predictor.pending == 0
+def test_each_bad_body_gets_its_error_in_the_platform_s_shape_and_harms_nobody(shared_server, body, expected):
+    assert refused(shared_server.client.post("/predict", **body)) == expected
+    assert found(ask(shared_server)) == ["dog", "cat"]
+    assert shared_server.service.predictor.pending == 0
 
 
 def test_the_limits_of_the_house_hold_here_too(serve):
@@ -171,9 +171,9 @@ def test_the_limits_of_the_house_hold_here_too(serve):
     assert refused(ask(serve(max_pixels=100))) == (413, "too_many_pixels")
 
 
-def test_a_get_is_refused_in_the_platform_s_shape(house):
-    assert refused(house.client.get("/predict")) == (405, "method_not_allowed")
+def test_a_get_is_refused_in_the_platform_s_shape(shared_server):
+    assert refused(shared_server.client.get("/predict")) == (405, "method_not_allowed")
 
 
-def test_the_page_is_still_at_the_root(house):
-    assert house.client.get("/").headers["content-type"].startswith("text/html")
+def test_the_page_is_still_at_the_root(shared_server):
+    assert shared_server.client.get("/").headers["content-type"].startswith("text/html")

@@ -57,8 +57,8 @@ def test_a_list_of_images_is_answered_by_a_list_in_its_order_and_shares_a_batch(
     assert [len(batch) for batch in device.batches] == [4]
 
 
-def test_a_list_of_one_is_a_list(house):
-    assert len(infer(house, image=[IMAGE]).json()) == 1
+def test_a_list_of_one_is_a_list(shared_server):
+    assert len(infer(shared_server, image=[IMAGE]).json()) == 1
 
 
 @pytest.mark.parametrize(
@@ -72,21 +72,21 @@ def test_a_list_of_one_is_a_list(house):
         ({"source": "x", "visualize_predictions": False, "disable_active_learning": True}, ["dog", "cat"]),
     ],
 )
-def test_options_select_what_is_answered_and_the_others_do_not_matter(house, options, expected):
-    assert classes(infer(house, **options)) == expected
+def test_options_select_what_is_answered_and_the_others_do_not_matter(shared_server, options, expected):
+    assert classes(infer(shared_server, **options)) == expected
 
 
-def test_picture_with_the_boxes_comes_on_request(house):
-    body = infer(house, visualize_predictions=True).json()
+def test_picture_with_the_boxes_comes_on_request(shared_server):
+    body = infer(shared_server, visualize_predictions=True).json()
     assert Image.open(io.BytesIO(base64.b64decode(body["visualization"]))).size == (64, 64)
 
 
-def test_registry_lists_every_name_of_the_model_and_adding_one_gives_the_same(house):
+def test_registry_lists_every_name_of_the_model_and_adding_one_gives_the_same(shared_server):
     models = {"models": [{"model_id": name, "task_type": "object-detection"} for name in ("pets", "pets/1")]}
-    assert house.client.get("/model/registry", params={"api_key": "x"}).json() == models
-    assert house.client.post("/model/add", json={"model_id": "pets/1", "api_key": "x"}).json() == models
-    assert refused(house.client.post("/model/add", json={"model_id": "birds"})) == (404, "not_found")
-    assert house.client.get("/info").json().keys() == {"name", "version", "uuid"}
+    assert shared_server.client.get("/model/registry", params={"api_key": "x"}).json() == models
+    assert shared_server.client.post("/model/add", json={"model_id": "pets/1", "api_key": "x"}).json() == models
+    assert refused(shared_server.client.post("/model/add", json={"model_id": "birds"})) == (404, "not_found")
+    assert shared_server.client.get("/info").json().keys() == {"name", "version", "uuid"}
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_each_bad_request_gets_its_error_in_roboflow_s_shape_and_harms_nobody(se
 
 @pytest.mark.parametrize("path", ["/infer/object_detection", "/model/add"])
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 50_000])
-def test_a_body_that_is_not_the_json_wanted_is_refused(house, path, body):
-    assert refused(house.client.post(path, content=body))[0] in (400, 422)
+def test_a_body_that_is_not_the_json_wanted_is_refused(shared_server, path, body):
+    assert refused(shared_server.client.post(path, content=body))[0] in (400, 422)
 
 
 @pytest.mark.parametrize("path", ["/infer/object_detection", "/model/add", "/pets/1"])
@@ -140,10 +140,10 @@ class Bomb:
         return Path.touch, (Path("/tmp/yolopard-was-pickled"),)
 
 
-def test_a_pickled_array_is_refused_unopened(house):
+def test_a_pickled_array_is_refused_unopened(shared_server):
     value = base64.b64encode(pickle.dumps(Bomb())).decode()
-    assert refused(infer(house, image={"type": "numpy", "value": value})) == (422, "bad_parameter")
-    assert refused(infer(house, image={"type": "base64", "value": value})) == (422, "undecodable_image")
+    assert refused(infer(shared_server, image={"type": "numpy", "value": value})) == (422, "bad_parameter")
+    assert refused(infer(shared_server, image={"type": "base64", "value": value})) == (422, "undecodable_image")
     assert not Path("/tmp/yolopard-was-pickled").exists()
 
 
@@ -161,8 +161,8 @@ def test_a_pickled_array_is_refused_unopened(house):
     ],
     ids=lambda body: str(body)[:60],
 )
-def test_older_snippets_send_the_image_in_many_ways(house, body):
-    assert classes(house.client.post("/pets/1?api_key=x", **body)) == ["dog", "cat"]
+def test_older_snippets_send_the_image_in_many_ways(shared_server, body):
+    assert classes(shared_server.client.post("/pets/1?api_key=x", **body)) == ["dog", "cat"]
 
 
 @pytest.mark.parametrize(
@@ -175,12 +175,12 @@ def test_older_snippets_send_the_image_in_many_ways(house, body):
         ("labels=on&stroke=2&format=json&image_type=base64", ["dog", "cat"]),
     ],
 )
-def test_the_query_of_older_snippets_selects_what_is_answered(house, query, expected):
-    assert classes(house.client.post(f"/pets/1?{query}", content=TEXT)) == expected
+def test_the_query_of_older_snippets_selects_what_is_answered(shared_server, query, expected):
+    assert classes(shared_server.client.post(f"/pets/1?{query}", content=TEXT)) == expected
 
 
-def test_older_snippets_can_have_a_picture(house):
-    answer = house.client.post("/pets/1?format=image", content=TEXT)
+def test_older_snippets_can_have_a_picture(shared_server):
+    answer = shared_server.client.post("/pets/1?format=image", content=TEXT)
     assert answer.headers["content-type"] == "image/jpeg"
     assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
 
@@ -197,13 +197,13 @@ def test_older_snippets_can_have_a_picture(house):
         ("/pets/1", "<html>", (422, "undecodable_image")),
     ],
 )
-def test_older_snippets_are_refused_in_roboflow_s_shape(house, path, body, expected):
-    assert refused(house.client.post(path, content=body)) == expected
+def test_older_snippets_are_refused_in_roboflow_s_shape(shared_server, path, body, expected):
+    assert refused(shared_server.client.post(path, content=body)) == expected
 
 
 @pytest.mark.parametrize("path", ["/labelstudio/predict", "/v1/nothing", "/pets/one", "/pets/-1", "/a/b/1"])
-def test_paths_whose_second_half_is_no_number_are_nobody_s(house, path):
-    answer = house.client.post(path, content=TEXT)
+def test_paths_whose_second_half_is_no_number_are_nobody_s(shared_server, path):
+    answer = shared_server.client.post(path, content=TEXT)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
@@ -225,5 +225,5 @@ def test_a_model_that_is_not_ready_is_told_with_retry_after(serve):
     source.go.set()
 
 
-def test_a_form_without_a_file_is_refused_as_empty(house):
-    assert refused(house.client.post("/pets/1", files={"labels": (None, "on")})) == (400, "empty_body")
+def test_a_form_without_a_file_is_refused_as_empty(shared_server):
+    assert refused(shared_server.client.post("/pets/1", files={"labels": (None, "on")})) == (400, "empty_body")

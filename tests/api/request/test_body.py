@@ -25,9 +25,9 @@ ROUTES = {  # path: the name of its image
 @pytest.mark.parametrize(
     "name", [b"", b"; filename*=UTF-8''na%C3%AFve.jpg", b'; filename="x.jpg"', b"; filename="], ids=repr
 )
-def test_an_image_is_a_file_by_the_name_of_its_part(house, sample, path, name):
+def test_an_image_is_a_file_by_the_name_of_its_part(shared_server, sample, path, name):
     body = PART % (ROUTES[path], name, sample) + END
-    assert house.client.post(path, content=body, headers=BOUNDARY).status_code == 200
+    assert shared_server.client.post(path, content=body, headers=BOUNDARY).status_code == 200
 
 
 @pytest.mark.parametrize("path", ROUTES)
@@ -36,13 +36,13 @@ def test_an_image_is_a_file_by_the_name_of_its_part(house, sample, path, name):
     [b"This is a message in MIME format.\r\n", b"\r\n", b"--b\r\n--b1\r\n", b"x --b0 is no line of its own\r\n"],
     ids=repr,
 )
-def test_text_before_the_first_boundary_is_passed_over(house, sample, path, preamble):
+def test_text_before_the_first_boundary_is_passed_over(shared_server, sample, path, preamble):
     body = preamble + PART % (ROUTES[path], b'; filename="x.jpg"', sample) + END
-    assert house.client.post(path, content=body, headers=BOUNDARY).status_code == 200
+    assert shared_server.client.post(path, content=body, headers=BOUNDARY).status_code == 200
 
 
-def test_a_body_that_never_comes_to_its_boundary_is_refused(house):
-    answer = house.client.post("/v1/detect", content=b"x" * (MAX_PREAMBLE + 1), headers=BOUNDARY)
+def test_a_body_that_never_comes_to_its_boundary_is_refused(shared_server):
+    answer = shared_server.client.post("/v1/detect", content=b"x" * (MAX_PREAMBLE + 1), headers=BOUNDARY)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_body")
 
 
@@ -69,17 +69,19 @@ HOSTILE = {
     ],
     ids=["roboflow image", "roboflow classes", "kserve inputs", "kserve shape", "kserve outputs"],
 )
-def test_lists_in_json_are_bounded_before_they_are_looked_at(house, path, form, values):
+def test_lists_in_json_are_bounded_before_they_are_looked_at(shared_server, path, form, values):
     began = time.process_time()
-    answer = house.client.post(path, content=form % values)
+    answer = shared_server.client.post(path, content=form % values)
     assert answer.status_code in (400, 413, 422)
     assert len(answer.content) < 2000
     assert time.process_time() - began < 2  # it was 18 s; client and server, on a busy machine
 
 
-def test_at_most_five_problems_are_told(house):
+def test_at_most_five_problems_are_told(shared_server):
     images = [{"type": "base64", "value": number} for number in range(40)]
-    answer = house.client.post("/infer/object_detection", content=json.dumps({"model_id": "pets", "image": images}))
+    answer = shared_server.client.post(
+        "/infer/object_detection", content=json.dumps({"model_id": "pets", "image": images})
+    )
     assert answer.status_code == 422
     assert answer.json()["message"].count("; ") <= 5
     assert "more" in answer.json()["message"]
@@ -105,7 +107,7 @@ def test_json_that_is_too_much_is_not_parsed(text, error):
     [(b"source=" + b"%41" * 1_000_000, 400), (b"source=" + b"A" * 9_000_000, 413), (b"source=" + b"%2B" * 1000, 422)],
     ids=["escapes", "long", "sound"],
 )
-def test_an_urlencoded_form_is_bounded_before_it_is_unquoted(house, body, status):
+def test_an_urlencoded_form_is_bounded_before_it_is_unquoted(shared_server, body, status):
     """20 MB of escapes took 2 GB."""
     head = {"Content-Type": "application/x-www-form-urlencoded"}
-    assert house.client.post("/predict", content=body, headers=head).status_code == status
+    assert shared_server.client.post("/predict", content=body, headers=head).status_code == status

@@ -27,7 +27,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     return standin
 
 
-class Lane:
+class Instance:
     """A stream, 1000 bytes on both sides, and how they travel."""
 
     def __init__(self) -> None:
@@ -51,11 +51,11 @@ class Lane:
 
 
 @pytest.fixture
-def lane(cuda: Cuda) -> Iterator[Lane]:
-    lane = Lane()
-    yield lane
+def instance(cuda: Cuda) -> Iterator[Instance]:
+    instance = Instance()
+    yield instance
     if not cuda.faults:
-        lane.close()
+        instance.close()
         assert not cuda.live()
 
 
@@ -160,20 +160,20 @@ def test_a_driver_without_a_usable_device_is_told(cuda):
         seam.preflight()
 
 
-def test_copies_travel_to_the_device_and_back(lane):
-    lane.source.array[:] = np.arange(1000) % 251
-    lane.both()
-    lane.stream.synchronize()
-    assert np.array_equal(lane.target.array, lane.source.array)
+def test_copies_travel_to_the_device_and_back(instance):
+    instance.source.array[:] = np.arange(1000) % 251
+    instance.both()
+    instance.stream.synchronize()
+    assert np.array_equal(instance.target.array, instance.source.array)
 
 
-def test_what_is_not_synchronized_has_not_happened(lane):
-    lane.source.array[:] = 1
-    lane.both()
-    assert set(lane.target.array) == {0xA5}
-    lane.source.array[:] = 2
-    lane.stream.synchronize()
-    assert set(lane.target.array) == {2}
+def test_what_is_not_synchronized_has_not_happened(instance):
+    instance.source.array[:] = 1
+    instance.both()
+    assert set(instance.target.array) == {0xA5}
+    instance.source.array[:] = 2
+    instance.stream.synchronize()
+    assert set(instance.target.array) == {2}
 
 
 def test_memory_is_aligned_and_counted(cuda):
@@ -188,74 +188,74 @@ def test_memory_is_aligned_and_counted(cuda):
         DeviceMemory(before + 1)
 
 
-def test_events_wait_for_their_point_and_no_further(lane, cuda):
+def test_events_wait_for_their_point_and_no_further(instance, cuda):
     first, last = Event(), Event()
     cuda.operation_ms = 2.5
-    first.record(lane.stream)
-    lane.both()
-    last.record(lane.stream)
-    lane.both()
-    lane.source.array[:] = 3
+    first.record(instance.stream)
+    instance.both()
+    last.record(instance.stream)
+    instance.both()
+    instance.source.array[:] = 3
     last.synchronize()
-    assert set(lane.target.array) == {3}
-    lane.source.array[:] = 4
+    assert set(instance.target.array) == {3}
+    instance.source.array[:] = 4
     last.synchronize()
-    assert set(lane.target.array) == {3}
-    lane.stream.synchronize()
-    assert set(lane.target.array) == {4}
+    assert set(instance.target.array) == {3}
+    instance.stream.synchronize()
+    assert set(instance.target.array) == {4}
     assert last.seconds_since(first) == 0.005
     first.close()
     last.close()
 
 
-def test_times_of_points_that_were_not_reached_are_refused(lane):
+def test_times_of_points_that_were_not_reached_are_refused(instance):
     first, last = Event(), Event()
     with pytest.raises(EngineFailed, match="cudaEventElapsedTime: invalid resource handle"):
         last.seconds_since(first)
-    first.record(lane.stream)
-    last.record(lane.stream)
+    first.record(instance.stream)
+    last.record(instance.stream)
     with pytest.raises(EngineFailed, match="cudaEventElapsedTime: device not ready"):
         last.seconds_since(first)
     first.close()
     last.close()
 
 
-def test_captured_work_runs_only_when_it_is_launched(lane, cuda):
-    graph = lane.stream.capture(lane.both)
-    lane.stream.synchronize()
-    assert set(lane.target.array) == {0xA5}
+def test_captured_work_runs_only_when_it_is_launched(instance, cuda):
+    graph = instance.stream.capture(instance.both)
+    instance.stream.synchronize()
+    assert set(instance.target.array) == {0xA5}
     for value in (5, 6):
-        lane.source.array[:] = value
-        graph.launch(lane.stream)
-        lane.stream.synchronize()
-        assert set(lane.target.array) == {value}
+        instance.source.array[:] = value
+        graph.launch(instance.stream)
+        instance.stream.synchronize()
+        assert set(instance.target.array) == {value}
     graph.close()
     assert not cuda.live()["graph"]
 
 
-def test_work_that_is_not_enqueued_is_no_graph_and_nothing_leaks(lane):
-    assert lane.stream.capture(lambda: lane.both() and False) is None
+def test_work_that_is_not_enqueued_is_no_graph_and_nothing_leaks(instance):
+    assert instance.stream.capture(lambda: instance.both() and False) is None
 
 
-def test_work_that_cannot_be_captured_is_no_graph_and_the_stream_goes_on(lane, cuda):
+def test_work_that_cannot_be_captured_is_no_graph_and_the_stream_goes_on(instance, cuda):
     cuda.refuse_capture = True
-    assert lane.stream.capture(lane.both) is None
+    assert instance.stream.capture(instance.both) is None
     cuda.refuse_capture = False
     cuda.fail["cudaGraphInstantiate"] = Error.cudaErrorUnknown
-    assert lane.stream.capture(lane.both) is None
-    lane.both()
-    lane.stream.synchronize()
+    assert instance.stream.capture(instance.both) is None
+    instance.both()
+    instance.stream.synchronize()
 
 
-def test_a_capture_ends_when_its_work_raises(lane):
+def test_a_capture_ends_when_its_work_raises(instance):
     with pytest.raises(EngineFailed, match="lost"):
-        lane.stream.capture(lambda: (_ for _ in ()).throw(EngineFailed("lost")))
-    lane.both()
-    lane.stream.synchronize()
-    assert np.array_equal(lane.target.array, lane.source.array)
+        instance.stream.capture(lambda: (_ for _ in ()).throw(EngineFailed("lost")))
+    instance.both()
+    instance.stream.synchronize()
+    assert np.array_equal(instance.target.array, instance.source.array)
 
 
-def test_allocating_or_waiting_inside_a_capture_spoils_it(lane):
+def test_allocating_or_waiting_inside_a_capture_spoils_it(instance):
     def allocate() -> bool:
         with pytest.raises(EngineFailed, match="operation not permitted when stream is capturing"):
             DeviceMemory(1)
@@ -263,11 +263,11 @@ def test_allocating_or_waiting_inside_a_capture_spoils_it(lane):
 
     def wait() -> bool:
         with pytest.raises(EngineFailed, match="operation not permitted when stream is capturing"):
-            lane.stream.synchronize()
+            instance.stream.synchronize()
         return True
 
-    assert lane.stream.capture(allocate) is None
-    assert lane.stream.capture(wait) is None
+    assert instance.stream.capture(allocate) is None
+    assert instance.stream.capture(wait) is None
 
 
 def elsewhere(work: Callable[[], object]) -> None:
@@ -276,16 +276,16 @@ def elsewhere(work: Callable[[], object]) -> None:
     thread.join()
 
 
-def test_a_capture_does_not_disturb_other_threads(lane):
+def test_a_capture_does_not_disturb_other_threads(instance):
     def work() -> None:
-        other = Lane()
+        other = Instance()
         other.source.array[:] = 8
         other.both()
         other.stream.synchronize()
         assert set(other.target.array) == {8}
         other.close()
 
-    graph = lane.stream.capture(lambda: elsewhere(work) or lane.both())
+    graph = instance.stream.capture(lambda: elsewhere(work) or instance.both())
     assert graph is not None
     graph.close()
 
@@ -297,50 +297,50 @@ def test_every_function_can_be_told_to_fail(cuda):
 
 
 def test_the_stand_in_counts_what_is_alive(cuda):
-    lane, event = Lane(), Event()
+    instance, event = Instance(), Event()
     assert cuda.live() == {"device": 1, "pinned": 2, "stream": 1, "event": 1}
     event.close()
-    lane.close()
+    instance.close()
     assert cuda.live() == {}
 
 
-def too_far(lane: Lane) -> None:
-    lane.stream.to_device(lane.memory, lane.source, 1001)
+def too_far(instance: Instance) -> None:
+    instance.stream.to_device(instance.memory, instance.source, 1001)
 
 
-def in_use(lane: Lane) -> None:
-    lane.both()
-    lane.source.close()
+def in_use(instance: Instance) -> None:
+    instance.both()
+    instance.source.close()
 
 
-def twice(lane: Lane) -> None:
-    lane.memory.close()
-    lane.memory.close()
+def twice(instance: Instance) -> None:
+    instance.memory.close()
+    instance.memory.close()
 
 
-def after_free(lane: Lane) -> None:
-    lane.memory.close()
-    lane.both()
+def after_free(instance: Instance) -> None:
+    instance.memory.close()
+    instance.both()
 
 
-def launched_after_free(lane: Lane) -> None:
-    graph = lane.stream.capture(lane.both)
-    lane.memory.close()
-    graph.launch(lane.stream)
+def launched_after_free(instance: Instance) -> None:
+    graph = instance.stream.capture(instance.both)
+    instance.memory.close()
+    graph.launch(instance.stream)
 
 
-def wrong_way(lane: Lane) -> None:
-    lane.stream.to_device(lane.source, lane.memory, 8)
+def wrong_way(instance: Instance) -> None:
+    instance.stream.to_device(instance.source, instance.memory, 8)
 
 
-def closed_stream(lane: Lane) -> None:
-    lane.stream.close()
-    lane.both()
+def closed_stream(instance: Instance) -> None:
+    instance.stream.close()
+    instance.both()
 
 
-def default_stream(lane: Lane) -> None:
-    lane.stream.handle = 0
-    lane.stream.synchronize()
+def default_stream(instance: Instance) -> None:
+    instance.stream.handle = 0
+    instance.stream.synchronize()
 
 
 FAULTS = {
@@ -356,6 +356,6 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_a_device_would_not_survive_fails_the_test(lane, fault):
+def test_what_a_device_would_not_survive_fails_the_test(instance, fault):
     with faults(fault):
-        FAULTS[fault](lane)
+        FAULTS[fault](instance)

@@ -25,7 +25,7 @@ from fakes import rows_of
 from tensorrt_standin import NO_IMPLEMENTATION, VERSIONS, TensorRT
 
 from app import backends
-from app.backends import Recipe, onnxruntime, pytorch
+from app.backends import BuildContext, onnxruntime, pytorch
 from app.backends.tensorrt import cuda
 from app.bench import selftest
 from app.building import builder
@@ -40,8 +40,8 @@ from app.errors import (
 )
 from app.evaluation import datasets
 from app.graphs import export, fp16, int8_search, memory, serving_graph
-from app.serving.loader import deploy, preparation
-from app.serving.spec import Order
+from app.serving.loader import deploy, preprocessor
+from app.serving.spec import BuildRequest
 from app.settings import DEMO, DEMO_WEIGHTS, Settings
 from app.store.accuracy import Limits
 from app.vision import postprocess, preprocess
@@ -59,8 +59,8 @@ class Rig(SimpleNamespace):
     trt: TensorRT
     backend: ModuleType
 
-    def engine(self, folder: Path, lanes: int = 1) -> "backends.Engine":
-        return self.backend.load(folder, lanes, 1)
+    def engine(self, folder: Path, instances: int = 1) -> "backends.Engine":
+        return self.backend.load(folder, instances, 1)
 
 
 @pytest.fixture(params=VERSIONS)
@@ -116,11 +116,11 @@ def frames() -> list[np.ndarray]:
 
 
 @pytest.fixture
-def recipe(serving, tmp_path) -> Callable[..., Recipe]:
+def recipe(serving, tmp_path) -> Callable[..., BuildContext]:
     """What a build needs; a second one finds the first one's cache."""
     path, model = serving
 
-    def make(**changes: object) -> Recipe:
+    def make(**changes: object) -> BuildContext:
         (folder := tmp_path / f"engine-{len(list(tmp_path.iterdir()))}").mkdir()
         shutil.copy(path, copy := folder.with_suffix(".onnx"))
         fields = {
@@ -129,13 +129,13 @@ def recipe(serving, tmp_path) -> Callable[..., Recipe]:
             "model": model,
             "precision": "fp16",
             "batch": BATCH,
-            "lanes": 2,
+            "instances": 2,
             "calibration": lambda _: iter([scenes.scene(seed, SIDE, SIDE).image for seed in range(8)]),
             "folder": folder,
             "cache": tmp_path / "cache",
             "report": lambda _: None,
         }
-        return Recipe(**fields | changes)
+        return BuildContext(**fields | changes)
 
     return make
 
@@ -149,8 +149,8 @@ def built(rig, recipe) -> Path:
 
 
 @pytest.fixture
-def order(tmp_path) -> Order:
-    return Order(str(DEMO_WEIGHTS), SIDE, BATCH, "auto", "tensorrt", tmp_path / "engines")
+def order(tmp_path) -> BuildRequest:
+    return BuildRequest(str(DEMO_WEIGHTS), SIDE, BATCH, "auto", "tensorrt", tmp_path / "engines")
 
 
 # Building
@@ -262,7 +262,7 @@ def test_facts_for_the_manifest_tell_time_size_and_memory(rig, recipe):
 def test_memory_is_estimated_and_printed_before_the_build(rig, recipe):
     told: list[str] = []
     rig.backend.build(recipe(report=told.append))
-    assert told[0].startswith("BATCH=3 at 160x160 in 2 lanes: about 0.8 GiB of ")
+    assert told[0].startswith("BATCH=3 at 160x160 in 2 instances: about 0.8 GiB of ")
 
 
 def test_batch_that_does_not_fit_is_refused_with_the_nearest_that_does(rig, recipe):
@@ -355,7 +355,7 @@ def test_batches_are_padded_to_powers_of_two_and_the_largest(rig, recipe, frames
     made = recipe(batch=5)
     rig.backend.build(made)
     engine = rig.engine(made.folder)
-    (plan,) = engine._lanes[0]._plans.values()
+    (plan,) = engine._instances[0]._plans.values()
     assert plan.layout.batches == [1, 2, 4, 5]
     assert len(engine.infer(0, frames)) == 5
     assert len(engine.infer(0, frames[:3])) == 3
@@ -375,20 +375,20 @@ def test_rows_are_not_overwritten_by_the_next_batch(rig, built, frames):
 
 
 def test_lanes_work_at_the_same_time_without_disturbing_each_other(rig, built, frames):
-    engine = rig.engine(built, lanes=2)
+    engine = rig.engine(built, instances=2)
     alone = [engine.infer(0, [frame])[0] for frame in frames]
     found: dict[int, list[np.ndarray]] = {0: [], 1: []}
 
-    def run(lane: int) -> None:
-        found[lane] = [engine.infer(lane, [frames[i], frames[lane]])[0] for i in range(5)]
+    def run(instance: int) -> None:
+        found[instance] = [engine.infer(instance, [frames[i], frames[instance]])[0] for i in range(5)]
 
-    threads = [threading.Thread(target=run, args=(lane,)) for lane in (0, 1)]
+    threads = [threading.Thread(target=run, args=(instance,)) for instance in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for lane in (0, 1):
-        np.testing.assert_allclose(found[lane], alone, atol=1e-3)
+    for instance in (0, 1):
+        np.testing.assert_allclose(found[instance], alone, atol=1e-3)
     engine.close()
 
 
@@ -424,7 +424,7 @@ def test_device_time_is_the_time_between_the_events(rig, built, frames):
 
 def test_closing_gives_everything_back(rig, built, frames):
     before = rig.cuda.live()
-    engine = rig.engine(built, lanes=2)
+    engine = rig.engine(built, instances=2)
     engine.infer(1, frames[:1])
     assert rig.cuda.live() != before
     engine.close()
@@ -438,15 +438,15 @@ def test_refused_call_while_opening_is_an_error_and_leaves_nothing_behind(rig, b
     before = rig.cuda.live()
     rig.trt.refuse = {refused}
     with pytest.raises(EngineFailed, match="TensorRT refused "):
-        rig.engine(built, lanes=2)
+        rig.engine(built, instances=2)
     assert rig.cuda.live() == before
 
 
 def test_refused_context_of_the_second_lane_says_what_to_do(rig, built):
     before = rig.cuda.live()
     rig.trt.contexts = 4
-    with pytest.raises(EngineFailed, match="no further execution context: use fewer LANES"):
-        rig.engine(built, lanes=2)
+    with pytest.raises(EngineFailed, match="no further execution context: use fewer INSTANCES"):
+        rig.engine(built, instances=2)
     assert rig.cuda.live() == before
 
 
@@ -522,7 +522,7 @@ def test_another_tensorrt_builds_again_with_one_line_naming_the_field(rig, order
 class Builder:
     """An engine source in this process, since the stand-ins are here."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: BuildRequest) -> None:
         self.order = order
 
     def run(self, report):
@@ -541,10 +541,10 @@ def test_engine_that_does_not_load_any_more_is_built_again_once(rig, order, fram
     def stale():
         raise EngineStale("TensorRT does not load the plan: expecting compute 8.6 got compute 7.5, please rebuild")
 
-    deployed = deploy(Builder(order), lambda _: None, lanes=None, threads=None)
+    deployed = deploy(Builder(order), lambda _: None, instances=None, threads=None)
     assert "please rebuild: building it again" in caplog.text
     assert deployed.built.folder == built.folder
-    assert deployed.lanes == 2
+    assert deployed.instances == 2
     assert len(deployed.engine.infer(1, frames[:2])) == 2
 
 
@@ -556,13 +556,13 @@ def test_engine_that_is_refused_twice_ends_the_start(rig, order):
 
     rig.backend.load = stale
     with pytest.raises(EngineStale):
-        deploy(Builder(order), lambda _: None, lanes=None, threads=None)
+        deploy(Builder(order), lambda _: None, instances=None, threads=None)
 
 
 # Several shapes
 
 SHAPES = ((96, 160), (160, 96), (160, 160))
-DEFAULTS = {"lanes": None, "threads": None}
+DEFAULTS = {"instances": None, "threads": None}
 
 
 @functools.cache
@@ -637,7 +637,7 @@ def test_a_lane_has_the_memory_of_its_largest_shape_once(rig, folder_of, monkeyp
 
     def sizes(folder: Path) -> list[int]:
         before = rig.cuda.live()
-        engine = rig.engine(folder, lanes=2)
+        engine = rig.engine(folder, instances=2)
         blocks = sorted(block.bytes.size for block in rig.cuda._memory.values())
         taken.append(blocks)
         engine.close()
@@ -651,7 +651,7 @@ def test_a_lane_has_the_memory_of_its_largest_shape_once(rig, folder_of, monkeyp
 
 
 def test_lanes_work_on_different_shapes_at_the_same_time(rig, folder_of):
-    engine = rig.engine(folder_of(*SHAPES), lanes=2)
+    engine = rig.engine(folder_of(*SHAPES), instances=2)
     frames = [of_shape(shape, seed) for seed in range(4) for shape in SHAPES]
     alone = [engine.infer(0, [frame])[0] for frame in frames]
     with ThreadPoolExecutor(2) as pool:
@@ -669,7 +669,7 @@ def test_memory_of_several_shapes_is_all_their_weights_and_the_largest_s_activat
     weights = sum(map(memory.weight_bytes, several[0]))
     largest = memory.activation_bytes(several[0][-1], BATCH, SHAPES[-1])
     assert folder_of.facts["estimated_device_bytes"] == rig.backend.RESERVE + weights + 2 * largest
-    assert told[0].startswith("BATCH=3 at 96x160,160x96,160x160 in 2 lanes: about 0.8 GiB of ")
+    assert told[0].startswith("BATCH=3 at 96x160,160x96,160x160 in 2 instances: about 0.8 GiB of ")
     assert {text.partition(" ")[0] for text in told[1:]} == {"96x160", "160x96", "160x160"}
 
 
@@ -684,22 +684,22 @@ def test_selftest_finds_shapes_lanes_and_graphs_at_peace(rig, folder_of, several
     folder = folder_of(*SHAPES)
     frames = selftest._frames(several[1])
     assert [of_shape[0].shape[:2] for of_shape in frames] == list(SHAPES)
-    engine = rig.engine(folder, lanes=2)
+    engine = rig.engine(folder, instances=2)
     alone = [[engine.infer(0, [frame])[0] for frame in of_shape] for of_shape in frames]
     model = several[1]
     assert selftest._mixing(engine, model, frames, alone, BATCH) == "ok"
-    assert selftest._lanes(engine, model, frames, alone) == "ok"
+    assert selftest._instances(engine, model, frames, alone) == "ok"
     engine.close()
     assert selftest._graphs(folder, model, frames) == "ok"
     alone[1][2] = alone[1][3]
-    engine = rig.engine(folder, lanes=2)
+    engine = rig.engine(folder, instances=2)
     assert "gives" in selftest._mixing(engine, model, frames, alone, BATCH)
-    assert "gives" in selftest._lanes(engine, model, frames, alone)
+    assert "gives" in selftest._instances(engine, model, frames, alone)
     engine.close()
 
 
 @pytest.fixture
-def wide(order) -> Order:
+def wide(order) -> BuildRequest:
     """For landscapes and squares."""
     return dataclasses.replace(order, shapes=((96, 160), (160, 160)), precision="fp32")
 
@@ -715,17 +715,17 @@ def test_shapes_are_built_judged_and_served_with_the_boxes_of_pytorch(rig, wide)
     assert manifest.fingerprint.shapes == "96x160,160x96,160x160"
     assert manifest.gate.figures.images == 3 * 4  # each of the scenes in every shape
     assert builder.find(order) == deployed.built
-    prepare = preparation(Settings.of(imgsz="96x160,160x96,160x160"), manifest.model)
+    prepare = preprocessor(Settings.of(imgsz="96x160,160x96,160x160"), manifest.model)
     seen = set()
     for seed, (height, width) in enumerate([(270, 480), (480, 270), (300, 300), (100, 400), (333, 251), (288, 480)]):
         image = scenes.scene(seed, width, height).image
-        placement, frame = prepare(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
-        seen.add(placement.frame)
-        assert np.array_equal(frame, LetterBox(placement.frame, auto=False)(image=image))
+        transform, frame = prepare(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
+        seen.add(transform.frame)
+        assert np.array_equal(frame, LetterBox(transform.frame, auto=False)(image=image))
         found = postprocess.select(deployed.engine.infer(1, [frame])[0], Thresholds(), fakes.MODEL)
         expected = postprocess.select((by_pytorch(frame),), Thresholds(), fakes.MODEL)
         assert found.classes.tolist() == expected.classes.tolist()
-        boxes = [preprocess.to_image(each.boxes, placement) for each in (found, expected)]
+        boxes = [preprocess.to_image(each.boxes, transform) for each in (found, expected)]
         np.testing.assert_allclose(*boxes, atol=0.1)
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
     assert seen == set(SHAPES)
@@ -969,7 +969,7 @@ def test_every_output_of_every_image_comes_back_in_batches_of_any_size(rig, reci
     model = serving_graph.to_serving_graph(plain, "segment", SIDE, folder / "graph.onnx")
     made = recipe(graphs=[folder / "graph.onnx"], model=model, precision="fp32")
     rig.backend.build(made)
-    engine = rig.engine(made.folder, lanes=2)
+    engine = rig.engine(made.folder, instances=2)
     reference = onnxruntime.OnnxruntimeEngine(folder / "graph.onnx", 1)
     assert engine.captured
     for count in (1, 2, 3, 5):

@@ -137,11 +137,11 @@ class Rig:
         assert context.set_input_shape("images", FROZEN)
         return context
 
-    def lane(self, **given: Any) -> "Lane":
-        return Lane(self.context(**given))
+    def instance(self, **given: Any) -> "Instance":
+        return Instance(self.context(**given))
 
 
-class Lane:
+class Instance:
     """A context with its stream and buffers."""
 
     def __init__(self, context: Any) -> None:
@@ -178,28 +178,28 @@ def faults(text: str) -> Any:
 
 
 def test_a_graph_is_built_loaded_and_run(rig):
-    lane = rig.lane()
-    lane.pixels.array[:] = np.arange(96)
-    assert lane.enqueue()
-    lane.stream.synchronize()
-    assert lane.means() == [22.5, 23.5, 24.5, 70.5, 71.5, 72.5]
+    instance = rig.instance()
+    instance.pixels.array[:] = np.arange(96)
+    assert instance.enqueue()
+    instance.stream.synchronize()
+    assert instance.means() == [22.5, 23.5, 24.5, 70.5, 71.5, 72.5]
 
 
 def test_results_that_are_read_before_synchronize_are_stale(rig):
-    lane = rig.lane()
-    assert lane.enqueue()
-    assert set(lane.result.array) == {0xA5}
-    lane.stream.synchronize()
-    assert set(lane.result.array) != {0xA5}
+    instance = rig.instance()
+    assert instance.enqueue()
+    assert set(instance.result.array) == {0xA5}
+    instance.stream.synchronize()
+    assert set(instance.result.array) != {0xA5}
 
 
 def test_pixels_that_are_overwritten_before_the_copy_are_lost(rig):
-    lane = rig.lane()
-    lane.pixels.array[:] = 1
-    lane.enqueue()
-    lane.pixels.array[:] = 2
-    lane.stream.synchronize()
-    assert set(lane.means()) == {2}
+    instance = rig.instance()
+    instance.pixels.array[:] = 1
+    instance.enqueue()
+    instance.pixels.array[:] = 2
+    instance.stream.synchronize()
+    assert set(instance.means()) == {2}
 
 
 WRONG: dict[str, tuple[type[Exception], Callable[[Rig], object]]] = {
@@ -450,7 +450,7 @@ def test_device_memory_has_to_be_there_large_enough_and_aligned(rig):
             context.set_device_memory(address, given)
     assert context.set_input_shape("images", FROZEN)
     with faults("before set_device_memory"):
-        Lane(context).enqueue()
+        Instance(context).enqueue()
 
 
 def test_what_is_not_set_yet_is_refused(rig):
@@ -467,15 +467,15 @@ def test_what_is_not_set_yet_is_refused(rig):
 
 
 def test_buffers_that_are_too_small_fail_the_test(rig):
-    lane = rig.lane()
-    lane.context.set_tensor_address("rows", DeviceMemory(23).address)
+    instance = rig.instance()
+    instance.context.set_tensor_address("rows", DeviceMemory(23).address)
     with faults("reach beyond"):
-        lane.enqueue()
+        instance.enqueue()
 
 
 def test_contexts_that_share_memory_take_turns(rig):
     memory, engine = DeviceMemory(rig.standin.memory_size), rig.engine()
-    first, second = rig.lane(engine=engine, memory=memory), rig.lane(engine=engine, memory=memory)
+    first, second = rig.instance(engine=engine, memory=memory), rig.instance(engine=engine, memory=memory)
     first.enqueue()
     event = Event()
     event.record(first.stream)
@@ -487,31 +487,31 @@ def test_contexts_that_share_memory_take_turns(rig):
 
 
 def test_a_captured_graph_reads_anew_and_keeps_its_shapes(rig):
-    lane = rig.lane()
-    assert lane.stream.capture(lane.enqueue) is None  # never executed before
-    lane.enqueue()
-    captured = lane.stream.capture(lane.enqueue)
-    lane.pixels.array[:] = 7
-    captured.launch(lane.stream)
-    lane.stream.synchronize()
-    assert set(lane.means()) == {7}
-    assert lane.context.set_input_shape("images", (1, *FREE))
-    captured.launch(lane.stream)
+    instance = rig.instance()
+    assert instance.stream.capture(instance.enqueue) is None  # never executed before
+    instance.enqueue()
+    captured = instance.stream.capture(instance.enqueue)
+    instance.pixels.array[:] = 7
+    captured.launch(instance.stream)
+    instance.stream.synchronize()
+    assert set(instance.means()) == {7}
+    assert instance.context.set_input_shape("images", (1, *FREE))
+    captured.launch(instance.stream)
     with faults("other shapes"):
-        lane.stream.synchronize()
+        instance.stream.synchronize()
 
 
 def test_hooks_refuse_and_change(rig, cuda):
-    lane = rig.lane()
-    lane.enqueue()
+    instance = rig.instance()
+    instance.enqueue()
     rig.standin.refuse_in_capture = True
-    assert lane.stream.capture(lane.enqueue) is None
+    assert instance.stream.capture(instance.enqueue) is None
     rig.standin.rows = lambda outputs: {name: array + 1 for name, array in outputs.items()}
-    lane.pixels.array[:] = 1
-    lane.stream.synchronize()
-    assert set(lane.means()) == {2}
+    instance.pixels.array[:] = 1
+    instance.stream.synchronize()
+    assert set(instance.means()) == {2}
     rig.standin.refuse = {"execute_async_v3", "parse_from_file", "add_optimization_profile"}
-    assert not lane.enqueue()
+    assert not instance.enqueue()
     assert not rig.parser.parse_from_file(str(rig.path))
     assert rig.parser.num_errors == 1
     assert rig.standin.calls[-2:] == ["execute_async_v3", "parse_from_file"]

@@ -63,10 +63,10 @@ def test_compressed_run_lengths_are_those_that_are_served(tmp_path, seed):
     """And those are COCO's own: tests/test_masks.py."""
     size = (96, 160)
     pixels = spots(seed, size, 0.4)
-    placement = preprocess.whole(pixels)
+    transform = preprocess.whole(pixels)
     write(
         tmp_path / "a.json",
-        {"segmentation": {"size": list(size), "counts": masks.run_lengths(Mask(pixels, 0, 0), placement)}},
+        {"segmentation": {"size": list(size), "counts": masks.run_lengths(Mask(pixels, 0, 0), transform)}},
     )
     np.testing.assert_array_equal(whole(read(tmp_path, SEGMENT, size).masks[0], size), pixels)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from app.errors import SettingsError
 from app.evaluation import datasets
-from app.evaluation.datasets import Picture
+from app.evaluation.datasets import Sample
 from app.evaluation.datasets.annotations import Labels
 from app.model import TASKS, ModelInfo
 from app.vision import masks
@@ -55,7 +55,7 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
-def read(root: Path, model: ModelInfo = PETS) -> list[Picture]:
+def read(root: Path, model: ModelInfo = PETS) -> list[Sample]:
     return list(datasets.folder(root, model, "GATE_DIR"))
 
 

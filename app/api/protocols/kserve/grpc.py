@@ -233,7 +233,7 @@ class _Calls:
         share.add_bytes(answer_bytes)
         share.add_pixels(pixels)
         share.admitted = True
-        with self._service.predictor.admitted(deadline_s):
+        with self._service.predictor.admission_slot(deadline_s):
             outputs = await models.infer(model, request.inference, deadline)
             share.add_bytes(sum(output.size for output in outputs))
             return write_response(model, request.id, outputs)

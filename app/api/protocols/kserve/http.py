@@ -10,14 +10,14 @@ from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import Headers
 
 from app.api.auth import described, require_key
-from app.api.context import Exchange
+from app.api.context import RequestContext
 from app.api.protocols.kserve.models import Model
 from app.api.protocols.kserve.repository import Repository
 from app.api.protocols.kserve.tensors import Tensor
 from app.api.protocols.kserve.wire import COMPRESS, LENGTH, Question, encode, parse
 from app.api.request.body import LONG_BYTES, on_parser, read_body
 from app.api.request.disconnect import unless_gone
-from app.api.routing import admit, arrival, body_limit, door, small_limit, spoken
+from app.api.routing import admit, body_limit, door, protocol_route, read_before_deadline, small_limit
 from app.errors import BadParameter, MalformedBody, Unsupported, YolopardError
 from app.serving.service import Service
 
@@ -40,8 +40,8 @@ def routes(service: Service, models: Repository) -> APIRouter:
         require_key(settings.api_keys, request.headers)
 
     keyed = [Depends(key), *described(settings.api_keys)]
-    health = APIRouter(tags=[PROTOCOL], route_class=spoken(PROTOCOL, shape))
-    facts = APIRouter(tags=[PROTOCOL], route_class=spoken(PROTOCOL, shape), dependencies=keyed)
+    health = APIRouter(tags=[PROTOCOL], route_class=protocol_route(PROTOCOL, shape))
+    facts = APIRouter(tags=[PROTOCOL], route_class=protocol_route(PROTOCOL, shape), dependencies=keyed)
     images = APIRouter(
         tags=[PROTOCOL], route_class=door(service, PROTOCOL, shape), dependencies=described(settings.api_keys)
     )
@@ -64,7 +64,7 @@ def routes(service: Service, models: Repository) -> APIRouter:
 
     @facts.post("/v2/repository/models/{model}/load", summary="Only confirms: models do not change")
     async def load(model: str, request: Request) -> dict[str, str]:
-        body = await arrival(request, read_body(request, small_limit(service, request)))
+        body = await read_before_deadline(request, read_body(request, small_limit(service, request)))
         models.load(model, changed=_has_parameters(body))
         return {}
 
@@ -97,11 +97,11 @@ def routes(service: Service, models: Repository) -> APIRouter:
     @images.post("/v2/models/{model}/infer", summary="What is on frames or images", openapi_extra=_OPENAPI)
     @images.post("/v2/models/{model}/versions/{version}/infer", include_in_schema=False)
     async def infer(request: Request, model: str, version: str = "") -> Response:
-        asked, exchange = models.find(model, version), Exchange.of(request.scope)
+        asked, exchange = models.find(model, version), RequestContext.of(request.scope)
         exchange.engine = service.predictor.engines[0]
         most = max(settings.max_tensor_bytes, settings.max_body_bytes)
         limit = body_limit(service, request, most)
-        body = await arrival(request, read_body(request, limit))
+        body = await read_before_deadline(request, read_body(request, limit))
         question = await _parsed(lambda: parse(body, request.headers, asked, limit), body, request.headers)
         pixels, answer_bytes = models.weigh(asked, question.inference)
         exchange.share.add_bytes(answer_bytes)

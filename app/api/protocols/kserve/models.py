@@ -15,10 +15,10 @@ import orjson
 from numpy.typing import NDArray
 
 from app.api.protocols.kserve import specs
-from app.api.protocols.kserve.specs import Slot
+from app.api.protocols.kserve.specs import TensorSpec
 from app.api.protocols.kserve.tensors import Tensor
 from app.errors import BadParameter
-from app.model import ModelInfo, spell
+from app.model import ModelInfo, format_shapes
 from app.serving.predictor import FramePrediction, Prediction, Predictor
 from app.system.threads import checkpoint
 from app.vision import masks
@@ -36,8 +36,8 @@ class Model(Generic[P]):
     """One of the two. Of one moment: made anew for each request."""
 
     suffix: ClassVar[str]
-    input: Slot
-    outputs: Sequence[Slot]
+    input: TensorSpec
+    outputs: Sequence[TensorSpec]
     max_batch: int  # as Triton means it: 0 = the first side of the shapes is none of a batch
     defaults: ClassVar[dict[str, Any]] = {}
 
@@ -80,7 +80,9 @@ class TensorModel(Model[FramePrediction]):
     def _check_sides(self, height: int, width: int) -> None:
         stride, shapes, most = self.info.stride, self.info.shapes, self.info.imgsz * _LARGEST
         if shapes and (height, width) not in shapes:
-            raise BadParameter(f"images: {height}x{width} px is no shape of this engine; it has {spell(*shapes)}")
+            raise BadParameter(
+                f"images: {height}x{width} px is no shape of this engine; it has {format_shapes(*shapes)}"
+            )
         if min(height, width) < stride or max(height, width) > most or height % stride or width % stride:
             raise BadParameter(f"images: {height}x{width} px; a side is a multiple of {stride} px, at most {most}")
 
@@ -141,8 +143,8 @@ def _part(name: str, prediction: Prediction) -> NDArray[Any]:
 
 def _coco(mask: masks.Mask, prediction: Prediction) -> bytes:
     checkpoint()
-    counts = masks.run_lengths(mask, prediction.placement)
-    return orjson.dumps({"size": prediction.placement.image, "counts": counts})
+    counts = masks.run_lengths(mask, prediction.transform)
+    return orjson.dumps({"size": prediction.transform.image, "counts": counts})
 
 
 def _together(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

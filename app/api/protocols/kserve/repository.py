@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from app import __version__
 from app.api.errors import explain_validation
 from app.api.protocols.kserve.models import ImageModel, Model, P, TensorModel, export_metadata
-from app.api.protocols.kserve.specs import Slot
+from app.api.protocols.kserve.specs import TensorSpec
 from app.api.protocols.kserve.statistics import Statistics
 from app.api.protocols.kserve.tensors import BYTES, Tensor
-from app.api.protocols.predict import Wanted
+from app.api.protocols.predict import PredictParams
 from app.api.routing import count_pixels
 from app.errors import BadParameter, NotFound, NotReady, Unsupported
 from app.model import ModelInfo
@@ -71,7 +71,7 @@ class Repository:
     def metadata(self, name: str, version: str = "") -> dict[str, Any]:
         model = self.find(name, version)
 
-        def slots(all_: Sequence[Slot]) -> list[dict[str, Any]]:
+        def slots(all_: Sequence[TensorSpec]) -> list[dict[str, Any]]:
             return [{"name": slot.name, "datatype": slot.datatype, "shape": list(slot.shape)} for slot in all_]
 
         return {
@@ -85,7 +85,7 @@ class Repository:
     def config(self, name: str, version: str = "") -> dict[str, Any]:
         model, deployed = self.find(name, version), self._service.deployed[0]
 
-        def slots(all_: Sequence[Slot]) -> list[dict[str, Any]]:
+        def slots(all_: Sequence[TensorSpec]) -> list[dict[str, Any]]:
             types = {BYTES: "TYPE_STRING"}
             return [
                 {
@@ -202,7 +202,7 @@ def _thresholds(parameters: dict[str, Any], info: ModelInfo) -> Thresholds:
     """Raises BadParameter."""
     classes = parameters.get("classes", "")
     try:
-        return Wanted.model_validate(parameters | {"classes": [str(classes)]}).thresholds(info)
+        return PredictParams.model_validate(parameters | {"classes": [str(classes)]}).thresholds(info)
     except ValidationError as error:
         raise explain_validation(error) from error
 

@@ -55,12 +55,12 @@ def test_prototypes_are_an_output_of_their_own_and_only_what_is_asked_for_is_mad
 
 
 def test_images_have_as_many_places_as_the_fullest_has_found():
-    placement = preprocess.whole(np.zeros((8, 6, 3), np.uint8))
+    transform = preprocess.whole(np.zeros((8, 6, 3), np.uint8))
     masks = [Mask(np.ones((size, 1), np.uint8), 0, 0) for size in (8, 3)]
 
     def found(count: int) -> Prediction:
         many = Detections(np.ones((2, 4), np.float32), np.full(2, 0.5), np.array([1, 1]), masks=masks).first(count)
-        return Prediction(placement, many, Timings(0, 0, 0, 0), 1, "fake")
+        return Prediction(transform, many, Timings(0, 0, 0, 0), 1, "fake")
 
     model = ImageModel(info("segment"), 4)
     counts, boxes, coded = model.tensors([found(1), found(2)], Thresholds(), ["num_detections", "boxes", "masks"])
