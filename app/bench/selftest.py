@@ -23,8 +23,7 @@ from app.evaluation import compare, datasets
 from app.model import ModelInfo
 from app.serving import profile
 from app.serving.spec import BuildRequest
-from app.store import store
-from app.store.manifest import Manifest
+from app.store.manifest import MANIFEST, Manifest, read_manifest
 from app.system import gpu, host, processes
 from app.system.processes import ChildDied
 from app.vision import matching, postprocess
@@ -104,8 +103,8 @@ def _build(order: BuildRequest) -> Manifest:
     """The manifest of this very precision, also of one that the gate refused."""
     with contextlib.suppress(GateFailed):
         BuildProcess(order).run(lambda _: None)
-    (path,) = order.engines.glob(f"{order.name}-{order.backend}-{order.precision}-*/{store.MANIFEST}")
-    return store.read(path.parent)
+    (path,) = order.engines.glob(f"{order.name}-{order.backend}-{order.precision}-*/{MANIFEST}")
+    return read_manifest(path.parent)
 
 
 def _stress(row: Row, order: BuildRequest, manifest: Manifest) -> None:

@@ -28,8 +28,8 @@ RENAMED = {  # a setting that there was: what to give instead
 class Settings:
     """Those of the server and those of its model."""
 
-    server: ServerSettings = field(default_factory=ServerSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
+    server: ServerSettings = field(default_factory=ServerSettings)  # type: ignore[arg-type]  # all have defaults
+    model: ModelSettings = field(default_factory=ModelSettings)  # type: ignore[arg-type]
 
     @classmethod
     def of(cls, **values: Any) -> Self:
