@@ -44,7 +44,7 @@ class Settings:
             except ValidationError as error:
                 problems += error.errors()
         if problems:
-            order = list(values)
+            order = [*FIELDS, *values]
             problems.sort(key=lambda problem: order.index(str(problem["loc"][0])) if problem["loc"] else len(order))
             raise SettingsError("; ".join(dict.fromkeys(map(_explain, problems))))
         return cls(*found)

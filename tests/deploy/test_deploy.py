@@ -367,11 +367,11 @@ def live(engines, build) -> Iterator[Live]:
     )
 
     def source(backend: str) -> Missing | BuildProcess:
-        order = BuildRequest(str(DEMO_WEIGHTS), IMGSZ, settings.batch, "auto", backend, engines)
+        order = BuildRequest(str(DEMO_WEIGHTS), IMGSZ, settings.model.batch, "auto", backend, engines)
         return Missing() if backend == "tensorrt" else BuildProcess(order)
 
     for backend in ("onnxruntime", "pytorch"):
-        build(backend, imgsz=IMGSZ, batch=settings.batch)
+        build(backend, imgsz=IMGSZ, batch=settings.model.batch)
     started = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
         see_a_gpu(patch)

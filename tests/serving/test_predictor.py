@@ -13,7 +13,7 @@ import pytest
 from app.errors import DeadlineExceeded, Overloaded, UndecodableImage
 from app.model import ModelInfo
 from app.serving.batcher import Batcher
-from app.serving.predictor import FEW, LEARN, MAX_WAIT_RATIO, Predictor, random
+from app.serving.predictor import LEARN, MAX_INLINE_BOXES, MAX_WAIT_RATIO, Predictor, random
 from app.system.metrics import Metrics
 from app.vision.postprocess import Thresholds
 from app.vision.preprocess import Preprocessor
@@ -272,7 +272,7 @@ def handed_over(monkeypatch):
     return spy
 
 
-@pytest.mark.parametrize(("count", "threads"), [(0, 0), (FEW, 0), (FEW + 1, 1), (300, 1)])
+@pytest.mark.parametrize(("count", "threads"), [(0, 0), (MAX_INLINE_BOXES, 0), (MAX_INLINE_BOXES + 1, 1), (300, 1)])
 async def test_many_candidates_are_finished_on_a_thread_and_few_are_not(
     make, device, sample, handed_over, count, threads
 ):
@@ -286,7 +286,7 @@ async def test_many_candidates_are_finished_on_a_thread_and_few_are_not(
 
 
 async def test_candidates_are_those_over_the_request_s_own_threshold(make, device, sample, handed_over):
-    device.rows = candidates(FEW)
+    device.rows = candidates(MAX_INLINE_BOXES)
     predictor = make()
     given = handed_over(predictor)
     await predictor.predict(sample, Thresholds(conf=0.3), soon(), ["fake"])

@@ -111,7 +111,7 @@ def test_the_cpu_is_named_as_the_kernel_names_it(a_host):
 def test_a_cpu_without_a_name_goes_by_its_kind(a_host, monkeypatch, files):
     a_host(2, files)
     monkeypatch.setattr(host.platform, "processor", lambda: "")
-    assert host.cpu_name() == host.platform.host() != ""
+    assert host.cpu_name() == host.platform.machine() != ""
 
 
 # Memory

@@ -51,8 +51,8 @@ def test_a_child_that_raises_tells_the_terminal(capfd):
 def test_a_child_ends_with_its_parent_however_that_ends(sent):
     call = "from app.system import processes; import test_processes; processes.call(test_processes.wait)"
     with subprocess.Popen(
-        [sys.executable, "-c", call], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=TESTS.parent,
-        env=os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}"}, text=True,
+        [sys.executable, "-c", call], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=TESTS.parents[1],
+        env=os.environ | {"PYTHONPATH": f"{TESTS.parents[1]}:{TESTS}"}, text=True,
     ) as parent:  # fmt: skip
         assert parent.stdout.readline() == "begun\n"
         parent.send_signal(sent)

@@ -82,8 +82,8 @@ def test_every_file_that_an_export_names_belongs_to_it(tmp_path):
 
 
 def test_neither_torch_nor_onnx_is_needed(exported):
-    code = "import sys; from pathlib import Path; from app import weights"
-    code += "; [weights.identify(Path(path)) for path in sys.argv[1:]]"
+    code = "import sys; from pathlib import Path; from app.weights import files"
+    code += "; [files.identify(Path(path)) for path in sys.argv[1:]]"
     code += "; assert not {'torch', 'ultralytics', 'onnx', 'onnxruntime'} & sys.modules.keys()"
     paths = [str(DEMO_WEIGHTS), str(exported("detect", opset=12))]
     subprocess.run([sys.executable, "-c", code, *paths], check=True)

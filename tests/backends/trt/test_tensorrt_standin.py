@@ -579,7 +579,7 @@ def bindings(version: str, folder: Path) -> tuple[list[str], dict[str, str]]:
     for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
         library = folder / f"lib{name}.so.{version.partition('.')[0]}"
         subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, folder / "stub.c"], check=True)
-    paths = f"{Path(__file__).parents[2]}:{Path(__file__).parents[3]}:{folder}"
+    paths = ":".join(map(str, (Path(__file__).parent, *Path(__file__).parents[2:4], folder)))
     script = "import json, sys, tensorrt_bindings as trt, test_tensorrt_standin as test\n"
     script += "print(json.dumps([test.surface(trt, sys.argv[1:]), test.probe(trt)]))"
     return [sys.executable, "-c", script], {**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": paths}

@@ -905,7 +905,7 @@ def test_engine_by_ultralytics_chooses_tensorrt_by_itself_and_refuses_another_ba
     path = str(exported())
     built = builder.build(dataclasses.replace(order, weights=path, backend="auto"), lambda _: None)
     assert built.manifest.fingerprint.backend == "tensorrt"
-    with pytest.raises(SettingsError, match=r"yolo\.engine is a TensorRT engine; BACKEND=openvino cannot run it"):
+    with pytest.raises(SettingsError, match=r"yolo\.engine is an engine of tensorrt; BACKEND=openvino cannot run it"):
         builder.find(dataclasses.replace(order, weights=path, backend="openvino"))
     with pytest.raises(SettingsError, match=r"yolo\.engine is an fp32 engine, not PRECISION=int8"):
         builder.find(dataclasses.replace(order, weights=path, precision="int8"))
