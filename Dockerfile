@@ -78,6 +78,7 @@ COPY deploy/cpu.lock deploy/
 RUN pip install --require-hashes --no-deps --requirement deploy/cpu.lock
 ARG WEIGHTS
 ENV YOLOPARD_WEIGHTS=/opt/yolopard/${WEIGHTS}
+COPY models/demo/scenes.py models/demo/
 COPY ${WEIGHTS} ${WEIGHTS}
 COPY app app
 # Root's: the server cannot change what it loads, and any other user may run it too.

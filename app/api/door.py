@@ -18,7 +18,7 @@ from app.api.answer import server_timing
 from app.api.body import SMALL_BYTES, Limit
 from app.api.disconnect import unless_gone
 from app.api.errors import Shape, native
-from app.api.eviction import evictable
+from app.api.eviction import Evictable
 from app.api.exchange import Exchange
 from app.api.keys import has_key, require_key
 from app.api.service import Service
@@ -140,7 +140,7 @@ async def arrival(request: Request, reading: Coroutine[Any, Any, T]) -> T:
     """
     exchange = Exchange.of(request.scope)
     try:
-        async with asyncio.timeout_at(exchange.deadline), evictable(exchange.share):
+        async with Evictable(exchange.share, exchange.deadline):
             return await reading
     except TimeoutError:
         raise DeadlineExceeded("the deadline passed before the body had arrived") from None
