@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import Shape, native
-from app.api.request.eviction import evictable
+from app.api.request.eviction import Evictable
 from app.errors import Overloaded, YolopardError, forget
 from app.serving.inflight import Share
 from app.serving.service import Service
@@ -139,7 +139,7 @@ async def _send(message: Message, send: Send, share: Share) -> None:
     if len(body) <= PIECE_BYTES:
         await send(message)
         return
-    async with evictable(share):
+    async with Evictable(share):
         for at in range(0, len(body), PIECE_BYTES):
             last = at + PIECE_BYTES >= len(body) and not message.get("more_body", False)
             await send({"type": message["type"], "body": body[at : at + PIECE_BYTES], "more_body": not last})

@@ -19,7 +19,7 @@ from app.api.context import RequestContext
 from app.api.errors import Shape, native
 from app.api.request.body import SMALL_BYTES, Limit
 from app.api.request.disconnect import unless_gone
-from app.api.request.eviction import evictable
+from app.api.request.eviction import Evictable
 from app.api.response import server_timing
 from app.errors import BadParameter, DeadlineExceeded, Unsupported
 from app.model import ModelInfo
@@ -140,7 +140,7 @@ async def read_before_deadline(request: Request, reading: Coroutine[Any, Any, T]
     """
     exchange = RequestContext.of(request.scope)
     try:
-        async with asyncio.timeout_at(exchange.deadline), evictable(exchange.share):
+        async with Evictable(exchange.share, exchange.deadline):
             return await reading
     except TimeoutError:
         raise DeadlineExceeded("the deadline passed before the body had arrived") from None

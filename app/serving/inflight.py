@@ -27,6 +27,7 @@ class Inflight:
 
     def __init__(self, max_bytes: int | None, max_pixels: int | None) -> None:
         self.max_bytes, self.max_pixels = max_bytes or default_bytes(), max_pixels or default_pixels()
+        self._large_bytes, self._large_pixels = _most(self.max_bytes, SMALL_BYTES), _most(self.max_pixels, SMALL_PIXELS)
         self.bytes = self.pixels = 0
         self._closed = False
         self._lock = threading.Lock()
@@ -46,26 +47,26 @@ class Inflight:
         self._closed = True
 
     def _change(self, share: "Share", size: int, pixels: int) -> None:
-        if share.bytes + size > _most(self.max_bytes, SMALL_BYTES):
+        if share.bytes + size > self._large_bytes:
             raise BodyTooLarge(f"the request holds more than one may of MAX_INFLIGHT_BYTES={self.max_bytes}")
-        if share.pixels + pixels > _most(self.max_pixels, SMALL_PIXELS):
+        if share.pixels + pixels > self._large_pixels:
             raise TooManyPixels(
                 f"the request's images have more pixels than one request may of MAX_INFLIGHT_PIXELS={self.max_pixels}"
             )
         if self._closed and not share.admitted and (size > 0 or pixels > 0):
             raise Stopping("the server is stopping")
         with self._lock:
-            self._require_bytes(share, size)
-            self._require_pixels(share, pixels)
+            if size > 0:
+                self._require_bytes(share, size)
+            if pixels > 0:
+                self._require_pixels(share, pixels)
             self.bytes += size
             self.pixels += pixels
             share.bytes += size
             share.pixels += pixels
 
     def _require_bytes(self, share: "Share", size: int) -> None:
-        if size <= 0:
-            return
-        most = self.max_bytes if share.bytes + size <= SMALL_BYTES else _most(self.max_bytes, SMALL_BYTES)
+        most = self.max_bytes if share.bytes + size <= SMALL_BYTES else self._large_bytes
         old = monotonic() - SLOW_S
         while self.bytes + size > most and (slow := next((each for each in self._waiting if each.bytes), None)):
             if slow is share or slow.waiting_since > old:
@@ -78,14 +79,18 @@ class Inflight:
             raise Overloaded(f"the requests in flight hold {self.bytes} bytes, of {self.max_bytes} allowed")
 
     def _require_pixels(self, share: "Share", pixels: int) -> None:
-        most = self.max_pixels if share.pixels + pixels <= SMALL_PIXELS else _most(self.max_pixels, SMALL_PIXELS)
-        if pixels > 0 and self.pixels + pixels > most:
+        most = self.max_pixels if share.pixels + pixels <= SMALL_PIXELS else self._large_pixels
+        if self.pixels + pixels > most:
             raise Overloaded(f"the images in flight have {self.pixels} pixels, of {self.max_pixels} allowed")
 
 
 def _most(limit: int, small: int) -> int:
     """The part of a limit that one large request may hold: the last eighth is reserved for small ones."""
     return max(limit - limit // 8, min(limit, small))
+
+
+def _nothing() -> None:
+    """Nobody waits for the client."""
 
 
 class Share:
@@ -99,7 +104,7 @@ class Share:
         self.admitted = False  # it is answered, even by a server that stops
         self.evicted = False
         self.waiting_since = 0.0
-        self._evict: Callable[[], None] = lambda: None
+        self._evict: Callable[[], None] = _nothing
 
     def __enter__(self) -> "Share":
         return self
@@ -135,6 +140,7 @@ class Share:
     def end_waiting(self) -> None:
         """The client has done its part."""
         self._inflight._waiting.pop(self, None)  # noqa: SLF001
+        self._evict = _nothing  # what it was refers to this share: a circle is freed late
 
     def evict(self) -> None:
         """The memory is needed: whoever waits for the client has to give up."""

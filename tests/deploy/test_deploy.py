@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import tomllib
@@ -309,6 +310,60 @@ def test_everything_in_a_lock_has_hashes_and_no_address(image):
     for entry in re.split(r"\n(?=\w)", re.sub(r"(?m)^\s*#.*\n", "", text)):
         assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), entry
     assert not re.search(r"://|--(?:extra-)?index-url|--find-links", text)
+
+
+def copied(stage: str) -> list[str]:
+    """What a stage of the Dockerfile has from this repository, those that it is made from included."""
+    dockerfile = (ROOT / "Dockerfile").read_text().replace("${WEIGHTS}", "models/demo/yolov8n-demo.pt")
+    stages = {text.split()[2]: text for text in re.split(r"(?m)^FROM ", dockerfile)[1:]}
+    paths: list[str] = []
+    while stage in stages:
+        lines = re.findall(r"(?m)^COPY (?!--from)(.+) \S+$", stages[stage])
+        paths += [path for line in lines for path in line.split() if "${" not in path]
+        stage = stages[stage].split()[0]
+    return paths
+
+
+@pytest.fixture
+def image(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
+    """`yolopard build` with the code and files of the image that only serves, and without torch."""
+    for path in (path for pattern in copied("cpu") for path in ROOT.glob(pattern)):
+        target = tmp_path / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(path, target) if path.is_dir() else shutil.copy(path, target)
+    command = "import sys; sys.modules['torch'] = None; from app.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
+
+    def run(*options: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-c", command, "build", "--backend", "openvino", *options],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_the_image_that_only_serves_has_all_that_finding_its_engine_takes(build, image):
+    """models/demo/scenes.py, which is in the fingerprint, was missing, and the container ended with a traceback."""
+    built = build()
+    done = image("--engines-dir", str(built.folder.parent))
+    assert str(built.folder) in done.stdout, done.stderr
+    assert done.returncode == 0
+
+
+def test_the_image_that_only_serves_holds_nothing_that_builds_or_evaluates():
+    assert "app/api" in copied("cpu")
+    assert not {"app", "app/building", "app/evaluation", "app/bench"} & set(copied("cpu"))
+
+
+def test_an_engine_that_is_not_there_is_told_in_one_line_where_only_serving_is_installed(build, image):
+    done = image("--engines-dir", str(build().folder.parent), "--batch", "3")
+    assert done.stderr.splitlines()[-1].startswith("yolopard: an engine has to be built, and this installation only")
+    assert done.returncode == 1
 
 
 def test_images_install_nothing_without_a_hash_but_the_libraries_of_tensorrt():
