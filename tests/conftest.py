@@ -32,6 +32,7 @@ from app.settings import DEMO, DEMO_WEIGHTS, Settings
 from app.store.manifest import StoredEngine
 
 ROOT = Path(__file__).parents[1]
+ENGINE_FIXTURES = {"build", "demo", "batching_demo", "of_task", "exported"}  # what they return was built or exported
 PATIENCE_S = 300  # for what comes in seconds, on a machine that is slow or busy with something else
 
 
@@ -62,6 +63,12 @@ def without_collector() -> Iterator[list[str]]:
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if ENGINE_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.engine)
 
 
 @pytest.fixture(scope="session")

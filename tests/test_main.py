@@ -62,7 +62,7 @@ def engine(build) -> Path:
     return build().folder.parent
 
 
-@pytest.mark.alone
+@pytest.mark.serial
 def test_serve_finds_its_engine_is_ready_in_ten_seconds_and_its_curl_line_works(engine):
     served = Served("--engines-dir", str(engine))
     try:

@@ -105,7 +105,7 @@ def test_wrong_options_are_refused_by_name(option, capsys):
     assert option[0].lstrip("-") in capsys.readouterr().err
 
 
-@pytest.mark.alone
+@pytest.mark.serial
 def test_server_of_a_bench_that_is_killed_by_ctrl_c_ends_with_it(tmp_path):
     command = [sys.executable, "-m", "app", "bench", *SIMULATED, "--seconds", "30", "--out", str(tmp_path)]
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True) as process:

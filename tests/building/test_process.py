@@ -84,7 +84,7 @@ process.run(lambda progress: print(progress.phase, process._process and process.
 """
 
 
-@pytest.mark.alone
+@pytest.mark.serial
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_builder_ends_with_its_parent_however_that_ends(order, sent):
     with subprocess.Popen(
