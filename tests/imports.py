@@ -16,9 +16,8 @@ def main() -> None:
     rooms = {(_room(name), _room(other)) for name, other in edges if _room(name) != _room(other)}
     print(f"{len(modules)} modules, {len(packages)} packages below app: {', '.join(sorted(packages))}")
     print(f"{len(edges)} imports between modules, {len(rooms)} between packages and single modules of app")
-    print(
-        f"{len({_room(name) for name in modules})} packages and single modules, the longest chain of them {_depth(rooms)}"
-    )
+    both = {_room(name) for name in modules}
+    print(f"{len(both)} packages and single modules, the longest chain of them {_depth(rooms)}")
 
 
 def _room(module: str) -> str:
