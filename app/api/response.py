@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from app import __version__
 from app.model import ModelInfo
-from app.serving.predictor import Prediction, Timings
+from app.serving.prediction import Prediction, Timings
 from app.serving.service import Service
 from app.system.threads import checkpoint
 from app.vision import masks

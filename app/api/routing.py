@@ -23,7 +23,7 @@ from app.api.request.eviction import Evictable
 from app.api.response import server_timing
 from app.errors import BadParameter, DeadlineExceeded, Unsupported
 from app.model import ModelInfo
-from app.serving.predictor import Prediction
+from app.serving.prediction import Prediction
 from app.serving.service import Service
 from app.system.gather import together
 from app.vision.formats import KINDS, announced_pixels, sniff

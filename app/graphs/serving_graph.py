@@ -163,9 +163,8 @@ def _pick_rows(graph: onnx.GraphProto, classes: int, *, centred: bool) -> onnx.V
     if anchors:
         k = ints("k", [min(K, anchors)])
     else:
-        k = node(
-            "Min", [node("Slice", [node("Shape", [best], "shape"), axis1, two, zero], "anchors"), ints("max", [K])], "k"
-        )
+        there = node("Slice", [node("Shape", [best], "shape"), axis1, two, zero], "anchors")
+        k = node("Min", [there, ints("max", [K])], "k")
     graph.node.append(helper.make_node("TopK", [best, k], ["out/score", "out/anchor"], axis=1, sorted=1))
     picked = node("GatherElements", [label, "out/anchor"], "picked", axis=1)
     kept = node("Slice", [head, zero, four, axis1], "boxes")
@@ -186,5 +185,5 @@ def _pick_rows(graph: onnx.GraphProto, classes: int, *, centred: bool) -> onnx.V
     if extras:
         parts.append(node("Slice", [gathered, four, ints("width", [4 + extras]), axis2], "extras_last"))
     graph.node.append(helper.make_node("Concat", parts, ["rows"], axis=2))
-    shape = ["batch", min(K, anchors) if anchors else "k", 6 + extras]
-    return helper.make_tensor_value_info("rows", TensorProto.FLOAT, shape)
+    rows = min(K, anchors) if anchors else "k"
+    return helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["batch", rows, 6 + extras])

@@ -11,17 +11,17 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from app.errors import DeadlineExceeded, Overloaded
 from app.model import ModelInfo
 from app.serving.batcher import Answer, Batcher
+from app.serving.prediction import FramePrediction, Prediction, Timings, detections_of, difference_of
 from app.system.gather import together
 from app.system.metrics import Metrics
 from app.system.threads import Threads, checkpoint
-from app.vision import draw, masks, matching, postprocess, preprocess
+from app.vision import draw, masks, postprocess, preprocess
 from app.vision.postprocess import Detections, Outputs, Thresholds
 from app.vision.preprocess import LetterboxTransform, Pixels, Preprocessor
 
@@ -37,44 +37,6 @@ LEARN = 0.05  # weight of the newest image in what is known of decoding
 PATIENCE_S = 10.0  # with a decoder: the limits of app.vision.formats keep the worst image to a few seconds
 DRAW_PATIENCE_S = 60.0  # with drawing and encoding
 MAX_INLINE_BOXES = 32  # boxes over the threshold; their NMS takes 0.1 ms
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Where the time of one image went, in seconds."""
-
-    decode: float
-    queue: float
-    infer: float
-    postprocess: float
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What one image holds. Boxes and keypoints are px of the upright original, masks are its frame's, and `placement`
-    leads from there to the original, whose pixels are not kept: they may be 150 MB.
-    """
-
-    transform: LetterboxTransform
-    detections: Detections
-    timings: Timings
-    batch_size: int
-    engine: str
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width of the original."""
-        return self.transform.image
-
-
-@dataclass(frozen=True, slots=True)
-class FramePrediction:
-    """What one frame holds: the engine's outputs, in frame px, with only those rows that are left after NMS."""
-
-    outputs: Outputs
-    timings: Timings
-    batch_size: int
-    engine: str
 
 
 class Predictor:
@@ -179,7 +141,7 @@ class Predictor:
         """
 
         def finish(outputs: Outputs, transform: LetterboxTransform) -> Detections:
-            return _detections(outputs, transform, thresholds, self.model)
+            return detections_of(outputs, transform, thresholds, self.model)
 
         prepare = partial(self._preprocessor, data)
         transform, found = await self._predict(prepare, finish, thresholds, deadline, engines, turns, shadowed)
@@ -257,7 +219,7 @@ class Predictor:
         deadline = asyncio.get_running_loop().time() + SHADOW_DEADLINE_S
         try:
             other = await second.submit(frame, deadline)
-            compare = partial(_difference, answer.outputs, other.outputs, self.model)
+            compare = partial(difference_of, answer.outputs, other.outputs, self.model)
             both, ours, theirs = (await _on(self._finishers, compare))[0]
         except Exception as error:  # nobody waits for it, so nobody else would tell
             log.warning("a shadow image was not compared: %s: %s", type(error).__name__, error)
@@ -330,24 +292,3 @@ def _takes_long(outputs: Outputs, thresholds: Thresholds, model: ModelInfo) -> b
     if model.task in ("classify", "segment"):
         return model.task == "segment"
     return postprocess.candidates(outputs[0], thresholds.conf) > MAX_INLINE_BOXES
-
-
-def _detections(
-    outputs: Outputs, transform: LetterboxTransform, thresholds: Thresholds, model: ModelInfo
-) -> Detections:
-    found = postprocess.select(outputs, thresholds, model)
-    match model.task:
-        case "classify":
-            return found
-        case "obb":
-            return replace(found, boxes=preprocess.rotated_to_image(found.boxes, transform))
-    keypoints = None if found.keypoints is None else preprocess.points_to_image(found.keypoints, transform)
-    return replace(found, boxes=preprocess.to_image(found.boxes, transform), keypoints=keypoints)
-
-
-def _difference(ours: Outputs, theirs: Outputs, model: ModelInfo) -> tuple[int, int, int]:
-    """Boxes that two engines find in one frame: both of them, only the first, only the second."""
-    first, second = (
-        postprocess.select(outputs, Thresholds(matching.MIN_MATCH_CONF), model) for outputs in (ours, theirs)
-    )
-    return matching.difference(first, second)

@@ -32,7 +32,7 @@ from app.api.routing import (
 )
 from app.errors import EmptyBody, NotFound, YolopardError
 from app.model import ModelInfo
-from app.serving.predictor import Prediction
+from app.serving.prediction import Prediction
 from app.serving.service import Service
 from app.vision.postprocess import Thresholds, upright
 

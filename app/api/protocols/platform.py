@@ -20,7 +20,7 @@ from app.api.response import ResponseFormat, to_json
 from app.api.routing import body_limit, door, predict, read_before_deadline, require_boxes, respond
 from app.errors import EmptyBody, NotFound, YolopardError
 from app.model import ModelInfo
-from app.serving.predictor import Prediction
+from app.serving.prediction import Prediction
 from app.serving.service import Service
 from app.vision.postprocess import Thresholds, upright
 
@@ -81,7 +81,7 @@ def routes(service: Service) -> APIRouter:
 
     async def answer(request: Request, model: str = "", *, hub: bool = False) -> Response:
         started = time.perf_counter()
-        form, fields, image = await read_before_deadline(request, _read(request))
+        form, fields, image = await read_before_deadline(request, _read(service, request))
         _require_model(model or fields.model.rstrip("/").rpartition("/")[2], service.predictor.model)
         old = hub and bool(_OLD & {*form.fields, form.file_name})
         if old:
@@ -96,18 +96,6 @@ def routes(service: Service) -> APIRouter:
                 service, [predictions], started, ResponseFormat(decimals=fields.decimals, normalize=fields.normalize)
             ),
         )
-
-    async def _read(request: Request) -> tuple[Form, PredictForm, bytes]:
-        form = await read_form(request, body_limit(service, request))
-        fields = _parse({**request.query_params, **form.fields})
-        if form.file is None and not fields.source:
-            raise EmptyBody("there is no image: send it as the form's part 'file', or name it in the field 'source'")
-        image = (
-            await images.load(fields.source, settings, RequestContext.of(request.scope).share)
-            if form.file is None
-            else form.file
-        )
-        return form, fields, image
 
     @router.post("/predict", summary="An endpoint of its own, on Ultralytics Platform", openapi_extra=_OPENAPI)
     async def dedicated(request: Request) -> Response:
@@ -128,6 +116,19 @@ def routes(service: Service) -> APIRouter:
         return await answer(request)
 
     return router
+
+
+async def _read(service: Service, request: Request) -> tuple[Form, PredictForm, bytes]:
+    form = await read_form(request, body_limit(service, request))
+    fields = _parse({**request.query_params, **form.fields})
+    if form.file is None and not fields.source:
+        raise EmptyBody("there is no image: send it as the form's part 'file', or name it in the field 'source'")
+    image = (
+        await images.load(fields.source, service.settings, RequestContext.of(request.scope).share)
+        if form.file is None
+        else form.file
+    )
+    return form, fields, image
 
 
 def _parse(fields: dict[str, str]) -> PredictForm:

@@ -18,7 +18,8 @@ from app.api.response import ResponseFormat, server_timing, to_json
 from app.api.routing import body_limit, compare, door, encoding, read_before_deadline, respond
 from app.errors import BadParameter
 from app.model import ModelInfo
-from app.serving.predictor import Prediction, Predictor
+from app.serving.prediction import Prediction
+from app.serving.predictor import Predictor
 from app.serving.service import Service
 from app.vision.postprocess import Thresholds
 

@@ -30,7 +30,7 @@ from app.api.routing import (
 )
 from app.errors import EmptyBody, NotFound, TooManyFiles, YolopardError
 from app.model import ModelInfo
-from app.serving.predictor import Prediction
+from app.serving.prediction import Prediction
 from app.serving.service import Service
 from app.vision.postprocess import Thresholds, upright
 from app.vision.preprocess import KINDS, sniff
@@ -186,7 +186,7 @@ def _inference(service: Service) -> APIRouter:
         given = asked.image if isinstance(asked.image, list) else [asked.image]
         if not 1 <= len(given) <= settings.max_files:
             raise TooManyFiles(f"a request has 1 to {settings.max_files} images, not {len(given)}")
-        files = [await read_before_deadline(request, _load(request, image)) for image in given]
+        files = [await read_before_deadline(request, _load(service, request, image)) for image in given]
         thresholds = asked.thresholds(asked.class_filter or [], predictor.model)
         predictions = await predict(service, request, files, thresholds)
         answers = [_to_json(request, each, predictor.model, started) for each in predictions]
@@ -195,11 +195,6 @@ def _inference(service: Service) -> APIRouter:
                 answer["visualization"] = base64.b64encode(await predictor.draw(data, prediction, "jpeg")).decode()
         return await respond(service, predictions, lambda: answers if isinstance(asked.image, list) else answers[0])
 
-    async def _load(request: Request, image: Image) -> bytes:
-        if image.type == "base64":
-            return await images.from_text(image.value)
-        return await images.load(image.value, settings, RequestContext.of(request.scope).share)
-
     @router.post("/{project}/{version:int}", summary="Boxes, as detect.roboflow.com answers")
     async def snippet(request: Request, project: str, version: int) -> Response:
         started = time.perf_counter()
@@ -207,27 +202,34 @@ def _inference(service: Service) -> APIRouter:
         require_key(settings.api_keys, request.headers, asked.api_key)
         predictor = service.predictor
         _require_model(f"{project}/{version}", predictor.model)
-        data = await read_before_deadline(request, _read(request, asked.image))
+        data = await read_before_deadline(request, _read(service, request, asked.image))
         thresholds = asked.thresholds([name for name in asked.classes.split(",") if name], predictor.model)
         predictions = await predict(service, request, [data], thresholds)
         if asked.format == "image":
             return Response(await predictor.draw(data, predictions[0], "jpeg"), media_type="image/jpeg")
         return await respond(service, predictions, lambda: _to_json(request, predictions[0], predictor.model, started))
 
-    async def _read(request: Request, url: str) -> bytes:
-        """Base64 whatever the Content-Type says, or a form's file, or the image itself."""
-        if url:
-            return await images.load(url, settings, RequestContext.of(request.scope).share)
-        if is_multipart(request):
-            form = await read_form(request, body_limit(service, request))
-            body = form.file or form.fields.get("file", "").encode()
-        else:
-            body = await read_body(request, body_limit(service, request))
-        if not body:
-            raise EmptyBody("the body is empty: send an image, or one in base64")
-        return body if sniff(body) in KINDS else await parsed(lambda: images.from_base64(body), body)
-
     return router
+
+
+async def _load(service: Service, request: Request, image: Image) -> bytes:
+    if image.type == "base64":
+        return await images.from_text(image.value)
+    return await images.load(image.value, service.settings, RequestContext.of(request.scope).share)
+
+
+async def _read(service: Service, request: Request, url: str) -> bytes:
+    """Base64 whatever the Content-Type says, or a form's file, or the image itself."""
+    if url:
+        return await images.load(url, service.settings, RequestContext.of(request.scope).share)
+    if is_multipart(request):
+        form = await read_form(request, body_limit(service, request))
+        body = form.file or form.fields.get("file", "").encode()
+    else:
+        body = await read_body(request, body_limit(service, request))
+    if not body:
+        raise EmptyBody("the body is empty: send an image, or one in base64")
+    return body if sniff(body) in KINDS else await parsed(lambda: images.from_base64(body), body)
 
 
 def _validate(given: Any, wanted: type[M]) -> M:

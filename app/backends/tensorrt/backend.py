@@ -20,7 +20,8 @@ import tensorrt as trt
 
 from app.backends import BuildContext
 from app.backends.tensorrt import cuda
-from app.backends.tensorrt.engine import TensorrtEngine, describe, precision_of
+from app.backends.tensorrt.engine import TensorrtEngine
+from app.backends.tensorrt.prebuilt import describe, precision_of
 from app.errors import BackendUnavailable, BuildFailed, EngineStale
 from app.model import Shape, format_shapes
 from app.weights import metadata

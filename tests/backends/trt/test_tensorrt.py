@@ -69,10 +69,10 @@ def rig(request, monkeypatch) -> Iterator[Rig]:
     trt = TensorRT(request.param, gpu)
     monkeypatch.setattr(cuda, "runtime", gpu)
     monkeypatch.setitem(sys.modules, "tensorrt", trt.module)
-    for name in ("tensorrt.backend", "tensorrt.engine"):
+    for name in ("tensorrt.backend", "tensorrt.engine", "tensorrt.layout"):
         monkeypatch.delitem(sys.modules, f"app.backends.{name}", raising=False)
     yield Rig(cuda=gpu, trt=trt, backend=importlib.import_module("app.backends.tensorrt.backend"))
-    for name in ("tensorrt.backend", "tensorrt.engine"):
+    for name in ("tensorrt.backend", "tensorrt.engine", "tensorrt.layout"):
         sys.modules.pop(f"app.backends.{name}", None)
         if hasattr(backends, name):
             delattr(backends, name)

@@ -13,6 +13,7 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2 as messages
 
 from app.api.auth import require_key
+from app.api.protocols.kserve.grpc_calls import aborting, handler, refusal, until
 from app.api.protocols.kserve.messages import InferRequest, read, read_request, write_response
 from app.api.protocols.kserve.reading import Reads
 from app.api.protocols.kserve.repository import Repository
@@ -38,14 +39,6 @@ LINGER_S = 0.5
 
 _SERVICE = "inference.GRPCInferenceService"
 _OPEN = ("ServerLive", "ServerReady", "ModelReady")  # to who shows no key
-_STATUS = {
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    404: grpc.StatusCode.NOT_FOUND,
-    500: grpc.StatusCode.INTERNAL,
-    501: grpc.StatusCode.UNIMPLEMENTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}  # what else there is, the client can mend: INVALID_ARGUMENT
 
 
 @asynccontextmanager
@@ -137,9 +130,9 @@ class _Calls:
         one, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
         calls = {name: self._fact(name, fact) for name, fact in facts.items()}
         calls |= {name: self._fact_of_all(name, fact) for name, fact in of_all.items()}
-        return {name: _handler(one, name, call) for name, call in calls.items()} | {
-            "ModelInfer": _handler(one, "ModelInfer", _aborting(self._infer_one)),
-            "ModelStreamInfer": _handler(stream, "ModelStreamInfer", self._infer_stream),
+        return {name: handler(one, name, call) for name, call in calls.items()} | {
+            "ModelInfer": handler(one, "ModelInfer", aborting(self._infer_one)),
+            "ModelStreamInfer": handler(stream, "ModelStreamInfer", self._infer_stream),
         }
 
     def _fact(self, name: str, fact: Callable[[Any], dict[str, Any] | None]) -> Callable[[Any, Any], Any]:
@@ -153,7 +146,7 @@ class _Calls:
                     raise BodyTooLarge(f"the message is larger than {SMALL_BYTES} bytes")
                 return ParseDict(fact(read(asked, data)) or {}, told())
 
-        return _aborting(call)
+        return aborting(call)
 
     def _fact_of_all(self, name: str, fact: Callable[[], dict[str, Any]]) -> Callable[[Any, Any], Any]:
         told = getattr(messages, f"{name}Response")
@@ -162,7 +155,7 @@ class _Calls:
             self._require_key(name, context)
             return ParseDict(fact(), told())
 
-        return _aborting(call)
+        return aborting(call)
 
     def _require_key(self, name: str, context: Any) -> None:
         """Raises Unauthorized."""
@@ -192,7 +185,7 @@ class _Calls:
         self._streams -= 1
         try:
             with self._active():
-                async for data in _until(self.closing, requests):
+                async for data in until(self.closing, requests):
                     yield await self._infer_next(data, context)
         finally:
             self._streams += 1
@@ -203,7 +196,7 @@ class _Calls:
             if not self._streams:
                 raise Overloaded("as many streams are open as the server takes")
         except YolopardError as error:
-            return _refusal(error)
+            return refusal(error)
         return None
 
     async def _infer_next(self, data: bytes, context: Any) -> Any:
@@ -266,43 +259,3 @@ class _Calls:
             labels = [(each.labels.model, each.name) for each in deployed] or [("", "")]
             service.metrics.requests.labels(*labels[0], "kserve", str(status)).inc()
             service.metrics.request_seconds.labels(*labels[0], "kserve").observe(time.perf_counter() - started)
-
-
-async def _until(closing: asyncio.Event, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """A stream's requests: its client may keep it open without any, which must not keep the server."""
-    ended = asyncio.ensure_future(closing.wait())
-    following = asyncio.ensure_future(anext(requests, None))
-    try:
-        while True:
-            await asyncio.wait((following, ended), return_when=asyncio.FIRST_COMPLETED)
-            if not following.done() or following.result() is None:
-                return
-            yield following.result()
-            following = asyncio.ensure_future(anext(requests, None))
-    finally:
-        following.cancel()
-        ended.cancel()
-
-
-def _handler(kind: Callable[..., grpc.RpcMethodHandler], name: str, call: Callable[..., Any]) -> grpc.RpcMethodHandler:
-    """Requests reach `call` as bytes: what gRPC itself cannot read would be a defect of the server, by its status."""
-    return kind(call, response_serializer=getattr(messages, f"{name}Response").SerializeToString)
-
-
-def _aborting(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """The call, whose YolopardErrors end it with their status."""
-
-    async def answer(requests: AsyncIterator[bytes], context: Any) -> Any:
-        try:
-            return await call(requests, context)
-        except YolopardError as error:
-            refusal = _refusal(error)
-        return await context.abort(*refusal)
-
-    return answer
-
-
-def _refusal(error: YolopardError) -> tuple[grpc.StatusCode, str]:
-    """For `context.abort`, called when the error is gone: its traceback holds the message, and gRPC would keep it."""
-    forget(error)
-    return _STATUS.get(error.status, grpc.StatusCode.INVALID_ARGUMENT), str(error)

@@ -34,87 +34,105 @@ def shape(error: YolopardError, request_id: str) -> tuple[int, dict[str, Any]]:
 
 def routes(service: Service, models: Repository) -> APIRouter:
     """Everything under /v2."""
+    health, facts = _health(service), _facts(service, models)
+    return APIRouter(routes=[*health.routes, *_inference(service, models).routes, *facts.routes])
+
+
+def _health(service: Service) -> APIRouter:
+    router = APIRouter(tags=[PROTOCOL], route_class=protocol_route(PROTOCOL, shape))
+
+    @router.get("/v2/health/live", summary="The process answers")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @router.get("/v2/health/ready", summary="Images are answered")
+    async def ready() -> JSONResponse:
+        return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
+
+    return router
+
+
+def _facts(service: Service, models: Repository) -> APIRouter:
+    """Of the server and its models, and what Triton has besides."""
     settings = service.settings
 
     def key(request: Request) -> None:
         require_key(settings.api_keys, request.headers)
 
     keyed = [Depends(key), *described(settings.api_keys)]
-    health = APIRouter(tags=[PROTOCOL], route_class=protocol_route(PROTOCOL, shape))
-    facts = APIRouter(tags=[PROTOCOL], route_class=protocol_route(PROTOCOL, shape), dependencies=keyed)
-    images = APIRouter(
-        tags=[PROTOCOL], route_class=door(service, PROTOCOL, shape), dependencies=described(settings.api_keys)
-    )
+    router = APIRouter(tags=[PROTOCOL], route_class=protocol_route(PROTOCOL, shape), dependencies=keyed)
 
-    @facts.get("/v2", summary="What this server is")
+    @router.get("/v2", summary="What this server is")
     async def server() -> dict[str, Any]:
         return models.server()
 
-    @health.get("/v2/health/live", summary="The process answers")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
-
-    @health.get("/v2/health/ready", summary="Images are answered")
-    async def ready() -> JSONResponse:
-        return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
-
-    @facts.post("/v2/repository/index", summary="The models")
+    @router.post("/v2/repository/index", summary="The models")
     async def index() -> list[dict[str, str]]:
         return models.index()
 
-    @facts.post("/v2/repository/models/{model}/load", summary="Only confirms: models do not change")
+    @router.post("/v2/repository/models/{model}/load", summary="Only confirms: models do not change")
     async def load(model: str, request: Request) -> dict[str, str]:
         body = await read_before_deadline(request, read_body(request, small_limit(service, request)))
         models.load(model, changed=_has_parameters(body))
         return {}
 
-    @facts.post("/v2/repository/models/{model}/unload", summary="Refused: models do not change")
+    @router.post("/v2/repository/models/{model}/unload", summary="Refused: models do not change")
     async def unload(model: str) -> None:
         models.unload(model)
 
-    @facts.get("/v2/models/stats", summary="What all models have done")
-    @facts.get("/v2/models/{model}/stats", summary="What a model has done")
-    @facts.get("/v2/models/{model}/versions/{version}/stats", include_in_schema=False)
+    _add_model_facts(router, models)
+    for path in ("trace/setting", "models/{model}/trace/setting", "logging", "{kind}sharedmemory/{rest:path}"):
+        router.add_api_route(f"/v2/{path}", elsewhere, methods=["GET", "POST"], include_in_schema=False)
+    return router
+
+
+def _add_model_facts(router: APIRouter, models: Repository) -> None:
+    @router.get("/v2/models/stats", summary="What all models have done")
+    @router.get("/v2/models/{model}/stats", summary="What a model has done")
+    @router.get("/v2/models/{model}/versions/{version}/stats", include_in_schema=False)
     async def stats(model: str = "", version: str = "") -> dict[str, Any]:
         return models.statistics(model, version)
 
-    @facts.get("/v2/models/{model}", summary="Inputs and outputs")
-    @facts.get("/v2/models/{model}/versions/{version}", include_in_schema=False)
+    @router.get("/v2/models/{model}", summary="Inputs and outputs")
+    @router.get("/v2/models/{model}/versions/{version}", include_in_schema=False)
     async def metadata(model: str, version: str = "") -> dict[str, Any]:
         return models.metadata(model, version)
 
-    @facts.get("/v2/models/{model}/config", summary="The model, as Triton's clients want it told")
-    @facts.get("/v2/models/{model}/versions/{version}/config", include_in_schema=False)
+    @router.get("/v2/models/{model}/config", summary="The model, as Triton's clients want it told")
+    @router.get("/v2/models/{model}/versions/{version}/config", include_in_schema=False)
     async def config(model: str, version: str = "") -> dict[str, Any]:
         return models.config(model, version)
 
-    @facts.get("/v2/models/{model}/ready", summary="The model answers")
-    @facts.get("/v2/models/{model}/versions/{version}/ready", include_in_schema=False)
+    @router.get("/v2/models/{model}/ready", summary="The model answers")
+    @router.get("/v2/models/{model}/versions/{version}/ready", include_in_schema=False)
     async def model_ready(model: str, version: str = "") -> dict[str, bool]:
         models.require_ready(model, version)
         return {"ready": True}
 
-    @images.post("/v2/models/{model}/infer", summary="What is on frames or images", openapi_extra=_OPENAPI)
-    @images.post("/v2/models/{model}/versions/{version}/infer", include_in_schema=False)
+
+def _inference(service: Service, models: Repository) -> APIRouter:
+    settings = service.settings
+    router = APIRouter(
+        tags=[PROTOCOL], route_class=door(service, PROTOCOL, shape), dependencies=described(settings.api_keys)
+    )
+
+    @router.post("/v2/models/{model}/infer", summary="What is on frames or images", openapi_extra=_OPENAPI)
+    @router.post("/v2/models/{model}/versions/{version}/infer", include_in_schema=False)
     async def infer(request: Request, model: str, version: str = "") -> Response:
-        asked, exchange = models.find(model, version), RequestContext.of(request.scope)
-        exchange.engine = service.predictor.engines[0]
-        most = max(settings.max_tensor_bytes, settings.max_body_bytes)
-        limit = body_limit(service, request, most)
+        wanted, context = models.find(model, version), RequestContext.of(request.scope)
+        context.engine = service.predictor.engines[0]
+        limit = body_limit(service, request, max(settings.max_tensor_bytes, settings.max_body_bytes))
         body = await read_before_deadline(request, read_body(request, limit))
-        question = await _parsed(lambda: parse(body, request.headers, asked, limit), body, request.headers)
-        pixels, answer_bytes = models.weigh(asked, question.inference)
-        exchange.share.add_bytes(answer_bytes)
+        question = await _parsed(lambda: parse(body, request.headers, wanted, limit), body, request.headers)
+        pixels, answer_bytes = models.weigh(wanted, question.inference)
+        context.share.add_bytes(answer_bytes)
         admit(service, request, pixels)
         async with unless_gone(request):
-            outputs = await models.infer(asked, question.inference, exchange.deadline)
-        exchange.share.add_bytes(sum(output.size for output in outputs))
-        return await _respond(request, *await _encoded(asked, question, outputs))
+            outputs = await models.infer(wanted, question.inference, context.deadline)
+        context.share.add_bytes(sum(output.size for output in outputs))
+        return await _respond(request, *await _encoded(wanted, question, outputs))
 
-    for path in ("trace/setting", "models/{model}/trace/setting", "logging", "{kind}sharedmemory/{rest:path}"):
-        facts.add_api_route(f"/v2/{path}", elsewhere, methods=["GET", "POST"], include_in_schema=False)
-
-    return APIRouter(routes=[*health.routes, *images.routes, *facts.routes])
+    return router
 
 
 async def _parsed(work: Callable[[], Question], body: bytes, headers: Headers) -> Question:

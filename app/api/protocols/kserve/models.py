@@ -19,7 +19,8 @@ from app.api.protocols.kserve.specs import TensorSpec
 from app.api.protocols.kserve.tensors import Tensor
 from app.errors import BadParameter
 from app.model import ModelInfo, format_shapes
-from app.serving.predictor import FramePrediction, Prediction, Predictor
+from app.serving.prediction import FramePrediction, Prediction
+from app.serving.predictor import Predictor
 from app.system.threads import checkpoint
 from app.vision import masks
 from app.vision.postprocess import Thresholds, corners

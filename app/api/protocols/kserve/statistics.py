@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from app.serving.predictor import FramePrediction, Prediction
+from app.serving.prediction import FramePrediction, Prediction
 
 
 class Statistics:

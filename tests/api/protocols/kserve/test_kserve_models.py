@@ -12,7 +12,7 @@ from ultralytics import YOLO
 from app.api.protocols.kserve.models import ImageModel, TensorModel, to_frame
 from app.graphs import export
 from app.model import ModelInfo
-from app.serving.predictor import FramePrediction, Prediction, Timings
+from app.serving.prediction import FramePrediction, Prediction, Timings
 from app.settings import DEMO, DEMO_WEIGHTS
 from app.vision import preprocess
 from app.vision.masks import Mask

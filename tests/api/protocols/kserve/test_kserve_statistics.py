@@ -1,7 +1,7 @@
 """What a model counts."""
 
 from app.api.protocols.kserve.statistics import Statistics
-from app.serving.predictor import Prediction, Timings
+from app.serving.prediction import Prediction, Timings
 from app.vision.postprocess import Detections
 
 
