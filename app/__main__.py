@@ -30,7 +30,7 @@ from app.serving.spec import BuildRequest
 from app.serving.stored import StoredEngines
 from app.settings import DEMO, FIELDS, Settings
 from app.store import store
-from app.store.accuracy import ENOUGH, AccuracyReport, Limits
+from app.store.accuracy import MIN_BOXES, AccuracyReport, Limits
 from app.store.manifest import StoredEngine
 from app.system import host, log
 
@@ -74,7 +74,7 @@ def serve(settings: Settings) -> NoReturn:
     service = Service(
         settings,
         lambda backend: engine_provider(settings, backend),
-        on_ready=lambda deployed: _print_ready(settings, deployed.built),
+        on_ready=lambda loaded: _print_ready(settings, loaded.built),
         on_failure=lambda: setattr(server, "should_exit", True),
     )
     server.config.app = create_app(service)
@@ -180,11 +180,11 @@ def _print_progress(progress: Progress) -> None:
 
 
 def _table(built: StoredEngine) -> str:
-    """How the engine was judged, a line a figure."""
+    """How the engine was evaluated, a line a figure."""
     gate, precision = built.manifest.gate, built.manifest.fingerprint.precision
     figures = gate.figures
     if figures is None:
-        return f"not judged: {gate.on}"
+        return f"not evaluated: {gate.on}"
     lines = {
         "accuracy gate": f"{precision} against {gate.reference} on {gate.on}",
         "boxes found": _found(figures),
@@ -210,7 +210,7 @@ def _table(built: StoredEngine) -> str:
 
 def _found(figures: AccuracyReport) -> str:
     low, high = figures.interval()
-    open_ = f" (with 95 % confidence {low:.2f} to {high:.2f})" if 0 < figures.boxes < ENOUGH else ""
+    open_ = f" (with 95 % confidence {low:.2f} to {high:.2f})" if 0 < figures.boxes < MIN_BOXES else ""
     return f"{figures.agreement:.2%} of {figures.boxes}{open_}, {figures.false_positives:.2%} of its own are new"
 
 

@@ -152,8 +152,8 @@ def last_line(text: str) -> str:
 
 def version_of(kind: Kind) -> str:
     code = "import sys, importlib.metadata as m; print(', '.join(f'{p} {m.version(p)}' for p in sys.argv[1:]))"
-    told = subprocess.run([kind.command[0], "-c", code, *kind.packages], capture_output=True, text=True, check=True)
-    return told.stdout.strip()
+    reported = subprocess.run([kind.command[0], "-c", code, *kind.packages], capture_output=True, text=True, check=True)
+    return reported.stdout.strip()
 
 
 class Server:

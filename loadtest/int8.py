@@ -54,7 +54,7 @@ class Engine:
 
 
 class Judge:
-    """The FP32 graph's outputs on the gate's images, beside which engines are judged."""
+    """The FP32 graph's outputs on the gate's images, beside which engines are evaluated."""
 
     def __init__(self, serving: Path, model: ModelInfo, images: datasets.Dataset) -> None:
         self._model = model

@@ -37,7 +37,7 @@ class Device:
         self.rows = rows  # [K, 6] of every image; None = every value is the frame's first pixel
         self.batches: list[list[int]] = []  # the first pixel of every frame
         self.shapes: list[tuple[int, ...]] = []
-        self.alone: list[bool] = []  # what it was told of each batch
+        self.low_latency: list[bool] = []  # what it was told of each batch
         self.gate = threading.Event()
         self.gate.set()
         self.busy = threading.Semaphore(0)
@@ -49,14 +49,14 @@ class Device:
         self.frames: list[np.ndarray] = []  # of the last batch
         self.nice: int | None = None  # of the thread that ran the last batch
 
-    def infer(self, instance: int, frames: Sequence[np.ndarray], *, alone: bool = False) -> list[Outputs]:
+    def infer(self, instance: int, frames: Sequence[np.ndarray], *, low_latency: bool = False) -> list[Outputs]:
         images = np.stack(frames)
         self.threads.add(threading.current_thread().name)
         self.frames = list(frames)
         self.nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         self.batches.append(images[:, 0, 0, 0].tolist())
         self.shapes.append(images.shape)
-        self.alone.append(alone)
+        self.low_latency.append(low_latency)
         self.busy.release()
         assert self.gate.wait(10)
         if self.failure is not None:
@@ -79,7 +79,7 @@ class Device:
             pass
         self.batches.clear()
         self.shapes.clear()
-        self.alone.clear()
+        self.low_latency.clear()
 
     async def until_busy(self) -> None:
         assert await asyncio.to_thread(self.busy.acquire, timeout=10)
@@ -105,7 +105,7 @@ class Backend:
     def device(self) -> str:
         return "cpu test"
 
-    def build(self, recipe: BuildContext) -> dict[str, Any]:
+    def build(self, context: BuildContext) -> dict[str, Any]:
         raise AssertionError("nothing is built")
 
     def load(self, folder: Path, instances: int, threads: int) -> Device:

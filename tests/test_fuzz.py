@@ -153,8 +153,8 @@ def test_any_other_text_is_refused_in_words_if_at_all(text):
 @few
 @given(kserve.bodies("images") | kserve.bodies("image"), st.sampled_from([TensorModel, ImageModel]))
 def test_any_body_is_a_question_of_kserve_or_refused(made, kind):
-    body, told = made
-    headers = Headers(raw=[(name.lower().encode(), value.encode("latin-1")) for name, value in told.items()])
+    body, reported = made
+    headers = Headers(raw=[(name.lower().encode(), value.encode("latin-1")) for name, value in reported.items()])
     with contextlib.suppress(RequestError, Unsupported):
         question = parse(
             body, headers, kind(fakes.MODEL, 4), Limit(300_000, Inflight(None, None).share(), max_json_bytes=300_000)
@@ -219,7 +219,7 @@ def test_slow_half_and_endless_clients_get_no_5xx_and_the_next_right_one_is_answ
 
 @pytest.mark.parametrize("cost", ["cpu", "memory", "none", "once"])
 def test_a_request_that_costs_too_much_would_be_told_once_it_has_done_so_twice(cost):
-    told, sent = [], []
+    reported, sent = [], []
 
     def send(made: str) -> None:
         sent.append(made)
@@ -229,7 +229,7 @@ def test_a_request_that_costs_too_much_would_be_told_once_it_has_done_so_twice(c
         while time.process_time() < until:
             pass
 
-    Meter(os.getpid(), told.append).watch(send, "a request")
+    Meter(os.getpid(), reported.append).watch(send, "a request")
     assert len(sent) == (1 if cost == "none" else 2)
-    assert len(told) == (1 if cost in ("cpu", "memory") else 0)
-    assert all("'a request'" in each for each in told)
+    assert len(reported) == (1 if cost in ("cpu", "memory") else 0)
+    assert all("'a request'" in each for each in reported)

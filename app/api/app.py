@@ -69,7 +69,7 @@ def create_app(service: Service) -> ASGIApp:
 
 
 def _grpc(service: Service, models: Repository) -> AbstractAsyncContextManager[None]:
-    """The second door, where GRPC_PORT opens one."""
+    """Serves gRPC too if GRPC_PORT is set."""
     if service.settings.grpc_port is None or "kserve" not in service.settings.protocols:
         return nullcontext()
     from app.api.protocols.kserve import grpc  # noqa: PLC0415  # without the package only this door is missing

@@ -50,8 +50,8 @@ class RequestContext:
 
     @classmethod
     def of(cls, scope: Scope) -> "RequestContext":
-        exchange: RequestContext = scope[_KEY]
-        return exchange
+        context: RequestContext = scope[_KEY]
+        return context
 
     def respond(self, error: YolopardError, headers: dict[str, str] | None = None) -> Response:
         """The error, in the shape that the protocol's clients read."""
@@ -83,14 +83,14 @@ class RequestContextMiddleware:
             return
         if scope["method"] == "HEAD":  # as GET; uvicorn leaves out the body, by its own copy of the method
             scope = {**scope, "method": "GET"}
-        exchange = scope[_KEY] = RequestContext(_request_id(scope), self._service.inflight.share())
+        context = scope[_KEY] = RequestContext(_request_id(scope), self._service.inflight.share())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                exchange.status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", exchange.request_id.encode())]
+                context.status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", context.request_id.encode())]
             try:
-                await _send(message, send, exchange.share)
+                await _send(message, send, context.share)
             except Overloaded as error:
                 self._service.count_refusal(error.code)
                 scope["yolopard.cut_off"]()
@@ -101,30 +101,30 @@ class RequestContextMiddleware:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
-            if not exchange.defect:
-                response, answered = exchange.explain_defect(error), exchange.status
+            if not context.defect:
+                response, answered = context.explain_defect(error), context.status
                 if not answered:
                     await response(scope, receive, send_with_id)
         finally:
-            exchange.reading.close()
-            exchange.held.close()
-            exchange.share.close()
+            context.reading.close()
+            context.held.close()
+            context.share.close()
             scope.pop("yolopard.cut_off", None)  # it holds the connection, which holds the scope
-            self._count(scope, exchange)
+            self._count(scope, context)
 
-    def _count(self, scope: Scope, exchange: RequestContext) -> None:
-        seconds = time.perf_counter() - exchange.started
+    def _count(self, scope: Scope, context: RequestContext) -> None:
+        seconds = time.perf_counter() - context.started
         built, metrics = self._service.built, self._service.metrics
-        if exchange.protocol:
+        if context.protocol:
             model = built.manifest.model.name if built else ""
-            metrics.requests.labels(model, exchange.engine, exchange.protocol, str(exchange.status)).inc()
-            metrics.request_seconds.labels(model, exchange.engine, exchange.protocol).observe(seconds)
+            metrics.requests.labels(model, context.engine, context.protocol, str(context.status)).inc()
+            metrics.request_seconds.labels(model, context.engine, context.protocol).observe(seconds)
         if self._service.settings.access_log:
             facts = {
-                "request_id": exchange.request_id,
+                "request_id": context.request_id,
                 "method": scope["method"],
                 "path": scope["path"],
-                "status": exchange.status,
+                "status": context.status,
                 "ms": round(seconds * 1000, 2),
             }
             log.info("request", extra=facts)

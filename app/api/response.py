@@ -37,8 +37,8 @@ def to_json(
     response_format: ResponseFormat = ResponseFormat(),
 ) -> dict[str, Any]:
     """The whole answer, with results as those of Ultralytics' `Results.summary()`."""
-    asked = next(d for d in service.deployed if d.name == compared[0][0].engine)
-    fingerprint, model = asked.built.manifest.fingerprint, asked.built.manifest.model
+    requested = next(d for d in service.loaded if d.name == compared[0][0].engine)
+    fingerprint, model = requested.built.manifest.fingerprint, requested.built.manifest.model
     return {
         "images": [_image_json(answers, model, response_format) for answers in compared],
         "metadata": {

@@ -1,4 +1,4 @@
-"""What the images of every protocol go through: key, door, deadline, engine, and the clock on the answer."""
+"""What requests of every protocol pass through: key, admission, deadline, engine, and the times in the answer."""
 
 import asyncio
 import time
@@ -42,9 +42,9 @@ def protocol_route(protocol: str, shape: Shape) -> type[APIRoute]:
 
     class ProtocolRoute(APIRoute):
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            exchange = RequestContext.of(scope)
-            exchange.protocol, exchange.shape = protocol, shape
-            exchange.deadline = asyncio.get_running_loop().time() + SMALL_S
+            context = RequestContext.of(scope)
+            context.protocol, context.shape = protocol, shape
+            context.deadline = asyncio.get_running_loop().time() + SMALL_S
             await super().handle(scope, receive, send)
 
     return ProtocolRoute
@@ -54,7 +54,7 @@ class ImageRoute(APIRoute):
     """FastAPI describes it; running it took FastAPI more time than all else here but the image."""
 
 
-def door(
+def image_route(
     service: Service,
     protocol: str,
     shape: Shape = native,
@@ -71,28 +71,28 @@ def door(
 
     class Admitted(ImageRoute):
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            exchange = RequestContext.of(scope)
-            exchange.protocol, exchange.shape = protocol, shape
+            context = RequestContext.of(scope)
+            context.protocol, context.shape = protocol, shape
             if scope["method"] not in (self.methods or ()):
                 await super().handle(scope, receive, send)
                 return
-            require_key_in_front(service, scope, exchange, key_inside=key_inside)
+            require_key_in_front(service, scope, context, key_inside=key_inside)
             deadline_s = _deadline_s(scope, service.settings.deadline_ms)
             service.predictor.require_room(deadline_s)
-            exchange.deadline = asyncio.get_running_loop().time() + deadline_s
+            context.deadline = asyncio.get_running_loop().time() + deadline_s
             request = Request(scope, receive)
             try:
-                async with asyncio.timeout_at(exchange.deadline):
+                async with asyncio.timeout_at(context.deadline):
                     response = await self.endpoint(request, **given(request))
             except TimeoutError:
                 raise DeadlineExceeded("the deadline passed before the request was answered") from None
-            exchange.share.hold_only(len(response.body))
+            context.share.hold_only(len(response.body))
             await response(scope, receive, send)
 
     return Admitted
 
 
-def require_key_in_front(service: Service, scope: Scope, exchange: RequestContext, *, key_inside: bool) -> None:
+def require_key_in_front(service: Service, scope: Scope, context: RequestContext, *, key_inside: bool) -> None:
     """Look for a key in the headers and, where a protocol has it there, in the query. Without one the body may bring it
     if it is `key_inside`; it then takes one of few places, from the one that is being read for longest.
 
@@ -104,8 +104,8 @@ def require_key_in_front(service: Service, scope: Scope, exchange: RequestContex
     if not key_inside:
         require_key(keys, headers)
     elif not has_key(keys, headers, QueryParams(scope["query_string"]).get("api_key", "")):
-        exchange.key_inside = True
-        exchange.reading.enter_context(service.keyless.place(exchange.share))
+        context.key_inside = True
+        context.reading.enter_context(service.unauthenticated.place(context.share))
 
 
 def small_limit(service: Service, request: Request) -> Limit:
@@ -115,9 +115,9 @@ def small_limit(service: Service, request: Request) -> Limit:
 
 def body_limit(service: Service, request: Request, most: int | None = None) -> Limit:
     """What this request's body may be: MAX_BODY_BYTES, unless `most` says otherwise."""
-    settings, exchange = service.settings, RequestContext.of(request.scope)
-    fits = partial(has_key, settings.api_keys, {}) if exchange.key_inside else None
-    return Limit(most or settings.max_body_bytes, exchange.share, fits, settings.max_json_bytes, service.pacing)
+    settings, context = service.settings, RequestContext.of(request.scope)
+    fits = partial(has_key, settings.api_keys, {}) if context.key_inside else None
+    return Limit(most or settings.max_body_bytes, context.share, fits, settings.max_json_bytes, service.pacing)
 
 
 def _deadline_s(scope: Scope, longest_ms: float) -> float:
@@ -138,14 +138,14 @@ async def read_before_deadline(request: Request, reading: Coroutine[Any, Any, T]
     Raises DeadlineExceeded, Overloaded where the memory or the place of a slow body is needed, and whatever `reading`
     raises.
     """
-    exchange = RequestContext.of(request.scope)
+    context = RequestContext.of(request.scope)
     try:
-        async with Evictable(exchange.share, exchange.deadline):
+        async with Evictable(context.share, context.deadline):
             return await reading
     except TimeoutError:
         raise DeadlineExceeded("the deadline passed before the body had arrived") from None
     finally:
-        exchange.reading.close()
+        context.reading.close()
 
 
 def count_pixels(files: Sequence[bytes], max_pixels: int) -> int:
@@ -167,11 +167,11 @@ def admit(service: Service, request: Request, pixels: int) -> None:
 
     Raises Overloaded, and TooManyPixels for what no server like this one could take.
     """
-    exchange = RequestContext.of(request.scope)
-    exchange.share.add_pixels(pixels)
-    exchange.share.admitted = True
-    left_s = exchange.deadline - asyncio.get_running_loop().time()
-    exchange.held.enter_context(service.predictor.admission_slot(left_s))
+    context = RequestContext.of(request.scope)
+    context.share.add_pixels(pixels)
+    context.share.admitted = True
+    left_s = context.deadline - asyncio.get_running_loop().time()
+    context.held.enter_context(service.predictor.admission_slot(left_s))
 
 
 async def predict(service: Service, request: Request, files: list[bytes], thresholds: Thresholds) -> list[Prediction]:
@@ -193,13 +193,13 @@ async def compare(
 
     Raises what `admit` and the predictor raise, and ClientDisconnect on a hang-up.
     """
-    exchange = RequestContext.of(request.scope)
-    exchange.engine = engines[0]
+    context = RequestContext.of(request.scope)
+    context.engine = engines[0]
     admit(service, request, count_pixels(files, service.settings.max_pixels))
     one = partial(
         service.predictor.predict,
         thresholds=thresholds,
-        deadline=exchange.deadline,
+        deadline=context.deadline,
         engines=engines,
         turns=service.predictor.turns(len(files)),
         shadowed=shadowed,

@@ -76,7 +76,7 @@ def routes(service: Service) -> APIRouter:
 
 
 def _describe(service: Service) -> dict[str, Any]:
-    first, *others = service.deployed
+    first, *others = service.loaded
     return {
         **first.built.manifest.model.to_json(),
         "ready": service.ready,

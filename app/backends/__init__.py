@@ -19,7 +19,7 @@ PREFERRED = ("tensorrt", "openvino", "onnxruntime", "pytorch")  # for BACKEND=au
 class Engine(Protocol):
     """A loaded engine. `infer` is called from `instances` threads at a time, each with its own instance number."""
 
-    def infer(self, instance: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
+    def infer(self, instance: int, frames: Sequence[Pixels], *, low_latency: bool = False) -> list[Outputs]:
         """N frames, uint8 [H, W, 3] RGB of one shape -> the outputs of each, in the order of serving_graph.py.
 
         `alone` tells that no other batch runs or waits: all cores may work on this one.
@@ -65,7 +65,7 @@ class Backend(Protocol):
     def device(self) -> str:
         """What an engine is bound to; part of the fingerprint."""
 
-    def build(self, recipe: BuildContext) -> dict[str, Any]:
+    def build(self, context: BuildContext) -> dict[str, Any]:
         """Write the engine's files into the recipe's folder; facts for the manifest. Raises a SetupError."""
 
     def load(self, folder: Path, instances: int, threads: int) -> Engine:
@@ -81,9 +81,9 @@ class Backend(Protocol):
         """Of a prebuilt engine."""
 
 
-def instances(backend: Backend, asked: int | None, threads: int) -> int:
+def instances(backend: Backend, requested: int | None, threads: int) -> int:
     """How many batches an engine works on at a time."""
-    return asked or backend.INSTANCES or threads
+    return requested or backend.INSTANCES or threads
 
 
 def owner(path: Path) -> str | None:

@@ -35,19 +35,19 @@ def device() -> str:
     return host.architecture()
 
 
-def build(recipe: BuildContext) -> dict[str, Any]:
+def build(context: BuildContext) -> dict[str, Any]:
     """INT8 is slower than FP32 here (loadtest/RESULTS.md): it tells how accurate TensorRT's will be."""
     from app.graphs import fp16, int8_search
 
-    (graph,) = recipe.graphs
-    match recipe.precision:
+    (graph,) = context.graphs
+    match context.precision:
         case "fp32":
-            shutil.copyfile(graph, recipe.folder / _FILE)
+            shutil.copyfile(graph, context.folder / _FILE)
         case "fp16":
-            fp16.to_half(graph, recipe.folder / _FILE)
+            fp16.to_half(graph, context.folder / _FILE)
         case "int8":
-            frames = recipe.calibration(recipe.model.shapes)
-            return int8_search.to_int8(graph, recipe.folder / _FILE, frames, zero_points=False)
+            frames = context.calibration(context.model.shapes)
+            return int8_search.to_int8(graph, context.folder / _FILE, frames, zero_points=False)
     return {}
 
 
@@ -72,7 +72,7 @@ class OnnxruntimeEngine:
     def __init__(self, path: Path, threads: int) -> None:
         self._session = session(path, threads)
 
-    def infer(self, instance: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
+    def infer(self, instance: int, frames: Sequence[Pixels], *, low_latency: bool = False) -> list[Outputs]:
         return list(zip(*self._session.run(None, {"images": np.stack(frames)}), strict=True))
 
     def device_seconds(self, instance: int) -> float | None:

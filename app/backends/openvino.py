@@ -35,18 +35,18 @@ def device() -> str:
     return host.architecture()
 
 
-def build(recipe: BuildContext) -> dict[str, Any]:
+def build(context: BuildContext) -> dict[str, Any]:
     """By convert_model: read_model gives other boxes for a quantized graph, without an error (docs/decisions.md)."""
     from app.graphs import int8_search
 
-    (graph,), facts = recipe.graphs, {}
-    if recipe.precision == "int8":
+    (graph,), facts = context.graphs, {}
+    if context.precision == "int8":
         quantized = graph.with_name("int8.onnx")
-        facts = int8_search.to_int8(graph, quantized, recipe.calibration(recipe.model.shapes), zero_points=True)
+        facts = int8_search.to_int8(graph, quantized, context.calibration(context.model.shapes), zero_points=True)
         graph = quantized
     model = openvino.convert_model(graph)
-    model.set_rt_info(format_shapes(*recipe.model.shapes or ()), _SHAPES)
-    openvino.save_model(model, recipe.folder / _FILE, compress_to_fp16=False)
+    model.set_rt_info(format_shapes(*context.model.shapes or ()), _SHAPES)
+    openvino.save_model(model, context.folder / _FILE, compress_to_fp16=False)
     return facts
 
 
@@ -66,11 +66,11 @@ class OpenvinoEngine:
         quantized = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
         self._shapes = Shapes(self._compile, listed) if quantized else None
 
-    def infer(self, instance: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
+    def infer(self, instance: int, frames: Sequence[Pixels], *, low_latency: bool = False) -> list[Outputs]:
         compiled = self._any
         if self._shapes and len(frames) == 1:
             compiled = self._shapes.get(frames[0].shape) or compiled
-        return compiled.infer(instance, frames, alone)
+        return compiled.infer(instance, frames, low_latency)
 
     def device_seconds(self, instance: int) -> float | None:
         return None
@@ -108,8 +108,8 @@ class Compiled:
         self._of_instance = requests(instances)
         self._alone = requests(1)[0] if instances > 1 else self._of_instance[0]
 
-    def infer(self, instance: int, frames: Sequence[Pixels], alone: bool) -> list[Outputs]:
-        request = self._alone if alone else self._of_instance[instance]
+    def infer(self, instance: int, frames: Sequence[Pixels], low_latency: bool) -> list[Outputs]:
+        request = self._alone if low_latency else self._of_instance[instance]
         batch = frames[0][None] if len(frames) == 1 else np.stack(frames)
         found = request.infer({"images": batch}, share_inputs=True, share_outputs=True)
         return list(zip(*(np.array(output) for output in found.values()), strict=True))  # the next batch writes there

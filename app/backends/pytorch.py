@@ -22,7 +22,7 @@ INSTANCES = 1
 ONE_DEVICE = False
 STATIC = False
 
-MOST = 8  # images at a time: PyTorch gains nothing from more, and 64 at 1280 px would need a GPU of their own
+MAX_BATCH = 8  # images at a time: PyTorch gains nothing from more, and 64 at 1280 px would need a GPU of their own
 
 _FILES = {"fp32": "weights.pt", "fp16": "weights-half.pt"}  # the same weights
 
@@ -39,10 +39,10 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else host.architecture()
 
 
-def build(recipe: BuildContext) -> dict[str, Any]:
-    if recipe.weights.suffix != ".pt":
-        raise WeightsError(f"BACKEND=pytorch needs .pt weights, not {recipe.weights}")
-    shutil.copyfile(recipe.weights, recipe.folder / _FILES[recipe.precision])
+def build(context: BuildContext) -> dict[str, Any]:
+    if context.weights.suffix != ".pt":
+        raise WeightsError(f"BACKEND=pytorch needs .pt weights, not {context.weights}")
+    shutil.copyfile(context.weights, context.folder / _FILES[context.precision])
     return {}
 
 
@@ -69,8 +69,8 @@ class PytorchEngine:
         self._head, self._classes = type(head).__name__, len(module.names)  # type: ignore[arg-type]
         self._end_to_end = bool(getattr(head, "end2end", False))
 
-    def infer(self, instance: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
-        return [outputs for i in range(0, len(frames), MOST) for outputs in self._infer(frames[i : i + MOST])]
+    def infer(self, instance: int, frames: Sequence[Pixels], *, low_latency: bool = False) -> list[Outputs]:
+        return [outputs for i in range(0, len(frames), MAX_BATCH) for outputs in self._infer(frames[i : i + MAX_BATCH])]
 
     def _infer(self, frames: Sequence[Pixels]) -> list[Outputs]:
         with torch.inference_mode():

@@ -46,7 +46,7 @@ def device() -> str:
     return NAME
 
 
-def build(recipe: BuildContext) -> dict[str, Any]:
+def build(context: BuildContext) -> dict[str, Any]:
     raise BuildFailed("BACKEND=simulated runs no model: there is nothing to build")
 
 
@@ -83,8 +83,8 @@ class Source:
     def run(self, report: Report) -> StoredEngine:
         report(Progress.at("engine", NAME, "no image is looked at, the boxes are made up"))
         (self._folder / _FILE).write_text(json.dumps(self._facts))
-        verdict = GateResult("nothing: a simulated engine looks at no image", "", None)
-        return StoredEngine(self._folder, Manifest(self._fingerprint, self._model, verdict, {}, {}))
+        gate_result = GateResult("nothing: a simulated engine looks at no image", "", None)
+        return StoredEngine(self._folder, Manifest(self._fingerprint, self._model, gate_result, {}, {}))
 
     def cancel(self) -> None:
         """It takes no time."""
@@ -104,7 +104,7 @@ class SimulatedEngine:
         self._free_at = 0.0
         self._device = threading.Lock()
 
-    def infer(self, instance: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
+    def infer(self, instance: int, frames: Sequence[Pixels], *, low_latency: bool = False) -> list[Outputs]:
         seconds = self._seconds[instance] = self._a + self._b * len(frames)
         with self._device:
             self._free_at = ends = max(self._free_at, time.perf_counter()) + seconds

@@ -9,7 +9,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.bench import engines, report
-from app.bench.engine_baseline import Alone, Open
+from app.bench.engine_baseline import EngineBaseline, Open
 from app.bench.plan import Plan, measure, steps
 from app.bench.server import Server, started
 from app.errors import BenchFailed
@@ -26,17 +26,17 @@ def run(settings: Settings, engine_provider: Open, *, url: str | None, images: P
     with ExitStack() as running:
         if url is None:
             print("starting a server", flush=True)
-            server, alone = (
+            server, baseline = (
                 running.enter_context(started(settings)),
-                running.enter_context(Alone(engine_provider, settings, files)),
+                running.enter_context(EngineBaseline(engine_provider, settings, files)),
             )
         else:
-            server, alone = Server(url), None
+            server, baseline = Server(url), None
             if not server.ready:
                 raise BenchFailed(f"{url} is not ready: is that the address of a running yolopard?")
         with progress() as bar:
             task = bar.add_task("", total=steps(plan))
-            found = measure(server, alone, files, plan, lambda name: bar.update(task, description=name, advance=1))
+            found = measure(server, baseline, files, plan, lambda name: bar.update(task, description=name, advance=1))
     about = report.circumstances()
     _write(out, "report", about, report.table(found), report.to_json(found, about), partial(report.plot, found))
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from app.serving import profile
-from app.serving.loader import EngineProvider, LoadedEngine, deploy, preprocessor
+from app.serving.loader import EngineProvider, LoadedEngine, load, preprocessor
 from app.settings import Settings
 from app.system import host, processes
 from app.vision.preprocess import Pixels
@@ -17,7 +17,7 @@ Open = Callable[[Settings, str], EngineProvider]
 _deployed: LoadedEngine | None = None
 
 
-class Alone:
+class EngineBaseline:
     """A process of its own that holds the same engine as the server, and is idle unless it is asked."""
 
     def __init__(self, engine_provider: Open, settings: Settings, files: Sequence[bytes]) -> None:
@@ -59,7 +59,7 @@ def _load(engine_provider: Open, settings: Settings) -> None:
     processes.exit_with_parent()
     host.keep_freed_memory()
     source = engine_provider(settings, settings.model.backend)
-    _deployed = deploy(source, lambda _: None, instances=settings.model.instances, threads=settings.server.threads)
+    _deployed = load(source, lambda _: None, instances=settings.model.instances, threads=settings.server.threads)
 
 
 def _close() -> None:
@@ -103,7 +103,7 @@ def _latency(settings: Settings, files: list[bytes], seconds: float) -> float:
     took, ends = list[float](), time.perf_counter() + seconds
     while time.perf_counter() < ends or len(took) < 2 * len(files):
         started = time.perf_counter()
-        _deployed.engine.infer(0, [_prepare(settings, files[len(took) % len(files)])], alone=True)
+        _deployed.engine.infer(0, [_prepare(settings, files[len(took) % len(files)])], low_latency=True)
         took.append(time.perf_counter() - started)
     return sorted(took[len(files) :])[len(took[len(files) :]) // 2]
 

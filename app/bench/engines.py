@@ -10,7 +10,7 @@ import orjson
 from matplotlib.figure import Figure
 
 from app import backends
-from app.bench.engine_baseline import Alone, Open
+from app.bench.engine_baseline import EngineBaseline, Open
 from app.errors import BackendUnavailable, SetupError
 from app.settings import Settings
 from app.store.manifest import StoredEngine
@@ -74,8 +74,8 @@ def measure(
     for _ in range(rounds):
         for row in measured:
             step(row.name)
-            with Alone(engine_provider, own(row), files) as alone:
-                row.rates.append(alone.engine(seconds))
+            with EngineBaseline(engine_provider, own(row), files) as baseline:
+                row.rates.append(baseline.engine(seconds))
         for row in measured:
             row.speed_ups.append(row.rates[-1] / measured[0].rates[-1])
 

@@ -71,14 +71,14 @@ def table(found: Measured) -> str:
     ]
     lines = [head, ["---"] * len(head), *(_cells(case) for case in found.cases)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    alone = [f"engine alone {statistics.median(found.engine):.1f} images/s"]
+    baseline = [f"engine alone {statistics.median(found.engine):.1f} images/s"]
     if found.decode:
-        alone += [
+        baseline += [
             f"decode and letterbox alone {statistics.median(found.decode):.1f}",
             f"both together at best {statistics.median(found.possible):.1f}",
             f"one image alone {statistics.median(found.latency) * 1000:.1f} ms",
         ]
-    return f"{text}\n\n{'; '.join(alone)}"
+    return f"{text}\n\n{'; '.join(baseline)}"
 
 
 def _cells(case: Case) -> list[str]:

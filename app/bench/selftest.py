@@ -1,4 +1,4 @@
-"""First contact with a machine: every backend and precision that runs here, built, judged, stressed and timed.
+"""First contact with a machine: every backend and precision that runs here, built, evaluated, stressed and timed.
 
 Each engine is tried in a process of its own, so that one that crashes is a failed row and not the end.
 """
@@ -111,9 +111,9 @@ def _stress(row: Row, order: BuildRequest, manifest: Manifest) -> None:
     backend, folder = backends.get(order.backend), order.engines / manifest.fingerprint.key
     frames = _frames(manifest.model)
     engine = backend.load(folder, 2, host.cpus())
-    alone = [[engine.infer(0, [frame])[0] for frame in of_shape] for of_shape in frames]
-    row.checks["mixing"] = _mixing(engine, manifest.model, frames, alone, min(order.batch, MIXED))
-    row.checks["instances"] = _instances(engine, manifest.model, frames, alone)
+    baseline = [[engine.infer(0, [frame])[0] for frame in of_shape] for of_shape in frames]
+    row.checks["mixing"] = _mixing(engine, manifest.model, frames, baseline, min(order.batch, MIXED))
+    row.checks["instances"] = _instances(engine, manifest.model, frames, baseline)
     engine.close()
     if order.backend == "tensorrt":
         row.checks["graphs"] = _graphs(folder, manifest.model, frames)
@@ -133,11 +133,13 @@ def _frames(model: ModelInfo) -> list[list[Pixels]]:
     return made
 
 
-def _mixing(engine: Engine, model: ModelInfo, frames: list[list[Pixels]], alone: list[list[Outputs]], size: int) -> str:
+def _mixing(
+    engine: Engine, model: ModelInfo, frames: list[list[Pixels]], baseline: list[list[Outputs]], size: int
+) -> str:
     """Every image in every place of a batch of others."""
     for first in range(MIXED):
         picked = [(first + i) % MIXED for i in range(size)]
-        for of_shape, expected in zip(frames, alone, strict=True):
+        for of_shape, expected in zip(frames, baseline, strict=True):
             found = engine.infer(0, [of_shape[i] for i in picked])
             for outputs, i in zip(found, picked, strict=True):
                 if wrong := _difference(expected[i], outputs, model):
@@ -145,7 +147,7 @@ def _mixing(engine: Engine, model: ModelInfo, frames: list[list[Pixels]], alone:
     return OK
 
 
-def _instances(engine: Engine, model: ModelInfo, frames: list[list[Pixels]], alone: list[list[Outputs]]) -> str:
+def _instances(engine: Engine, model: ModelInfo, frames: list[list[Pixels]], baseline: list[list[Outputs]]) -> str:
     """Two instances at the same time, with different shapes if there are any."""
 
     def work(instance: int) -> list[str]:
@@ -153,7 +155,7 @@ def _instances(engine: Engine, model: ModelInfo, frames: list[list[Pixels]], alo
         for shape in range(len(frames))[:: 1 - 2 * instance]:
             for i in range(instance, MIXED, 2):
                 outputs = engine.infer(instance, [frames[shape][i], frames[shape][i - 1]])[0]
-                wrong.append(_difference(alone[shape][i], outputs, model))
+                wrong.append(_difference(baseline[shape][i], outputs, model))
         return [text for text in wrong if text]
 
     with ThreadPoolExecutor(2) as pool:

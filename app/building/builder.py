@@ -31,7 +31,7 @@ from app.vision.preprocess import Pixels
 log = logging.getLogger("yolopard.builder")
 
 CALIBRATION_IMAGES = 48  # 30 are as good as 300 (loadtest/RESULTS.md)
-PACKAGES = ("building", "evaluation")  # whose code changes how an engine is calibrated and judged
+PACKAGES = ("building", "evaluation")  # whose code changes how an engine is calibrated and evaluated
 UNCHECKED = "nothing: there are no weights to compare it with"
 
 
@@ -97,7 +97,7 @@ def _calibration_digest(spec: BuildSpec) -> str:
 
 
 def _stored(spec: BuildSpec, fingerprint: Fingerprint, level: int) -> Manifest | None:
-    """What is known of this engine, if it is whole and was judged on the order's images; why not, in the log."""
+    """What is known of this engine, if it is whole and was evaluated on the order's images; why not, in the log."""
     folder = spec.engines / fingerprint.key
     try:
         manifest = store.find(spec.engines, fingerprint)
@@ -107,7 +107,7 @@ def _stored(spec: BuildSpec, fingerprint: Fingerprint, level: int) -> Manifest |
     if manifest is None:
         return None
     if spec.gate and manifest.gate.figures and manifest.gate.images != datasets.digest(spec.gate, "GATE_DIR"):
-        log.log(level, "%s was judged on other images than GATE_DIR's: building it again", folder)
+        log.log(level, "%s was evaluated on other images than GATE_DIR's: building it again", folder)
         return None
     if not manifest.files and not manifest.gate.shortcomings(fingerprint.precision, spec.limits):
         log.log(level, "%s was refused with stricter limits than these: building it again", folder)
@@ -132,7 +132,7 @@ def _build(spec: BuildSpec, fingerprint: Fingerprint, report: Report) -> Manifes
             return (frame for _, _, frame in compare.frames(_calibration(spec, model), model, shapes))
 
         begin("engine")
-        recipe = BuildContext(
+        context = BuildContext(
             weights=spec.path,
             graphs=graphs,
             model=model,
@@ -144,16 +144,16 @@ def _build(spec: BuildSpec, fingerprint: Fingerprint, report: Report) -> Manifes
             cache=store.subfolder(spec.engines, ".cache"),
             report=partial(begin, "engine"),
         )
-        facts = backend.build(recipe)
+        facts = backend.build(context)
         begin("check")
-        verdict = _judge(spec, backend, engine, model, precision)
+        gate_result = _judge(spec, backend, engine, model, precision)
         begin("publish")
-        if verdict.shortcomings(precision, spec.limits):
+        if gate_result.shortcomings(precision, spec.limits):
             for path in engine.iterdir():
                 path.unlink()
         files = {path.name: sha256(path) for path in sorted(engine.iterdir())}
         facts |= {"engine_bytes": sum(path.stat().st_size for path in engine.iterdir())}
-        manifest = Manifest(fingerprint, model, verdict, _circumstances(started) | facts, files)
+        manifest = Manifest(fingerprint, model, gate_result, _circumstances(started) | facts, files)
         store.publish(spec.engines, engine, manifest)
         return manifest
 

@@ -33,8 +33,8 @@ def figures(
         for number, together in enumerate(_batches(frames(dataset, model, shapes), batch)):
             taken = [frame for _, _, frame in together]
             outputs = [engine.infer(0, [frame])[0] for frame in taken] if number % 2 else engine.infer(0, taken)
-            for (picture, transform, frame), its_outputs in zip(together, outputs, strict=True):
-                gate.add(picture, transform, reference([frame])[0], its_outputs)
+            for (sample, transform, frame), its_outputs in zip(together, outputs, strict=True):
+                gate.add(sample, transform, reference([frame])[0], its_outputs)
         found.append(gate.figures())
     engine.close()
     return worst(found)
@@ -56,14 +56,14 @@ def _reference(weights: Path, model: ModelInfo, threads: int) -> Callable[[list[
 
 def frames(dataset: Dataset, model: ModelInfo, shapes: Sequence[Shape] | None) -> Iterator[Framed]:
     """The pictures, made into frames as they are served where these are the shapes."""
-    for picture in dataset:
-        height, width = picture.pixels.shape[:2]
+    for sample in dataset:
+        height, width = sample.pixels.shape[:2]
         if model.task == "classify":
             transform = preprocess.center_crop_transform(height, width, model.imgsz)
-            yield picture, transform, preprocess.crop(picture.pixels, transform)
+            yield sample, transform, preprocess.crop(sample.pixels, transform)
         else:
             transform = preprocess.place(height, width, model.imgsz, model.stride, shapes)
-            yield picture, transform, preprocess.letterbox(picture.pixels, transform)
+            yield sample, transform, preprocess.letterbox(sample.pixels, transform)
 
 
 def _batches(frames: Iterator[Framed], size: int) -> Iterator[list[Framed]]:

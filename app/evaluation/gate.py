@@ -22,7 +22,7 @@ from app.vision.matching import CONF, MIN_MATCH_CONF, from_score, keypoints_apar
 from app.vision.postprocess import Outputs, Rows, Thresholds
 from app.vision.preprocess import LetterboxTransform
 
-TOP = 30  # rows of each image that are compared at least: weights that see nothing in the images are judged as well
+TOP = 30  # rows of each image that are compared at least: weights that see nothing in the images are evaluated as well
 CLASS_CONF = 0.01  # below it all classes are about as unlikely, and which is the most likely is noise
 MAX_SCORE = {"fp32": 0.005, "fp16": 0.01}
 
@@ -74,7 +74,7 @@ class Gate:
         tally = TopTally if model.task == "classify" else Tally
         self._of_reference, self._of_engine = tally(), tally()
 
-    def add(self, picture: Sample, transform: LetterboxTransform, reference: Outputs, engine: Outputs) -> None:
+    def add(self, sample: Sample, transform: LetterboxTransform, reference: Outputs, engine: Outputs) -> None:
         """One image's outputs."""
         self._images += 1
         compare = _alike_probs if self._model.task == "classify" else _alike
@@ -97,9 +97,9 @@ class Gate:
             self._mask_ious += [masks.iou(wanted.masks[i], found.masks[j]) for i, j in matched]
         if wanted.keypoints is not None and found.keypoints is not None:
             self._keypoints_px += [keypoints_apart(wanted.keypoints[i], found.keypoints[j]) for i, j in matched]
-        if picture.labels is not None:
-            self._of_reference.add(wanted, picture.labels, transform)
-            self._of_engine.add(found, picture.labels, transform)
+        if sample.labels is not None:
+            self._of_reference.add(wanted, sample.labels, transform)
+            self._of_engine.add(found, sample.labels, transform)
 
     def figures(self) -> AccuracyReport:
         """Of all images so far."""

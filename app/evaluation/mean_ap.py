@@ -47,7 +47,7 @@ class Tally:
 
 
 class TopTally:
-    """Of classify: whether the right class is the likeliest, or among the five likeliest."""
+    """Counts how often the right class is the most probable, or among the five most probable. For classify."""
 
     def __init__(self) -> None:
         self._right: list[tuple[bool, bool]] = []

@@ -43,10 +43,11 @@ def describe(
     size = imgsz or metadata.largest(facts.get("imgsz"), metadata.IMGSZ)
     if height and width:
         own, size = (height, width), max(height, width)
-        asked = f"IMGSZ={format_shapes(*shapes)}" if shapes else f"IMGSZ={imgsz}"
+        requested = f"IMGSZ={format_shapes(*shapes)}" if shapes else f"IMGSZ={imgsz}"
         if shapes not in (None, (own,)) or imgsz not in (None, size):
             raise WeightsError(
-                f"{weights} was exported for {format_shapes(own)} only, not {asked}: export it again with dynamic=True"
+                f"{weights} was exported for {format_shapes(own)} only, not {requested}: export it again with "
+                "dynamic=True"
             )
         shapes = (own,)
     if task == "classify":

@@ -17,8 +17,8 @@ log = logging.getLogger("yolopard.candidates")
 
 HELD_BACK = 3  # every third calibration image: methods are compared on these, calibrated on the others
 LIKELIEST = 30  # rows before NMS: few photos hold enough boxes to tell methods apart by what is found
-NEAR = 0.007  # distance from the float graph that is near enough (docs/accuracy.md)
-LEAST_INT8 = 0.5  # share of the convolutions' work: with less there is little left to gain over FP32
+MAX_DISTANCE = 0.007  # distance from the float graph that is near enough (docs/accuracy.md)
+MIN_INT8_RATIO = 0.5  # share of the convolutions' work: with less there is little left to gain over FP32
 STEP = 4  # convolutions that are added to those in float at a time
 SWEPT = 8  # images on which each convolution is tried alone
 
@@ -53,19 +53,21 @@ class _Comparison:
         work they save. Nothing is clipped: what calibration has not seen is clipped furthest.
         """
         some = slice(SWEPT)
-        log.info("int8: no method is within %.3f, each of %d convolutions is tried alone", NEAR, len(self._work))
+        log.info(
+            "int8: no method is within %.3f, each of %d convolutions is tried alone", MAX_DISTANCE, len(self._work)
+        )
         alone = {
             name: self._distance(Method(floats=frozenset(self._work.keys() - {name})), some) for name in self._work
         }
         order = sorted(alone, key=lambda name: alone[name] ** 2 / self._work[name], reverse=True)
         for count in range(STEP, len(order), STEP):
             method = Method(floats=frozenset(order[:count]))
-            if self.is_near() or self._share_of_int8(method) < LEAST_INT8:
+            if self.is_near() or self._share_of_int8(method) < MIN_INT8_RATIO:
                 return
             self._add(method)
 
     def is_near(self) -> bool:
-        return self._found[self.best()]["distance"] <= NEAR
+        return self._found[self.best()]["distance"] <= MAX_DISTANCE
 
     def _add(self, method: Method) -> None:
         distance, share = round(self._distance(method), 4), round(self._share_of_int8(method), 3)

@@ -24,7 +24,7 @@ OTHER_FILES = 64  # that the process has open besides connections: engines, logs
 
 
 class Server(uvicorn.Server):
-    """Takes in what has reached the socket before it closes the door; uvicorn alone would reset those connections."""
+    """Accepts the connections that have reached the socket before it stops; uvicorn itself would reset them."""
 
     def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)

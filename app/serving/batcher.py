@@ -217,13 +217,13 @@ class Batcher:
 
     async def _run(self, instance: int, device: Threads, batch: _Batch) -> None:
         jobs = batch.jobs
-        alone, now = not self._flying and not self._waiting, self._loop.time()
+        low_latency, now = not self._flying and not self._waiting, self._loop.time()
         begins = max(now, self._device_free) if self._flying else now
         self._device_free = begins + self._busy_s[len(jobs)] * self._slowdown
         self._flying.update(jobs)
         started = time.perf_counter()
         try:
-            found = await device.run(partial(self._infer_jobs, instance, jobs, alone))
+            found = await device.run(partial(self._infer_jobs, instance, jobs, low_latency))
         except _InstanceDied:
             raise
         except Exception as error:
@@ -236,10 +236,10 @@ class Batcher:
         else:
             self._failures = 0
             infer_s = time.perf_counter() - started
-            told = self._engine.device_seconds(instance)
-            device_s = infer_s if told is None else told
+            reported = self._engine.device_seconds(instance)
+            device_s = infer_s if reported is None else reported
             self._count(batch, device_s)
-            if self._one_device or not alone:
+            if self._one_device or not low_latency:
                 self._learn(len(jobs), device_s)
             for job, outputs in zip(jobs, found, strict=True):
                 if not job.answer.done():
@@ -250,10 +250,10 @@ class Batcher:
         expected = self._busy_s[size] * (1 if self._one_device else self._instances)
         self._slowdown += LEARN * (device_s / max(expected, HANDLING_S) - self._slowdown)
 
-    def _infer_jobs(self, instance: int, jobs: list[_Job], alone: bool) -> list[Outputs]:
+    def _infer_jobs(self, instance: int, jobs: list[_Job], low_latency: bool) -> list[Outputs]:
         """On a device thread."""
         try:
-            found = self._engine.infer(instance, [job.frame for job in jobs], alone=alone)
+            found = self._engine.infer(instance, [job.frame for job in jobs], low_latency=low_latency)
         except Exception:
             raise
         except BaseException as death:  # would go through the executor and end the event loop

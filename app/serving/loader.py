@@ -87,7 +87,7 @@ class LoadedEngine:
         }
 
 
-def deploy(source: EngineProvider, report: Report, *, instances: int | None, threads: int | None) -> LoadedEngine:
+def load(source: EngineProvider, report: Report, *, instances: int | None, threads: int | None) -> LoadedEngine:
     """Blocks. A stored engine that does not load here is built again, once. Raises a SetupError."""
     built = source.run(report)
     report(Progress.at("warm-up", built.manifest.model.name))
@@ -125,7 +125,7 @@ def _warm_up(engine: Engine, instances: int, one_device: bool, model: ModelInfo,
     shapes = sorted(model.shapes or [(model.imgsz, model.imgsz)], key=math.prod)
     frames = [np.zeros((*shape, 3), np.uint8) for shape in shapes]
     for frame in frames:
-        engine.infer(0, [frame], alone=True)
+        engine.infer(0, [frame], low_latency=True)
     for frame in frames[:-1]:
         for instance in range(instances):
             engine.infer(instance, [frame])

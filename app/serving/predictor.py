@@ -1,7 +1,7 @@
 """One image, start to end: decode and letterbox -> batch -> engine -> detections in the image's own pixels.
 
 Decoding, letterboxing and drawing run on a pool of CPU threads, where the C code lets go of the GIL, and so does NMS of
-many boxes, on threads of its own; the engine runs on the batcher's instances; the event loop only hands over.
+many boxes, on threads of its own; the engine runs on the batcher's instances; the event loop only passes work on.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ MAX_INLINE_BOXES = 32  # boxes over the threshold; their NMS takes 0.1 ms
 
 
 class Predictor:
-    """The door, the CPU pool and the way of an image through them. Belongs to one event loop."""
+    """Admission, the thread pools, and an image's way through them. Belongs to one event loop."""
 
     def __init__(
         self,

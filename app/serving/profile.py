@@ -13,9 +13,9 @@ import numpy as np
 from app.backends import Engine
 from app.vision.preprocess import Pixels
 
-LONGEST_S = 1.0  # sizes whose batch is expected to take longer, with every instance busy, are not tried
+MAX_BATCH_S = 1.0  # sizes whose batch is expected to take longer, with every instance busy, are not tried
 HANDLING_S = 0.0002  # what a batch takes the service itself
-PAYS = 1.05  # times the images per second that a larger batch has to give
+MIN_GAIN_RATIO = 1.05  # times the images per second that a larger batch has to give
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class EngineProfile:
         """The largest size that pays: each step up to it gave more images per second than a smaller one."""
         best = 0
         for i in range(1, len(self.sizes)):
-            if self._rate(i) >= self._rate(best) * PAYS:
+            if self._rate(i) >= self._rate(best) * MIN_GAIN_RATIO:
                 best = i
         return self.sizes[best]
 
@@ -71,7 +71,7 @@ def measure(engine: Engine, instances: int, frame: Pixels, largest: int, patienc
         handover_s.append(handover)
         found = EngineProfile(sizes, device_s, handover_s)
         in_vain = len(sizes) - 1 - sizes.index(found.batch)
-        if size == largest or in_vain == patience or 2 * device_s[-1] * instances > LONGEST_S:
+        if size == largest or in_vain == patience or 2 * device_s[-1] * instances > MAX_BATCH_S:
             return found
         size = min(size * 2, largest)
 

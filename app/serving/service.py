@@ -21,7 +21,7 @@ from app.errors import (
 from app.progress import Progress
 from app.serving.batcher import Batcher
 from app.serving.inflight import Inflight
-from app.serving.loader import EngineProvider, LoadedEngine, deploy, preprocessor
+from app.serving.loader import EngineProvider, LoadedEngine, load, preprocessor
 from app.serving.pacing import Pacing
 from app.serving.predictor import Predictor
 from app.serving.unauthenticated import UnauthenticatedSlots
@@ -50,9 +50,9 @@ class Service:
         self.settings, self.model_settings = settings.server, settings.model
         self.metrics = Metrics()
         self.inflight = Inflight(settings.server.max_inflight_bytes, settings.server.max_inflight_pixels)
-        self.keyless = UnauthenticatedSlots()
+        self.unauthenticated = UnauthenticatedSlots()
         self.pacing = Pacing()
-        self.deployed: list[LoadedEngine] = []  # the one that serves, then the one it is compared with
+        self.loaded: list[LoadedEngine] = []  # the one that serves, then the one it is compared with
         self.fallback: str | None = None  # why something else is served than was asked for
         self.failure: SetupError | None = None
         self._source_of = source_of
@@ -72,7 +72,7 @@ class Service:
     @property
     def built(self) -> StoredEngine | None:
         """The served engine in the store."""
-        return self.deployed[0].built if self.deployed else None
+        return self.loaded[0].built if self.loaded else None
 
     @property
     def ready(self) -> bool:
@@ -122,17 +122,17 @@ class Service:
             await asyncio.gather(self._starting, return_exceptions=True)
         if self._predictor is not None:
             await self._predictor.close()
-        for deployed in self.deployed:
-            deployed.engine.close()
+        for loaded in self.loaded:
+            loaded.engine.close()
 
     async def _start(self) -> None:
         try:
-            first = await self._deploy_or_fall_back()
-            self.deployed.append(first)
+            first = await self._load_or_fall_back()
+            self.loaded.append(first)
             if self.model_settings.compare == first.name:
                 log.warning("COMPARE=%s: %s serves already, there is nothing to compare it with", *[first.name] * 2)
             elif self.model_settings.compare != "none":
-                self.deployed.append(await self._deploy_second(self.model_settings.compare))
+                self.loaded.append(await self._load_second(self.model_settings.compare))
             self._open_doors()
         except SetupError as error:
             self._fail(error)
@@ -140,29 +140,29 @@ class Service:
             log.exception("the start failed")
             self._fail(SetupError(f"the start failed: {type(error).__name__}: {error}"))
 
-    async def _deploy_or_fall_back(self) -> LoadedEngine:
+    async def _load_or_fall_back(self) -> LoadedEngine:
         settings = self.model_settings
         try:
-            deployed = await self._deploy(settings.backend, instances=settings.instances)
+            loaded = await self._load(settings.backend, instances=settings.instances)
         except FALLS_BACK as error:
             if settings.fallback == "none" or self._stopping:
                 raise
             return await self._fall_back(error)
-        self._tell_downgrade(deployed.built.manifest)
-        return deployed
+        self._tell_downgrade(loaded.built.manifest)
+        return loaded
 
     async def _fall_back(self, error: SetupError) -> LoadedEngine:
-        fallback, asked = self.model_settings.fallback, self.model_settings.backend
-        self._tell_fallback(error.code, f"{fallback} serves instead of {asked} ({error.code}), since {error}")
+        fallback, requested = self.model_settings.fallback, self.model_settings.backend
+        self._tell_fallback(error.code, f"{fallback} serves instead of {requested} ({error.code}), since {error}")
         try:
-            return await self._deploy(fallback, instances=None)
+            return await self._load(fallback, instances=None)
         except SetupError as second:
-            text = f"FALLBACK={fallback} failed too: {second}; before it BACKEND={asked}: {error}"
+            text = f"FALLBACK={fallback} failed too: {second}; before it BACKEND={requested}: {error}"
             raise type(second)(text) from second
 
-    async def _deploy_second(self, backend: str) -> LoadedEngine:
+    async def _load_second(self, backend: str) -> LoadedEngine:
         try:
-            return await self._deploy(backend, instances=1)
+            return await self._load(backend, instances=1)
         except SetupError as error:
             raise type(error)(f"COMPARE={backend} cannot be had: {error}") from error
 
@@ -170,16 +170,16 @@ class Service:
         if manifest.gate.figures is None:  # an engine from elsewhere is served as it is
             return
         got, own = manifest.fingerprint.precision, backends.get(manifest.fingerprint.backend).PRECISIONS[0]
-        asked = own if self.model_settings.precision == "auto" else self.model_settings.precision
-        if got != asked:
-            self._tell_fallback(GateFailed.code, f"{got} is served, since the accuracy gate refused {asked}")
+        requested = own if self.model_settings.precision == "auto" else self.model_settings.precision
+        if got != requested:
+            self._tell_fallback(GateFailed.code, f"{got} is served, since the accuracy gate refused {requested}")
 
     def _tell_fallback(self, reason: str, text: str) -> None:
         self.fallback = text
         log.error("FALLBACK: %s", text)
         self.metrics.fallback.labels(Path(self.model_settings.weights).stem, reason).set(1)
 
-    async def _deploy(self, backend: str, instances: int | None) -> LoadedEngine:
+    async def _load(self, backend: str, instances: int | None) -> LoadedEngine:
         loop = asyncio.get_running_loop()
 
         def report(progress: Progress) -> None:  # called from the thread of `deploy`
@@ -188,7 +188,7 @@ class Service:
         self._source = self._source_of(backend)
         if self._stopping:
             self._source.cancel()
-        return await asyncio.to_thread(deploy, self._source, report, instances=instances, threads=self.settings.threads)
+        return await asyncio.to_thread(load, self._source, report, instances=instances, threads=self.settings.threads)
 
     def _report(self, progress: Progress) -> None:
         self._progress = progress
@@ -200,9 +200,9 @@ class Service:
             self._on_failure()
 
     def _open_doors(self) -> None:
-        settings, first = self.settings, self.deployed[0]
+        settings, first = self.settings, self.loaded[0]
         model = first.built.manifest.model
-        batchers = {deployed.name: self._open_batcher(deployed) for deployed in self.deployed}
+        batchers = {loaded.name: self._open_batcher(loaded) for loaded in self.loaded}
         self._predictor = Predictor(
             model,
             preprocessor(Settings(settings, self.model_settings), model),
@@ -217,21 +217,21 @@ class Service:
         log.info("ready: %s on %s, %.1f images per second alone in batches of %d", model.name, first.name, rate, best)
         self._on_ready(first)
 
-    def _open_batcher(self, deployed: LoadedEngine) -> Batcher:
-        manifest = deployed.built.manifest
+    def _open_batcher(self, loaded: LoadedEngine) -> Batcher:
+        manifest = loaded.built.manifest
         figures = manifest.gate.figures.to_json() if manifest.gate.figures else {}
         known = {name: value for name, value in figures.items() if value is not None}
-        self.metrics.announce(deployed.labels, deployed.capacity.images_per_second, known)
+        self.metrics.announce(loaded.labels, loaded.capacity.images_per_second, known)
         batcher = Batcher(
-            deployed.engine,
-            instances=deployed.instances,
-            capacity=deployed.capacity,
-            one_device=deployed.one_device,
+            loaded.engine,
+            instances=loaded.instances,
+            capacity=loaded.capacity,
+            one_device=loaded.one_device,
             max_wait_s=self.model_settings.max_wait_ms / 1000,
             metrics=self.metrics,
             model=manifest.model.name,
-            name=deployed.name,
-            nice=SHADOW_NICE if self.model_settings.shadow and deployed is not self.deployed[0] else 0,
+            name=loaded.name,
+            nice=SHADOW_NICE if self.model_settings.shadow and loaded is not self.loaded[0] else 0,
         )
         batcher.start()
         return batcher

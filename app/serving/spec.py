@@ -31,7 +31,7 @@ class BuildRequest:
     engines: Path
     shapes: tuple[Shape, ...] | None = None  # that frames may have; None = the smallest rectangle, or imgsz x imgsz
     instances: int | None = None  # None = the backend's own
-    gate: Path | None = None  # images to judge the engine on
+    gate: Path | None = None  # images to evaluate the engine on
     calibration: Path | None = None  # images to calibrate int8 on
     limits: Limits = field(default_factory=Limits)
 
@@ -167,7 +167,7 @@ def _precisions(order: BuildRequest, path: Path, name: str, backend: Backend) ->
         if order.precision not in ("auto", own):
             raise SettingsError(f"{path} is an {own} engine, not PRECISION={order.precision}")
         return (own,)
-    asked = backend.PRECISIONS[0] if order.precision == "auto" else order.precision
-    if asked not in backend.PRECISIONS:
-        raise SettingsError(f"PRECISION={asked} does not exist on {name}: use {' or '.join(backend.PRECISIONS)}")
-    return tuple(precision for precision in _SAFER[_SAFER.index(asked) :] if precision in backend.PRECISIONS)
+    requested = backend.PRECISIONS[0] if order.precision == "auto" else order.precision
+    if requested not in backend.PRECISIONS:
+        raise SettingsError(f"PRECISION={requested} does not exist on {name}: use {' or '.join(backend.PRECISIONS)}")
+    return tuple(precision for precision in _SAFER[_SAFER.index(requested) :] if precision in backend.PRECISIONS)

@@ -12,7 +12,7 @@ log = logging.getLogger("yolopard.stored")
 
 
 class StoredEngines:
-    """Finds an engine in the store, however it was calibrated and judged."""
+    """Finds an engine in the store, however it was calibrated and evaluated."""
 
     def __init__(self, order: BuildRequest) -> None:
         self._order = order

@@ -90,7 +90,7 @@ class ModelSettings(BaseModel):
     max_wait_ms: float = Field(
         0, ge=0, le=10_000, description="longest wait for a fuller batch while an instance is free"
     )
-    gate_dir: Path | None = Field(None, description="images, best with labels, that every engine is judged on")
+    gate_dir: Path | None = Field(None, description="images, best with labels, that every engine is evaluated on")
     gate_fp32: float = Field(0.99, ge=0, le=1, description="least share of PyTorch's boxes that fp32 must find")
     gate_fp16: float = Field(0.98, ge=0, le=1, description="least share of PyTorch's boxes that fp16 must find")
     gate_int8: float = Field(0.9, ge=0, le=1, description="the same for int8, where there are no labels")

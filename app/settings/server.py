@@ -54,7 +54,7 @@ class ServerSettings(BaseModel):
     grpc_port: int | None = Field(
         None, ge=1, le=65535, description="port for the gRPC of KServe, such as 8001; closed if unset"
     )
-    max_pending: int = Field(256, ge=1, description="requests in the house; more are refused with 503")
+    max_pending: int = Field(256, ge=1, description="requests in flight; more are refused with 503")
     deadline_ms: float = Field(
         30_000, gt=0, le=3_600_000, description="longest time of a request; its X-Deadline-Ms can only shorten it"
     )

@@ -6,9 +6,9 @@ from typing import Any
 
 MAX_BOX_PX = 0.5  # of a row before NMS
 MAX_SHIFT_PX = 0.5
-ENOUGH = 100  # boxes from which on a share counts as it is; of fewer its confidence interval does (docs/accuracy.md)
+MIN_BOXES = 100  # boxes from which on a share counts as it is; of fewer its confidence interval does (docs/accuracy.md)
 Z = 1.96  # standard deviations: 95 % of a normal distribution lie within
-HALF = 0.5  # a lossy engine must be proven to find more than this share: broken ones find less
+MIN_PROVEN_RATIO = 0.5  # a lossy engine must be proven to find more than this share: broken ones find less
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class AccuracyReport:
         least: float = getattr(limits, precision)
         low, high = self.interval()
         proven = precision != "int8" or self.lost() is not None  # by the rows before NMS, or by labels
-        if proven or not 0 < self.boxes < ENOUGH or low >= least:
+        if proven or not 0 < self.boxes < MIN_BOXES or low >= least:
             return []
         return [
             f"{self.boxes} boxes do not prove that it finds {least} of the reference's: with 95 % confidence it finds "
@@ -75,7 +75,7 @@ class AccuracyReport:
         ]
 
     def _images_asked_for(self) -> str:
-        images = math.ceil(ENOUGH * self.images / max(1, self.boxes))
+        images = math.ceil(MIN_BOXES * self.images / max(1, self.boxes))
         return f"About {images} images like these would tell (GATE_DIR)"
 
     def shortcomings(self, precision: str, limits: Limits) -> list[str]:
@@ -86,21 +86,23 @@ class AccuracyReport:
         least: float = getattr(limits, precision)
         lossy = precision == "int8"
         low, high = self.interval()
-        found = high if self.boxes < ENOUGH else self.agreement
+        found = high if self.boxes < MIN_BOXES else self.agreement
         false_positives = (
-            wilson(self.false_positives, self.engine_boxes)[0] if self.engine_boxes < ENOUGH else self.false_positives
+            wilson(self.false_positives, self.engine_boxes)[0]
+            if self.engine_boxes < MIN_BOXES
+            else self.false_positives
         )
-        shift = self.proven_shift_px if self.boxes < ENOUGH else self.shift_px
+        shift = self.proven_shift_px if self.boxes < MIN_BOXES else self.shift_px
         lost, what = self.lost(), "mAP50-95" if self.top1 is None else "of top-1"
         share_counts = not (lossy and lost is not None)
         rules = {
-            "there are no images to judge it on": not self.images,
+            "there are no images to evaluate it on": not self.images,
             "the reference finds nothing in the images: give others with GATE_DIR": lossy and not self.boxes,
             f"it finds {self.agreement:.4f} of the reference's boxes, {least} are asked for": (
                 share_counts and self.boxes and not found >= least
             ),
             f"{self.boxes} boxes, of which it finds {self.agreement:.4f}, prove nothing. {self._images_asked_for()}": (
-                share_counts and lossy and self.boxes and found >= least and not low > HALF
+                share_counts and lossy and self.boxes and found >= least and not low > MIN_PROVEN_RATIO
             ),
             f"{self.false_positives:.4f} of its boxes are not the reference's, {1 - least:.2f} are allowed": (
                 share_counts and not false_positives <= 1 - least

@@ -1,4 +1,4 @@
-"""manifest.json: what an engine is, what it depends on, and how it was judged."""
+"""manifest.json: what an engine is, what it depends on, and how it was evaluated."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ class Fingerprint:
     name: str
     weights_sha256: str
     graph_revision: str  # of the code that makes the graph, and of images and detections
-    evaluation_revision: str  # of the code that builds and judges
+    evaluation_revision: str  # of the code that builds and evaluates
     imgsz: int  # longest side of a frame, px
     shapes: str | None  # asked for, such as "384x640,640x640"; None = the smallest rectangle, or the engine's only one
     batch: int
@@ -42,7 +42,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """How an engine was judged. Whether that is enough is asked anew at every start, with the limits of that day."""
+    """How an engine was evaluated. Whether that is enough is asked anew at every start, with the limits of that day."""
 
     on: str  # the images, in words
     images: str  # their digest, if they are a folder's

@@ -87,7 +87,7 @@ def _require_digest(path: Path, digest: str) -> None:
 
 
 def match(engines: Path, fingerprint: Fingerprint) -> StoredEngine | None:
-    """The newest engine of this fingerprint, whatever images it was calibrated on and whatever code judged it."""
+    """The newest engine of this fingerprint, whatever images it was calibrated on and whatever code evaluated it."""
     folders = engines.glob(f"{fingerprint.name}-{fingerprint.backend}-{fingerprint.precision}-*/{MANIFEST}")
     for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         with contextlib.suppress(Damaged):

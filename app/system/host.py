@@ -12,9 +12,15 @@ from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 IDLE_S = 10.0  # between two looks whether there is something to do
-LOOK_S, TOO_MUCH = 1.0, 256 << 20  # between two looks at what malloc keeps, and bytes of it that go back under any load
-IDLE = 0.02  # of a core, under which there is not
-QUIET, MUCH = 0.25, 64 << 20  # of a core, under which there is little; bytes that malloc keeps and that are many
+LOOK_S, MAX_KEPT_BYTES = (
+    1.0,
+    256 << 20,
+)  # between two looks at what malloc keeps, and bytes of it that go back under any load
+MAX_IDLE_RATIO = 0.02  # of a core, under which there is not
+MAX_QUIET_RATIO, MAX_QUIET_KEPT_BYTES = (
+    0.25,
+    64 << 20,
+)  # of a core, under which there is little; bytes that malloc keeps and that are many
 
 
 _MALLINFO = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
@@ -124,14 +130,14 @@ def _give_back(libc: Any) -> None:
         in_use, until = 0, time.monotonic() + IDLE_S
         while time.monotonic() < until:
             time.sleep(min(LOOK_S, IDLE_S))
-            if (resident := _resident_bytes()) - in_use > TOO_MUCH:
-                in_use = resident - _trim(libc, TOO_MUCH)
+            if (resident := _resident_bytes()) - in_use > MAX_KEPT_BYTES:
+                in_use = resident - _trim(libc, MAX_KEPT_BYTES)
         before, used = used, time.process_time()
-        was_busy, busy = busy, used - before > IDLE * IDLE_S
+        was_busy, busy = busy, used - before > MAX_IDLE_RATIO * IDLE_S
         if was_busy and not busy:
             libc.malloc_trim(0)
-        elif used - before < QUIET * IDLE_S:
-            _trim(libc, MUCH)
+        elif used - before < MAX_QUIET_RATIO * IDLE_S:
+            _trim(libc, MAX_QUIET_KEPT_BYTES)
 
 
 def _trim(libc: Any, most: int) -> int:

@@ -88,7 +88,7 @@ class Metrics:
         self.ready = gauge("ready", "1 when images are answered")
 
     def announce(self, engine: Engine, images_per_second: float, gate: dict[str, float]) -> None:
-        """An engine is loaded and warm; `gate` is how it was judged."""
+        """An engine is loaded and warm; `gate` is how it was evaluated."""
         self.engine_info.labels(*(getattr(engine, label) for label in Engine.__slots__)).set(1)
         self.engine_rate.labels(engine.model, engine.engine).set(images_per_second)
         for reason in REFUSALS:  # from the start, or `rate` would not see the first ones

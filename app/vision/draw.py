@@ -1,4 +1,4 @@
-"""What was found, drawn on a picture, and the picture as a file."""
+"""Draws detections on an image, and encodes it."""
 
 from collections.abc import Mapping, Sequence
 

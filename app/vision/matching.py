@@ -47,7 +47,7 @@ def difference(first: Detections, second: Detections) -> tuple[int, int, int]:
 
 
 def from_score(found: Detections, conf: float) -> Detections:
-    """Those of at least this score, of classify the likeliest. NMS is greedy: it would keep the same ones of them."""
+    """The detections of at least this score; of classify the most probable class. NMS is greedy: it would keep the same."""
     classify = not found.boxes.shape[1]
     return found.first(1 if classify else int(np.count_nonzero(found.scores >= conf)))
 

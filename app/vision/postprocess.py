@@ -73,7 +73,7 @@ def keep(outputs: Outputs, thresholds: Thresholds, model: ModelInfo) -> Outputs:
 
 
 def select(outputs: Outputs, thresholds: Thresholds, model: ModelInfo) -> Detections:
-    """The detections of one frame, in frame px; of classify the likeliest classes."""
+    """The detections of one frame, in frame px; of classify the most probable classes."""
     rows, *others = keep(outputs, thresholds, model)
     if model.task == "classify":
         return _top_k(rows)
@@ -165,10 +165,10 @@ def probiou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[
     x2, y2, a2, b2, c2 = _gaussians(second)
     spread = (a1 + a2) * (b1 + b2) - (c1 + c2) ** 2
     away = ((a1 + a2) * (y1 - y2) ** 2 + (b1 + b2) * (x1 - x2) ** 2) / (spread + _EPSILON) / 4
-    turned = (c1 + c2) * (x2 - x1) * (y1 - y2) / (spread + _EPSILON) / 2
+    rotated = (c1 + c2) * (x2 - x1) * (y1 - y2) / (spread + _EPSILON) / 2
     own = np.maximum(a1 * b1 - c1**2, 0) * np.maximum(a2 * b2 - c2**2, 0)
     unlike = np.log(spread / (4 * np.sqrt(own) + _EPSILON) + _EPSILON) / 2
-    distance = np.clip(away + turned + unlike, _EPSILON, 100)
+    distance = np.clip(away + rotated + unlike, _EPSILON, 100)
     return np.asarray(1 - np.sqrt(1 - np.exp(-distance) + _EPSILON), np.float32)
 
 

@@ -23,8 +23,10 @@ __all__ = ["KINDS", "Pixels", "sniff"]
 Boxes = NDArray[np.float32]  # [N, 4], x1 y1 x2 y2
 
 GREY = 114
-LONG = 16
-LARGE = 8_000_000  # pixels; Pillow copies an image of several colours at 4 bytes a pixel, so larger ones go one by one
+MAX_ASPECT_RATIO = 16
+MAX_PIXELS_AT_ONCE = (
+    8_000_000  # pixels; Pillow copies an image of several colours at 4 bytes a pixel, so larger ones go one by one
+)
 _METHOD = Image.Resampling.BILINEAR
 
 
@@ -145,9 +147,9 @@ def crop(image: Pixels, transform: LetterboxTransform) -> Pixels:
     """
     (height, width), (resized_h, resized_w) = transform.image, transform.resized
     left, top, side = -transform.left, -transform.top, transform.frame[0]
-    if max(transform.resized) <= LONG * side:
+    if max(transform.resized) <= MAX_ASPECT_RATIO * side:
         part = (slice(top, top + side), slice(left, left + side))
-        if height * width <= LARGE:
+        if height * width <= MAX_PIXELS_AT_ONCE:
             return _resize(image, resized_w, resized_h)[part]
         return np.dstack([_resize(np.ascontiguousarray(image[..., i]), resized_w, resized_h)[part] for i in range(3)])
     x, y = width / resized_w, height / resized_h

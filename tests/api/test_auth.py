@@ -102,7 +102,7 @@ def test_a_key_is_asked_for_before_the_body_and_before_the_door(live, serve):
 def test_each_protocol_takes_the_key_where_its_clients_send_it(live):
     client, image = live.client, {"image": ("a.jpg", jpeg())}
     text = b64encode(jpeg()).decode()
-    told = {"model_id": "pets", "image": {"type": "base64", "value": text}}
+    reported = {"model_id": "pets", "image": {"type": "base64", "value": text}}
     for key, status in ((KEY, 200), ("wrong", 401), ("", 401)):
         answers = [
             client.post("/v1/vision/detection", files=image, data={"api_key": key}),
@@ -110,7 +110,7 @@ def test_each_protocol_takes_the_key_where_its_clients_send_it(live):
             client.post("/v1/vision/custom/list", data={"api_key": key}),
             client.get("/model/registry", params={"api_key": key}),
             client.post("/model/add", json={"model_id": "pets", "api_key": key}),
-            client.post("/infer/object_detection", json=told | {"api_key": key}),
+            client.post("/infer/object_detection", json=reported | {"api_key": key}),
             client.post("/pets/1", params={"api_key": key}, content=text),
             client.post("/predict", files=image, headers={"X-API-Key": key}),
             client.post("/", files=image, headers={"Authorization": f"Bearer {key}".strip()}),
@@ -120,10 +120,10 @@ def test_each_protocol_takes_the_key_where_its_clients_send_it(live):
 
 def test_who_shows_no_key_learns_no_model_s_name(live):
     image = {"image": ("a.jpg", jpeg())}
-    told = {"model_id": "dogs", "image": {"type": "base64", "value": ""}}
+    reported = {"model_id": "dogs", "image": {"type": "base64", "value": ""}}
     for answer in (
         live.client.post("/v1/vision/custom/dogs", files=image),
-        live.client.post("/infer/object_detection", json=told),
+        live.client.post("/infer/object_detection", json=reported),
         live.client.post("/model/add", json={"model_id": "dogs"}),
         live.client.post("/dogs/1", content=b""),
         live.client.post("/api/models/dogs/predict", files=image),
@@ -140,13 +140,13 @@ def test_keys_are_in_no_line_of_the_log_and_in_no_metric(serve, caplog):
         live.client.post("/pets/1", params={"api_key": KEY}, content=b"no image")
         live.client.post("/v1/vision/detection", data={"api_key": KEY})
         live.client.post("/nowhere", params={"api_key": KEY})
-        told = live.client.get("/metrics", headers={"X-API-Key": KEY}).text
+        reported = live.client.get("/metrics", headers={"X-API-Key": KEY}).text
     foreign = ("httpx", "httpcore", "uvicorn.access")  # the client's own; and what `yolopard serve` switches off
     ours = [record for record in caplog.records if not record.name.startswith(foreign)]
     lines = [JsonLines().format(record) for record in ours]
     assert len([line for line in lines if "yolopard.access" in line]) == 6
     assert KEY not in "".join(lines)
-    assert KEY not in told
+    assert KEY not in reported
 
 
 def test_docs_offer_a_field_for_the_key_only_where_one_is_wanted(serve):

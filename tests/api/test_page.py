@@ -41,13 +41,13 @@ def page(browser, demo):
     """A fresh page of the server; in the end no script has failed and no request has left the host."""
     context = browser.new_context(base_url=demo.url, viewport={"width": 1200, "height": 800})
     page = context.new_page()
-    asked, failures = [], []
-    page.on("request", lambda request: asked.append(urlsplit(request.url)))
+    requested, failures = [], []
+    page.on("request", lambda request: requested.append(urlsplit(request.url)))
     page.on("pageerror", lambda error: failures.append(error))  # noqa: PLW0108
     yield page
     context.close()
     assert failures == []
-    assert {url.netloc for url in asked if url.scheme not in ("data", "blob")} == {f"127.0.0.1:{demo.port}"}
+    assert {url.netloc for url in requested if url.scheme not in ("data", "blob")} == {f"127.0.0.1:{demo.port}"}
 
 
 def choose(page: Page, file: Path | dict = SAMPLE) -> None:
@@ -253,13 +253,13 @@ def test_server_with_keys_asks_for_one_and_the_page_keeps_it(browser, serve):
     key = "key-of-the-tests-0"
     context = browser.new_context(base_url=serve(api_keys=(key,)).url)
     page = context.new_page()
-    asked = []
-    page.on("dialog", lambda dialog: asked.append(dialog.message) or dialog.accept(key))
+    requested = []
+    page.on("dialog", lambda dialog: requested.append(dialog.message) or dialog.accept(key))
     choose(page)
     expect(boxes(page)).to_have_count(2)
     page.reload()
     expect(page.locator("#model")).to_contain_text("pets")
-    assert asked == ["This server wants an API key"]
+    assert requested == ["This server wants an API key"]
     context.close()
 
 

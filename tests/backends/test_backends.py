@@ -54,14 +54,14 @@ def test_an_image_gives_the_same_boxes_alone_and_in_any_place_of_a_batch(engines
     engine = engines_by_name[name]
     square = next(frame for frame in FRAMES if frame.shape == (SIDE, SIDE, 3))
     others = [np.roll(square, 100 * i, axis=1) for i in range(1, 4)]
-    alone = select(engine.infer(0, square[None])[0], Thresholds(), MODEL)
+    low_latency = select(engine.infer(0, square[None])[0], Thresholds(), MODEL)
     for place in range(4):
         batch = [*others]
         batch.insert(place, square)
         found = select(engine.infer(0, np.stack(batch))[place], Thresholds(), MODEL)
-        np.testing.assert_array_equal(found.classes, alone.classes)
-        np.testing.assert_allclose(found.boxes, alone.boxes, atol=1e-2)
-        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
+        np.testing.assert_array_equal(found.classes, low_latency.classes)
+        np.testing.assert_allclose(found.boxes, low_latency.boxes, atol=1e-2)
+        np.testing.assert_allclose(found.scores, low_latency.scores, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,8 +89,8 @@ def test_two_lanes_at_a_time_give_what_each_gives_alone(build, name):
         thread.start()
     for thread in threads:
         thread.join()
-    for rows, alone in zip(map(rows_of, found), map(rows_of, expected), strict=True):
-        np.testing.assert_allclose(rows[0, :20], alone[0, :20], atol=1e-2)
+    for rows, low_latency in zip(map(rows_of, found), map(rows_of, expected), strict=True):
+        np.testing.assert_allclose(rows[0, :20], low_latency[0, :20], atol=1e-2)
 
 
 # OpenVINO: all cores on one batch or a stream for each instance, and models for the shapes that come often
@@ -98,14 +98,14 @@ def test_two_lanes_at_a_time_give_what_each_gives_alone(build, name):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """OpenVINO's files in both precisions, straight from the backend, unjudged."""
+    """OpenVINO's files in both precisions, straight from the backend, not evaluated."""
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path_factory.mktemp("plain"))
     made = {}
     for precision in openvino.PRECISIONS:
         made[precision] = tmp_path_factory.mktemp(precision)
         serving = made[precision] / "graph.onnx"
         model = serving_graph.to_serving_graph(plain, "demo", SIDE, serving)
-        recipe = BuildContext(
+        context = BuildContext(
             weights=DEMO_WEIGHTS,
             graphs=[serving],
             model=model,
@@ -117,7 +117,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
             cache=made[precision],
             report=lambda _: None,
         )
-        openvino.build(recipe)
+        openvino.build(context)
     return made
 
 
@@ -180,15 +180,17 @@ def test_openvino_with_one_lane_is_compiled_once(folders):
 def test_openvino_alone_gives_the_rows_of_a_instance(two_instances):
     for frames in ([FRAMES[0]], [FRAMES[2]] * 2):
         expected = two_instances.infer(0, frames)
-        for instance, alone in ((1, False), (0, True), (1, True)):
-            for rows, theirs in zip(two_instances.infer(instance, frames, alone=alone), expected, strict=True):
+        for instance, low_latency in ((1, False), (0, True), (1, True)):
+            for rows, theirs in zip(
+                two_instances.infer(instance, frames, low_latency=low_latency), expected, strict=True
+            ):
                 assert_same(rows, theirs)
 
 
 def test_openvino_rows_alone_are_their_own_memory_too(two_instances):
-    ((first,),) = two_instances.infer(0, FRAMES[:1], alone=True)
+    ((first,),) = two_instances.infer(0, FRAMES[:1], low_latency=True)
     before = first.copy()
-    two_instances.infer(1, [np.zeros_like(FRAMES[0])], alone=True)
+    two_instances.infer(1, [np.zeros_like(FRAMES[0])], low_latency=True)
     np.testing.assert_array_equal(first, before)
 
 
@@ -215,13 +217,13 @@ def test_openvino_lanes_at_the_same_time_give_what_each_gives_alone(two_instance
 def test_a_model_for_one_shape_gives_what_the_model_for_all_shapes_gives(quantized):
     for frame in FRAMES[:3]:
         (expected,) = quantized._any.infer(0, [frame], False)
-        for _ in range(shapes.OFTEN):
+        for _ in range(shapes.MIN_FRAMES):
             quantized.infer(0, [frame])
         if quantized._shapes._compiling is not None:
             quantized._shapes._compiling.join(60)
         assert frame.shape in quantized._shapes._made
-        for instance, alone in ((0, False), (1, False), (0, True)):
-            assert_same(quantized.infer(instance, [frame], alone=alone)[0], expected)
+        for instance, low_latency in ((0, False), (1, False), (0, True)):
+            assert_same(quantized.infer(instance, [frame], low_latency=low_latency)[0], expected)
 
 
 def test_the_model_for_one_shape_is_the_one_that_is_asked(quantized, monkeypatch):
@@ -234,7 +236,7 @@ def test_the_model_for_one_shape_is_the_one_that_is_asked(quantized, monkeypatch
 def test_batches_of_several_go_to_the_model_for_all_shapes(quantized):
     quantized.infer(0, FRAMES[:1])
     seen = quantized._shapes._seen.copy()
-    for _ in range(shapes.OFTEN):
+    for _ in range(shapes.MIN_FRAMES):
         assert len(quantized.infer(0, [FRAMES[2]] * 2)) == 2
     assert quantized._shapes._seen == seen
 
@@ -248,7 +250,7 @@ def test_a_float_engine_has_the_model_for_all_shapes_alone(folders):
 
 def test_close_waits_for_a_model_that_is_being_compiled(quantized):
     quantized.infer(0, [FRAMES[0]])
-    for _ in range(shapes.OFTEN):
+    for _ in range(shapes.MIN_FRAMES):
         quantized.infer(0, [FRAMES[2]])
     compiling = quantized._shapes._compiling
     other = openvino.load(quantized._path.parent, 1, 1)
@@ -261,8 +263,8 @@ def test_close_waits_for_a_model_that_is_being_compiled(quantized):
     ("backend", "asked", "threads", "instances"),
     [(openvino, None, 5, 5), (openvino, 2, 5, 2), (openvino, 8, 5, 8), (pytorch, None, 5, 1), (simulated, None, 5, 2)],
 )
-def test_lanes_are_as_asked_or_the_backend_s_or_one_a_core(backend, asked, threads, instances):
-    assert backends.instances(backend, asked, threads) == instances
+def test_lanes_are_as_asked_or_the_backend_s_or_one_a_core(backend, requested, threads, instances):
+    assert backends.instances(backend, requested, threads) == instances
 
 
 def test_more_lanes_than_threads_have_a_stream_each(folders):

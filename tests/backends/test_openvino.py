@@ -10,7 +10,7 @@ import pytest
 import scenes
 
 from app.backends import BuildContext, openvino, pytorch
-from app.backends.shapes import OFTEN
+from app.backends.shapes import MIN_FRAMES
 from app.graphs import export, serving_graph
 from app.settings import DEMO_WEIGHTS
 
@@ -27,7 +27,7 @@ def folder(request, tmp_path_factory) -> Path:
         calibrated_on.append(shapes)
         return iter([scenes.scene(seed, 160, 96).image for seed in range(4)])
 
-    recipe = BuildContext(
+    context = BuildContext(
         weights=DEMO_WEIGHTS,
         graphs=[made / "graph.onnx"],
         model=serving_graph.to_serving_graph(plain, "demo", 160, made / "graph.onnx", SHAPES),
@@ -39,7 +39,7 @@ def folder(request, tmp_path_factory) -> Path:
         cache=made,
         report=lambda _: None,
     )
-    openvino.build(recipe)
+    openvino.build(context)
     assert calibrated_on == ([SHAPES] if request.param == "int8" else [])
     return made
 
@@ -65,7 +65,7 @@ def test_a_frequent_shape_is_inferred_at_the_priority_of_all(folder):
     """Its model was compiled at nice 19, and so were its inferences: another busy process all but stopped them."""
     before = set(Path("/proc/self/task").iterdir())
     engine = openvino.load(folder, 2, 2)
-    for _ in range(OFTEN):
+    for _ in range(MIN_FRAMES):
         engine.infer(0, [np.zeros((64, 64, 3), np.uint8)])
     if engine._shapes and (compiling := engine._shapes._compiling):
         compiling.join(60)

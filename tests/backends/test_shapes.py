@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from app.backends.shapes import MEMORY, MOST, OFTEN, Shapes
+from app.backends.shapes import MAX_MODELS, MEMORY, MIN_FRAMES, Shapes
 
 FIRST = (640, 640, 3)
 
@@ -64,9 +64,9 @@ def ask(shapes: Shapes[str], which: tuple[int, ...], times: int) -> list[str | N
     return given
 
 
-def fill(shapes: Shapes[str], times: int = OFTEN) -> None:
+def fill(shapes: Shapes[str], times: int = MIN_FRAMES) -> None:
     """As many models as are kept: that of FIRST, which came once, and those of others, which came `times` times."""
-    for number in range(MOST - 1):
+    for number in range(MAX_MODELS - 1):
         ask(shapes, shape(number), times)
 
 
@@ -78,25 +78,25 @@ def test_the_first_shape_is_compiled_at_once(shapes, compiler):
 
 
 def test_another_shape_is_compiled_when_it_has_come_often(shapes, compiler):
-    assert ask(shapes, shape(0), OFTEN) == [None] * OFTEN
+    assert ask(shapes, shape(0), MIN_FRAMES) == [None] * MIN_FRAMES
     assert shapes.get(shape(0)) == "model of 32"
     assert compiler.made == [FIRST, shape(0)]
 
 
 def test_a_shape_that_comes_seldom_is_not_compiled(shapes, compiler):
-    assert ask(shapes, shape(0), OFTEN - 1) == [None] * (OFTEN - 1)
+    assert ask(shapes, shape(0), MIN_FRAMES - 1) == [None] * (MIN_FRAMES - 1)
     assert compiler.made == [FIRST]
 
 
 def test_while_there_is_room_a_shape_needs_to_come_often_and_no_more_than_that(shapes, compiler):
-    ask(shapes, FIRST, 100 * OFTEN)
-    ask(shapes, shape(0), OFTEN)
+    ask(shapes, FIRST, 100 * MIN_FRAMES)
+    ask(shapes, shape(0), MIN_FRAMES)
     assert compiler.made == [FIRST, shape(0)]
 
 
 def test_compiling_holds_up_nobody(shapes, compiler):
     compiler.gate.clear()
-    for _ in range(OFTEN):
+    for _ in range(MIN_FRAMES):
         shapes.get(shape(0))
     assert compiler.begun.acquire(timeout=10)
     assert shapes.get(shape(0)) is None  # the one for all shapes serves meanwhile
@@ -108,7 +108,7 @@ def test_compiling_holds_up_nobody(shapes, compiler):
 
 def test_compiling_goes_on_a_thread_of_its_own_at_the_priority_of_all(shapes, compiler):
     """At a lower one it did not come to its end on a busy server."""
-    ask(shapes, shape(0), OFTEN)
+    ask(shapes, shape(0), MIN_FRAMES)
     assert compiler.threads[1:] == ["compile"]
     assert compiler.nice == [os.getpriority(os.PRIO_PROCESS, 0)] * 2
 
@@ -116,7 +116,7 @@ def test_compiling_goes_on_a_thread_of_its_own_at_the_priority_of_all(shapes, co
 def test_one_shape_is_compiled_at_a_time(shapes, compiler):
     compiler.gate.clear()
     for number in (0, 1):
-        for _ in range(2 * OFTEN):
+        for _ in range(2 * MIN_FRAMES):
             shapes.get(shape(number))
     assert compiler.begun.acquire(timeout=10)
     assert compiler.made == [FIRST, shape(0)]
@@ -128,43 +128,43 @@ def test_one_shape_is_compiled_at_a_time(shapes, compiler):
 
 def test_a_new_model_is_a_line_in_the_log(shapes, caplog):
     with caplog.at_level(logging.INFO):
-        ask(shapes, shape(0), OFTEN)
+        ask(shapes, shape(0), MIN_FRAMES)
     assert caplog.messages == ["frames of 32x640 have a model of their own now"]
 
 
 def test_no_more_than_so_many_are_kept(shapes, compiler):
     fill(shapes)
-    assert len(shapes._made) == MOST
-    ask(shapes, shape(MOST), 4 * OFTEN)
-    assert len(shapes._made) == MOST
-    assert shapes.get(shape(MOST)) == f"model of {shape(MOST)[0]}"
+    assert len(shapes._made) == MAX_MODELS
+    ask(shapes, shape(MAX_MODELS), 4 * MIN_FRAMES)
+    assert len(shapes._made) == MAX_MODELS
+    assert shapes.get(shape(MAX_MODELS)) == f"model of {shape(MAX_MODELS)[0]}"
 
 
 def test_the_rarest_makes_room(shapes):
     fill(shapes)
-    ask(shapes, shape(MOST), 2 * OFTEN)
-    assert set(shapes._made) == {shape(MOST), *map(shape, range(MOST - 1))}  # FIRST came once
+    ask(shapes, shape(MAX_MODELS), 2 * MIN_FRAMES)
+    assert set(shapes._made) == {shape(MAX_MODELS), *map(shape, range(MAX_MODELS - 1))}  # FIRST came once
     ask(shapes, shape(3), 1)
     for number in (0, 1, 2, 4, 5, 6):
         ask(shapes, shape(number), 9)
-    ask(shapes, shape(MOST + 1), 2 * (OFTEN + 1))
+    ask(shapes, shape(MAX_MODELS + 1), 2 * (MIN_FRAMES + 1))
     assert shape(3) not in shapes._made
 
 
 def test_a_shape_takes_the_place_of_another_only_when_it_comes_twice_as_often(shapes):
     ask(shapes, FIRST, 19)  # 20 with the warm-up
     fill(shapes, 20)
-    ask(shapes, shape(MOST), 39)
-    assert shape(MOST) not in shapes._made
-    ask(shapes, shape(MOST), 1)
-    assert shape(MOST) in shapes._made
+    ask(shapes, shape(MAX_MODELS), 39)
+    assert shape(MAX_MODELS) not in shapes._made
+    ask(shapes, shape(MAX_MODELS), 1)
+    assert shape(MAX_MODELS) in shapes._made
 
 
 def test_shapes_that_all_come_equally_often_are_not_compiled_again_and_again(shapes, compiler):
-    for _ in range(10 * MEMORY // (3 * MOST)):
-        for number in range(3 * MOST):
+    for _ in range(10 * MEMORY // (3 * MAX_MODELS)):
+        for number in range(3 * MAX_MODELS):
             ask(shapes, shape(number), 1)
-    assert len(compiler.made) < 2 * MOST
+    assert len(compiler.made) < 2 * MAX_MODELS
     assert len(set(compiler.made)) == len(compiler.made)
 
 
@@ -173,9 +173,9 @@ def test_what_came_long_ago_is_forgotten(shapes, compiler):
     fill(shapes, 10)
     for _ in range(2):
         ask(shapes, shape(0), MEMORY)  # those before count a quarter, and less
-    ask(shapes, shape(MOST), OFTEN)
-    assert shape(MOST) in shapes._made
-    assert len(shapes._seen) <= MOST + 1
+    ask(shapes, shape(MAX_MODELS), MIN_FRAMES)
+    assert shape(MAX_MODELS) in shapes._made
+    assert len(shapes._seen) <= MAX_MODELS + 1
 
 
 def test_the_memory_of_shapes_is_bounded(shapes, compiler):
@@ -187,7 +187,7 @@ def test_the_memory_of_shapes_is_bounded(shapes, compiler):
 
 def test_a_shape_that_does_not_compile_is_told_once_and_ends_the_compiling(shapes, compiler, caplog):
     compiler.failure = RuntimeError("no memory is left")
-    given = ask(shapes, shape(0), 3 * OFTEN) + ask(shapes, shape(1), 3 * OFTEN)
+    given = ask(shapes, shape(0), 3 * MIN_FRAMES) + ask(shapes, shape(1), 3 * MIN_FRAMES)
     assert set(given) == {None}
     assert compiler.made == [FIRST, shape(0)]
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
@@ -214,7 +214,7 @@ def test_lanes_that_come_at_the_same_time_share_one_first_model(compiler):
 
 def test_close_waits_for_what_is_being_compiled_and_compiles_nothing_more(shapes, compiler):
     compiler.gate.clear()
-    for _ in range(OFTEN):
+    for _ in range(MIN_FRAMES):
         shapes.get(shape(0))
     assert compiler.begun.acquire(timeout=10)
     closing = threading.Thread(target=shapes.close)
@@ -227,5 +227,5 @@ def test_close_waits_for_what_is_being_compiled_and_compiles_nothing_more(shapes
     assert not closing.is_alive()
     assert not compiling.is_alive()
     assert shapes._made == {}  # the models' memory goes back
-    assert ask(shapes, shape(1), 3 * OFTEN) == [None] * 3 * OFTEN
+    assert ask(shapes, shape(1), 3 * MIN_FRAMES) == [None] * 3 * MIN_FRAMES
     assert compiler.made == [FIRST, shape(0)]

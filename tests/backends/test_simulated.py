@@ -112,7 +112,7 @@ def test_rows_are_the_same_whatever_the_images_the_lane_and_the_batch(clock):
     engine = SimulatedEngine(0, 0, 64, 2)
     rows = rows_of(engine.infer(0, [FRAME]))
     assert (rows.shape, rows.dtype) == ((1, K, 6), np.float32)
-    others = rows_of(engine.infer(1, [np.full_like(FRAME, 200)] * 3, alone=True))
+    others = rows_of(engine.infer(1, [np.full_like(FRAME, 200)] * 3, low_latency=True))
     assert others.shape == (3, K, 6)
     assert all(np.array_equal(each, rows[0]) for each in others)
 
@@ -130,15 +130,15 @@ def test_rows_are_five_boxes_inside_the_frame_that_nms_keeps():
 
 
 def test_source_gives_an_engine_that_says_what_it_is_and_was_never_judged():
-    told = []
-    built = Source(5, 6.9, 320, 64).run(told.append)
+    reported = []
+    built = Source(5, 6.9, 320, 64).run(reported.append)
     fingerprint, model = built.manifest.fingerprint, built.manifest.model
     assert (fingerprint.backend, fingerprint.precision, fingerprint.batch) == ("simulated", "none", 64)
     assert fingerprint.device == "simulated: 5 ms a batch and 6.9 ms an image"
     assert (model.name, model.imgsz, model.shapes) == ("simulated", 320, None)
     assert built.manifest.gate.figures is None
     assert built.manifest.gate.on == "nothing: a simulated engine looks at no image"
-    assert [str(progress) for progress in told] == [
+    assert [str(progress) for progress in reported] == [
         "[3/6] simulated: engine, no image is looked at, the boxes are made up"
     ]
 
@@ -226,10 +226,10 @@ def test_models_the_metrics_and_the_log_say_what_it_is(serve, caplog):
 
 def test_its_pace_is_found_at_warm_up(serve):
     live = serve(batch=8, simulated_ms="4,1")
-    (deployed,) = live.service.deployed
-    assert (deployed.instances, deployed.one_device, deployed.capacity.batch) == (2, True, 8)
-    assert deployed.capacity.busy_s(8) >= 0.012
-    assert deployed.capacity.images_per_second <= 8 / 0.012
+    (loaded,) = live.service.loaded
+    assert (loaded.instances, loaded.one_device, loaded.capacity.batch) == (2, True, 8)
+    assert loaded.capacity.busy_s(8) >= 0.012
+    assert loaded.capacity.images_per_second <= 8 / 0.012
 
 
 def test_full_batches_form_under_load(serve, sample):
@@ -255,9 +255,9 @@ def test_what_builds_engines_refuses_it_by_name(command, tmp_path, capsys, monke
 
 
 def test_the_backend_itself_refuses_to_build(tmp_path):
-    recipe = object()
+    context = object()
     with pytest.raises(BuildFailed, match="BACKEND=simulated runs no model"):
-        backends.get("simulated").build(recipe)
+        backends.get("simulated").build(context)
 
 
 def test_another_engine_beside_it_is_built_as_ever():

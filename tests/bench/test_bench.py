@@ -12,7 +12,7 @@ import pytest
 from app import bench
 from app.__main__ import engine_provider, main
 from app.bench import engines, report
-from app.bench.engine_baseline import Alone
+from app.bench.engine_baseline import EngineBaseline
 from app.bench.engines import Row
 from app.bench.load import Run
 from app.bench.plan import Case, Measured, Plan, measure, steps, target
@@ -133,9 +133,9 @@ def _group(leader: int) -> set[int]:
 
 def test_alone_measures_engine_and_decoding_of_the_very_images(sample, build):
     settings = Settings.of(backend="openvino", imgsz=160, engines_dir=build(imgsz=160).folder.parent)
-    with Alone(engine_provider, settings, [sample]) as alone:
-        engine, decode, latency = alone.engine(0.3), alone.decode(0.3), alone.latency(0.3)
-        assert alone.shares_cores()
+    with EngineBaseline(engine_provider, settings, [sample]) as low_latency:
+        engine, decode, latency = low_latency.engine(0.3), low_latency.decode(0.3), low_latency.latency(0.3)
+        assert low_latency.shares_cores()
     assert 1 < engine < 1000
     assert engine < decode
     assert 1 / decode < latency < 5

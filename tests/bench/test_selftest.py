@@ -121,8 +121,8 @@ def test_a_backend_that_is_not_here_is_told_and_fails_only_if_it_was_asked_for(o
         *(("onnxruntime", precision) for precision in ("fp32", "fp16", "int8")),
         ("pytorch", "fp32"),
     ]
-    (asked,) = selftest.run(dataclasses.replace(order, backend="tensorrt"), lambda _: None)
-    assert asked.failed
+    (requested,) = selftest.run(dataclasses.replace(order, backend="tensorrt"), lambda _: None)
+    assert requested.failed
 
 
 def test_what_the_builder_refuses_is_a_failed_row(order):

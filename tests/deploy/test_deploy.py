@@ -72,9 +72,9 @@ def test_promtool_is_content(command):
 
 
 def test_every_alert_is_seen_firing_and_not_firing():
-    asked = [case for group in CASES for case in group["alert_rule_test"]]
-    assert {case["alertname"] for case in asked if case["exp_alerts"]} == ALERTS
-    assert {case["alertname"] for case in asked if not case["exp_alerts"]} == ALERTS
+    requested = [case for group in CASES for case in group["alert_rule_test"]]
+    assert {case["alertname"] for case in requested if case["exp_alerts"]} == ALERTS
+    assert {case["alertname"] for case in requested if not case["exp_alerts"]} == ALERTS
 
 
 def test_every_alert_says_how_bad_it_is_and_has_its_paragraph():
@@ -157,8 +157,8 @@ def test_panels_lie_side_by_side_each_with_an_id_and_a_description():
 
 def test_dashboard_asks_the_data_source_that_is_provisioned():
     (source,) = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
-    asked = [entry["datasource"] for entry in (*PANELS, *DASHBOARD["templating"]["list"])]
-    assert {(at["type"], at["uid"]) for at in asked} == {(source["type"], source["uid"])}
+    requested = [entry["datasource"] for entry in (*PANELS, *DASHBOARD["templating"]["list"])]
+    assert {(at["type"], at["uid"]) for at in requested} == {(source["type"], source["uid"])}
     assert source["url"] == f"http://prometheus:{COMPOSE['prometheus']['ports'][0].rpartition(':')[2]}"
 
 
@@ -219,9 +219,9 @@ def test_pinning_adds_the_digest_to_every_image_of_others_and_renews_it(pinning,
             digest = "" if COMPOSE[name]["image"].startswith("yolopard:") else f"@sha256:{digit * 64}"
             assert pinned[name]["image"] == COMPOSE[name]["image"].partition("@")[0] + digest
         assert f"ARG BASE=python:3.11-slim-bookworm@sha256:{digit * 64}\n" in (tmp_path / "Dockerfile").read_text()
-    asked = (tmp_path / "asked").read_text().splitlines()
-    assert len(asked) == 6
-    assert all(line.startswith("buildx imagetools inspect ") and "@" not in line for line in asked)
+    requested = (tmp_path / "asked").read_text().splitlines()
+    assert len(requested) == 6
+    assert all(line.startswith("buildx imagetools inspect ") and "@" not in line for line in requested)
 
 
 @pytest.mark.parametrize("script", ["echo no such image >&2; exit 1", "echo nothing known"])
@@ -393,13 +393,13 @@ PACKAGE = '{"dependencies": [{"name": "a", "version": "1"%s}]}'
         ("", 1, False, "NOT AUDITED: pip-audit gave no report: ConnectionError"),
     ],
 )
-def test_an_audit_passes_only_when_every_package_was_looked_up(tmp_path, report, status, passes, told):
+def test_an_audit_passes_only_when_every_package_was_looked_up(tmp_path, report, status, passes, reported):
     executable(tmp_path, "pip-audit", f"echo ConnectionError >&2; printf '%s' '{report}'; exit {status}")
     ran = subprocess.run(
         [DEPLOY / "audit", tmp_path / "pip-audit", "a.lock"], capture_output=True, text=True, check=False
     )
     assert (ran.returncode == 0) == passes
-    assert told in ran.stdout + ran.stderr
+    assert reported in ran.stdout + ran.stderr
 
 
 # Against a server that falls back to ONNX Runtime, with PyTorch beside it and a stand-in for a GPU

@@ -25,17 +25,17 @@ class Pictures:
 @pytest.fixture
 def reference(monkeypatch) -> list[list[int]]:
     """What the reference, which finds what the fake device finds, is asked."""
-    asked = []
+    requested = []
 
     def infer(frames):
-        asked.append([int(frame[-20, 0, 0]) for frame in frames])
+        requested.append([int(frame[-20, 0, 0]) for frame in frames])
         return [(fakes.ROWS,)] * len(frames)
 
     monkeypatch.setattr(compare, "_reference", lambda weights, model, threads: infer)
-    return asked
+    return requested
 
 
-def judged(device: fakes.Device, batch: int, tmp_path):
+def evaluated(device: fakes.Device, batch: int, tmp_path):
     return compare.figures(fakes.Backend(device), tmp_path, tmp_path / "w.pt", fakes.MODEL, "fp32", Pictures(), batch)
 
 
@@ -44,10 +44,10 @@ def test_engine_gets_batches_of_one_shape_every_other_one_image_by_image_and_the
     tmp_path, reference, batch, shapes
 ):
     device = fakes.Device(fakes.ROWS)
-    figures = judged(device, batch, tmp_path)
+    figures = evaluated(device, batch, tmp_path)
     assert (figures.images, figures.agreement, figures.rows_agreement) == (5, 1, 1)
     assert sorted((shape[0] for shape in device.shapes), reverse=True) == sorted(shapes, reverse=True)
-    assert all(len(asked) == 1 for asked in reference)
+    assert all(len(requested) == 1 for requested in reference)
     assert sorted(number for (number,) in reference) == [0, 1, 2, 3, 4]
     assert device.closed
 
@@ -55,7 +55,7 @@ def test_engine_gets_batches_of_one_shape_every_other_one_image_by_image_and_the
 def test_an_engine_that_gives_other_rows_shows_in_the_figures(tmp_path, reference):
     rows = fakes.ROWS.copy()
     rows[0, 5] = 0
-    assert judged(fakes.Device(rows), 4, tmp_path).agreement < 1
+    assert evaluated(fakes.Device(rows), 4, tmp_path).agreement < 1
 
 
 SHAPES = ((64, 64), (32, 64))
@@ -68,7 +68,7 @@ def test_every_image_goes_into_every_listed_shape_in_batches_and_alone(tmp_path,
     assert figures.images == 2 * len(SIZES)
     expected = [(2, 64, 64, 3), (1, 64, 64, 3), (1, 64, 64, 3), (1, 64, 64, 3)]  # together, one by one, the last
     assert device.shapes == [(count, side - 32 * i, *rest) for i in (0, 1) for count, side, *rest in expected]
-    assert [len(asked) for asked in reference] == [1] * 2 * len(SIZES)
+    assert [len(requested) for requested in reference] == [1] * 2 * len(SIZES)
 
 
 @pytest.mark.parametrize("wrong", SHAPES)
@@ -77,7 +77,7 @@ def test_one_shape_among_those_listed_that_is_off_shows_as_if_all_were(tmp_path,
     device = fakes.Device(fakes.ROWS)
     straight = device.infer
 
-    def infer(instance, frames, *, alone=False):
+    def infer(instance, frames, *, low_latency=False):
         off = np.float32([2, 0, 2, 0, 0, 0]) * (frames[0].shape[:2] == wrong)
         return [(rows + off,) for (rows,) in straight(instance, frames)]
 

@@ -41,7 +41,7 @@ def picture(rows: np.ndarray | None = None) -> Sample:
     return Sample(pixels, None if rows is None else Labels(rows[:, 5].astype(np.int64), rows[:, :4].copy()))
 
 
-def judged(*pairs: tuple[np.ndarray, np.ndarray], precision: str = "fp32", labels: bool = False) -> AccuracyReport:
+def evaluated(*pairs: tuple[np.ndarray, np.ndarray], precision: str = "fp32", labels: bool = False) -> AccuracyReport:
     gate = Gate(precision, fakes.MODEL)
     for reference, engine in pairs:
         gate.add(picture(reference[:SEEN] if labels else None), PLACEMENT, (reference,), (engine,))
@@ -55,7 +55,7 @@ def moved(amount: float, *, column: int = 0, row: int | slice = 0) -> np.ndarray
 
 
 def test_an_engine_of_the_same_rows_is_perfect():
-    figures = judged((some_rows(), some_rows()), labels=True)
+    figures = evaluated((some_rows(), some_rows()), labels=True)
     assert (figures.images, figures.boxes, figures.rows) == (1, SEEN, SEEN)
     assert (figures.agreement, figures.false_positives, figures.rows_agreement) == (1, 0, 1)
     assert (figures.box_px, figures.shift_px, figures.score) == (0, 0, 0)
@@ -64,34 +64,34 @@ def test_an_engine_of_the_same_rows_is_perfect():
 
 
 def test_order_of_the_rows_does_not_matter():
-    assert judged((some_rows(), some_rows()[::-1].copy())).rows_agreement == 1
+    assert evaluated((some_rows(), some_rows()[::-1].copy())).rows_agreement == 1
 
 
 def test_a_box_that_is_missing_lowers_the_agreement():
     without = some_rows()
     without[:4, 4] = 0
-    figures = judged((some_rows(), without))
+    figures = evaluated((some_rows(), without))
     assert figures.agreement == pytest.approx(1 - 4 / SEEN)
     assert figures.false_positives == 0
     assert "it finds 0.9000 of the reference's boxes, 0.99 are asked for" in figures.shortcomings("fp32", LIMITS)
 
 
 def test_a_box_that_the_reference_has_not_is_invented():
-    figures = judged((some_rows(seen=36), some_rows()))
+    figures = evaluated((some_rows(seen=36), some_rows()))
     assert figures.agreement == 1
     assert figures.false_positives == pytest.approx(4 / SEEN)
     assert any("are not the reference's" in text for text in figures.shortcomings("fp16", LIMITS))
 
 
 def test_a_box_of_another_class_is_another_box():
-    figures = judged((some_rows(), moved(1, column=5, row=slice(0, 4))))
+    figures = evaluated((some_rows(), moved(1, column=5, row=slice(0, 4))))
     assert figures.agreement == pytest.approx(1 - 4 / SEEN)
 
 
 def test_a_box_that_sank_below_the_threshold_is_found_all_the_same():
     sunk = some_rows()
     sunk[:, 4] *= 0.5
-    figures = judged((some_rows(), sunk), precision="int8")
+    figures = evaluated((some_rows(), sunk), precision="int8")
     assert figures.agreement == 1
     assert figures.score == pytest.approx(0.95 / 2, abs=0.01)
 
@@ -99,7 +99,7 @@ def test_a_box_that_sank_below_the_threshold_is_found_all_the_same():
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(("column", "amount"), [(0, 0.6), (3, -0.6), (4, 0.011)])
 def test_rows_beyond_the_tolerance_are_counted_though_the_boxes_agree(precision, column, amount):
-    figures = judged((some_rows(), moved(amount, column=column, row=slice(0, SEEN))), precision=precision)
+    figures = evaluated((some_rows(), moved(amount, column=column, row=slice(0, SEEN))), precision=precision)
     assert figures.agreement == 1
     assert figures.rows_agreement == 0
     assert any("of the rows are within 0.5 px" in text for text in figures.shortcomings(precision, LIMITS))
@@ -107,12 +107,12 @@ def test_rows_beyond_the_tolerance_are_counted_though_the_boxes_agree(precision,
 
 def test_fp16_may_differ_more_in_score_than_fp32():
     rows = moved(0.008, column=4, row=slice(0, SEEN))
-    assert judged((some_rows(), rows), precision="fp32").rows_agreement == 0
-    assert judged((some_rows(), rows), precision="fp16").rows_agreement == 1
+    assert evaluated((some_rows(), rows), precision="fp32").rows_agreement == 0
+    assert evaluated((some_rows(), rows), precision="fp16").rows_agreement == 1
 
 
 def test_a_shift_of_all_boxes_to_one_side_is_seen_in_every_precision():
-    figures = judged((some_rows(), moved(1, column=slice(0, 4, 2), row=slice(None))), precision="int8")
+    figures = evaluated((some_rows(), moved(1, column=slice(0, 4, 2), row=slice(None))), precision="int8")
     assert figures.agreement > 0.9
     assert figures.shift_px == pytest.approx(1, abs=1e-4)
     assert figures.shortcomings("int8", LIMITS) == ["its boxes are off by 1.00 px to one side"]
@@ -121,7 +121,7 @@ def test_a_shift_of_all_boxes_to_one_side_is_seen_in_every_precision():
 def test_noise_is_no_shift():
     noisy = some_rows()
     noisy[:, :4] += np.random.default_rng(1).normal(0, 0.5, (100, 4)).astype(np.float32)
-    figures = judged((some_rows(), noisy), precision="int8")
+    figures = evaluated((some_rows(), noisy), precision="int8")
     assert figures.box_px > 1
     assert figures.shortcomings("int8", LIMITS) == []
 
@@ -129,13 +129,13 @@ def test_noise_is_no_shift():
 @pytest.mark.parametrize("column", range(6))
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_values_that_are_no_numbers_are_not_boxes(column, wrong):
-    figures = judged((some_rows(), moved(wrong, column=column, row=slice(0, 4))))
+    figures = evaluated((some_rows(), moved(wrong, column=column, row=slice(0, 4))))
     assert figures.agreement == pytest.approx(1 - 4 / SEEN)
     assert figures.shortcomings("fp32", LIMITS)
 
 
 def test_an_engine_that_gives_only_nan_fails_in_every_precision():
-    figures = judged((some_rows(), np.full_like(some_rows(), np.nan)))
+    figures = evaluated((some_rows(), np.full_like(some_rows(), np.nan)))
     assert (figures.agreement, figures.rows_agreement) == (0, 0)
     assert all(figures.shortcomings(precision, LIMITS) for precision in ("fp32", "fp16", "int8"))
 
@@ -143,34 +143,34 @@ def test_an_engine_that_gives_only_nan_fails_in_every_precision():
 def test_weights_that_see_nothing_are_compared_by_their_best_rows():
     unsure = some_rows(best=0.2)
     assert unsure[:, 4].max() < CONF
-    figures = judged((unsure, unsure))
+    figures = evaluated((unsure, unsure))
     assert (figures.boxes, figures.rows) == (0, TOP)
     assert figures.shortcomings("fp32", LIMITS) == []
     wrong = unsure.copy()
     wrong[:, :4] += 3
-    assert judged((unsure, wrong)).shortcomings("fp32", LIMITS)
+    assert evaluated((unsure, wrong)).shortcomings("fp32", LIMITS)
 
 
 def test_int8_is_not_trusted_where_the_reference_sees_nothing():
     unsure = some_rows(best=0.2)
-    assert judged((unsure, unsure), precision="int8").shortcomings("int8", LIMITS) == [
+    assert evaluated((unsure, unsure), precision="int8").shortcomings("int8", LIMITS) == [
         "the reference finds nothing in the images: give others with GATE_DIR"
     ]
 
 
 def test_of_rows_that_no_class_fits_the_class_is_noise_but_the_box_is_not():
     unlikely = np.array([[0, 0, 9, 9, 1e-6, 3], [20, 0, 29, 9, 1e-6, 4]], np.float32)
-    assert judged((unlikely, unlikely + np.float32([0, 0, 0, 0, 0, 1]))).rows_agreement == 1
-    assert judged((unlikely, unlikely + np.float32([1, 1, 1, 1, 0, 0]))).rows_agreement == 0
+    assert evaluated((unlikely, unlikely + np.float32([0, 0, 0, 0, 0, 1]))).rows_agreement == 1
+    assert evaluated((unlikely, unlikely + np.float32([1, 1, 1, 1, 0, 0]))).rows_agreement == 0
 
 
 def test_nothing_compared_is_no_proof():
-    assert "there are no images to judge it on" in judged().shortcomings("fp32", LIMITS)
+    assert "there are no images to evaluate it on" in evaluated().shortcomings("fp32", LIMITS)
 
 
 def test_images_without_rows_prove_nothing_but_harm_nothing():
     none = np.zeros((0, 6), np.float32)
-    figures = judged((some_rows(), some_rows()), (none, none))
+    figures = evaluated((some_rows(), some_rows()), (none, none))
     assert (figures.images, figures.agreement) == (2, 1)
     assert figures.shortcomings("fp32", LIMITS) == []
 
@@ -178,7 +178,7 @@ def test_images_without_rows_prove_nothing_but_harm_nothing():
 def test_with_labels_int8_is_judged_by_the_map_that_it_loses():
     worse = some_rows()
     worse[: SEEN // 4, 4] = 0
-    figures = judged((some_rows(), worse), precision="int8", labels=True)
+    figures = evaluated((some_rows(), worse), precision="int8", labels=True)
     lost = figures.reference_map50_95 - figures.map50_95
     assert lost > 0.1
     assert figures.shortcomings("int8", LIMITS) == [f"it loses {lost:.4f} mAP50-95, 0.01 are allowed"]
@@ -203,7 +203,7 @@ def test_limits_decide_and_not_the_figures():
 
 
 def test_the_figures_are_plain_numbers():
-    figures = judged((some_rows(), moved(0.25)), labels=True).to_json()
+    figures = evaluated((some_rows(), moved(0.25)), labels=True).to_json()
     assert all(value is None or type(value) in (int, float) for value in figures.values())
     assert figures["box_px"] == pytest.approx(0.25, abs=1e-4)
 
@@ -269,12 +269,12 @@ def test_a_shift_is_refused_only_where_the_pairs_prove_it():
     """Of two boxes half a pixel of rounding is no shift; of forty boxes a pixel is."""
     rows = some_rows(seen=2)
     shifted = rows + np.float32([1, 0, 1, 0, 0, 0])
-    few = judged((rows, shifted), precision="int8")
+    few = evaluated((rows, shifted), precision="int8")
     assert few.shift_px == pytest.approx(1, abs=1e-4)
     assert few.proven_shift_px == 0
     noisy = some_rows()
     noisy[:, :4] += np.random.default_rng(2).normal(0.55, 2, (100, 4)).astype(np.float32)
-    assert judged((some_rows(), noisy), precision="int8").proven_shift_px < 0.5
+    assert evaluated((some_rows(), noisy), precision="int8").proven_shift_px < 0.5
 
 
 @pytest.mark.parametrize("pairs", [8, 12, 20, 40])
@@ -334,7 +334,7 @@ def test_keypoints_that_are_visible_must_be_where_the_reference_has_them(change,
     assert figures.keypoint_px == pytest.approx(change if agreement and visible > 0.5 else 0, abs=1e-3) or not agreement
 
 
-def turned(angle: float = 0) -> tuple[np.ndarray]:
+def rotated(angle: float = 0) -> tuple[np.ndarray]:
     rows = some_rows()
     rows[:, 2:4] -= rows[:, :2]
     rows[:, 3] /= 2
@@ -343,7 +343,7 @@ def turned(angle: float = 0) -> tuple[np.ndarray]:
 
 @pytest.mark.parametrize(("angle", "agreement"), [(0, 1), (0.02, 1), (0.5, 0)])
 def test_turned_boxes_must_be_turned_alike(angle, agreement):
-    figures = gate_of(of_task("obb"), turned(), turned(angle))
+    figures = gate_of(of_task("obb"), rotated(), rotated(angle))
     assert (figures.agreement, figures.boxes > 30) == (agreement, True)
 
 

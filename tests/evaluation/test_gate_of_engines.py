@@ -48,7 +48,7 @@ def graphs(tmp_path_factory, pictures) -> dict[str, Path]:
     return made
 
 
-def judge(path: Path, pictures: list[tuple], kind: str, *, labels: bool = True) -> AccuracyReport:
+def evaluate(path: Path, pictures: list[tuple], kind: str, *, labels: bool = True) -> AccuracyReport:
     engine = onnxruntime.OnnxruntimeEngine(path, 2)
     gate = Gate(kind, fakes.MODEL)
     for picture, transform, frame, expected in pictures:
@@ -105,7 +105,7 @@ SABOTAGES = [swap_weights, scale_wrong, swap_colours, shift_pad]
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("kind", PRECISIONS)
 def test_sound_engine_passes(graphs, pictures, kind, labels):
-    figures = judge(graphs[kind], pictures, kind, labels=labels)
+    figures = evaluate(graphs[kind], pictures, kind, labels=labels)
     assert figures.boxes > 100
     assert figures.shortcomings(kind, Limits()) == []
 
@@ -117,7 +117,7 @@ def test_broken_engine_is_caught(graphs, pictures, kind, sabotage, labels, tmp_p
     model = onnx.load(graphs[kind])
     sabotage(model)
     onnx.save(model, tmp_path / "broken.onnx")
-    figures = judge(tmp_path / "broken.onnx", pictures, kind, labels=labels)
+    figures = evaluate(tmp_path / "broken.onnx", pictures, kind, labels=labels)
     assert figures.shortcomings(kind, Limits())
 
 

@@ -33,8 +33,8 @@ def some_labels(seed: int, task: str, points: int = POINTS) -> Labels:
             seen = rng.integers(0, 3, (9, points, 1))
             return Labels(classes, boxes, np.concatenate([inside, seen], 2).astype(np.float32))
         case "obb":
-            turned = [boxes[:, :2] + 30, boxes[:, 2:] - boxes[:, :2], rng.uniform(0, 3, (9, 1))]
-            return Labels(classes, np.concatenate(turned, 1).astype(np.float32))
+            rotated = [boxes[:, :2] + 30, boxes[:, 2:] - boxes[:, :2], rng.uniform(0, 3, (9, 1))]
+            return Labels(classes, np.concatenate(rotated, 1).astype(np.float32))
     return Labels(classes, boxes)
 
 

@@ -28,8 +28,8 @@ def main(count: int, number: int = 0) -> int:
             weights=str(DEMO / f"{name}.pt"), backend="openvino", imgsz=64, grpc_port=port, **fuzz.kserve.LIMITS
         )
         with started(own) as server:
-            asked = fuzz.Server(server.url, f"127.0.0.1:{port}", server.pid)
-            outcome = fuzz.run(asked, count // len(TASKS), number + place * fuzz.PARTS)
+            requested = fuzz.Server(server.url, f"127.0.0.1:{port}", server.pid)
+            outcome = fuzz.run(requested, count // len(TASKS), number + place * fuzz.PARTS)
             log = Path(f"/proc/{server.pid}/fd/2").read_text()
         tell(task, outcome, log)
         failed |= bool(outcome.failures or "Traceback" in log)
@@ -41,9 +41,9 @@ def tell(task: str, outcome: fuzz.Outcome, log: str) -> None:
     for (protocol, status), count in sorted(outcome.statuses.items()):
         answers[protocol].append(f"{status}: {count}")
     print(f"| {task} | requests | answers |\n|---|---|---|")
-    for protocol, told in answers.items():
+    for protocol, reported in answers.items():
         requests = sum(count for (each, _), count in outcome.statuses.items() if each == protocol)
-        print(f"| {protocol} | {requests} | {', '.join(told)} |")
+        print(f"| {protocol} | {requests} | {', '.join(reported)} |")
     defects, failures = log.count("Traceback"), len(outcome.failures)
     print(f"\n{outcome.statuses.total()} requests: {failures} failures, {defects} defects in the log")
     for name in ("resident_mb", "threads", "files"):

@@ -45,10 +45,15 @@ def multipart(data: bytes) -> None:
 
 def kserve(data: bytes) -> None:
     """The first byte picks the model, the second what is told of the rest."""
-    told = [{}, {"inference-header-content-length": "0"}, {"content-encoding": "gzip"}, {"content-encoding": "deflate"}]
-    told += [{"inference-header-content-length": str(size)} for size in range(60, 252)]
+    reported = [
+        {},
+        {"inference-header-content-length": "0"},
+        {"content-encoding": "gzip"},
+        {"content-encoding": "deflate"},
+    ]
+    reported += [{"inference-header-content-length": str(size)} for size in range(60, 252)]
     picked, said, body = data[:1] or b"\0", data[1:2] or b"\0", data[2:]
-    headers = Headers(told[said[0] % len(told)])
+    headers = Headers(reported[said[0] % len(reported)])
     wire.parse(body, headers, MODELS[picked[0] % 2], Limit(MOST, Inflight(None, None).share(), max_json_bytes=MOST))
 
 

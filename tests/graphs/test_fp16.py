@@ -238,8 +238,8 @@ def test_a_node_that_feeds_features_and_decode_serves_both(tmp_path, kind):
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 def test_an_image_has_the_same_rows_in_a_batch_of_any_size(graphs, frames, batch):
-    alone = np.concatenate([run(graphs["fp16"], frame[None]) for frame in frames[:batch]])
-    np.testing.assert_array_equal(run(graphs["fp16"], frames[:batch]), alone)
+    low_latency = np.concatenate([run(graphs["fp16"], frame[None]) for frame in frames[:batch]])
+    np.testing.assert_array_equal(run(graphs["fp16"], frames[:batch]), low_latency)
 
 
 def test_rows_are_those_of_fp32(graphs, frames, expected):

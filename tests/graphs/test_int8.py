@@ -171,7 +171,7 @@ def test_biases_make_up_for_what_rounding_the_weights_changes_on_average(single,
 
 
 def test_a_graph_that_is_near_enough_is_all_int8(single, frames, tmp_path, monkeypatch):
-    monkeypatch.setattr(int8_search, "NEAR", 1)
+    monkeypatch.setattr(int8_search, "MAX_DISTANCE", 1)
     facts = int8_search.to_int8(single, tmp_path / "int8.onnx", frames[:6], zero_points=True)["int8"]
     compared = facts["compared"]
     assert facts["images"] == 2
@@ -182,12 +182,12 @@ def test_a_graph_that_is_near_enough_is_all_int8(single, frames, tmp_path, monke
 def test_convolutions_stay_in_float_until_too_little_is_int8_and_the_nearest_graph_is_kept(
     single, frames, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(int8_search, "NEAR", 0)
+    monkeypatch.setattr(int8_search, "MAX_DISTANCE", 0)
     facts = int8_search.to_int8(single, tmp_path / "int8.onnx", frames[:3], zero_points=True)["int8"]
     compared = facts["compared"]
     shares = [each["int8"] for each in compared.values()]
     assert shares == sorted(shares, reverse=True)
-    assert int8_search.LEAST_INT8 <= shares[-1] < 0.8
+    assert int8_search.MIN_INT8_RATIO <= shares[-1] < 0.8
     assert compared[facts["method"]]["distance"] == min(each["distance"] for each in compared.values())
     assert compared[facts["method"]]["distance"] < min(compared[rule]["distance"] for rule in calibration.RULES)
 
@@ -212,8 +212,8 @@ def test_what_decodes_is_as_it_was(single, model):
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 def test_an_image_has_the_same_boxes_in_a_batch_of_any_size(quantized, frames, batch):
-    alone = run(quantized, frames[:1])
-    assert_same_boxes(run(quantized, frames[:batch])[:1], alone, px=0.5, score=0.01)
+    low_latency = run(quantized, frames[:1])
+    assert_same_boxes(run(quantized, frames[:batch])[:1], low_latency, px=0.5, score=0.01)
 
 
 def test_int8_finds_the_boxes_of_fp32(single, quantized, frames):

@@ -92,9 +92,9 @@ def test_rows_are_those_of_pytorch(serving, frames, expected):
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 def test_an_image_has_the_same_rows_in_a_batch_of_any_size(serving, frames, batch):
-    alone = run(serving[0], frames[:1])[0]
+    low_latency = run(serving[0], frames[:1])[0]
     together = run(serving[0], frames[:batch])[0]
-    np.testing.assert_allclose(together, alone, atol=1e-3)
+    np.testing.assert_allclose(together, low_latency, atol=1e-3)
 
 
 def test_any_rectangle_of_strides_runs_with_as_many_rows_as_it_has_anchors(serving):

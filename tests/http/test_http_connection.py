@@ -327,9 +327,9 @@ def test_who_leaves_with_several_requests_on_end_is_seen_to_leave(serve, device,
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/v1/models", "/docs", "/v1/status/ping", "/metrics"])
 def test_head_is_get_without_the_body(shared_server, path):
-    asked, got = shared_server.client.head(path), shared_server.client.get(path)
-    assert (asked.status_code, asked.content) == (200, b"")
-    assert asked.headers["content-type"] == got.headers["content-type"]
+    requested, got = shared_server.client.head(path), shared_server.client.get(path)
+    assert (requested.status_code, requested.content) == (200, b"")
+    assert requested.headers["content-type"] == got.headers["content-type"]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,6 @@ def truth(item: scenes.Scene, task: str) -> tuple[torch.Tensor, torch.Tensor | N
     elif task == "pose":
         extras = torch.from_numpy(item.keypoints).flatten(1)
     else:
-        turned = torch.from_numpy(train.turned_boxes(item, 1)).float()
-        boxes, extras = turned[:, :4], turned[:, 4:]
+        rotated = torch.from_numpy(train.turned_boxes(item, 1)).float()
+        boxes, extras = rotated[:, :4], rotated[:, 4:]
     return torch.cat([boxes, scores, extras], 1), protos

@@ -392,8 +392,8 @@ class LaneByLane(Device):
         super().__init__()
         self.gates = [threading.Event(), threading.Event()]
 
-    def infer(self, instance, frames, *, alone=False):
-        rows = super().infer(instance, frames, alone=alone)
+    def infer(self, instance, frames, *, low_latency=False):
+        rows = super().infer(instance, frames, low_latency=low_latency)
         assert self.gates[instance].wait(10)
         return rows
 
@@ -586,7 +586,7 @@ async def test_lanes_with_cores_of_their_own_wait_for_nobody(make, device):
     assert await marks_of([first, *tasks]) == [0, 1]
 
 
-# Alone: no other batch is at work, and none waits.
+# EngineBaseline: no other batch is at work, and none waits.
 
 
 @pytest.mark.parametrize("one_device", [False, True])
@@ -594,7 +594,7 @@ async def test_a_batch_with_the_engine_to_itself_is_told_so(make, device, one_de
     batcher = make(instances=2, one_device=one_device)
     await marks_of(await queue(batcher, 1, 2, 3))
     await marks_of(await queue(batcher, 4))
-    assert (device.batches, device.alone) == ([[1, 2, 3], [4]], [True, True])
+    assert (device.batches, device.low_latency) == ([[1, 2, 3], [4]], [True, True])
 
 
 async def test_a_batch_beside_another_is_not_alone(make, device):
@@ -604,20 +604,20 @@ async def test_a_batch_beside_another_is_not_alone(make, device):
     await device.until_busy()
     device.gate.set()
     await marks_of([first, *tasks])
-    assert device.alone == [True, False]
+    assert device.low_latency == [True, False]
 
 
 async def test_a_batch_that_leaves_others_waiting_is_not_alone_and_the_last_one_is(make, device):
     tasks = await queue(make(max_batch=2), 1, 2, 3)
     await marks_of(tasks)
-    assert (device.batches, device.alone) == ([[1, 2], [3]], [False, True])
+    assert (device.batches, device.low_latency) == ([[1, 2], [3]], [False, True])
 
 
 async def test_a_batch_that_leaves_another_shape_waiting_is_not_alone(make, device):
     batcher = make()
     wide = asyncio.create_task(batcher.submit(frame(9, (2, 4)), NEVER))
     await marks_of([wide, *await queue(batcher, 1)])
-    assert (device.batches, device.alone) == ([[9], [1]], [False, True])
+    assert (device.batches, device.low_latency) == ([[9], [1]], [False, True])
 
 
 async def test_after_a_failed_batch_the_next_one_is_alone_again(make, device, caplog):
@@ -627,7 +627,7 @@ async def test_after_a_failed_batch_the_next_one_is_alone_again(make, device, ca
         await asyncio.gather(*await queue(batcher, 1), return_exceptions=True)
     device.failure = None
     await marks_of(await queue(batcher, 2))
-    assert device.alone == [True, True]
+    assert device.low_latency == [True, True]
 
 
 # The pace: what an image takes the device, at warm-up and as it has been of late.
@@ -645,7 +645,7 @@ async def test_the_pace_follows_what_batches_take_now(make, device, one_device):
     device.seconds = 3 * device_s * (1 if one_device else instances)
     tasks = await queue(batcher, *range(6))  # none of the three is alone, but for the last on one device
     await marks_of(tasks)
-    taught = 3 if one_device or device.alone == [False] * 3 else device.alone.count(False)
+    taught = 3 if one_device or device.low_latency == [False] * 3 else device.low_latency.count(False)
     slowdown = 3 - 2 * (1 - LEARN) ** taught
     assert taught >= 2
     assert batcher.pace_s == pytest.approx(slowdown * device_s / 2)
@@ -664,14 +664,14 @@ async def test_a_batch_alone_on_all_cores_says_nothing_of_the_pace(make, device)
     batcher = make(instances=2, device_s=0.04)
     device.seconds = 0.01  # faster than an instance's share of the cores
     await marks_of(await queue(batcher, 1))
-    assert (device.alone, batcher.pace_s) == ([True], pytest.approx(0.01))
+    assert (device.low_latency, batcher.pace_s) == ([True], pytest.approx(0.01))
 
 
 async def test_a_batch_alone_on_one_device_does(make, device):
     batcher = make(instances=2, one_device=True, device_s=0.04)
     device.seconds = 0.08
     await marks_of(await queue(batcher, 1))
-    assert (device.alone, batcher.pace_s) == ([True], pytest.approx(0.01 * (1 + LEARN)))
+    assert (device.low_latency, batcher.pace_s) == ([True], pytest.approx(0.01 * (1 + LEARN)))
 
 
 async def test_a_failed_batch_says_nothing_of_the_pace(make, device, caplog):

@@ -15,7 +15,7 @@ from app.errors import BuildFailed, EngineFailed, EngineStale
 from app.model import ModelInfo
 from app.progress import Progress
 from app.serving import profile
-from app.serving.loader import LoadedEngine, deploy, preprocessor
+from app.serving.loader import LoadedEngine, load, preprocessor
 from app.serving.profile import EngineProfile
 from app.settings import Settings
 from app.store.manifest import StoredEngine
@@ -30,9 +30,9 @@ class Device(fakes.Device):
         super().__init__(fakes.ROWS)
         self.taken: list[tuple[int, int]] = []
 
-    def infer(self, instance, frames, *, alone=False):
+    def infer(self, instance, frames, *, low_latency=False):
         self.taken.append((instance, len(frames)))
-        return super().infer(instance, frames, alone=alone)
+        return super().infer(instance, frames, low_latency=low_latency)
 
 
 class Backend(fakes.Backend):
@@ -91,7 +91,7 @@ def source(store) -> Callable[..., Source]:
 
 
 def run(source: fakes.Source, **options: int | None) -> LoadedEngine:
-    return deploy(source, lambda _: None, **({"instances": None, "threads": None} | options))
+    return load(source, lambda _: None, **({"instances": None, "threads": None} | options))
 
 
 # Warming up
@@ -110,7 +110,7 @@ def clock(device, monkeypatch) -> Callable[[float], None]:
 def test_warm_up_begins_with_one_frame_that_has_the_engine_to_itself(backend, device, source):
     run(source(batch=6), instances=3)
     assert device.taken[0] == (0, 1)
-    assert device.alone == [True] + [False] * (len(device.taken) - 1)
+    assert device.low_latency == [True] + [False] * (len(device.taken) - 1)
 
 
 def test_warm_up_touches_every_lane_with_every_doubling_of_the_batch(backend, device, source, clock):
@@ -123,7 +123,9 @@ def test_warm_up_touches_every_lane_with_every_doubling_of_the_batch(backend, de
 def test_warm_up_touches_every_shape_in_every_lane_and_measures_the_largest(backend, device, source, clock):
     clock(0.1)
     run(source(batch=6, imgsz=96, shapes=((96, 96), (64, 96), (96, 32))), instances=3)
-    assert {shape[1:3] for shape, alone in zip(device.shapes, device.alone, strict=True) if alone} == {
+    assert {
+        shape[1:3] for shape, low_latency in zip(device.shapes, device.low_latency, strict=True) if low_latency
+    } == {
         (96, 96),
         (64, 96),
         (96, 32),
@@ -196,9 +198,9 @@ def test_threads_are_the_machines_cores_unless_they_are_set(backend, source, sto
 
 
 def test_the_warm_up_is_reported_after_what_the_source_reports(backend, source):
-    told: list[Progress] = []
-    deploy(source(), told.append, instances=None, threads=None)
-    assert [(progress.phase, progress.model) for progress in told] == [("engine", "pets"), ("warm-up", "pets")]
+    reported: list[Progress] = []
+    load(source(), reported.append, instances=None, threads=None)
+    assert [(progress.phase, progress.model) for progress in reported] == [("engine", "pets"), ("warm-up", "pets")]
 
 
 def test_what_the_source_raises_ends_the_start(backend):
@@ -212,16 +214,16 @@ def test_what_the_source_raises_ends_the_start(backend):
 
 def test_stale_engine_is_discarded_and_built_again_once_with_its_reason_in_the_log(backend, source, store, caplog):
     backend.refusals = [EngineStale("the plan is of another TensorRT")]
-    given, told = source(), []
+    given, reported = source(), []
     (store / "pets").mkdir()
     (store / "pets" / "engine.plan").write_bytes(b"old")
     with caplog.at_level(logging.WARNING):
-        deployed = deploy(given, told.append, instances=None, threads=None)
+        loaded = load(given, reported.append, instances=None, threads=None)
     assert caplog.messages == ["the plan is of another TensorRT: building it again"]
     assert (given.runs, len(backend.loads)) == (2, 2)
     assert list((store / "pets").iterdir()) == []
-    assert deployed.built == given.outcome
-    assert [progress.phase for progress in told] == ["engine", "warm-up"] * 2
+    assert loaded.built == given.outcome
+    assert [progress.phase for progress in reported] == ["engine", "warm-up"] * 2
 
 
 def test_engine_that_is_stale_again_ends_the_start(backend, source):
@@ -256,25 +258,25 @@ def test_engine_file_that_its_library_cannot_read_is_stale(backend, source):
 
 
 @pytest.fixture
-def deployed(backend, source) -> LoadedEngine:
+def loaded(backend, source) -> LoadedEngine:
     found = EngineProfile([1, 2, 4], [0.0123456, 0.0162, 0.04], [0.0] * 3)
     return dataclasses.replace(run(source(precision="fp16", imgsz=96), instances=2), capacity=found)
 
 
-def test_labels_tell_what_the_engine_is(deployed):
-    assert deployed.name == "fake"
-    assert deployed.labels == EngineLabels(
+def test_labels_tell_what_the_engine_is(loaded):
+    assert loaded.name == "fake"
+    assert loaded.labels == EngineLabels(
         model="pets", engine="fake", backend="fake", precision="fp16", imgsz=96, batch=4, device="cpu test"
     )
 
 
-def test_json_tells_the_engine_how_it_was_judged_and_how_built(deployed):
-    told = json.loads(json.dumps(deployed.to_json()))
+def test_json_tells_the_engine_how_it_was_judged_and_how_built(loaded):
+    reported = json.loads(json.dumps(loaded.to_json()))
     gate = {"on": "2 pictures", "images": "", "reference": "PyTorch FP32", "figures": fakes.FIGURES.to_json()}
-    assert told.pop("gate") == gate
-    assert told == {
+    assert reported.pop("gate") == gate
+    assert reported == {
         "name": "fake",
-        "key": deployed.built.manifest.fingerprint.key,
+        "key": loaded.built.manifest.fingerprint.key,
         "backend": "fake",
         "version": "1.0",
         "precision": "fp16",

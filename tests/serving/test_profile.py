@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app.serving import profile
-from app.serving.profile import HANDLING_S, LONGEST_S, PAYS, EngineProfile, images_per_second, measure
+from app.serving.profile import HANDLING_S, MAX_BATCH_S, MIN_GAIN_RATIO, EngineProfile, images_per_second, measure
 
 FRAME = np.zeros((2, 2, 3), np.uint8)
 
@@ -26,8 +26,8 @@ class Device(fakes.Device):
         self._seconds_of, self._first, self._handover_s = seconds_of, first, handover_s
         self._counting = threading.Lock()
 
-    def infer(self, instance, frames, *, alone=False):
-        assert not alone
+    def infer(self, instance, frames, *, low_latency=False):
+        assert not low_latency
         size = len(frames)
         with self._counting:
             slow = self._first if size not in {taken for _, taken in self.taken} else 0
@@ -88,8 +88,8 @@ def test_a_gain_within_the_noise_does_not_pay():
         """Two images, at this many times the images per second of one, handling included."""
         return found(1, 2 * (1 + HANDLING_S) / factor - HANDLING_S)
 
-    assert second(PAYS * 0.999).batch == 1
-    assert second(PAYS * 1.001).batch == 2
+    assert second(MIN_GAIN_RATIO * 0.999).batch == 1
+    assert second(MIN_GAIN_RATIO * 1.001).batch == 2
 
 
 def test_a_larger_batch_saves_what_each_takes_the_service_itself():
@@ -159,14 +159,14 @@ def test_one_size_in_vain_does_not_end_it(on):
 
 def test_sizes_that_would_take_too_long_are_not_tried(on):
     """The next size is expected to take at most twice as long as the one before."""
-    device = on(lambda size: LONGEST_S / 5)
+    device = on(lambda size: MAX_BATCH_S / 5)
     assert measure(device, 1, FRAME, 64).sizes == device.sizes == [1, 2, 4, 8, 16, 32, 64]
-    device = on(lambda size: LONGEST_S / 5 * size**0.9)
+    device = on(lambda size: MAX_BATCH_S / 5 * size**0.9)
     assert measure(device, 1, FRAME, 64).sizes == device.sizes == [1, 2, 4]
 
 
 def test_what_is_too_long_counts_every_lane_s_turn(on):
-    device = on(lambda size: LONGEST_S / 5 * size**0.9)
+    device = on(lambda size: MAX_BATCH_S / 5 * size**0.9)
     assert measure(device, 2, FRAME, 64).sizes == device.sizes == [1, 2]
 
 
@@ -192,7 +192,7 @@ def test_a_device_that_tells_more_than_its_batch_took_has_no_negative_lead(on):
 def test_a_failure_in_any_lane_ends_it(on):
     device = on(lambda _: 0.01)
 
-    def infer(instance, frames, *, alone=False):
+    def infer(instance, frames, *, low_latency=False):
         if instance == 2:
             raise RuntimeError("no context for instance 2")
         return fakes.Device.infer(device, instance, frames)

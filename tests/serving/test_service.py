@@ -53,8 +53,8 @@ def test_ready_after_warm_up_of_one_frame_and_of_batches(serve, device, monkeypa
     while not live.service.ready:
         pass
     assert {1, 2} <= {shape[0] for shape in device.shapes} <= {1, 2, 4}
-    assert device.alone[0]
-    assert not any(device.alone[1:])
+    assert device.low_latency[0]
+    assert not any(device.low_latency[1:])
     assert live.client.get("/readyz").json() == {"phase": "ready", "model": "pets"}
     assert live.value("ready") == 1
     assert live.value("engine_images_per_second", model="pets", engine="fake") > 0

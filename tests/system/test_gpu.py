@@ -80,8 +80,8 @@ def test_a_value_that_the_driver_does_not_tell_is_left_out(driver, function, los
 
 def test_a_gpu_that_falls_off_the_bus_leaves_the_other_metrics_alone_and_may_come_back(driver):
     collector = gpu.open_gpu()
-    asked = ("UtilizationRates", "MemoryInfo", "Temperature", "PowerUsage")
-    driver.errors = {f"nvmlDeviceGet{what}": pynvml.NVML_ERROR_GPU_IS_LOST for what in asked}
+    requested = ("UtilizationRates", "MemoryInfo", "Temperature", "PowerUsage")
+    driver.errors = {f"nvmlDeviceGet{what}": pynvml.NVML_ERROR_GPU_IS_LOST for what in requested}
     assert scraped(collector) == {}
     driver.errors = {}
     assert scraped(collector) == VALUES

@@ -112,14 +112,14 @@ def test_a_mask_colours_its_inside_and_lets_the_picture_through():
 def test_keypoints_that_are_visible_are_dots(visible, dots):
     points = [[120.0, 120.0], [170.0, 150.0]]
     keypoints = np.float32([[[*point, *visible[i : i + 1]] for i, point in enumerate(points)]])
-    alone = draw(GREY.copy(), found((100, 100, 200, 200)), NAMES)
+    low_latency = draw(GREY.copy(), found((100, 100, 200, 200)), NAMES)
     canvas = draw(GREY.copy(), dataclasses.replace(found((100, 100, 200, 200)), keypoints=keypoints), NAMES)
-    assert sum((canvas[round(y), round(x)] != alone[round(y), round(x)]).any() for x, y in points) == dots
+    assert sum((canvas[round(y), round(x)] != low_latency[round(y), round(x)]).any() for x, y in points) == dots
 
 
 def test_a_turned_box_is_drawn_turned():
-    turned = dataclasses.replace(found((0, 0, 0, 0)), boxes=np.float32([[200, 150, 100, 40, np.pi / 2]]))
-    canvas = draw(GREY.copy(), turned, {0: ""})
+    rotated = dataclasses.replace(found((0, 0, 0, 0)), boxes=np.float32([[200, 150, 100, 40, np.pi / 2]]))
+    canvas = draw(GREY.copy(), rotated, {0: ""})
     for x, y, there in ((180, 150, True), (220, 150, True), (250, 150, False), (200, 200, True)):
         assert (canvas[y - 1 : y + 2, x - 1 : x + 2] != GREY[0, 0]).any() == there
 

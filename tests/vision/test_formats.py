@@ -259,11 +259,11 @@ def oriented(kind: str, exif: int | None, xmp: int | None) -> bytes:
 )
 def test_only_a_valid_exif_orientation_turns_and_both_ways_of_decoding_agree(kind, exif, xmp, side):
     data = oriented(kind, exif, xmp)
-    turned = exif is not None and 5 <= exif <= 8
-    expected = (800, 600) if turned else (600, 800)
+    rotated = exif is not None and 5 <= exif <= 8
+    expected = (800, 600) if rotated else (600, 800)
     small, size = decode_near(data, MAX_PIXELS, side)
     assert decode(data, MAX_PIXELS).shape[:2] == size == expected
-    assert (small.shape[0] > small.shape[1]) == turned
+    assert (small.shape[0] > small.shape[1]) == rotated
 
 
 @pytest.mark.parametrize("xmp", range(2, 9))

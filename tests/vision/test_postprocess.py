@@ -246,7 +246,7 @@ def test_the_rows_are_left_as_they_were():
 # Of the other tasks
 
 
-def turned(rng: np.random.Generator, count: int) -> np.ndarray:
+def rotated(rng: np.random.Generator, count: int) -> np.ndarray:
     """Boxes [N, 5] cx cy w h angle in clusters."""
     near = rng.integers(0, 8, count)
     centres = rng.uniform(0, 640, (8, 2))[near] + rng.normal(0, 10, (count, 2))
@@ -256,7 +256,7 @@ def turned(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def test_overlap_of_turned_boxes_is_that_of_ultralytics():
-    boxes = turned(np.random.default_rng(0), 200)
+    boxes = rotated(np.random.default_rng(0), 200)
     boxes[:3, 2:4] = 0
     ours = postprocess.probiou(boxes[:120], boxes)
     np.testing.assert_allclose(ours, batch_probiou(boxes[:120], boxes).numpy(), atol=1e-3)
@@ -267,7 +267,7 @@ def test_overlap_of_turned_boxes_is_that_of_ultralytics():
 @pytest.mark.parametrize("iou", [0.7, 0.45, 0.1])
 def test_turned_boxes_that_stay_are_those_of_ultralytics(iou):
     for seed in range(6):
-        boxes = turned(np.random.default_rng(seed), 200)
+        boxes = rotated(np.random.default_rng(seed), 200)
         scores = torch.linspace(0.9, 0.1, len(boxes))
         expected = TorchNMS.fast_nms(torch.from_numpy(boxes), scores, iou, iou_func=batch_probiou).tolist()
         assert postprocess.rotated_nms(boxes, iou, 300).tolist() == expected
@@ -280,7 +280,7 @@ def test_no_turned_boxes_are_none():
 
 
 def test_corners_are_those_of_ultralytics_in_their_order():
-    boxes = turned(np.random.default_rng(3), 50)
+    boxes = rotated(np.random.default_rng(3), 50)
     np.testing.assert_allclose(postprocess.corners(boxes), xywhr2xyxyxyxy(boxes), atol=1e-3)
 
 
@@ -288,7 +288,7 @@ def test_corners_are_those_of_ultralytics_in_their_order():
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_detections_of_obb_are_those_of_ultralytics(classes, agnostic):
     rng = np.random.default_rng(11)
-    boxes, scores = turned(rng, 300), rng.beta(0.4, 3, (300, 3)).astype(np.float32)
+    boxes, scores = rotated(rng, 300), rng.beta(0.4, 3, (300, 3)).astype(np.float32)
     raw = torch.from_numpy(np.concatenate([boxes[:, :4], scores, boxes[:, 4:]], 1).T[None])
     thresholds = Thresholds(0.1, 0.45, 300, classes, agnostic)
     found = postprocess.select((select_rows(raw, 3, centred=True)[0].numpy(),), thresholds, of_task("obb"))

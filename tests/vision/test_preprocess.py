@@ -161,8 +161,8 @@ def test_exif_orientation_is_found_behind_whatever_else_a_jpeg_begins_with(befor
     exif = Image.Exif()
     exif[0x0112] = 6
     data = save(PHOTO, "JPEG", exif=exif, quality=95)
-    turned = decode(data[:2] + before + data[2:], MAX_PIXELS)
-    np.testing.assert_array_equal(turned, decode(data, MAX_PIXELS))
+    rotated = decode(data[:2] + before + data[2:], MAX_PIXELS)
+    np.testing.assert_array_equal(rotated, decode(data, MAX_PIXELS))
 
 
 def test_the_bytes_of_exif_in_a_comment_are_not_exif():
@@ -410,14 +410,14 @@ def test_no_boxes_come_back_as_no_boxes():
 
 # Decoded at a fraction of the size
 
-LARGE = PHOTO.resize((1001, 753), Image.Resampling.BICUBIC)
+MAX_PIXELS_AT_ONCE = PHOTO.resize((1001, 753), Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize(
     ("side", "fraction"), [(1002, 1), (501, 1), (500, 2), (251, 2), (250, 4), (126, 4), (125, 8), (10, 8)]
 )
 def test_fast_decoding_shrinks_as_far_as_the_longer_side_stays_large_enough(side, fraction):
-    pixels, size = decode_near(save(LARGE, "JPEG"), MAX_PIXELS, side)
+    pixels, size = decode_near(save(MAX_PIXELS_AT_ONCE, "JPEG"), MAX_PIXELS, side)
     assert size == (753, 1001)
     assert pixels.shape == (-(-753 // fraction), -(-1001 // fraction), 3)
     if fraction > 1:
@@ -425,7 +425,7 @@ def test_fast_decoding_shrinks_as_far_as_the_longer_side_stays_large_enough(side
 
 
 def test_fast_decoding_gives_the_same_picture_only_smaller():
-    data = save(LARGE, "JPEG", quality=95)
+    data = save(MAX_PIXELS_AT_ONCE, "JPEG", quality=95)
     small = decode_near(data, MAX_PIXELS, 125)[0]
     shrunk = cv2.resize(decode(data, MAX_PIXELS), (126, 95), interpolation=cv2.INTER_AREA)
     assert np.abs(small.astype(int) - shrunk).mean() < 2.5
@@ -436,7 +436,7 @@ def test_fast_decoding_gives_the_same_picture_only_smaller():
 def test_fast_decoding_tells_the_upright_size_of_the_original(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = save(LARGE, "JPEG", exif=exif, quality=95)
+    data = save(MAX_PIXELS_AT_ONCE, "JPEG", exif=exif, quality=95)
     pixels, size = decode_near(data, MAX_PIXELS, 100)
     assert size == decode(data, MAX_PIXELS).shape[:2]
     assert (pixels.shape[0] > pixels.shape[1]) == (size[0] > size[1])
@@ -452,7 +452,7 @@ def test_fast_decoding_leaves_all_but_jpeg_as_they_are(name):
 @pytest.mark.parametrize("fast", [False, True])
 def test_boxes_come_back_to_the_original_whichever_way_it_was_decoded(fast):
     prepare = Preprocessor(imgsz=64, stride=32, shapes=None, fast=fast, max_pixels=MAX_PIXELS)
-    transform, frame = prepare(save(LARGE, "JPEG"))
+    transform, frame = prepare(save(MAX_PIXELS_AT_ONCE, "JPEG"))
     assert transform.image == (753, 1001)
     assert frame.shape == (*transform.frame, 3) == (64, 64, 3)
     corners = np.array([[0, transform.top, 64, transform.top + transform.resized[0]]], np.float32)
@@ -462,14 +462,14 @@ def test_boxes_come_back_to_the_original_whichever_way_it_was_decoded(fast):
 @pytest.mark.parametrize("fast", [False, True])
 def test_a_jpeg_goes_into_the_best_of_several_shapes(fast):
     prepare = Preprocessor(96, 32, ((64, 96), (96, 96), (96, 64)), fast, MAX_PIXELS)
-    transform, frame = prepare(save(LARGE.resize((900, 300)), "JPEG"))
+    transform, frame = prepare(save(MAX_PIXELS_AT_ONCE.resize((900, 300)), "JPEG"))
     assert frame.shape == (*transform.frame, 3) == (64, 96, 3)
     assert transform.resized == (32, 96)
 
 
 def test_fast_decoding_limits_the_pixels_of_the_original():
     with pytest.raises(TooManyPixels, match="1001x753"):
-        decode_near(save(LARGE, "JPEG"), 1001 * 753 - 1, 10)
+        decode_near(save(MAX_PIXELS_AT_ONCE, "JPEG"), 1001 * 753 - 1, 10)
 
 
 # For classify: the middle of the image
@@ -492,7 +492,7 @@ def test_the_middle_is_what_torchvision_s_resize_and_center_crop_give_a_pil_imag
 def test_the_middle_of_a_large_image_is_the_same_made_of_one_colour_after_the_other(monkeypatch):
     image = np.random.default_rng(3).integers(0, 255, (300, 200, 3), np.uint8)
     expected = crop(image, center_crop_transform(300, 200, 64))
-    monkeypatch.setattr("app.vision.preprocess.LARGE", 1000)
+    monkeypatch.setattr("app.vision.preprocess.MAX_PIXELS_AT_ONCE", 1000)
     np.testing.assert_array_equal(crop(image, center_crop_transform(300, 200, 64)), expected)
 
 

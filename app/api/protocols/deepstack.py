@@ -21,7 +21,7 @@ from app.api.request import images
 from app.api.request.body import Form, read_form
 from app.api.routing import (
     body_limit,
-    door,
+    image_route,
     predict,
     protocol_route,
     read_before_deadline,
@@ -37,7 +37,7 @@ from app.serving.service import Service
 from app.vision.postprocess import Thresholds, upright
 
 PROTOCOL = "deepstack"
-MOST = 20  # boxes
+MAX_BOXES = 20  # boxes
 IOU = 0.45  # of DeepStack's and CodeProject.AI's own YOLOv5
 GENERAL = "general"  # what clients call the model that is there anyway
 _FIELDS = {
@@ -109,7 +109,7 @@ def _vision(service: Service) -> APIRouter:
     settings = service.settings
     router = APIRouter(
         tags=[PROTOCOL],
-        route_class=door(service, PROTOCOL, shape, key_inside=True),
+        route_class=image_route(service, PROTOCOL, shape, key_inside=True),
         responses=ERRORS,
         dependencies=described(settings.api_keys),
     )
@@ -123,7 +123,7 @@ def _vision(service: Service) -> APIRouter:
         if form.file is None and not fields.image:
             raise EmptyBody("there is no image: send it as the form's part 'image'")
         image = await images.from_text(fields.image) if form.file is None else form.file
-        predictions = await predict(service, request, [image], Thresholds(fields.min_confidence, IOU, MOST))
+        predictions = await predict(service, request, [image], Thresholds(fields.min_confidence, IOU, MAX_BOXES))
         return await respond(
             service,
             predictions,
@@ -184,6 +184,6 @@ def _to_json(service: Service, prediction: Prediction, started: float) -> dict[s
         "analysisRoundTripMs": total_ms,
         "moduleId": "Yolopard",
         "moduleName": f"Yolopard {__version__}",
-        "inferenceDevice": service.deployed[0].built.manifest.fingerprint.device,
+        "inferenceDevice": service.loaded[0].built.manifest.fingerprint.device,
         "timestampUTC": formatdate(usegmt=True),
     }

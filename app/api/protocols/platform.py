@@ -17,7 +17,7 @@ from app.api.errors import explain_validation
 from app.api.request import images
 from app.api.request.body import Form, read_form
 from app.api.response import ResponseFormat, to_json
-from app.api.routing import body_limit, door, predict, read_before_deadline, require_boxes, respond
+from app.api.routing import body_limit, image_route, predict, read_before_deadline, require_boxes, respond
 from app.errors import EmptyBody, NotFound, YolopardError
 from app.model import ModelInfo
 from app.serving.prediction import Prediction
@@ -74,7 +74,7 @@ def routes(service: Service) -> APIRouter:
     settings = service.settings
     router = APIRouter(
         tags=[PROTOCOL],
-        route_class=door(service, PROTOCOL, shape),
+        route_class=image_route(service, PROTOCOL, shape),
         responses=ERRORS,
         dependencies=described(settings.api_keys),
     )

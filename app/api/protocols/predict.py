@@ -15,7 +15,7 @@ from app.api.docs import ERRORS
 from app.api.errors import explain_validation
 from app.api.request.body import read_images
 from app.api.response import ResponseFormat, server_timing, to_json
-from app.api.routing import body_limit, compare, door, encoding, read_before_deadline, respond
+from app.api.routing import body_limit, compare, encoding, image_route, read_before_deadline, respond
 from app.errors import BadParameter
 from app.model import ModelInfo
 from app.serving.prediction import Prediction
@@ -152,7 +152,7 @@ def routes(service: Service) -> APIRouter:
     def given(request: Request) -> dict[str, DetectQuery]:
         return {"query": parse_query(request.scope["query_string"])}
 
-    router = APIRouter(tags=["detect"], route_class=door(service, "v1", given=given))
+    router = APIRouter(tags=["detect"], route_class=image_route(service, "v1", given=given))
 
     facts: dict[str, Any] = {
         "responses": _RESPONSES | ERRORS,

@@ -19,7 +19,7 @@ from app.api.request import images
 from app.api.request.body import is_multipart, parsed, read_body, read_form, read_json
 from app.api.routing import (
     body_limit,
-    door,
+    image_route,
     predict,
     protocol_route,
     read_before_deadline,
@@ -167,7 +167,7 @@ def _inference(service: Service) -> APIRouter:
     settings = service.settings
     router = APIRouter(
         tags=[PROTOCOL],
-        route_class=door(service, PROTOCOL, shape, key_inside=True),
+        route_class=image_route(service, PROTOCOL, shape, key_inside=True),
         responses=ERRORS,
         dependencies=described(settings.api_keys),
     )
@@ -177,35 +177,35 @@ def _inference(service: Service) -> APIRouter:
     )
     async def infer(request: Request) -> Response:
         started = time.perf_counter()
-        asked = _validate(
+        requested = _validate(
             await read_before_deadline(request, read_json(request, body_limit(service, request))), Inference
         )
-        require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), asked.api_key)
+        require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), requested.api_key)
         predictor = service.predictor
-        _require_model(asked.model_id, predictor.model)
-        given = asked.image if isinstance(asked.image, list) else [asked.image]
+        _require_model(requested.model_id, predictor.model)
+        given = requested.image if isinstance(requested.image, list) else [requested.image]
         if not 1 <= len(given) <= settings.max_files:
             raise TooManyFiles(f"a request has 1 to {settings.max_files} images, not {len(given)}")
         files = [await read_before_deadline(request, _load(service, request, image)) for image in given]
-        thresholds = asked.thresholds(asked.class_filter or [], predictor.model)
+        thresholds = requested.thresholds(requested.class_filter or [], predictor.model)
         predictions = await predict(service, request, files, thresholds)
         answers = [_to_json(request, each, predictor.model, started) for each in predictions]
-        if asked.visualize_predictions:
+        if requested.visualize_predictions:
             for answer, data, prediction in zip(answers, files, predictions, strict=True):
                 answer["visualization"] = base64.b64encode(await predictor.draw(data, prediction, "jpeg")).decode()
-        return await respond(service, predictions, lambda: answers if isinstance(asked.image, list) else answers[0])
+        return await respond(service, predictions, lambda: answers if isinstance(requested.image, list) else answers[0])
 
     @router.post("/{project}/{version:int}", summary="Boxes, as detect.roboflow.com answers")
     async def snippet(request: Request, project: str, version: int) -> Response:
         started = time.perf_counter()
-        asked = _parse_query(request)
-        require_key(settings.api_keys, request.headers, asked.api_key)
+        requested = _parse_query(request)
+        require_key(settings.api_keys, request.headers, requested.api_key)
         predictor = service.predictor
         _require_model(f"{project}/{version}", predictor.model)
-        data = await read_before_deadline(request, _read(service, request, asked.image))
-        thresholds = asked.thresholds([name for name in asked.classes.split(",") if name], predictor.model)
+        data = await read_before_deadline(request, _read(service, request, requested.image))
+        thresholds = requested.thresholds([name for name in requested.classes.split(",") if name], predictor.model)
         predictions = await predict(service, request, [data], thresholds)
-        if asked.format == "image":
+        if requested.format == "image":
             return Response(await predictor.draw(data, predictions[0], "jpeg"), media_type="image/jpeg")
         return await respond(service, predictions, lambda: _to_json(request, predictions[0], predictor.model, started))
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 SMALL_BYTES = 64 << 10  # of a body that holds no image
 KEYLESS_BYTES = 4 << 20  # of a body whose key is inside, before the key was seen
-LONG_BYTES = 256 << 10  # of text that is parsed on a thread
+MIN_THREAD_BYTES = 256 << 10  # of text that is parsed on a thread
 # In one JSON, as they take more memory than text: an empty list of two bytes takes 64, a text of four 60, a key 100.
 MAX_CONTAINERS, MAX_STRINGS = 100_000, 100_000
 # One, so that only one text at a time takes the memory of its lists and objects, ten times its own.
@@ -123,7 +123,7 @@ def load_json(text: bytes | bytearray, max_bytes: int) -> Any:
 
 async def parsed(parse: Callable[[], T], text: bytes) -> T:
     """What `parse` returns, which of a long text runs on a thread."""
-    return await on_parser(parse) if len(text) > LONG_BYTES else parse()
+    return await on_parser(parse) if len(text) > MIN_THREAD_BYTES else parse()
 
 
 async def on_parser(parse: Callable[[], T]) -> T:

@@ -71,22 +71,22 @@ def device() -> str:
     return f"{gpu.name} sm_{gpu.capability.replace('.', '')}"
 
 
-def build(recipe: BuildContext) -> dict[str, Any]:
+def build(context: BuildContext) -> dict[str, Any]:
     """Compile the plans; an Ultralytics .engine is taken as it is. Raises BuildFailed with TensorRT's own words."""
-    gpu, shapes = cuda.device(), recipe.model.shapes
+    gpu, shapes = cuda.device(), context.model.shapes
     assert shapes is not None
-    paths = [recipe.folder / f"{format_shapes(shape)}{PLAN}" for shape in shapes]
-    if recipe.weights.suffix == ".engine":
-        shutil.copyfile(recipe.weights, paths[0])
+    paths = [context.folder / f"{format_shapes(shape)}{PLAN}" for shape in shapes]
+    if context.weights.suffix == ".engine":
+        shutil.copyfile(context.weights, paths[0])
         return {"gpu": gpu.name, "driver_cuda": gpu.driver}
     facts: dict[str, Any] = {}
     graphs = {
-        shape: _in_precision(recipe, shape, graph, facts) for shape, graph in zip(shapes, recipe.graphs, strict=True)
+        shape: _in_precision(context, shape, graph, facts) for shape, graph in zip(shapes, context.graphs, strict=True)
     }
-    needed = _require_memory(recipe, graphs)
+    needed = _require_memory(context, graphs)
     started = time.monotonic()
     for (shape, graph), path in zip(graphs.items(), paths, strict=True):
-        plan = _compile(graph, shape, recipe)
+        plan = _compile(graph, shape, context)
         with path.open("wb") as file:
             file.write(plan)
     return {
@@ -94,7 +94,7 @@ def build(recipe: BuildContext) -> dict[str, Any]:
         "driver_cuda": gpu.driver,
         "compile_seconds": round(time.monotonic() - started, 1),
         "estimated_device_bytes": needed,
-        **_measured_memory(recipe),
+        **_measured_memory(context),
         **facts,
     }
 
@@ -167,44 +167,44 @@ class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         return True
 
 
-def _in_precision(recipe: BuildContext, shape: Shape, graph: Path, facts: dict[str, Any]) -> Path:
+def _in_precision(context: BuildContext, shape: Shape, graph: Path, facts: dict[str, Any]) -> Path:
     """INT8 with everything in FP16 that is not INT8 and not the decode; how INT8 was made is added to `facts`."""
-    if recipe.precision == "fp32":
+    if context.precision == "fp32":
         return graph
     from app.graphs import fp16, int8_search
 
     half = graph.with_name("fp16.onnx")
-    if recipe.precision == "int8":
+    if context.precision == "int8":
         quantized = graph.with_name("int8.onnx")
-        made = int8_search.to_int8(graph, quantized, recipe.calibration([shape]), zero_points=False)
+        made = int8_search.to_int8(graph, quantized, context.calibration([shape]), zero_points=False)
         facts[f"int8 {format_shapes(shape)}"] = made["int8"]
         graph = quantized
     fp16.to_half(graph, half)
     return half
 
 
-def _require_memory(recipe: BuildContext, graphs: Mapping[Shape, Path]) -> int:
+def _require_memory(context: BuildContext, graphs: Mapping[Shape, Path]) -> int:
     """The bytes of device memory that serving will take, by estimate. Raises BuildFailed if so many are not free.
 
     Every plan has weights of its own; the rest of an instance is shared by its plans.
     """
     from app.graphs import memory
 
-    instances, weights = recipe.instances, sum(map(memory.weight_bytes, graphs.values()))
+    instances, weights = context.instances, sum(map(memory.weight_bytes, graphs.values()))
 
     def needed(batch: int) -> int:
         most = max(memory.activation_bytes(graph, batch, shape) for shape, graph in graphs.items())
         return RESERVE + weights + instances * most
 
     free, total = cuda.memory()
-    wanted, least = needed(recipe.batch), needed(1)
+    wanted, least = needed(context.batch), needed(1)
     memory_text = f"about {_gb(wanted)} of {_gb(free)} free GPU memory"
-    text = f"BATCH={recipe.batch} at {format_shapes(*graphs)} in {instances} instances: {memory_text}"
+    text = f"BATCH={context.batch} at {format_shapes(*graphs)} in {instances} instances: {memory_text}"
     log.info("%s", text)
-    recipe.report(text)
+    context.report(text)
     if wanted <= free:
         return wanted
-    each = (wanted - least) / max(recipe.batch - 1, 1)
+    each = (wanted - least) / max(context.batch - 1, 1)
     fitting = int(1 + (free - least) / each) if each and free >= least else 0
     advice = (
         f"BATCH={fitting} fits" if fitting else "not even BATCH=1 fits: use smaller or fewer shapes, or free the GPU"
@@ -216,7 +216,7 @@ def _gb(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _compile(graph: Path, shape: Shape, recipe: BuildContext) -> Any:
+def _compile(graph: Path, shape: Shape, context: BuildContext) -> Any:
     """The plan, as an object with the buffer protocol."""
     builder_log = Log()
     builder = trt.Builder(builder_log)
@@ -230,13 +230,13 @@ def _compile(graph: Path, shape: Shape, recipe: BuildContext) -> Any:
         )
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default: the decode would lose 13 of FP32's 23 bits
-    config.progress_monitor = Monitor(lambda text: recipe.report(f"{format_shapes(shape)} {text}"))
+    config.progress_monitor = Monitor(lambda text: context.report(f"{format_shapes(shape)} {text}"))
     profile = builder.create_optimization_profile()
-    frame, batch = (*shape, 3), recipe.batch
+    frame, batch = (*shape, 3), context.batch
     profile.set_shape("images", (1, *frame), (batch, *frame), (batch, *frame))
     if config.add_optimization_profile(profile) < 0:
         raise BuildFailed(f"TensorRT refuses batches of 1 to {batch} frames {frame}: {builder_log.reason()}")
-    cache_file = _timing_cache_file(recipe.cache)
+    cache_file = _timing_cache_file(context.cache)
     cache = _set_timing_cache(config, cache_file)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -273,10 +273,10 @@ def _keep(content: Any, path: Path) -> None:
         log.warning("the timing cache %s was not kept: %s", path, error.strerror)
 
 
-def _measured_memory(recipe: BuildContext) -> dict[str, int]:
+def _measured_memory(context: BuildContext) -> dict[str, int]:
     """Device memory that one instance of the loaded engine takes from the device."""
     before, _ = cuda.memory()
-    engine = load(recipe.folder, 1, 1)
+    engine = load(context.folder, 1, 1)
     after, _ = cuda.memory()
     facts = {"loaded_device_bytes": before - after, "activation_bytes": engine.activation_bytes}
     engine.close()

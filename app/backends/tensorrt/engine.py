@@ -48,7 +48,7 @@ class TensorrtEngine:
         """Whether every size of batch runs as a CUDA graph."""
         return all(instance.captured for instance in self._instances)
 
-    def infer(self, instance: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
+    def infer(self, instance: int, frames: Sequence[Pixels], *, low_latency: bool = False) -> list[Outputs]:
         return self._instances[instance].infer(frames)
 
     def device_seconds(self, instance: int) -> float | None:

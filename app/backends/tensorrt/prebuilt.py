@@ -22,8 +22,8 @@ def describe(path: Path, name: str, imgsz: int | None, shapes: tuple[Shape, ...]
         raise WeightsError(f"{path} says that its frames are {header['imgsz']}: that is no height and width")
     side = max(own)
     if shapes not in (None, (own,)) or imgsz not in (None, side):
-        asked = f"IMGSZ={format_shapes(*shapes)}" if shapes else f"IMGSZ={imgsz}"
-        raise SettingsError(f"{path} was exported for {format_shapes(own)} only, not {asked}")
+        requested = f"IMGSZ={format_shapes(*shapes)}" if shapes else f"IMGSZ={imgsz}"
+        raise SettingsError(f"{path} was exported for {format_shapes(own)} only, not {requested}")
     stride = metadata.largest(header["stride"], metadata.STRIDE)
     return ModelInfo(name, "detect", metadata.names(header["names"], None), stride, side, (own,))
 

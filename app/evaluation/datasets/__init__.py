@@ -1,4 +1,4 @@
-"""The images that engines are judged and quantized on: a folder's, the demo models' own scenes, or the samples.
+"""The images that engines are evaluated and quantized on: a folder's, the demo models' own scenes, or the samples.
 
 Labels are read as Ultralytics has them (data.yaml, images/ and labels/; of classify a folder for each class) or as COCO
 writes them.
@@ -25,7 +25,7 @@ from app.store.manifest import sha256
 from app.vision import preprocess
 from app.vision.preprocess import Pixels
 
-MOST = 500  # images of a folder; of more, as many at even distances
+MAX_IMAGES = 500  # images of a folder; of more, as many at even distances
 SCENES = {
     "detect": 48,
     "segment": 240,
@@ -86,7 +86,7 @@ def _of_scene(scene: Any, task: str) -> Labels:
         case "pose":
             return Labels(scene.classes, scene.boxes, scene.keypoints)
         case "obb":
-            return Labels(scene.classes, annotations.turned(scene.corners))
+            return Labels(scene.classes, annotations.rotated(scene.corners))
     return Labels(scene.classes, scene.boxes)
 
 
@@ -112,7 +112,7 @@ def samples() -> Files:
 
 
 def gate_scenes(model: ModelInfo) -> Scenes:
-    """What the demo model of this task is judged on."""
+    """What the demo model of this task is evaluated on."""
     return Scenes(model.task, _GATE_SEED, SCENES[model.task])
 
 
@@ -122,7 +122,7 @@ def calibration_scenes(model: ModelInfo, count: int) -> Scenes:
 
 
 def is_demo(weights_sha256: str) -> bool:
-    """Whether these are the weights of a demo model, which is judged and calibrated on scenes."""
+    """Whether these are the weights of a demo model, which is evaluated and calibrated on scenes."""
     return any(sha256(demo) == weights_sha256 for demo in DEMO.glob("*.pt"))
 
 
@@ -134,19 +134,19 @@ def folder(path: Path, model: ModelInfo, setting: str, most: int | None = None, 
     found = _images(path, setting)
     of_coco = coco.read(path, found, model, setting) if labelled and model.task != "classify" else {}
     found = list(of_coco) or found
-    picked = [found[i] for i in np.linspace(0, len(found) - 1, min(most or MOST, len(found))).astype(int)]
-    things = of_coco
+    picked = [found[i] for i in np.linspace(0, len(found) - 1, min(most or MAX_IMAGES, len(found))).astype(int)]
+    annotated = of_coco
     if labelled and not of_coco:
-        things = (
+        annotated = (
             _by_folder(path, found, model, setting)
             if model.task == "classify"
             else _by_file(path, picked, model, setting)
         )
 
     def label(image: Path, size: tuple[int, int]) -> Labels | None:
-        return annotations.at(things[image], model, size, px=bool(of_coco)) if image in things else None
+        return annotations.at(annotated[image], model, size, px=bool(of_coco)) if image in annotated else None
 
-    return Files(f"{len(picked)} images of {path}", picked, label if things else None)
+    return Files(f"{len(picked)} images of {path}", picked, label if annotated else None)
 
 
 def digest(path: Path, setting: str) -> str:
@@ -271,7 +271,7 @@ def _by_folder(path: Path, found: list[Path], model: ModelInfo, setting: str) ->
         if len(folders) != len(model.names):
             raise SettingsError(
                 f"{setting}={path}: its folders are named after none of the model's classes, nor are there "
-                f"{len(model.names)}. Name them so, or put all images into one to be judged without labels"
+                f"{len(model.names)}. Name them so, or put all images into one to be evaluated without labels"
             )
         ids = dict(zip(folders, sorted(model.names), strict=True))
     nowhere = np.zeros((0, 2), np.float32)

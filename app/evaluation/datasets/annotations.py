@@ -62,23 +62,25 @@ def _by_name(names: Mapping[Key, str]) -> dict[str, list[Key]]:
     return found
 
 
-def at(things: Sequence[Annotation], model: ModelInfo, size: tuple[int, int], *, px: bool) -> Labels:
+def at(annotated: Sequence[Annotation], model: ModelInfo, size: tuple[int, int], *, px: bool) -> Labels:
     """The labels of an image of this height and width; what things say is in `px` or relative."""
     height, width = size
     unit = np.array([1, 1] if px else [width, height], np.float32)
-    classes = np.array([thing.label for thing in things], np.int64)
-    corners = [thing.corners * unit for thing in things]
+    classes = np.array([annotation.label for annotation in annotated], np.int64)
+    corners = [annotation.corners * unit for annotation in annotated]
     if model.task == "obb":
-        return Labels(classes, turned(corners))
-    boxes = np.array(corners, np.float32).reshape(len(things), 0 if model.task == "classify" else 4)
+        return Labels(classes, rotated(corners))
+    boxes = np.array(corners, np.float32).reshape(len(annotated), 0 if model.task == "classify" else 4)
     if model.kpt_shape:
-        points = np.array([thing.keypoints for thing in things], np.float32).reshape(-1, model.kpt_shape[0], 3)
+        points = np.array([annotation.keypoints for annotation in annotated], np.float32).reshape(
+            -1, model.kpt_shape[0], 3
+        )
         return Labels(classes, boxes, points * np.array([*unit, 1], np.float32))
-    masks = [_mask(thing.shape, unit, size) for thing in things] if model.task == "segment" else None
+    masks = [_mask(annotation.shape, unit, size) for annotation in annotated] if model.task == "segment" else None
     return Labels(classes, boxes, masks=masks)
 
 
-def turned(corners: Sequence[Points] | NDArray[np.float32]) -> NDArray[np.float32]:
+def rotated(corners: Sequence[Points] | NDArray[np.float32]) -> NDArray[np.float32]:
     """[N, 5] cx cy w h angle of N boxes of corners [4, 2]; as `ultralytics.utils.ops.xyxyxyxy2xywhr`."""
     found = [(*centre, *sides, np.deg2rad(angle)) for centre, sides, angle in map(cv2.minAreaRect, corners)]
     boxes = np.array(found, np.float32).reshape(-1, 5)
@@ -117,19 +119,19 @@ def read(path: Path, text: str, ids: Mapping[int, int], model: ModelInfo) -> lis
 
     Raises SettingsError, which names the line.
     """
-    things = []
+    annotated = []
     for number, line in enumerate(text.split("\n"), 1):
         try:
             if line.strip():
                 label, *values = map(float, line.split())
-                thing = _thing(ids.get(label, -1), values, model)  # type: ignore[call-overload]
-                things += [thing] if thing.label >= 0 else []
+                annotation = _thing(ids.get(label, -1), values, model)  # type: ignore[call-overload]
+                annotated += [annotation] if annotation.label >= 0 else []
         except ValueError as error:
             raise SettingsError(
                 f"{path}, line {number}: not 'class {_LINES[model.task]}, 0 to 1, as labels for {model.task} are. "
                 "Write it so, or leave all labels away: without them the gate compares with PyTorch alone"
             ) from error
-    return things
+    return annotated
 
 
 def _thing(label: int, values: list[float], model: ModelInfo) -> Annotation:

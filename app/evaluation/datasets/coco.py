@@ -36,9 +36,9 @@ def read(path: Path, found: list[Path], model: ModelInfo, setting: str) -> dict[
             if listed := _listed(found, {entry["file_name"]: entry["id"] for entry in content["images"]}):
                 needed = _NEEDED.get(model.task, "turned boxes, or classes of whole images: COCO has none")
                 if not content["annotations"] or any(entry.get(needed) for entry in content["annotations"]):
-                    things = _things(content, model, needed)
-                    return {image: things[i] for image, i in listed.items()}
-                unfit = f"{file} has no {needed}, which {model.task} is judged by"
+                    annotated = _things(content, model, needed)
+                    return {image: annotated[i] for image, i in listed.items()}
+                unfit = f"{file} has no {needed}, which {model.task} is evaluated by"
             else:
                 unfit = unfit or f"{file} lists none of its images"
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -65,13 +65,13 @@ def _things(content: dict[str, Any], model: ModelInfo, needed: str) -> dict[Any,
     ids = annotations.class_ids({entry["id"]: entry["name"] for entry in categories}, model)
     if not ids:
         raise ValueError("its categories are none of the model's classes")
-    things: dict[Any, list[Annotation]] = {entry["id"]: [] for entry in content["images"]}
+    annotated: dict[Any, list[Annotation]] = {entry["id"]: [] for entry in content["images"]}
     for entry in content["annotations"]:
-        if entry["category_id"] in ids and not entry.get("iscrowd") and entry["image_id"] in things:
+        if entry["category_id"] in ids and not entry.get("iscrowd") and entry["image_id"] in annotated:
             if needed not in entry:
                 raise ValueError(f"annotation {entry['id']} has no {needed}")
-            things[entry["image_id"]].append(_thing(entry, ids[entry["category_id"]], model))
-    return things
+            annotated[entry["image_id"]].append(_thing(entry, ids[entry["category_id"]], model))
+    return annotated
 
 
 def _thing(entry: dict[str, Any], label: int, model: ModelInfo) -> Annotation:

@@ -23,7 +23,7 @@ def decode(data: bytes, limits: Limits) -> Pixels:
     limits.check_size(*read_size(data))
     _check_blocks(data)
     with Image.open(io.BytesIO(data), formats=["GIF"]) as image:
-        pillow.check_size(image, limits, len(data), turned=False)  # a picture larger than the screen makes it larger
+        pillow.check_size(image, limits, len(data), rotated=False)  # a picture larger than the screen makes it larger
         image.load()
         return pillow.read_pixels(image, 1)
 

@@ -20,11 +20,11 @@ warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 Image.MAX_IMAGE_PIXELS = None
 
 
-def check_size(image: Image.Image, limits: Limits, body: int, *, turned: bool, extra: float = 0) -> None:
+def check_size(image: Image.Image, limits: Limits, body: int, *, rotated: bool, extra: float = 0) -> None:
     """Of an image that is open but not loaded; `extra` bytes for each pixel are its decoder's. Raises TooManyPixels."""
     limits.check_size(*image.size)
     stored = STORED_BYTES.get(image.mode, 4)
-    cost = max(stored + RGB_BYTES, 2 * RGB_BYTES if turned else 0) + extra
+    cost = max(stored + RGB_BYTES, 2 * RGB_BYTES if rotated else 0) + extra
     limits.check_memory(*image.size, body, cost)
 
 

@@ -32,7 +32,7 @@ def decode(data: bytes, limits: Limits) -> Pixels:
     orientation = read_orientation(exif)
     with Image.open(io.BytesIO(needed), formats=["PNG"]) as image:
         deep = data[24] == 16 and image.mode not in pillow.STORED_BYTES
-        pillow.check_size(image, limits, len(data), turned=orientation > 1, extra=_DEEP * deep)
+        pillow.check_size(image, limits, len(data), rotated=orientation > 1, extra=_DEEP * deep)
         image.load()
         return pillow.read_pixels(image, orientation)
 

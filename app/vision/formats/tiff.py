@@ -48,7 +48,7 @@ def decode(data: bytes, limits: Limits) -> Pixels:
     with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
         if sorted(image.size) != sorted((width, height)):
             raise ValueError("it gives two sizes")
-        pillow.check_size(image, limits, len(data), turned=orientation > 1, extra=extra)
+        pillow.check_size(image, limits, len(data), rotated=orientation > 1, extra=extra)
         image.info.pop("xmp", None)  # only EXIF turns an image
         image.load()  # which turns it too
         return pillow.read_pixels(image, 1)

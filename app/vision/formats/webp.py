@@ -15,7 +15,7 @@ _FRAME_HEAD = 16  # bytes before the chunks of an animation's picture
 
 
 @dataclass(slots=True)
-class Sample:
+class Frame:
     """The bits of a picture, where it lies on the canvas, and the canvas, all in px."""
 
     kind: bytes
@@ -61,7 +61,7 @@ def _bits_size(kind: bytes, bits: bytes) -> tuple[int, int]:
     raise ValueError("it has no picture")
 
 
-def _first_picture(data: bytes) -> Sample:
+def _first_picture(data: bytes) -> Frame:
     """Raises ValueError where there is none, or one that does not fit its canvas."""
     picture, exif, at = None, b"", 12
     for _ in range(MAX_CHUNKS):
@@ -69,7 +69,7 @@ def _first_picture(data: bytes) -> Sample:
             break
         kind, length = struct.unpack_from("<4sI", data, at)
         if picture is None and kind in (_LOSSY, _LOSSLESS):
-            picture = Sample(kind, _body(data, at + 8, length), read_size(data))
+            picture = Frame(kind, _body(data, at + 8, length), read_size(data))
         elif picture is None and kind == _FRAME:
             picture = _frame(data, at + 8, length)
         elif kind == _EXIF:
@@ -84,14 +84,14 @@ def _first_picture(data: bytes) -> Sample:
     return picture
 
 
-def _frame(data: bytes, start: int, length: int) -> Sample:
+def _frame(data: bytes, start: int, length: int) -> Frame:
     """Of the picture of an animation."""
     left, top = (2 * int.from_bytes(data[start + i : start + i + 3], "little") for i in (0, 3))
     at, end = start + _FRAME_HEAD, start + length
     for _ in range(MAX_CHUNKS):
         kind, size = struct.unpack_from("<4sI", data, at)
         if kind in (_LOSSY, _LOSSLESS):
-            return Sample(kind, _body(data, at + 8, size), read_size(data), left, top)
+            return Frame(kind, _body(data, at + 8, size), read_size(data), left, top)
         at += 8 + size + (size & 1)
         if at >= end:
             break
@@ -104,13 +104,13 @@ def _body(data: bytes, start: int, length: int) -> bytes:
     return data[start : start + length]
 
 
-def _still(picture: Sample) -> bytes:
+def _still(picture: Frame) -> bytes:
     """A file of nothing but these bits: no alpha, which is dropped anyhow, and no second frame."""
     padded = picture.bits + b"\0" * (len(picture.bits) & 1)
     return struct.pack("<4sI4s4sI", b"RIFF", len(padded) + 12, b"WEBP", picture.kind, len(picture.bits)) + padded
 
 
-def _on_canvas(pixels: Pixels, picture: Sample) -> Pixels:
+def _on_canvas(pixels: Pixels, picture: Frame) -> Pixels:
     (height, width), (canvas_w, canvas_h) = pixels.shape[:2], picture.canvas
     if picture.left + width > canvas_w or picture.top + height > canvas_h:
         raise ValueError("its picture is larger than its canvas")

@@ -11,7 +11,7 @@ import pytest
 import requests
 from posts import jpeg, post, wait_for
 
-from app.api.protocols.deepstack import MOST
+from app.api.protocols.deepstack import MAX_BOXES
 from app.errors import BackendUnavailable
 
 PATH = "/v1/vision/detection"
@@ -70,7 +70,7 @@ def test_the_best_come_first_and_there_are_twenty_at_most(serve, device):
     scores = [each["confidence"] for each in ask(serve()).json()["predictions"]]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] == 0.9
-    assert len(scores) == MOST == 20
+    assert len(scores) == MAX_BOXES == 20
 
 
 @pytest.mark.parametrize(

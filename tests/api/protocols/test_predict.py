@@ -588,8 +588,8 @@ def test_failure_of_the_shadow_is_a_line_in_the_log_and_nobody_s_error(serve, se
         assert names(post(live)) == ["dog", "cat"]
         wait_for(lambda failed=failed: live.value("shadow_images_total", outcome="failed") == failed)
     assert live.client.get("/readyz").status_code == 200
-    told = [record.getMessage() for record in caplog.records if record.name == "yolopard.predictor"]
-    assert told == ["a shadow image was not compared: InferenceFailed: the engine failed on this batch"] * 3
+    reported = [record.getMessage() for record in caplog.records if record.name == "yolopard.predictor"]
+    assert reported == ["a shadow image was not compared: InferenceFailed: the engine failed on this batch"] * 3
     assert live.value("shadow_boxes_total") is None
 
 

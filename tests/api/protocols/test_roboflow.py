@@ -118,9 +118,9 @@ def test_a_model_of_ultralytics_answers_to_roboflow_s_name_of_it(name, imgsz, al
     ],
     ids=str,
 )
-def test_each_bad_request_gets_its_error_in_roboflow_s_shape_and_harms_nobody(serve, told, expected):
+def test_each_bad_request_gets_its_error_in_roboflow_s_shape_and_harms_nobody(serve, reported, expected):
     live = serve(max_files=2)
-    assert refused(infer(live, **told)) == expected
+    assert refused(infer(live, **reported)) == expected
     assert classes(infer(live)) == ["dog", "cat"]
 
 

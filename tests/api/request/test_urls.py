@@ -166,11 +166,11 @@ async def test_a_host_that_does_not_answer_is_told(trusted):
 
 def test_each_protocol_fetches_from_where_it_may(serve, elsewhere, trusted):
     live, url = serve(allow_urls=(elsewhere,)), f"http://{elsewhere}/picture"
-    told = {"model_id": "pets", "image": {"type": "url", "value": url}}
+    reported = {"model_id": "pets", "image": {"type": "url", "value": url}}
     for answer in (
         live.client.post("/predict", data={"source": url}),
         live.client.post("/v1/predict/pets", data={"url": url}),
-        live.client.post("/infer/object_detection", json=told),
+        live.client.post("/infer/object_detection", json=reported),
         live.client.post("/pets/1", params={"image": url}),
     ):
         assert answer.status_code == 200, answer.text

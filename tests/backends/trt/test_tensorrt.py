@@ -40,7 +40,7 @@ from app.errors import (
 )
 from app.evaluation import datasets
 from app.graphs import export, fp16, int8_search, memory, serving_graph
-from app.serving.loader import deploy, preprocessor
+from app.serving.loader import load, preprocessor
 from app.serving.spec import BuildRequest
 from app.settings import DEMO, DEMO_WEIGHTS, Settings
 from app.store.accuracy import Limits
@@ -116,7 +116,7 @@ def frames() -> list[np.ndarray]:
 
 
 @pytest.fixture
-def recipe(serving, tmp_path) -> Callable[..., BuildContext]:
+def context(serving, tmp_path) -> Callable[..., BuildContext]:
     """What a build needs; a second one finds the first one's cache."""
     path, model = serving
 
@@ -141,9 +141,9 @@ def recipe(serving, tmp_path) -> Callable[..., BuildContext]:
 
 
 @pytest.fixture
-def built(rig, recipe) -> Path:
+def built(rig, context) -> Path:
     """The folder of a built engine."""
-    made = recipe()
+    made = context()
     rig.backend.build(made)
     return made.folder
 
@@ -156,10 +156,10 @@ def order(tmp_path) -> BuildRequest:
 # Building
 
 
-def test_the_plan_is_the_graph_in_the_precision_asked_for(rig, recipe, frames):
-    (path,) = recipe().graphs
+def test_the_plan_is_the_graph_in_the_precision_asked_for(rig, context, frames):
+    (path,) = context().graphs
     for kind in ("fp32", "fp16"):
-        made = recipe(precision=kind)
+        made = context(precision=kind)
         rig.backend.build(made)
         expected = path
         if kind == "fp16":
@@ -170,27 +170,27 @@ def test_the_plan_is_the_graph_in_the_precision_asked_for(rig, recipe, frames):
         engine.close()
 
 
-def test_tf32_is_switched_off(rig, recipe):
-    rig.backend.build(recipe())
+def test_tf32_is_switched_off(rig, context):
+    rig.backend.build(context())
     assert "clear_flag" in rig.trt.calls
 
 
-def test_progress_is_told_while_compiling(rig, recipe, monkeypatch):
+def test_progress_is_told_while_compiling(rig, context, monkeypatch):
     monkeypatch.setattr(rig.backend, "REPORT_S", 0)
     rig.trt.phases = (("Building", None, 2), ("Compiling backend", "Building", 3))
-    told: list[str] = []
-    rig.backend.build(recipe(report=told.append))
-    assert "160x160 Compiling backend 3/3" in told
+    reported: list[str] = []
+    rig.backend.build(context(report=reported.append))
+    assert "160x160 Compiling backend 3/3" in reported
 
 
-def test_progress_is_told_at_most_twice_a_second(rig, recipe):
+def test_progress_is_told_at_most_twice_a_second(rig, context):
     rig.trt.phases = (("Compiling", None, 1000),)
-    told: list[str] = []
-    rig.backend.build(recipe(report=told.append))
-    assert len([text for text in told if text.startswith("160x160 Compiling")]) < 10
+    reported: list[str] = []
+    rig.backend.build(context(report=reported.append))
+    assert len([text for text in reported if text.startswith("160x160 Compiling")]) < 10
 
 
-def test_build_ends_when_the_server_that_waits_for_it_is_gone(rig, recipe, monkeypatch):
+def test_build_ends_when_the_server_that_waits_for_it_is_gone(rig, context, monkeypatch):
     monkeypatch.setattr(rig.backend, "REPORT_S", 0)
     rig.trt.phases = (("Compiling", None, 1000),)
 
@@ -199,40 +199,40 @@ def test_build_ends_when_the_server_that_waits_for_it_is_gone(rig, recipe, monke
             raise BrokenPipeError
 
     with pytest.raises(BuildFailed, match="TensorRT could not compile the engine"):
-        rig.backend.build(recipe(report=gone))
+        rig.backend.build(context(report=gone))
 
 
-def test_failed_compilation_is_told_in_tensorrts_own_words(rig, recipe):
+def test_failed_compilation_is_told_in_tensorrts_own_words(rig, context):
     rig.trt.build_fails = NO_IMPLEMENTATION
     with pytest.raises(BuildFailed, match=r"could not compile the engine: .*Could not find any implementation"):
-        rig.backend.build(recipe())
+        rig.backend.build(context())
 
 
-def test_graph_that_the_parser_refuses_is_told_with_the_node(rig, recipe):
+def test_graph_that_the_parser_refuses_is_told_with_the_node(rig, context):
     rig.trt.refuse = {"parse_from_file"}
     with pytest.raises(BuildFailed, match="TensorRT cannot read the graph: "):
-        rig.backend.build(recipe())
+        rig.backend.build(context())
 
 
-def test_refused_profile_is_an_error(rig, recipe):
+def test_refused_profile_is_an_error(rig, context):
     rig.trt.refuse = {"add_optimization_profile"}
     with pytest.raises(BuildFailed, match=r"refuses batches of 1 to 3 frames \(160, 160, 3\)"):
-        rig.backend.build(recipe())
+        rig.backend.build(context())
 
 
-def test_timing_cache_is_kept_by_version_and_gpu_and_used_again(rig, recipe):
-    rig.backend.build(recipe())
-    (cache,) = recipe().cache.iterdir()
+def test_timing_cache_is_kept_by_version_and_gpu_and_used_again(rig, context):
+    rig.backend.build(context())
+    (cache,) = context().cache.iterdir()
     assert cache.name == f"timing-{rig.trt.version}-NVIDIA-A10G-sm_86.bin"
     before = cache.read_bytes()
-    rig.backend.build(recipe())
+    rig.backend.build(context())
     assert cache.read_bytes() != before  # the stand-in counts the builds that used it
-    assert list(recipe().cache.iterdir()) == [cache]
+    assert list(context().cache.iterdir()) == [cache]
 
 
 @pytest.mark.parametrize("content", [b"garbage", b""])
-def test_timing_cache_that_does_not_fit_is_begun_anew(rig, recipe, content, caplog):
-    made = recipe()
+def test_timing_cache_that_does_not_fit_is_begun_anew(rig, context, content, caplog):
+    made = context()
     made.cache.mkdir()
     path = rig.backend._timing_cache_file(made.cache)
     path.write_bytes(content)
@@ -241,17 +241,17 @@ def test_timing_cache_that_does_not_fit_is_begun_anew(rig, recipe, content, capl
     assert ("does not fit this GPU and TensorRT" in caplog.text) == (content == b"garbage")
 
 
-def test_build_goes_on_without_its_timing_cache_where_that_cannot_be_written(rig, recipe, caplog):
-    made = recipe()
+def test_build_goes_on_without_its_timing_cache_where_that_cannot_be_written(rig, context, caplog):
+    made = context()
     made.cache.write_text("a file in its place")
     rig.backend.build(made)
     assert "was not kept" in caplog.text
     assert rig.engine(made.folder)
 
 
-def test_facts_for_the_manifest_tell_time_size_and_memory(rig, recipe):
+def test_facts_for_the_manifest_tell_time_size_and_memory(rig, context):
     rig.trt.memory_size = 5 << 20
-    facts = rig.backend.build(recipe())
+    facts = rig.backend.build(context())
     assert facts["gpu"] == "NVIDIA A10G"
     assert facts["driver_cuda"] == "12.8"
     assert facts["activation_bytes"] == 5 << 20
@@ -259,29 +259,29 @@ def test_facts_for_the_manifest_tell_time_size_and_memory(rig, recipe):
     assert facts["compile_seconds"] >= 0
 
 
-def test_memory_is_estimated_and_printed_before_the_build(rig, recipe):
-    told: list[str] = []
-    rig.backend.build(recipe(report=told.append))
-    assert told[0].startswith("BATCH=3 at 160x160 in 2 instances: about 0.8 GiB of ")
+def test_memory_is_estimated_and_printed_before_the_build(rig, context):
+    reported: list[str] = []
+    rig.backend.build(context(report=reported.append))
+    assert reported[0].startswith("BATCH=3 at 160x160 in 2 instances: about 0.8 GiB of ")
 
 
-def test_batch_that_does_not_fit_is_refused_with_the_nearest_that_does(rig, recipe):
-    made = recipe(batch=64)
+def test_batch_that_does_not_fit_is_refused_with_the_nearest_that_does(rig, context):
+    made = context(batch=64)
     rig.cuda.free_bytes = rig.backend.RESERVE + (40 << 20)
     with pytest.raises(BuildFailed, match=r"are too much: BATCH=(\d+) fits") as refused:
         rig.backend.build(made)
     assert "build_serialized_network" not in rig.trt.calls
     fitting = int(str(refused.value).rpartition("BATCH=")[2].split()[0])
     assert 1 < fitting < 64
-    rig.backend.build(recipe(batch=fitting))
+    rig.backend.build(context(batch=fitting))
     with pytest.raises(BuildFailed):
-        rig.backend.build(recipe(batch=fitting + 10))
+        rig.backend.build(context(batch=fitting + 10))
 
 
-def test_gpu_without_room_for_a_single_image_says_so(rig, recipe):
+def test_gpu_without_room_for_a_single_image_says_so(rig, context):
     rig.cuda.free_bytes = 1 << 20
     with pytest.raises(BuildFailed, match="not even BATCH=1 fits"):
-        rig.backend.build(recipe())
+        rig.backend.build(context())
 
 
 # Being there
@@ -341,18 +341,18 @@ def test_int8_is_compiled_from_the_quantized_graph_with_its_float_part_in_fp16(r
 def test_every_place_of_every_batch_gives_the_rows_of_the_image_alone(rig, built, frames):
     """https://github.com/wang-xinyu/tensorrtx/issues/870: only the first or last image was right."""
     engine = rig.engine(built)
-    alone = [engine.infer(0, [frame])[0] for frame in frames]
+    low_latency = [engine.infer(0, [frame])[0] for frame in frames]
     for count in (1, 2, 3):
         for shift in range(len(frames)):
             picked = [(shift + i) % len(frames) for i in range(count)]
             rows = engine.infer(0, [frames[i] for i in picked])
             for found, i in zip(rows, picked, strict=True):
-                np.testing.assert_allclose(found, alone[i], atol=1e-3)
+                np.testing.assert_allclose(found, low_latency[i], atol=1e-3)
     engine.close()
 
 
-def test_batches_are_padded_to_powers_of_two_and_the_largest(rig, recipe, frames):
-    made = recipe(batch=5)
+def test_batches_are_padded_to_powers_of_two_and_the_largest(rig, context, frames):
+    made = context(batch=5)
     rig.backend.build(made)
     engine = rig.engine(made.folder)
     (plan,) = engine._instances[0]._plans.values()
@@ -376,7 +376,7 @@ def test_rows_are_not_overwritten_by_the_next_batch(rig, built, frames):
 
 def test_lanes_work_at_the_same_time_without_disturbing_each_other(rig, built, frames):
     engine = rig.engine(built, instances=2)
-    alone = [engine.infer(0, [frame])[0] for frame in frames]
+    low_latency = [engine.infer(0, [frame])[0] for frame in frames]
     found: dict[int, list[np.ndarray]] = {0: [], 1: []}
 
     def run(instance: int) -> None:
@@ -388,7 +388,7 @@ def test_lanes_work_at_the_same_time_without_disturbing_each_other(rig, built, f
     for thread in threads:
         thread.join()
     for instance in (0, 1):
-        np.testing.assert_allclose(found[instance], alone, atol=1e-3)
+        np.testing.assert_allclose(found[instance], low_latency, atol=1e-3)
     engine.close()
 
 
@@ -541,11 +541,11 @@ def test_engine_that_does_not_load_any_more_is_built_again_once(rig, order, fram
     def stale():
         raise EngineStale("TensorRT does not load the plan: expecting compute 8.6 got compute 7.5, please rebuild")
 
-    deployed = deploy(Builder(order), lambda _: None, instances=None, threads=None)
+    loaded = load(Builder(order), lambda _: None, instances=None, threads=None)
     assert "please rebuild: building it again" in caplog.text
-    assert deployed.built.folder == built.folder
-    assert deployed.instances == 2
-    assert len(deployed.engine.infer(1, frames[:2])) == 2
+    assert loaded.built.folder == built.folder
+    assert loaded.instances == 2
+    assert len(loaded.engine.infer(1, frames[:2])) == 2
 
 
 def test_engine_that_is_refused_twice_ends_the_start(rig, order):
@@ -556,7 +556,7 @@ def test_engine_that_is_refused_twice_ends_the_start(rig, order):
 
     rig.backend.load = stale
     with pytest.raises(EngineStale):
-        deploy(Builder(order), lambda _: None, instances=None, threads=None)
+        load(Builder(order), lambda _: None, instances=None, threads=None)
 
 
 # Several shapes
@@ -592,13 +592,13 @@ def several(tmp_path_factory) -> tuple[list[Path], serving_graph.ModelInfo]:
 
 
 @pytest.fixture
-def folder_of(rig, recipe, several) -> Callable[..., Path]:
+def folder_of(rig, context, several) -> Callable[..., Path]:
     """The folder of an engine for these shapes, and what its build reported in `facts`."""
 
     def make(*shapes: tuple[int, int], **changes: object) -> Path:
         graphs = [several[0][SHAPES.index(shape)] for shape in shapes]
         model = dataclasses.replace(several[1], shapes=shapes)
-        made = recipe(graphs=graphs, model=model, precision="fp32", **changes)
+        made = context(graphs=graphs, model=model, precision="fp32", **changes)
         make.facts = rig.backend.build(made)
         return made.folder
 
@@ -653,29 +653,29 @@ def test_a_lane_has_the_memory_of_its_largest_shape_once(rig, folder_of, monkeyp
 def test_lanes_work_on_different_shapes_at_the_same_time(rig, folder_of):
     engine = rig.engine(folder_of(*SHAPES), instances=2)
     frames = [of_shape(shape, seed) for seed in range(4) for shape in SHAPES]
-    alone = [engine.infer(0, [frame])[0] for frame in frames]
+    low_latency = [engine.infer(0, [frame])[0] for frame in frames]
     with ThreadPoolExecutor(2) as pool:
         there = pool.submit(lambda: [engine.infer(0, [frame, frame])[1] for frame in frames])
         back = pool.submit(lambda: [engine.infer(1, [frame, frame])[1] for frame in frames[::-1]])
         for found in (there.result(), back.result()[::-1]):
-            for rows, expected in zip(found, alone, strict=True):
+            for rows, expected in zip(found, low_latency, strict=True):
                 np.testing.assert_allclose(rows, expected, atol=1e-3)
     engine.close()
 
 
 def test_memory_of_several_shapes_is_all_their_weights_and_the_largest_s_activations(rig, folder_of, several):
-    told: list[str] = []
-    folder_of(*SHAPES, report=told.append)
+    reported: list[str] = []
+    folder_of(*SHAPES, report=reported.append)
     weights = sum(map(memory.weight_bytes, several[0]))
     largest = memory.activation_bytes(several[0][-1], BATCH, SHAPES[-1])
     assert folder_of.facts["estimated_device_bytes"] == rig.backend.RESERVE + weights + 2 * largest
-    assert told[0].startswith("BATCH=3 at 96x160,160x96,160x160 in 2 instances: about 0.8 GiB of ")
-    assert {text.partition(" ")[0] for text in told[1:]} == {"96x160", "160x96", "160x160"}
+    assert reported[0].startswith("BATCH=3 at 96x160,160x96,160x160 in 2 instances: about 0.8 GiB of ")
+    assert {text.partition(" ")[0] for text in reported[1:]} == {"96x160", "160x96", "160x160"}
 
 
-def test_shapes_share_the_timing_cache(rig, folder_of, recipe):
+def test_shapes_share_the_timing_cache(rig, folder_of, context):
     folder_of(*SHAPES)
-    (cache,) = recipe().cache.iterdir()
+    (cache,) = context().cache.iterdir()
     assert rig.trt.calls.count("build_serialized_network") == 3
     assert b'"entries": 3' in cache.read_bytes()
 
@@ -685,16 +685,16 @@ def test_selftest_finds_shapes_lanes_and_graphs_at_peace(rig, folder_of, several
     frames = selftest._frames(several[1])
     assert [of_shape[0].shape[:2] for of_shape in frames] == list(SHAPES)
     engine = rig.engine(folder, instances=2)
-    alone = [[engine.infer(0, [frame])[0] for frame in of_shape] for of_shape in frames]
+    low_latency = [[engine.infer(0, [frame])[0] for frame in of_shape] for of_shape in frames]
     model = several[1]
-    assert selftest._mixing(engine, model, frames, alone, BATCH) == "ok"
-    assert selftest._instances(engine, model, frames, alone) == "ok"
+    assert selftest._mixing(engine, model, frames, low_latency, BATCH) == "ok"
+    assert selftest._instances(engine, model, frames, low_latency) == "ok"
     engine.close()
     assert selftest._graphs(folder, model, frames) == "ok"
-    alone[1][2] = alone[1][3]
+    low_latency[1][2] = low_latency[1][3]
     engine = rig.engine(folder, instances=2)
-    assert "gives" in selftest._mixing(engine, model, frames, alone, BATCH)
-    assert "gives" in selftest._instances(engine, model, frames, alone)
+    assert "gives" in selftest._mixing(engine, model, frames, low_latency, BATCH)
+    assert "gives" in selftest._instances(engine, model, frames, low_latency)
     engine.close()
 
 
@@ -709,12 +709,12 @@ def test_shapes_are_built_judged_and_served_with_the_boxes_of_pytorch(rig, wide)
     from ultralytics.data.augment import LetterBox
 
     order = dataclasses.replace(wide, shapes=SHAPES)
-    deployed = deploy(Builder(order), lambda _: None, **DEFAULTS)
-    manifest = deployed.built.manifest
+    loaded = load(Builder(order), lambda _: None, **DEFAULTS)
+    manifest = loaded.built.manifest
     assert (manifest.model.imgsz, manifest.model.shapes) == (SIDE, SHAPES)
     assert manifest.fingerprint.shapes == "96x160,160x96,160x160"
     assert manifest.gate.figures.images == 3 * 4  # each of the scenes in every shape
-    assert builder.find(order) == deployed.built
+    assert builder.find(order) == loaded.built
     prepare = preprocessor(Settings.of(imgsz="96x160,160x96,160x160"), manifest.model)
     seen = set()
     for seed, (height, width) in enumerate([(270, 480), (480, 270), (300, 300), (100, 400), (333, 251), (288, 480)]):
@@ -722,7 +722,7 @@ def test_shapes_are_built_judged_and_served_with_the_boxes_of_pytorch(rig, wide)
         transform, frame = prepare(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
         seen.add(transform.frame)
         assert np.array_equal(frame, LetterBox(transform.frame, auto=False)(image=image))
-        found = postprocess.select(deployed.engine.infer(1, [frame])[0], Thresholds(), fakes.MODEL)
+        found = postprocess.select(loaded.engine.infer(1, [frame])[0], Thresholds(), fakes.MODEL)
         expected = postprocess.select((by_pytorch(frame),), Thresholds(), fakes.MODEL)
         assert found.classes.tolist() == expected.classes.tolist()
         boxes = [preprocess.to_image(each.boxes, transform) for each in (found, expected)]
@@ -752,7 +752,7 @@ def test_every_shape_is_calibrated_on_frames_of_its_own(rig, wide, monkeypatch):
         return real(source, target, taken, zero_points=zero_points)
 
     monkeypatch.setattr(int8_search, "to_int8", to_int8)
-    monkeypatch.setattr(int8_search, "NEAR", 1)
+    monkeypatch.setattr(int8_search, "MAX_DISTANCE", 1)
     monkeypatch.setattr(builder, "CALIBRATION_IMAGES", 4)
     built = builder.build(dataclasses.replace(wide, precision="int8", limits=Limits(map_loss=1)), lambda _: None)
     assert built.manifest.fingerprint.precision == "int8"
@@ -820,7 +820,7 @@ def spoil(source: Path, target: Path) -> None:
 
 
 @pytest.fixture
-def exported(rig, recipe, tmp_path) -> Callable[..., Path]:
+def exported(rig, context, tmp_path) -> Callable[..., Path]:
     """As `yolo export format=engine` writes it: length, JSON, plan."""
 
     def make(
@@ -831,7 +831,7 @@ def exported(rig, recipe, tmp_path) -> Callable[..., Path]:
         dynamic: bool = False,
         shape: tuple[int, int] = (SIDE, SIDE),
     ) -> Path:
-        plain = export.to_plain_onnx(DEMO_WEIGHTS, shape, recipe().folder, static=not dynamic)
+        plain = export.to_plain_onnx(DEMO_WEIGHTS, shape, context().folder, static=not dynamic)
         if half:
             plain = halved(plain)
         trt, log = rig.trt.module, rig.backend.Log()
@@ -895,10 +895,10 @@ def test_engine_by_ultralytics_gives_the_rows_of_the_weights(rig, exported, orde
 
 
 def test_engine_by_ultralytics_is_found_again_though_there_are_gate_images(rig, exported, order):
-    judged = dataclasses.replace(order, weights=str(exported()), gate=DEMO / "samples")
-    assert builder.find(judged) is None
-    built = builder.build(judged, lambda _: None)
-    assert builder.find(judged) == built
+    evaluated = dataclasses.replace(order, weights=str(exported()), gate=DEMO / "samples")
+    assert builder.find(evaluated) is None
+    built = builder.build(evaluated, lambda _: None)
+    assert builder.find(evaluated) == built
 
 
 def test_engine_by_ultralytics_chooses_tensorrt_by_itself_and_refuses_another_backend(rig, exported, order):
@@ -933,9 +933,9 @@ def test_engine_that_cannot_be_served_is_refused_by_name(rig, exported, order, h
     ],
     ids=str,
 )
-def test_engine_of_another_shape_is_refused_with_both(rig, exported, order, order_of, asked):
+def test_engine_of_another_shape_is_refused_with_both(rig, exported, order, order_of, requested):
     path = exported(shape=(96, 160))
-    with pytest.raises(SettingsError, match=rf"yolo\.engine was exported for 96x160 only, not {asked}$"):
+    with pytest.raises(SettingsError, match=rf"yolo\.engine was exported for 96x160 only, not {requested}$"):
         builder.build(dataclasses.replace(order, weights=str(path), **order_of), lambda _: None)
 
 
@@ -946,7 +946,7 @@ def test_engine_by_ultralytics_that_is_not_square_is_served_as_it_is(rig, export
     built = builder.build(dataclasses.replace(order, weights=str(path), shapes=shapes), lambda _: None)
     assert (built.manifest.model.imgsz, built.manifest.model.shapes) == (160, ((96, 160),))
     frame = scenes.scene(1, 160, 96).image
-    rows = deploy(Builder(dataclasses.replace(order, weights=str(path), shapes=shapes)), lambda _: None, **DEFAULTS)
+    rows = load(Builder(dataclasses.replace(order, weights=str(path), shapes=shapes)), lambda _: None, **DEFAULTS)
     np.testing.assert_allclose(rows.engine.infer(0, [frame])[0][0][:5], by_pytorch(frame)[:5], atol=1e-2)
     with pytest.raises(EngineFailed, match="no plan for frames of 160x160, only for 96x160"):
         rows.engine.infer(0, [np.zeros((160, 160, 3), np.uint8)])
@@ -962,12 +962,12 @@ def test_engine_file_without_a_header_is_refused(rig, order, tmp_path):
 # Two outputs: segment
 
 
-def test_every_output_of_every_image_comes_back_in_batches_of_any_size(rig, recipe, of_task, tmp_path, frames):
+def test_every_output_of_every_image_comes_back_in_batches_of_any_size(rig, context, of_task, tmp_path, frames):
     segment = of_task("segment")
     (folder := tmp_path / "segment").mkdir()
     plain = export.to_plain_onnx(segment.plain, SIDE, folder, static=True)
     model = serving_graph.to_serving_graph(plain, "segment", SIDE, folder / "graph.onnx")
-    made = recipe(graphs=[folder / "graph.onnx"], model=model, precision="fp32")
+    made = context(graphs=[folder / "graph.onnx"], model=model, precision="fp32")
     rig.backend.build(made)
     engine = rig.engine(made.folder, instances=2)
     reference = onnxruntime.OnnxruntimeEngine(folder / "graph.onnx", 1)

@@ -344,7 +344,7 @@ def test_labels_of_turned_images_are_those_of_the_upright_image(root, labels):
 
 @pytest.mark.parametrize("count", [3, 4, 5, 8, 13])
 def test_of_more_images_than_most_those_at_even_distances_are_taken(root, monkeypatch, count):
-    monkeypatch.setattr(datasets, "MOST", 4)
+    monkeypatch.setattr(datasets, "MAX_IMAGES", 4)
     yolo(root, {f"{i:02}": f"1 {BOX}" for i in range(count)})
     for i in range(count):
         draw(root / "images" / f"{i:02}.png", width=WIDTH + i)

@@ -115,11 +115,13 @@ class _Calls:
         models = self._models
         facts: dict[str, Callable[[Any], dict[str, Any] | None]] = {
             "ModelReady": self._model_ready,
-            "ModelMetadata": lambda asked: models.metadata(asked.name, asked.version),
-            "ModelConfig": lambda asked: {"config": models.config(asked.name, asked.version)},
-            "ModelStatistics": lambda asked: models.statistics(asked.name, asked.version),
-            "RepositoryModelLoad": lambda asked: models.load(asked.model_name, changed=bool(asked.parameters)),
-            "RepositoryModelUnload": lambda asked: models.unload(asked.model_name),
+            "ModelMetadata": lambda requested: models.metadata(requested.name, requested.version),
+            "ModelConfig": lambda requested: {"config": models.config(requested.name, requested.version)},
+            "ModelStatistics": lambda requested: models.statistics(requested.name, requested.version),
+            "RepositoryModelLoad": lambda requested: models.load(
+                requested.model_name, changed=bool(requested.parameters)
+            ),
+            "RepositoryModelUnload": lambda requested: models.unload(requested.model_name),
         }
         of_all: dict[str, Callable[[], dict[str, Any]]] = {  # whose messages are empty, and not read
             "ServerLive": lambda: {"live": True},
@@ -136,7 +138,7 @@ class _Calls:
         }
 
     def _fact(self, name: str, fact: Callable[[Any], dict[str, Any] | None]) -> Callable[[Any, Any], Any]:
-        asked, told = (getattr(messages, f"{name}{side}") for side in ("Request", "Response"))
+        requested, reported = (getattr(messages, f"{name}{side}") for side in ("Request", "Response"))
 
         async def call(_: AsyncIterator[bytes], context: Any) -> Any:
             with self._active(), self._service.inflight.share() as share:
@@ -144,16 +146,16 @@ class _Calls:
                 data = await self._reads.receive(context, SMALL_S, share)
                 if len(data) > SMALL_BYTES:
                     raise BodyTooLarge(f"the message is larger than {SMALL_BYTES} bytes")
-                return ParseDict(fact(read(asked, data)) or {}, told())
+                return ParseDict(fact(read(requested, data)) or {}, reported())
 
         return aborting(call)
 
     def _fact_of_all(self, name: str, fact: Callable[[], dict[str, Any]]) -> Callable[[Any, Any], Any]:
-        told = getattr(messages, f"{name}Response")
+        reported = getattr(messages, f"{name}Response")
 
         async def call(_: AsyncIterator[bytes], context: Any) -> Any:
             self._require_key(name, context)
-            return ParseDict(fact(), told())
+            return ParseDict(fact(), reported())
 
         return aborting(call)
 
@@ -163,9 +165,9 @@ class _Calls:
             shown = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
             require_key(self._service.settings.api_keys, shown)
 
-    def _model_ready(self, asked: Any) -> dict[str, Any]:
+    def _model_ready(self, requested: Any) -> dict[str, Any]:
         try:
-            self._models.require_ready(asked.name, asked.version)
+            self._models.require_ready(requested.name, requested.version)
         except NotReady:
             return {"ready": False}
         return {"ready": True}
@@ -255,7 +257,7 @@ class _Calls:
             crash_log.exception("a defect, please report it")
             raise YolopardError("an internal error; the server's log has more") from error
         finally:
-            deployed = service.deployed[:1]
-            labels = [(each.labels.model, each.name) for each in deployed] or [("", "")]
+            loaded = service.loaded[:1]
+            labels = [(each.labels.model, each.name) for each in loaded] or [("", "")]
             service.metrics.requests.labels(*labels[0], "kserve", str(status)).inc()
             service.metrics.request_seconds.labels(*labels[0], "kserve").observe(time.perf_counter() - started)

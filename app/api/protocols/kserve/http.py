@@ -14,10 +14,10 @@ from app.api.context import RequestContext
 from app.api.protocols.kserve.models import Model
 from app.api.protocols.kserve.repository import Repository
 from app.api.protocols.kserve.tensors import Tensor
-from app.api.protocols.kserve.wire import COMPRESS, LENGTH, Question, encode, parse
-from app.api.request.body import LONG_BYTES, on_parser, read_body
+from app.api.protocols.kserve.wire import COMPRESS, LENGTH, InferRequest, encode, parse
+from app.api.request.body import MIN_THREAD_BYTES, on_parser, read_body
 from app.api.request.disconnect import unless_gone
-from app.api.routing import admit, body_limit, door, protocol_route, read_before_deadline, small_limit
+from app.api.routing import admit, body_limit, image_route, protocol_route, read_before_deadline, small_limit
 from app.errors import BadParameter, MalformedBody, Unsupported, YolopardError
 from app.serving.service import Service
 
@@ -113,7 +113,7 @@ def _add_model_facts(router: APIRouter, models: Repository) -> None:
 def _inference(service: Service, models: Repository) -> APIRouter:
     settings = service.settings
     router = APIRouter(
-        tags=[PROTOCOL], route_class=door(service, PROTOCOL, shape), dependencies=described(settings.api_keys)
+        tags=[PROTOCOL], route_class=image_route(service, PROTOCOL, shape), dependencies=described(settings.api_keys)
     )
 
     @router.post("/v2/models/{model}/infer", summary="What is on frames or images", openapi_extra=_OPENAPI)
@@ -123,32 +123,32 @@ def _inference(service: Service, models: Repository) -> APIRouter:
         context.engine = service.predictor.engines[0]
         limit = body_limit(service, request, max(settings.max_tensor_bytes, settings.max_body_bytes))
         body = await read_before_deadline(request, read_body(request, limit))
-        question = await _parsed(lambda: parse(body, request.headers, wanted, limit), body, request.headers)
-        pixels, answer_bytes = models.weigh(wanted, question.inference)
+        infer_request = await _parsed(lambda: parse(body, request.headers, wanted, limit), body, request.headers)
+        pixels, answer_bytes = models.weigh(wanted, infer_request.inference)
         context.share.add_bytes(answer_bytes)
         admit(service, request, pixels)
         async with unless_gone(request):
-            outputs = await models.infer(wanted, question.inference, context.deadline)
+            outputs = await models.infer(wanted, infer_request.inference, context.deadline)
         context.share.add_bytes(sum(output.size for output in outputs))
-        return await _respond(request, *await _encoded(wanted, question, outputs))
+        return await _respond(request, *await _encoded(wanted, infer_request, outputs))
 
     return router
 
 
-async def _parsed(work: Callable[[], Question], body: bytes, headers: Headers) -> Question:
+async def _parsed(work: Callable[[], InferRequest], body: bytes, headers: Headers) -> InferRequest:
     """What takes long, inflating and much JSON, is done on a thread."""
     binary = headers.get(LENGTH, "")
-    is_short = binary.isdecimal() and int(binary) <= LONG_BYTES and "content-encoding" not in headers
-    return work() if is_short or len(body) <= LONG_BYTES // 8 else await on_parser(work)
+    is_short = binary.isdecimal() and int(binary) <= MIN_THREAD_BYTES and "content-encoding" not in headers
+    return work() if is_short or len(body) <= MIN_THREAD_BYTES // 8 else await on_parser(work)
 
 
-async def _encoded(model: Model[Any], question: Question, outputs: list[Tensor]) -> tuple[bytes, int | None]:
+async def _encoded(model: Model[Any], infer_request: InferRequest, outputs: list[Tensor]) -> tuple[bytes, int | None]:
     """As `encode`. Raises BadParameter for numbers that are too many for JSON, which takes ten times their bytes."""
-    as_json = [each for each in outputs if not question.binary.get(each.name, question.binary_unless_said)]
+    as_json = [each for each in outputs if not infer_request.binary.get(each.name, infer_request.binary_unless_said)]
     if sum(output.size for output in as_json) > MAX_JSON_VALUES * 4:
         raise BadParameter(f"the outputs hold more than {MAX_JSON_VALUES} numbers: ask for them with binary_data")
-    work = partial(encode, model, question, outputs)
-    return await on_parser(work) if sum(output.size for output in as_json) > LONG_BYTES else work()
+    work = partial(encode, model, infer_request, outputs)
+    return await on_parser(work) if sum(output.size for output in as_json) > MIN_THREAD_BYTES else work()
 
 
 async def elsewhere(request: Request) -> None:
@@ -169,7 +169,7 @@ async def _respond(request: Request, body: bytes, header_length: int | None) -> 
     headers = {} if header_length is None else {LENGTH: str(header_length)}
     if compress := COMPRESS.get(encoding := request.headers.get("accept-encoding", "")):
         work = partial(compress, body)
-        body = await on_parser(work) if len(body) > LONG_BYTES else work()
+        body = await on_parser(work) if len(body) > MIN_THREAD_BYTES else work()
         headers["Content-Encoding"] = encoding
     kind = "application/json" if header_length is None else "application/octet-stream"
     return Response(body, headers=headers, media_type=kind)

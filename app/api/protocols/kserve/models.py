@@ -1,6 +1,6 @@
 """What can be asked: the model by tensors, which Ultralytics' and Triton's clients send, and the model by images.
 
-Both are the one engine behind the one door. `NAME` takes frames that the client has letterboxed, or cropped for
+Both are served by the same engine. `NAME` takes frames that the client has letterboxed, or cropped for
 classify, and gives what the engine gives, of the rows those that NMS leaves, in their px. `NAME_image` takes encoded
 images and gives what is on them, in px of each.
 """

@@ -8,7 +8,7 @@ import grpc
 from app.errors import DeadlineExceeded, MalformedBody
 from app.serving.inflight import Share
 
-MOST_S, SLOW_S = 10.0, 2.0  # for which a message may be on its way; the second where others wait
+MAX_S, SLOW_S = 10.0, 2.0  # for which a message may be on its way; the second where others wait
 DRAIN_S = 2.0  # the same, once the server stops
 
 
@@ -29,7 +29,7 @@ class Reads:
         """
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(min(seconds, MOST_S)) as timeout:
+            async with asyncio.timeout(min(seconds, MAX_S)) as timeout:
                 await self._take_place()
                 try:
                     self._begun[timeout] = loop.time()

@@ -55,8 +55,8 @@ class Repository:
             if name == info.name + kind.suffix and version in ("", VERSION):
                 return kind(info, most)
         there = f"there is {info.name}, which takes tensors, and {info.name}{ImageModel.suffix}, which takes images"
-        asked = f"{name!r} version {version}" if version else repr(name)
-        raise NotFound(f"Request for unknown model: {asked} is not found; {there}, version {VERSION} of each")
+        requested = f"{name!r} version {version}" if version else repr(name)
+        raise NotFound(f"Request for unknown model: {requested} is not found; {there}, version {VERSION} of each")
 
     def require_ready(self, name: str, version: str = "") -> None:
         """Raises what `find` raises, and NotReady."""
@@ -83,7 +83,7 @@ class Repository:
         }
 
     def config(self, name: str, version: str = "") -> dict[str, Any]:
-        model, deployed = self.find(name, version), self._service.deployed[0]
+        model, loaded = self.find(name, version), self._service.loaded[0]
 
         def slots(all_: Sequence[TensorSpec]) -> list[dict[str, Any]]:
             types = {BYTES: "TYPE_STRING"}
@@ -99,12 +99,12 @@ class Repository:
         return {
             "name": model.name,
             "platform": self._platform,
-            "backend": deployed.name,
+            "backend": loaded.name,
             "max_batch_size": model.max_batch,
             "input": slots([model.input]),
             "output": slots(model.outputs),
             "dynamic_batching": {
-                "preferred_batch_size": [deployed.capacity.batch],
+                "preferred_batch_size": [loaded.capacity.batch],
                 "max_queue_delay_microseconds": round(self._service.model_settings.max_wait_ms * 1000),
             },
             "parameters": {"metadata": {"string_value": str(export_metadata(model.info))}}
@@ -113,7 +113,7 @@ class Repository:
 
     @property
     def _platform(self) -> str:
-        name = self._service.deployed[0].name
+        name = self._service.loaded[0].name
         return _PLATFORMS.get(name, name)
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
@@ -145,44 +145,44 @@ class Repository:
         self.find(name)
         raise Unsupported("models are not unloaded while the server runs: stop it")
 
-    def weigh(self, model: Model[Any], asked: Inference) -> tuple[int, int]:
+    def weigh(self, model: Model[Any], requested: Inference) -> tuple[int, int]:
         """The pixels of the images in this request, and the bytes of what the engine will answer."""
         most = self._service.settings.max_pixels
         pixels = sum(
             count_pixels(tensor.elements, most) if tensor.datatype == BYTES else math.prod(tensor.shape) // 3
-            for tensor in asked.inputs
+            for tensor in requested.inputs
         )
         has_protos = model.info.task == "segment" and isinstance(model, TensorModel)
         return pixels, PROTO_BYTES * pixels if has_protos else 0
 
-    async def infer(self, model: Model[Any], asked: Inference, deadline: float) -> list[Tensor]:
+    async def infer(self, model: Model[Any], requested: Inference, deadline: float) -> list[Tensor]:
         """The outputs asked for, in the order of the question. `deadline` is a loop time.
 
         Raises BadParameter, and what the predictor raises.
         """
         statistics, started = self._statistics[model.suffix], time.perf_counter()
         try:
-            predictions, outputs = await self._infer(model, asked, deadline)
+            predictions, outputs = await self._infer(model, requested, deadline)
         except BaseException:  # also when the client goes away
             statistics.fail(time.perf_counter() - started)
             raise
         statistics.succeed(time.perf_counter() - started, predictions)
         return outputs
 
-    async def _infer(self, model: Model[P], asked: Inference, deadline: float) -> tuple[list[P], list[Tensor]]:
-        parameters = dict(asked.parameters or {})
+    async def _infer(self, model: Model[P], requested: Inference, deadline: float) -> tuple[list[P], list[Tensor]]:
+        parameters = dict(requested.parameters or {})
         parameters.pop("priority", None)  # everybody has the same
         parameters.pop("triton_enable_empty_final_response", None)  # perf_analyzer's; each request has one answer
         deadline = min(deadline, _deadline(parameters.pop("timeout", None)))
         thresholds = _thresholds(model.defaults | parameters, model.info)
-        given, there = _only_input(model, asked.inputs), [slot.name for slot in model.outputs]
-        if unknown := [name for name in asked.outputs if name not in there]:
+        given, there = _only_input(model, requested.inputs), [slot.name for slot in model.outputs]
+        if unknown := [name for name in requested.outputs if name not in there]:
             raise BadParameter(f"unexpected inference output {unknown[0]!r} for model {model.name!r}")
-        if len(set(asked.outputs)) < len(asked.outputs):
-            raise BadParameter(f"outputs: {', '.join(asked.outputs[:9])}: each may be asked for once")
+        if len(set(requested.outputs)) < len(requested.outputs):
+            raise BadParameter(f"outputs: {', '.join(requested.outputs[:9])}: each may be asked for once")
         predictor = self._service.predictor
         found = await together(model.works(given, predictor, thresholds, deadline), "image")
-        write = partial(model.tensors, found, thresholds, asked.outputs or there)
+        write = partial(model.tensors, found, thresholds, requested.outputs or there)
         return found, await predictor.finish(write) if model.info.task == "segment" else write()  # masks take long
 
 

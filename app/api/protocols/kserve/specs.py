@@ -69,6 +69,6 @@ def of_images(info: ModelInfo) -> Sequence[TensorSpec]:
                 TensorSpec("keypoints", "FP32", (-1, -1, count, values), _POINT[values]),
             ]
         case ModelInfo(task="obb"):
-            turned = TensorSpec("boxes", "FP32", (-1, -1, 5), "cx cy w h angle")
-            return [counts, turned, scores, classes, TensorSpec("corners", "FP32", (-1, -1, 4, 2), "x y")]
+            rotated = TensorSpec("boxes", "FP32", (-1, -1, 5), "cx cy w h angle")
+            return [counts, rotated, scores, classes, TensorSpec("corners", "FP32", (-1, -1, 4, 2), "x y")]
     return [counts, boxes, scores, classes]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from app.errors import BadParameter
 
 BYTES = "BYTES"
-MOST_SIDES = 8
-MOST_VALUES = 2**40  # that NumPy can count the bytes of; also beside a side of 0
+MAX_SIDES = 8
+MAX_VALUES = 2**40  # that NumPy can count the bytes of; also beside a side of 0
 DTYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP16": np.dtype("<f2"),
@@ -117,7 +117,7 @@ def from_elements(name: str, shape: tuple[int, ...], elements: list[bytes]) -> T
 
 
 def _count(name: str, shape: tuple[int, ...]) -> int:
-    if len(shape) > MOST_SIDES or min(shape, default=0) < 0 or math.prod(side or 1 for side in shape) > MOST_VALUES:
+    if len(shape) > MAX_SIDES or min(shape, default=0) < 0 or math.prod(side or 1 for side in shape) > MAX_VALUES:
         raise BadParameter(f"{name}: shape {list(shape)} is not that of a tensor")
     return math.prod(shape)
 

@@ -50,7 +50,7 @@ class Header(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class InferRequest:
     """A request, and which of its outputs come as bytes."""
 
     inference: Inference
@@ -58,7 +58,7 @@ class Question:
     binary_unless_said: bool = True
 
 
-def parse(body: bytes, headers: Headers, model: Model[Any], limit: Limit) -> Question:
+def parse(body: bytes, headers: Headers, model: Model[Any], limit: Limit) -> InferRequest:
     """The request in a body; of one without a JSON header, which the image model takes, the body is the one image.
 
     The limit is that of the body when it is inflated, which is counted too. Raises a RequestError or Overloaded.
@@ -67,13 +67,13 @@ def parse(body: bytes, headers: Headers, model: Model[Any], limit: Limit) -> Que
     return _parse(inflated, headers, model, limit)
 
 
-def _parse(body: bytes | bytearray, headers: Headers, model: Model[Any], limit: Limit) -> Question:
+def _parse(body: bytes | bytearray, headers: Headers, model: Model[Any], limit: Limit) -> InferRequest:
     length = headers.get(LENGTH, str(len(body)))
     if not length.isdecimal() or int(length) > len(body):
         raise BadParameter(f"{LENGTH}: {length!r} is no length within the body, which has {len(body)} bytes")
     size = int(length)
     if size == 0 and body:
-        return Question(Inference([_only_element(body, model)]))
+        return InferRequest(Inference([_only_element(body, model)]))
     header = _header(load_json(body[:size], limit.max_json_bytes))
     binary_unless_said = bool(header.parameters.pop("binary_data_output", False))
     inputs, rest = [], memoryview(body)[size:]
@@ -90,22 +90,22 @@ def _parse(body: bytes | bytearray, headers: Headers, model: Model[Any], limit: 
         for output in header.outputs
         if "binary_data" in output.parameters
     }
-    return Question(Inference(inputs, outputs, header.parameters, header.id), binary, binary_unless_said)
+    return InferRequest(Inference(inputs, outputs, header.parameters, header.id), binary, binary_unless_said)
 
 
-def encode(model: Model[Any], question: Question, outputs: Sequence[Tensor]) -> tuple[bytes, int | None]:
+def encode(model: Model[Any], infer_request: InferRequest, outputs: Sequence[Tensor]) -> tuple[bytes, int | None]:
     """The body of the answer, and the length of its JSON if bytes follow."""
     described, raw = [], []
     for output in outputs:
         said: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
-        if question.binary.get(output.name, question.binary_unless_said):
+        if infer_request.binary.get(output.name, infer_request.binary_unless_said):
             raw.append(output.raw)
             said["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
             said["data"] = output.values
         described.append(said)
     answer = {"model_name": model.name, "model_version": VERSION, "outputs": described}
-    header = orjson.dumps(({"id": question.inference.id} if question.inference.id else {}) | answer)
+    header = orjson.dumps(({"id": infer_request.inference.id} if infer_request.inference.id else {}) | answer)
     return b"".join([header, *raw]), len(header) if raw else None
 
 
@@ -159,5 +159,5 @@ def _input(header: InputHeader, rest: memoryview) -> tuple[Tensor, memoryview]:
 
 
 def _refuse_elsewhere(name: str, parameters: dict[str, Any]) -> None:
-    if asked := sorted(_ELSEWHERE & parameters.keys()):
-        raise Unsupported(f"{name}: {asked[0]} is not offered here")
+    if requested := sorted(_ELSEWHERE & parameters.keys()):
+        raise Unsupported(f"{name}: {requested[0]} is not offered here")

@@ -84,8 +84,8 @@ def test_every_fact_is_the_one_that_http_tells(live, client):
     assert client.is_server_ready()
     assert client.is_model_ready("pets")
     assert client.get_server_metadata(as_json=True) == live.client.get("/v2").json()
-    told = client.get_model_metadata("pets_image", as_json=True)
-    assert told["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": ["-1"]}]
+    reported = client.get_model_metadata("pets_image", as_json=True)
+    assert reported["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": ["-1"]}]
     config = client.get_model_config("pets", as_json=True)["config"]
     assert config["input"] == [{"name": "images", "data_type": "TYPE_FP32", "dims": ["3", "-1", "-1"]}]
     assert ast.literal_eval(config["parameters"]["metadata"]["string_value"])["names"] == fakes.NAMES
@@ -219,8 +219,8 @@ def test_a_message_that_cannot_be_read_is_an_invalid_argument_and_no_defect(live
         call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}", request_serializer=bytes)
         with pytest.raises(grpc.RpcError) as caught:
             call(b"\n")
-    told = (grpc.StatusCode.INVALID_ARGUMENT, f"the message is no {method}Request")
-    assert (caught.value.code(), caught.value.details()) == told
+    reported = (grpc.StatusCode.INVALID_ARGUMENT, f"the message is no {method}Request")
+    assert (caught.value.code(), caught.value.details()) == reported
     assert caplog.text == ""
 
 
@@ -229,9 +229,9 @@ def test_a_message_that_cannot_be_read_ends_only_its_own_request_of_a_stream(liv
     with grpc.insecure_channel(url) as channel:
         call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer", request_serializer=bytes)
         answers = map(messages.ModelStreamInferResponse.FromString, call(iter([b"\n", right])))
-        told = [(answer.error_message, answer.infer_response.id) for answer in answers]
-    assert told[0] == ("the message is no ModelInferRequest", "")
-    assert told[1][1] == "2"
+        reported = [(answer.error_message, answer.infer_response.id) for answer in answers]
+    assert reported[0] == ("the message is no ModelInferRequest", "")
+    assert reported[1][1] == "2"
     assert live.value("requests_total", model="pets", engine="fake", protocol="kserve", code="400") == 1
 
 

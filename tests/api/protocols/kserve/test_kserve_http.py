@@ -60,7 +60,7 @@ def post(live, body: bytes, headers: dict[str, str] | None = None, model: str = 
     return live.client.post(f"/v2/models/{model}/infer", content=body, headers=headers)
 
 
-def asked(**changes) -> bytes:
+def requested(**changes) -> bytes:
     """A request in JSON alone, with an input that is wrong in one way."""
     given = {"name": "images", "shape": [1, 3, 32, 32], "datatype": "UINT8", "data": [0] * 3072} | changes
     return json.dumps({"inputs": [{name: value for name, value in given.items() if value is not None}]}).encode()
@@ -222,7 +222,7 @@ def test_a_body_without_a_json_header_is_one_image(live, sample):
 
 
 def test_json_in_gives_json_out_unless_bytes_are_asked_for(live):
-    response = post(live, asked())
+    response = post(live, requested())
     assert response.headers["content-type"] == "application/json"
     assert "Inference-Header-Content-Length" not in response.headers
     assert response.json()["outputs"][0]["data"][4:6] == pytest.approx([0.9, 1])
@@ -233,8 +233,8 @@ def test_json_in_gives_json_out_unless_bytes_are_asked_for(live):
 def test_requests_and_answers_may_be_compressed(live, client, algorithm):
     both = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
     np.testing.assert_array_equal(client.infer("pets", images(), **both).as_numpy("output0")[0, :2], ROWS)
-    assert post(live, asked(), {"Accept-Encoding": algorithm}).headers["Content-Encoding"] == algorithm
-    assert "Content-Encoding" not in post(live, asked(), {"Accept-Encoding": "gzip, deflate"}).headers
+    assert post(live, requested(), {"Accept-Encoding": algorithm}).headers["Content-Encoding"] == algorithm
+    assert "Content-Encoding" not in post(live, requested(), {"Accept-Encoding": "gzip, deflate"}).headers
 
 
 async def test_the_asynchronous_client_works_too(live, sample):
@@ -302,7 +302,7 @@ WRONG_INPUTS = [
 
 def test_a_wrong_input_is_400_and_named(live, device):
     for changes, words in WRONG_INPUTS:
-        response = post(live, asked(**changes))
+        response = post(live, requested(**changes))
         assert (response.status_code, response.json().keys()) == (400, {"error"})
         assert words in response.json()["error"], changes
     assert device.batches == []
@@ -317,8 +317,8 @@ def test_elements_that_no_image_counts_are_400(live, shape):
 
 
 def test_a_parameter_for_shared_memory_or_classification_is_not_offered(live):
-    assert post(live, asked(parameters={"shared_memory_region": "x"})).status_code == 501
-    body = json.loads(asked()) | {"outputs": [{"name": "output0", "parameters": {"classification": 3}}]}
+    assert post(live, requested(parameters={"shared_memory_region": "x"})).status_code == 501
+    body = json.loads(requested()) | {"outputs": [{"name": "output0", "parameters": {"classification": 3}}]}
     assert post(live, json.dumps(body).encode()).status_code == 501
 
 
@@ -329,22 +329,22 @@ UNREADABLE = [
     (b'{"inputs": []}', {}, 400, "there is none"),
     (b'{"inputs": [1]}', {}, 400, "inputs.0"),
     (b"{}", {}, 400, "inputs: Field required"),
-    (asked(), {"Inference-Header-Content-Length": "99999"}, 400, "no length within the body"),
-    (asked(), {"Inference-Header-Content-Length": "-1"}, 400, "no length within the body"),
-    (asked(), {"Inference-Header-Content-Length": "0"}, 400, "takes tensors"),
-    (asked() + b"more", {"Inference-Header-Content-Length": str(len(asked()))}, 400, "additional input data"),
-    (asked(), {"Content-Encoding": "br"}, 501, "gzip and deflate are"),
-    (asked(), {"Content-Encoding": "gzip"}, 400, "the body is not gzip"),
-    (gzip.compress(asked())[:-9], {"Content-Encoding": "gzip"}, 400, "cut short"),
+    (requested(), {"Inference-Header-Content-Length": "99999"}, 400, "no length within the body"),
+    (requested(), {"Inference-Header-Content-Length": "-1"}, 400, "no length within the body"),
+    (requested(), {"Inference-Header-Content-Length": "0"}, 400, "takes tensors"),
+    (requested() + b"more", {"Inference-Header-Content-Length": str(len(requested()))}, 400, "additional input data"),
+    (requested(), {"Content-Encoding": "br"}, 501, "gzip and deflate are"),
+    (requested(), {"Content-Encoding": "gzip"}, 400, "the body is not gzip"),
+    (gzip.compress(requested())[:-9], {"Content-Encoding": "gzip"}, 400, "cut short"),
     (zlib.compress(bytes(30_000)), {"Content-Encoding": "deflate"}, 413, "when it is inflated"),
     (bytes(30_000), {}, 413, "larger than 20000 bytes"),
-    (asked() + bytes(500), {}, 413, "send images and tensors as bytes"),
-    (asked(), {"X-Deadline-Ms": "soon"}, 400, "X-Deadline-Ms"),
+    (requested() + bytes(500), {}, 413, "send images and tensors as bytes"),
+    (requested(), {"X-Deadline-Ms": "soon"}, 400, "X-Deadline-Ms"),
 ]
 
 
 def test_a_body_that_cannot_be_read_is_refused_with_the_reason(serve, device):
-    live = serve(max_tensor_bytes=20_000, max_body_bytes=20_000, max_json_bytes=len(asked()) + 100)
+    live = serve(max_tensor_bytes=20_000, max_body_bytes=20_000, max_json_bytes=len(requested()) + 100)
     for body, headers, status, words in UNREADABLE:
         response = post(live, body, headers)
         assert (response.status_code, response.json().keys()) == (status, {"error"})
@@ -363,7 +363,7 @@ WRONG_PARAMETERS = [
 
 def test_a_wrong_parameter_is_400_and_named(live):
     for parameters, words in WRONG_PARAMETERS:
-        response = post(live, json.dumps(json.loads(asked()) | {"parameters": parameters}).encode())
+        response = post(live, json.dumps(json.loads(requested()) | {"parameters": parameters}).encode())
         assert response.status_code == 400
         assert words in response.json()["error"], parameters
 
@@ -400,9 +400,9 @@ def test_a_full_house_is_503_with_retry_after(serve, device):
     live = serve(max_pending=1)
     device.gate.clear()
     with ThreadPoolExecutor(1) as other:
-        waiting = other.submit(post, live, asked())
+        waiting = other.submit(post, live, requested())
         assert device.busy.acquire(timeout=10)
-        refused = post(live, asked())
+        refused = post(live, requested())
         device.gate.set()
         assert waiting.result().status_code == 200
     assert (refused.status_code, refused.json().keys()) == (503, {"error"})
@@ -413,11 +413,11 @@ def test_a_client_that_hangs_up_leaves_the_queue_and_is_counted(live, device):
     device.gate.clear()
     batcher = live.service.predictor._batchers["fake"]
     with ThreadPoolExecutor(1) as other:
-        first = other.submit(post, live, asked())
+        first = other.submit(post, live, requested())
         assert device.busy.acquire(timeout=10)
         with socket.create_connection(("127.0.0.1", live.port)) as gone:
             head = b"POST /v2/models/pets/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
-            gone.sendall(head % len(asked()) + asked())
+            gone.sendall(head % len(requested()) + requested())
             wait_for(lambda: batcher.depth() == 1)
         wait_for(lambda: batcher.depth() == 0)
         device.gate.set()
@@ -430,11 +430,11 @@ def test_a_client_that_hangs_up_leaves_the_queue_and_is_counted(live, device):
 def test_a_failing_engine_and_a_defect_are_500_of_one_text(live, device, monkeypatch, caplog):
     device.failure = RuntimeError("on fire")
     with caplog.at_level(logging.CRITICAL):
-        response = post(live, asked())
+        response = post(live, requested())
     assert (response.status_code, response.json()) == (500, {"error": "the engine failed on this batch"})
     device.failure = None
     monkeypatch.setattr("app.api.protocols.kserve.http.parse", lambda *_, **__: 1 / 0)
-    response = post(live, asked())
+    response = post(live, requested())
     assert (response.status_code, response.json().keys()) == (500, {"error"})
     assert "ZeroDivisionError" in caplog.text
 

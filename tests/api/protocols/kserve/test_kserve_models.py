@@ -67,9 +67,9 @@ def test_images_have_as_many_places_as_the_fullest_has_found():
     assert counts.numbers.tolist() == [1, 2]
     assert boxes.numbers[:, :, 0].tolist() == [[1, 0], [1, 1]]
     assert (coded.datatype, coded.shape, coded.elements[1]) == ("BYTES", (2, 2), b"")
-    told = [json.loads(each) for each in (coded.elements[0], *coded.elements[2:])]
-    assert [each["size"] for each in told] == [[8, 6]] * 3
-    assert [decoded(each["counts"], 8, 6).sum() for each in told] == [8, 8, 3]
+    reported = [json.loads(each) for each in (coded.elements[0], *coded.elements[2:])]
+    assert [each["size"] for each in reported] == [[8, 6]] * 3
+    assert [decoded(each["counts"], 8, 6).sum() for each in reported] == [8, 8, 3]
 
 
 @pytest.fixture(scope="module")
