@@ -10,8 +10,6 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from functools import partial
-from importlib import util
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,18 +17,15 @@ import uvloop
 
 from app import __version__
 from app.api.app import create_app
-from app.backends import simulated
 from app.errors import BenchFailed, SettingsError, SetupError
 from app.http.server import make_server
 from app.model import format_shapes
 from app.progress import Progress
-from app.serving.loader import EngineProvider
+from app.providers import build_request, builder, engine_provider
 from app.serving.service import Service
-from app.serving.spec import BuildRequest
-from app.serving.stored import StoredEngines
 from app.settings import DEMO, FIELDS, Settings
 from app.store import store
-from app.store.accuracy import MIN_BOXES, AccuracyReport, Limits
+from app.store.accuracy import MIN_BOXES, AccuracyReport
 from app.store.manifest import StoredEngine
 from app.system import host, log
 
@@ -58,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build(settings: Settings) -> int:
     """Build the engine, or find it built, and say where it is."""
     log.configure(settings.server.log_level, settings.server.log_format)
-    built = _provider(settings, settings.model.backend).run(_print_progress)
+    built = builder(settings, settings.model.backend).run(_print_progress)
     print(f"{built.folder}\n{_table(built)}")
     return 0
 
@@ -93,7 +88,7 @@ def selftest_(settings: Settings) -> int:
     from app.bench import selftest
 
     log.configure(settings.server.log_level, settings.server.log_format)
-    order = _order(settings, settings.model.backend)
+    order = build_request(settings, settings.model.backend)
     rows = selftest.run(order, lambda text: print(f"trying {text}", flush=True))
     path = settings.server.engines_dir / "selftest.json"
     with store.explained(settings.server.engines_dir):
@@ -135,44 +130,6 @@ def _require_grpc(host: str, port: int) -> None:
     except ImportError as error:
         raise SettingsError(f"GRPC_PORT={port} needs {error.name}: pip install 'yolopard[grpc]'") from error
     _listen(host, port, "GRPC_PORT").close()
-
-
-def engine_provider(settings: Settings, backend: str) -> EngineProvider:
-    model = settings.model
-    if backend == simulated.NAME:
-        a_ms, b_ms = map(float, model.simulated_ms.split(","))
-        return simulated.Source(a_ms, b_ms, model.longest_side or 640, model.batch, model.shapes)
-    return _provider(settings, backend)
-
-
-def _provider(settings: Settings, backend: str) -> EngineProvider:
-    """What builds engines, or where the packages for that are not installed what finds those built elsewhere."""
-    order = _order(settings, backend)
-    if util.find_spec("app.building") is None:
-        return StoredEngines(order)
-    from app.building.process import BuildProcess
-
-    configure_log = partial(log.configure, settings.server.log_level, settings.server.log_format)
-    return BuildProcess(order, configure_log, settings.server.build_memory_bytes)
-
-
-def _order(settings: Settings, backend: str) -> BuildRequest:
-    if backend == simulated.NAME:
-        raise SettingsError(f"BACKEND={backend} runs no model: there is nothing to build")
-    model = settings.model
-    return BuildRequest(
-        weights=model.weights,
-        imgsz=model.longest_side,
-        shapes=model.shapes,
-        batch=model.batch,
-        precision=model.precision if backend == model.backend else "auto",
-        backend=backend,
-        engines=settings.server.engines_dir,
-        instances=model.instances,
-        gate=model.gate_dir,
-        calibration=model.calibration_dir,
-        limits=Limits(model.gate_fp32, model.gate_fp16, model.gate_int8, model.gate_map_loss),
-    )
 
 
 def _print_progress(progress: Progress) -> None:

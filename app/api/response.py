@@ -52,13 +52,14 @@ def to_json(
 
 def _image_json(answers: list[Prediction], model: ModelInfo, response_format: ResponseFormat) -> dict[str, Any]:
     first, *others = answers
-    content = {"shape": list(first.shape), **_found_json(first, model, response_format)}
+    content = {"shape": list(first.shape), **results_json(first, model, response_format)}
     if others:
         content["compare"] = [_compare_json(first, other, model, response_format) for other in others]
     return content
 
 
-def _found_json(prediction: Prediction, model: ModelInfo, response_format: ResponseFormat) -> dict[str, Any]:
+def results_json(prediction: Prediction, model: ModelInfo, response_format: ResponseFormat) -> dict[str, Any]:
+    """`results` and `speed` of one image."""
     found, timings = prediction.detections, prediction.timings
     height, width = prediction.shape
     unit = np.array([width, height] if response_format.normalize else [1, 1])
@@ -108,7 +109,7 @@ def _compare_json(
     scores = np.abs(ours.scores[both[:, 0]] - theirs.scores[both[:, 1]])
     return {
         "engine": other.engine,
-        **_found_json(other, model, response_format),
+        **results_json(other, model, response_format),
         "both": len(both),
         "only_first": len(ours) - len(both),
         "only_this": len(theirs) - len(both),

@@ -134,5 +134,6 @@ def _warm_up(engine: Engine, instances: int, one_device: bool, model: ModelInfo,
 
 def preprocessor(settings: Settings, model: ModelInfo) -> Preprocessor:
     """How the model's images are made into frames."""
-    server, fast, middle = settings.server, settings.model.decode == "fast", model.task == "classify"
+    server, middle = settings.server, model.task == "classify"
+    fast = settings.model.decode == "fast" and not middle
     return Preprocessor(model.imgsz, model.stride, model.shapes, fast, server.max_pixels, middle, server.max_side)

@@ -126,7 +126,7 @@ class Predictor:
 
     async def predict(
         self,
-        data: bytes,
+        image: bytes | Pixels,
         thresholds: Thresholds,
         deadline: float,
         engines: Sequence[str],
@@ -134,7 +134,7 @@ class Predictor:
         turns: Turns = ALONE,
         shadowed: bool = False,
     ) -> list[Prediction]:
-        """Everything between the bytes of an image and its detections, by each of the engines, given the same frame.
+        """Everything between an image, encoded or as uint8 [H, W, 3] RGB, and its detections by each of the engines.
 
         `deadline` is a loop time; if `shadowed`, the second engine may look at the frame afterwards. Raises a
         RequestError for the image and a ServiceError for the engine.
@@ -143,7 +143,7 @@ class Predictor:
         def finish(outputs: Outputs, transform: LetterboxTransform) -> Detections:
             return detections_of(outputs, transform, thresholds, self.model)
 
-        prepare = partial(self._preprocessor, data)
+        prepare = partial(self._preprocessor, image)
         transform, found = await self._predict(prepare, finish, thresholds, deadline, engines, turns, shadowed)
         return [Prediction(transform, *each) for each in found]
 

@@ -47,7 +47,7 @@ def difference(first: Detections, second: Detections) -> tuple[int, int, int]:
 
 
 def from_score(found: Detections, conf: float) -> Detections:
-    """The detections of at least this score; of classify the most probable class. NMS is greedy: it would keep the same."""
+    """Detections of at least this score; of classify the most probable class. Greedy NMS would keep the same ones."""
     classify = not found.boxes.shape[1]
     return found.first(1 if classify else int(np.count_nonzero(found.scores >= conf)))
 

@@ -113,17 +113,19 @@ class Preprocessor:
     middle: bool = False  # imgsz x imgsz px from the middle of the image: for classify, which is never `fast`
     max_side: int = MAX_SIDE
 
-    def __call__(self, data: bytes) -> tuple[LetterboxTransform, Pixels]:
-        """The bytes of an image -> its frame, and where it lies in it. Raises what `decode` raises."""
-        if self.middle:
-            pixels = decode(data, self.max_pixels, self.max_side)
-            transform = center_crop_transform(pixels.shape[0], pixels.shape[1], self.imgsz)
-            return transform, crop(pixels, transform)
-        if self.fast:
-            pixels, (height, width) = decode_near(data, self.max_pixels, self.imgsz, self.max_side)
+    def __call__(self, image: bytes | Pixels) -> tuple[LetterboxTransform, Pixels]:
+        """The frame of an image, and where the image lies in it. The image is encoded, or uint8 [H, W, 3] RGB.
+
+        Raises what `decode` raises.
+        """
+        if self.fast and isinstance(image, bytes):
+            pixels, (height, width) = decode_near(image, self.max_pixels, self.imgsz, self.max_side)
         else:
-            pixels = decode(data, self.max_pixels, self.max_side)
+            pixels = decode(image, self.max_pixels, self.max_side) if isinstance(image, bytes) else image
             height, width = pixels.shape[:2]
+        if self.middle:
+            transform = center_crop_transform(height, width, self.imgsz)
+            return transform, crop(pixels, transform)
         transform = place(height, width, self.imgsz, self.stride, self.shapes)
         return transform, letterbox(pixels, transform)
 

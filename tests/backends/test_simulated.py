@@ -11,7 +11,7 @@ import pytest
 from conftest import Live
 from fakes import MODEL, rows_of
 
-from app import __main__, backends
+from app import __main__, backends, providers
 from app.backends import simulated
 from app.backends.simulated import SimulatedEngine, Source
 from app.errors import BuildFailed
@@ -188,7 +188,7 @@ def serve(caplog):
         ready = threading.Event()
         service = Service(
             settings,
-            lambda backend: __main__.engine_provider(settings, backend),
+            lambda backend: providers.engine_provider(settings, backend),
             on_ready=lambda _: ready.set(),
             on_failure=ready.set,
         )
@@ -262,6 +262,6 @@ def test_the_backend_itself_refuses_to_build(tmp_path):
 
 def test_another_engine_beside_it_is_built_as_ever():
     settings = Settings.of(backend="simulated", weights="my.pt", compare="pytorch")
-    order = __main__._order(settings, "pytorch")
+    order = providers.build_request(settings, "pytorch")
     assert isinstance(order, BuildRequest)
     assert (order.weights, order.backend) == ("my.pt", "pytorch")
