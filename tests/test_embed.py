@@ -1,9 +1,13 @@
 """The Python API: the demo model on OpenVINO, without HTTP."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 import app
@@ -80,6 +84,21 @@ def test_wrong_settings_and_weights_are_refused():
         Yolopard.load(imgsize=640)
     with pytest.raises(WeightsError, match=r"no/such\.pt: no such file"):
         Yolopard.load("no/such.pt")
+
+
+def test_a_script_without_a_guard_builds_its_engine(tmp_path):
+    """multiprocessing ran the script again in the builder's process, which failed."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from app import Yolopard\n"
+        f"model = Yolopard.load(backend='onnxruntime', imgsz=64, engines_dir={str(tmp_path / 'engines')!r}, batch=1,"
+        f" gate_dir={str(SAMPLES[0].parent)!r}, gate_fp32=0)\n"
+        f"print(len(model.predict({str(SAMPLES[0])!r})))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
 
 
 def test_a_closed_model_says_so():

@@ -56,7 +56,7 @@ class BuildProcess:
         self._process = processes.SPAWN.Process(
             target=_child, args=(self._order, sender, self._configure_log), name="builder", daemon=True
         )
-        self._process.start()
+        processes.start(self._process)
         sender.close()
         if self._cancelled.is_set():
             self._process.kill()
