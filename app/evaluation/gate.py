@@ -66,7 +66,7 @@ class Gate:
     def __init__(self, precision: str, model: ModelInfo) -> None:
         self._model = model
         self._max_score = MAX_SCORE.get(precision, MAX_SCORE["fp16"])
-        self._images = self._boxes = self._found = self._engine_boxes = self._invented = 0
+        self._images = self._boxes = self._found = self._engine_boxes = self._false_positives = 0
         self._rows = self._rows_alike = 0
         self._sides: list[NDArray[np.float32]] = [np.zeros((0, 4), np.float32)]
         self._scores: list[NDArray[np.float32]] = [np.zeros(0, np.float32)]
@@ -86,7 +86,7 @@ class Gate:
         self._boxes += len(from_score(wanted, CONF))
         self._found += len(matched)
         self._engine_boxes += len(from_score(found, CONF))
-        self._invented += len(from_score(found, CONF)) - len(
+        self._false_positives += len(from_score(found, CONF)) - len(
             pairs(from_score(found, CONF), from_score(wanted, MIN_MATCH_CONF))
         )
         ours, theirs = matched[:, 1], matched[:, 0]
@@ -109,7 +109,7 @@ class Gate:
             images=self._images,
             boxes=self._boxes,
             agreement=self._found / self._boxes if self._boxes else 1.0,
-            false_positives=self._invented / self._engine_boxes if self._engine_boxes else 0.0,
+            false_positives=self._false_positives / self._engine_boxes if self._engine_boxes else 0.0,
             box_px=float(np.abs(sides).max(initial=0)),
             box_px_mean=float(np.abs(sides).mean()) if len(sides) else 0.0,
             shift_px=float(np.abs(np.median(sides, axis=0)).max()) if len(sides) else 0.0,

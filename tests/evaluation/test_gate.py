@@ -76,7 +76,7 @@ def test_a_box_that_is_missing_lowers_the_agreement():
     assert "it finds 0.9000 of the reference's boxes, 0.99 are asked for" in figures.shortcomings("fp32", LIMITS)
 
 
-def test_a_box_that_the_reference_has_not_is_invented():
+def test_a_box_that_the_reference_has_not_is_a_false_positive():
     figures = evaluated((some_rows(seen=36), some_rows()))
     assert figures.agreement == 1
     assert figures.false_positives == pytest.approx(4 / SEEN)
