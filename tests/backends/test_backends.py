@@ -260,7 +260,7 @@ def test_close_waits_for_a_model_that_is_being_compiled(quantized):
 
 
 @pytest.mark.parametrize(
-    ("backend", "asked", "threads", "instances"),
+    ("backend", "requested", "threads", "instances"),
     [(openvino, None, 5, 5), (openvino, 2, 5, 2), (openvino, 8, 5, 8), (pytorch, None, 5, 1), (simulated, None, 5, 2)],
 )
 def test_lanes_are_as_asked_or_the_backend_s_or_one_a_core(backend, requested, threads, instances):

@@ -385,7 +385,7 @@ PACKAGE = '{"dependencies": [{"name": "a", "version": "1"%s}]}'
 
 
 @pytest.mark.parametrize(
-    ("report", "status", "passes", "told"),
+    ("report", "status", "passes", "reported"),
     [
         (PACKAGE % ', "vulns": []', 0, True, "a.lock: no known vulnerabilities"),
         (PACKAGE % ', "vulns": [{"id": "PYSEC-1"}]', 1, False, "PYSEC-1"),

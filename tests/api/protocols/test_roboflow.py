@@ -100,7 +100,7 @@ def test_a_model_of_ultralytics_answers_to_roboflow_s_name_of_it(name, imgsz, al
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("reported", "expected"),
     [
         ({"model_id": "birds"}, (404, "not_found")),
         ({"model_id": None}, (422, "bad_parameter")),

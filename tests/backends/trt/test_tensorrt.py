@@ -925,7 +925,7 @@ def test_engine_that_cannot_be_served_is_refused_by_name(rig, exported, order, h
 
 
 @pytest.mark.parametrize(
-    ("order_of", "asked"),
+    ("order_of", "requested"),
     [
         ({"imgsz": 96}, "IMGSZ=96"),
         ({"shapes": ((160, 160),)}, "IMGSZ=160x160"),
