@@ -9,6 +9,7 @@ import pytest
 from conftest import eventually, without_collector
 
 from app.http import connection as module
+from app.http.connections import MAX_PIPELINE
 
 HOST = b"Host: localhost\r\n"
 
@@ -344,7 +345,7 @@ def test_a_405_says_what_is_allowed(shared_server, method, path, allowed):
 def test_very_many_requests_on_end_close_the_connection_and_no_answer_comes_out_of_turn(shared_server, caplog):
     answer = talk(shared_server, (b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n") * 500)
     assert b"400" not in answer
-    assert answer.count(b"HTTP/1.1 200") <= module.MAX_PIPELINE + 1
+    assert answer.count(b"HTTP/1.1 200") <= MAX_PIPELINE + 1
     assert caplog.records == []
 
 
