@@ -121,17 +121,17 @@ def with_the_engine(options: argparse.Namespace) -> Iterator[Line]:
     decode: list[float] = []
     own = {name: settings(backend="openvino", precision=name) for name in engines}
     with (
-        EngineBaseline(engine_provider, own["fp32"], [JPEG]) as fp32_alone,
-        EngineBaseline(engine_provider, own["int8"], [JPEG]) as int8_alone,
+        EngineBaseline(engine_provider, own["fp32"], [JPEG]) as fp32_baseline,
+        EngineBaseline(engine_provider, own["int8"], [JPEG]) as int8_baseline,
     ):
 
         def parts() -> None:
-            engines["fp32"].append(fp32_alone.engine(options.seconds))
-            engines["int8"].append(int8_alone.engine(options.seconds))
-            decode.append(fp32_alone.decode(options.seconds))
+            engines["fp32"].append(fp32_baseline.engine(options.seconds))
+            engines["int8"].append(int8_baseline.engine(options.seconds))
+            decode.append(fp32_baseline.decode(options.seconds))
 
         fp32, int8, *peers = compared(kinds, 8, options, parts)
-        names = {"fp32": reported("fp32", fp32_alone), "int8": reported("int8", int8_alone)}
+        names = {"fp32": reported("fp32", fp32_baseline), "int8": reported("int8", int8_baseline)}
     for peer in peers:
         of_fp32, of_int8 = (2.7, 4.8) if peer.kind.name.endswith("pt") else (1.3, None)
         yield Line(

@@ -1,4 +1,4 @@
-"""`yolopard bench`: what a server gives, and what its parts could."""
+"""`yolopard bench`: measures the throughput of a server, and of its parts as baselines."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,16 +20,14 @@ __all__ = ["Plan", "compare", "run"]
 
 
 def run(settings: Settings, engine_provider: Open, *, url: str | None, images: Path, plan: Plan, out: Path) -> None:
-    """Measure, print the table, and leave report.md, report.json and report.png in `out`. Raises BenchFailed."""
+    """Measure, print the table, and write report.md, report.json and report.png to `out`. Raises BenchFailed."""
     files = read_images(images)
-    _make(out)
+    _make_folder(out)
     with ExitStack() as running:
         if url is None:
             print("starting a server", flush=True)
-            server, baseline = (
-                running.enter_context(started(settings)),
-                running.enter_context(EngineBaseline(engine_provider, settings, files)),
-            )
+            server = running.enter_context(started(settings))
+            baseline = running.enter_context(EngineBaseline(engine_provider, settings, files))
         else:
             server, baseline = Server(url), None
             if not server.ready:
@@ -42,7 +40,7 @@ def run(settings: Settings, engine_provider: Open, *, url: str | None, images: P
 
 
 def read_images(path: Path) -> list[bytes]:
-    """The image files of a folder, or one file. Raises BenchFailed."""
+    """Read the image files of a folder, or one file. Raises BenchFailed."""
     try:
         paths = [each for each in sorted(path.iterdir()) if each.is_file()] if path.is_dir() else [path]
         files = [data for data in (each.read_bytes() for each in paths) if sniff(data)]
@@ -54,14 +52,16 @@ def read_images(path: Path) -> list[bytes]:
 
 
 def progress() -> Progress:
-    """A bar that shows what is being done."""
+    """Return a progress bar that names the current step."""
     return Progress(TextColumn("{task.description:45}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 
 def compare(settings: Settings, engine_provider: Open, *, images: Path, plan: Plan, out: Path) -> None:
-    """Every engine that can be built here, alone: the table, and engines.md, engines.json and engines.png in `out`."""
+    """Measure every engine that can be built here, without a server. Print the table, and write engines.md,
+    engines.json and engines.png to `out`. Raises BenchFailed.
+    """
     files, rows = read_images(images), engines.candidates()
-    _make(out)
+    _make_folder(out)
     with progress() as bar:
         task = bar.add_task("", total=engines.steps(rows, plan.rounds))
 
@@ -74,8 +74,8 @@ def compare(settings: Settings, engine_provider: Open, *, images: Path, plan: Pl
     _write(out, "engines", about, *content)
 
 
-def _make(out: Path) -> None:
-    """Before minutes of measuring, which must not end without a place for what was found."""
+def _make_folder(out: Path) -> None:
+    """Create the folder before the measurement, so that a wrong path fails at once."""
     with _explained(out):
         out.mkdir(parents=True, exist_ok=True)
 

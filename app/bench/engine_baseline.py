@@ -1,4 +1,4 @@
-"""What the parts do alone, on this machine, with the very images that are posted: the engine; decode and letterbox."""
+"""Baselines on this machine without a server, with the images of the load: engine only, decode and letterbox only."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ from app.vision.preprocess import Pixels
 
 Open = Callable[[Settings, str], EngineProvider]
 
-_deployed: LoadedEngine | None = None
+_loaded: LoadedEngine | None = None
 
 
 class EngineBaseline:
-    """A process of its own that holds the same engine as the server, and is idle unless it is asked."""
+    """A separate process with the same engine as the server. It is idle between measurements."""
 
     def __init__(self, engine_provider: Open, settings: Settings, files: Sequence[bytes]) -> None:
         self._pool = ProcessPoolExecutor(1, processes.SPAWN, _load, (engine_provider, settings))
@@ -34,63 +34,63 @@ class EngineBaseline:
         self._pool.shutdown()
 
     def precision(self) -> str:
-        """The one that is served, which need not be the one that was asked for."""
+        """Return the precision of the engine, which may differ from the requested one."""
         return self._pool.submit(_precision).result()
 
     def engine(self, seconds: float) -> float:
-        """Images per second of the engine, given frames: all instances busy, at the size of batch that is served."""
+        """Return the images per second of only the engine, with all instances busy and the server's batch size."""
         return self._pool.submit(_engine, self._settings, self._files, seconds).result()
 
     def shares_cores(self) -> bool:
-        """Whether the engine works on the cores that decode."""
+        """Return True if the engine uses the cores that decode."""
         return self._pool.submit(_shares_cores).result()
 
     def latency(self, seconds: float) -> float:
-        """Seconds, median: decode, letterbox and the engine with all cores for it, one image after the other."""
+        """Return the median seconds for one image (decode, letterbox and engine), one at a time, with all cores."""
         return self._pool.submit(_latency, self._settings, self._files, seconds).result()
 
     def decode(self, seconds: float) -> float:
-        """Images per second of decode and letterbox alone, on every core."""
+        """Return the images per second of only decode and letterbox, on all cores."""
         return self._pool.submit(_decode, self._settings, self._files, seconds).result()
 
 
 def _load(engine_provider: Open, settings: Settings) -> None:
-    global _deployed  # noqa: PLW0603  # the process's own
+    global _loaded  # noqa: PLW0603  # only in the child process
     processes.exit_with_parent()
     host.keep_freed_memory()
     source = engine_provider(settings, settings.model.backend)
-    _deployed = load(source, lambda _: None, instances=settings.model.instances, threads=settings.server.threads)
+    _loaded = load(source, lambda _: None, instances=settings.model.instances, threads=settings.server.threads)
 
 
 def _close() -> None:
-    assert _deployed is not None
-    _deployed.engine.close()
+    assert _loaded is not None
+    _loaded.engine.close()
 
 
 def _precision() -> str:
-    assert _deployed is not None
-    return _deployed.built.manifest.fingerprint.precision
+    assert _loaded is not None
+    return _loaded.built.manifest.fingerprint.precision
 
 
 def _shares_cores() -> bool:
-    assert _deployed is not None
-    return not _deployed.one_device
+    assert _loaded is not None
+    return not _loaded.one_device
 
 
 def _prepare(settings: Settings, data: bytes) -> Pixels:
-    assert _deployed is not None
-    return preprocessor(settings, _deployed.built.manifest.model)(data)[1]
+    assert _loaded is not None
+    return preprocessor(settings, _loaded.built.manifest.model)(data)[1]
 
 
 def _engine(settings: Settings, files: list[bytes], seconds: float) -> float:
-    assert _deployed is not None
-    size, instances = _deployed.capacity.batch, _deployed.instances
+    assert _loaded is not None
+    size, instances = _loaded.capacity.batch, _loaded.instances
     rates = []
     for frame in [_prepare(settings, data) for data in files]:
 
         def work(instance: int, batch: list[Pixels] = [frame] * size) -> None:
-            assert _deployed is not None
-            _deployed.engine.infer(instance, batch)
+            assert _loaded is not None
+            _loaded.engine.infer(instance, batch)
 
         guess = profile.images_per_second(instances, size, work, rounds=1)
         rounds = max(1, round(seconds / len(files) * guess / size / instances))
@@ -99,11 +99,11 @@ def _engine(settings: Settings, files: list[bytes], seconds: float) -> float:
 
 
 def _latency(settings: Settings, files: list[bytes], seconds: float) -> float:
-    assert _deployed is not None
+    assert _loaded is not None
     took, ends = list[float](), time.perf_counter() + seconds
     while time.perf_counter() < ends or len(took) < 2 * len(files):
         started = time.perf_counter()
-        _deployed.engine.infer(0, [_prepare(settings, files[len(took) % len(files)])], low_latency=True)
+        _loaded.engine.infer(0, [_prepare(settings, files[len(took) % len(files)])], low_latency=True)
         took.append(time.perf_counter() - started)
     return sorted(took[len(files) :])[len(took[len(files) :]) // 2]
 

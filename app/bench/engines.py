@@ -1,4 +1,4 @@
-"""`yolopard bench --compare`: the yardstick's table on one's own machine, every engine that can be built in turn."""
+"""`yolopard bench --compare`: builds and measures every engine that is available on this machine."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -24,10 +24,10 @@ class Row:
 
     backend: str
     precision: str
-    problem: str = ""  # why it is not measured
-    built: StoredEngine | None = None
-    rates: list[float] = field(default_factory=list)  # images per second alone, a round each
-    speed_ups: list[float] = field(default_factory=list)  # over the reference, round by round
+    problem: str = ""  # the reason why it is not measured
+    stored: StoredEngine | None = None
+    rates: list[float] = field(default_factory=list)  # images per second of only the engine, one per round
+    speed_ups: list[float] = field(default_factory=list)  # over the first row that is measured, one per round
 
     @property
     def name(self) -> str:
@@ -35,7 +35,7 @@ class Row:
 
 
 def candidates() -> list[Row]:
-    """Every backend and precision there is; those that cannot run here say why."""
+    """Return a row for every backend and precision, PyTorch FP32 first. Those that cannot run here have a `problem`."""
     rows = []
     for name in backends.PREFERRED:
         try:
@@ -54,9 +54,9 @@ def measure(
     rounds: int,
     step: Callable[[str], None],
 ) -> None:
-    """Build all, then measure one after the other, round after round, each in a process that has the machine alone."""
+    """Build all engines, then measure each in every round, one at a time, each in its own process."""
 
-    def own(row: Row) -> Settings:
+    def settings_of(row: Row) -> Settings:
         changes = {
             "backend": row.backend,
             "precision": row.precision,
@@ -69,45 +69,54 @@ def measure(
     for row in rows:
         step(f"{row.name}: build")
         if not row.problem:
-            _build(row, engine_provider, own(row))
-    measured = [row for row in rows if row.built]
+            _build(row, engine_provider, settings_of(row))
+    measured = [row for row in rows if row.stored]
     for _ in range(rounds):
         for row in measured:
             step(row.name)
-            with EngineBaseline(engine_provider, own(row), files) as baseline:
+            with EngineBaseline(engine_provider, settings_of(row), files) as baseline:
                 row.rates.append(baseline.engine(seconds))
         for row in measured:
             row.speed_ups.append(row.rates[-1] / measured[0].rates[-1])
 
 
 def steps(rows: Sequence[Row], rounds: int) -> int:
-    """How often `step` is called at most."""
+    """Return the maximum number of calls of `step`."""
     return len(rows) + rounds * sum(not row.problem for row in rows)
 
 
 def _build(row: Row, engine_provider: Open, settings: Settings) -> None:
     try:
-        built = engine_provider(settings, row.backend).run(lambda _: None)
+        stored = engine_provider(settings, row.backend).run(lambda _: None)
     except SetupError as error:
         row.problem = str(error)
         return
-    if built.manifest.fingerprint.precision == row.precision:
-        row.built = built
+    if stored.manifest.fingerprint.precision == row.precision:
+        row.stored = stored
     else:
         row.problem = "refused by the accuracy gate"
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
-    head = ["engine", "images/s", "min-max", "speed-up", "agreement", "mAP50-95", "reference's"]
+    """Return the results as a Markdown table, one line per row, with medians over the rounds."""
+    first = next((row.name for row in rows if row.stored), "the first engine")
+    head = [
+        "engine",
+        "images/s, median",
+        "images/s, min-max",
+        f"times as fast as {first}",
+        "reference boxes found",
+        "mAP50-95",
+        "mAP50-95 of the reference",
+    ]
     lines = [head, ["---"] * len(head), *(_cells(row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cells(row: Row) -> list[str]:
-    if row.built is None:
+    if row.stored is None:
         return [row.name.strip(), row.problem, *[""] * 5]
-    figures = row.built.manifest.gate.figures
+    figures = row.stored.manifest.gate.figures
     precision = (figures.map50_95, figures.reference_map50_95) if figures else (None, None)
     return [
         row.name,
@@ -120,26 +129,28 @@ def _cells(row: Row) -> list[str]:
 
 
 def to_json(rows: Sequence[Row], about: dict[str, Any]) -> bytes:
-    """All figures of all rounds."""
+    """Return the values of all rounds as JSON."""
     entries = []
     for row in rows:
-        manifest = row.built.manifest.to_json() if row.built else None
+        manifest = row.stored.manifest.to_json() if row.stored else None
         fields = {"backend": row.backend, "precision": row.precision, "problem": row.problem, "manifest": manifest}
         entries.append(fields | {"images_per_second": row.rates, "speed_up": row.speed_ups})
     return orjson.dumps(about | {"engines": entries}, option=orjson.OPT_INDENT_2)
 
 
 def plot(rows: Sequence[Row], title: str, path: Path) -> None:
-    """A bar an engine, as PNG."""
+    """Write a PNG with one bar per engine."""
     shown = [row for row in rows if row.rates][::-1]
     figure = Figure(figsize=(8, 1.2 + 0.5 * len(shown)), dpi=120, layout="constrained")
     axes = figure.subplots()
     bars = axes.barh([row.name for row in shown], [statistics.median(row.rates) for row in shown])
     axes.bar_label(
         bars,
-        [f"{statistics.median(row.rates):.1f}, {statistics.median(row.speed_ups):.2f} x" for row in shown],
+        [f"{statistics.median(row.rates):.1f} ({statistics.median(row.speed_ups):.2f} x)" for row in shown],
         padding=4,
     )
-    axes.set(xlabel="images per second, engine alone; times PyTorch FP32", title=title)
+    first = shown[-1].name if shown else "the first engine"
+    axes.set(xlabel=f"images per second of the engine, without a server (x: times as fast as {first})")
+    axes.set_title(title, fontsize="medium", wrap=True)
     axes.margins(x=0.25)
     figure.savefig(path)

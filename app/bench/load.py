@@ -1,8 +1,8 @@
-"""The load: clients that ask as fast as they are answered, or at their own times whatever the server does.
+"""Load generators: a closed loop of clients, and an open loop of requests at random times.
 
-A closed loop's clients each wait for their answer: it measures what a server can do. An open loop sends at random times
-of a given mean rate (Poisson arrivals), and latency counts from the moment at which a request was due, so a server that
-stalls is charged for those that had to wait (no coordinated omission).
+Each client of a closed loop waits for its response before it sends again: it measures the maximum throughput. An open
+loop sends at random times with a given mean rate (Poisson arrivals). Its latency counts from the time at which a
+request was due, so a stall of the server counts for all requests that had to wait (no coordinated omission).
 """
 
 import asyncio
@@ -18,14 +18,14 @@ import httptools
 import numpy as np
 
 TIMEOUT_S = 60.0
-LOST = 0  # the "status" of a request that got no answer
+LOST = 0  # the "status" of a request without a response
 _BOUNDARY = uuid.uuid4().hex
-MAX_OPEN_CONNECTIONS = 1000  # of an open loop; a request due beyond them is lost at once
+MAX_OPEN_CONNECTIONS = 1000  # of an open loop; more requests at the same time are LOST at once
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked, in turn: `bodies` go round; each holds `images` images."""
+    """The requests to send: `bodies` are repeated in turn, and each has `images` images."""
 
     url: str
     bodies: Sequence[bytes]
@@ -39,7 +39,7 @@ class Target:
         return parts.hostname or "127.0.0.1", parts.port or 80
 
     def requests(self) -> list[tuple[bytes, bytes]]:
-        """Each as its head and its body."""
+        """Return the head and the body of each request."""
         parts = urlsplit(self.url)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         headers = {"Host": parts.netloc, "Content-Type": self.content_type, **self.headers}
@@ -49,7 +49,7 @@ class Target:
 
 
 def multipart(files: Sequence[bytes], name: str = "file") -> tuple[bytes, str]:
-    """A multipart/form-data body with a part for each file, and its Content-Type, which is always the same."""
+    """Return a multipart/form-data body with a part for each file, and its Content-Type, which is always the same."""
     parts = [
         f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"; filename="{i}.jpg"\r\n'
         f"Content-Type: image/jpeg\r\n\r\n".encode()
@@ -62,12 +62,12 @@ def multipart(files: Sequence[bytes], name: str = "file") -> tuple[bytes, str]:
 
 @dataclass
 class Run:
-    """What came of it. Latencies are seconds, one for each request; `statuses` has LOST for those without an answer."""
+    """The result of a load. Latencies are in s, one per request; status LOST counts requests without a response."""
 
-    images_per_second: float  # of those answered with 200 in the time that counts
+    images_per_second: float  # of responses with status 200 within the measured time
     statuses: Counter[int]
     latencies: dict[int, list[float]]  # by status
-    lateness: list[float] = field(default_factory=list)  # of an open loop's sending, s: the client's own
+    lateness: list[float] = field(default_factory=list)  # s, delay of the open loop itself
     timings: dict[str, list[float]] = field(default_factory=dict)  # Server-Timing, ms, by stage
 
     @property
@@ -75,17 +75,17 @@ class Run:
         return self.statuses.total()
 
     def percentile(self, share: float, status: int = 200) -> float:
-        """Latency, s, that `share` percent of the answers with this status did not exceed; nan if there are none."""
+        """Return the `share` percentile of the latency, s, of responses with this status; nan if there are none."""
         found = self.latencies.get(status)
         return float(np.percentile(found, share)) if found else float("nan")
 
 
 class _Connection(asyncio.Protocol):
-    """One request at a time over a kept connection."""
+    """A persistent connection, for one request at a time."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
-        self._answer: asyncio.Future[tuple[int, str]] | None = None
+        self._response: asyncio.Future[tuple[int, str]] | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._timing = ""
 
@@ -93,14 +93,14 @@ class _Connection(asyncio.Protocol):
     def open(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
-    async def ask(self, head: bytes, body: bytes) -> tuple[int, str]:
-        """The answer's status and its Server-Timing. Raises ConnectionError."""
+    async def send(self, head: bytes, body: bytes) -> tuple[int, str]:
+        """Send a request. Returns the status and Server-Timing of the response. Raises ConnectionError."""
         if self._transport is None or self._transport.is_closing():
             raise ConnectionError
-        self._answer = asyncio.get_running_loop().create_future()
+        self._response = asyncio.get_running_loop().create_future()
         self._timing = ""
         self._transport.writelines([head, body])
-        return await self._answer
+        return await self._response
 
     def close(self) -> None:
         if self._transport is not None:
@@ -110,8 +110,8 @@ class _Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(ConnectionError())
+        if self._response is not None and not self._response.done():
+            self._response.set_exception(ConnectionError())
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -128,42 +128,42 @@ class _Connection(asyncio.Protocol):
         if not keep and self._transport is not None:
             self._transport.close()
         self._parser = httptools.HttpResponseParser(self)
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result((status, self._timing))
+        if self._response is not None and not self._response.done():
+            self._response.set_result((status, self._timing))
 
 
-class _Book:
-    """Writes down what happens in the time that counts."""
+class _Recorder:
+    """Records the responses, except during the warm-up."""
 
     def __init__(self, target: Target) -> None:
         self._images = target.images
-        self.begun: float | None = None  # None: warming up
+        self.started: float | None = None  # None: warming up
         self.ended: float | None = None
-        self.in_time = 0
+        self.within_time = 0
         self.statuses: Counter[int] = Counter()
         self.latencies: dict[int, list[float]] = {}
         self.lateness: list[float] = []
         self.timings: dict[str, list[float]] = {}
 
     def begin(self) -> None:
-        self.begun = time.perf_counter()
+        self.started = time.perf_counter()
 
     def end(self) -> None:
         self.ended = time.perf_counter()
 
-    def write(self, status: int, seconds: float, timing: str) -> None:
-        if self.begun is None:
+    def record(self, status: int, seconds: float, timing: str) -> None:
+        if self.started is None:
             return
         self.statuses[status] += 1
-        self.in_time += status == 200 and self.ended is None
+        self.within_time += status == 200 and self.ended is None
         self.latencies.setdefault(status, []).append(seconds)
         for stage, value in _stages(timing):
             self.timings.setdefault(stage, []).append(value)
 
     def run(self) -> Run:
-        assert self.begun is not None
+        assert self.started is not None
         assert self.ended is not None
-        rate = self.in_time * self._images / (self.ended - self.begun)
+        rate = self.within_time * self._images / (self.ended - self.started)
         return Run(rate, self.statuses, self.latencies, self.lateness, self.timings)
 
 
@@ -181,11 +181,11 @@ async def _open(target: Target) -> _Connection:
 
 
 async def closed_loop(target: Target, *, clients: int, seconds: float, warm_up: float = 1.0) -> Run:
-    """`clients` ask, each again as soon as it is answered, for `seconds` after a warm-up.
+    """Run `clients`, each of which sends again as soon as it gets a response, for `seconds` after a warm-up.
 
-    They come one after the other during the warm-up: of many at once, one of a server's processes accepts all.
+    They connect one after the other during the warm-up: if all connect at once, one process of the server accepts all.
     """
-    book, requests = _Book(target), target.requests()
+    recorder, requests = _Recorder(target), target.requests()
     ends = time.perf_counter() + warm_up + seconds
 
     async def client(first: int) -> None:
@@ -199,20 +199,20 @@ async def closed_loop(target: Target, *, clients: int, seconds: float, warm_up: 
                 if not connection.open:
                     connection = await _open(target)
                 async with asyncio.timeout(TIMEOUT_S):
-                    status, timing = await connection.ask(head, body)
-            book.write(status, time.perf_counter() - started, timing)
+                    status, timing = await connection.send(head, body)
+            recorder.record(status, time.perf_counter() - started, timing)
             if status == LOST:
                 connection.close()
-                await asyncio.sleep(0.01)  # a server that is gone must not be asked a million times
+                await asyncio.sleep(0.01)  # does not flood a server that is down
         connection.close()
 
     tasks = [asyncio.create_task(client(i)) for i in range(clients)]
     await asyncio.sleep(warm_up)
-    book.begin()
+    recorder.begin()
     await asyncio.sleep(seconds)
-    book.end()
+    recorder.end()
     await asyncio.gather(*tasks)
-    return book.run()
+    return recorder.run()
 
 
 async def open_loop(
@@ -223,13 +223,13 @@ async def open_loop(
     seed: int = 0,
     warm_up: float = 0.0,
 ) -> Run:
-    """Requests at `rate` a second on average, at random times, for `seconds`; every one of them is waited for."""
-    book, requests = _Book(target), target.requests()
+    """Send requests at random times, on average `rate` per second, for `seconds`; wait for all responses."""
+    recorder, requests = _Recorder(target), target.requests()
     loop, idle, busy = asyncio.get_running_loop(), list[_Connection](), set[asyncio.Task[None]]()
     random = np.random.default_rng(seed)
     due = np.cumsum(random.exponential(1 / rate, int((warm_up + seconds) * rate * 1.2) + 10))
 
-    async def ask(turn: int, at: float) -> None:
+    async def send(turn: int, due_at: float) -> None:
         head, body = requests[turn % len(requests)]
         status, timing = LOST, ""
         connection = None
@@ -238,30 +238,30 @@ async def open_loop(
                 while idle and connection is None:
                     connection = idle.pop() if idle[-1].open else idle.pop() and None
                 connection = connection or await _open(target)
-                status, timing = await connection.ask(head, body)
-        book.write(status, time.perf_counter() - at, timing)
+                status, timing = await connection.send(head, body)
+        recorder.record(status, time.perf_counter() - due_at, timing)
         if connection is not None and connection.open and status != LOST:
             idle.append(connection)
         elif connection is not None:
             connection.close()
 
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for turn, offset in enumerate(due):
-        if offset > warm_up and book.begun is None:
-            book.begin()
+        if offset > warm_up and recorder.started is None:
+            recorder.begin()
         if offset > warm_up + seconds:
             break
-        if (wait := begun + offset - time.perf_counter()) > 0:
+        if (wait := start + offset - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
-        book.lateness.append(max(0.0, time.perf_counter() - begun - offset))
+        recorder.lateness.append(max(0.0, time.perf_counter() - start - offset))
         if len(busy) >= MAX_OPEN_CONNECTIONS:
-            book.write(LOST, 0.0, "")
+            recorder.record(LOST, 0.0, "")
             continue
-        task = loop.create_task(ask(turn, begun + offset))
+        task = loop.create_task(send(turn, start + offset))
         busy.add(task)
         task.add_done_callback(busy.discard)
-    book.end()
+    recorder.end()
     await asyncio.gather(*busy)
     for connection in idle:
         connection.close()
-    return book.run()
+    return recorder.run()

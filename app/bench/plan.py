@@ -1,4 +1,4 @@
-"""What is measured, in which order: everything in turn, round after round, so that a machine's moods hit all alike."""
+"""Runs all measurements in turn, round by round, so that changes of the machine's speed affect all of them alike."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -11,13 +11,13 @@ from app.bench.load import Run, Target, closed_loop, multipart, open_loop
 from app.bench.server import Server
 from app.errors import BenchFailed
 
-FILES = 8  # of a request with many
-SHARES = (0.5, 0.8, 0.95)  # of the peak, for the open loop
+FILES_PER_REQUEST = 8  # of a request with several files
+PEAK_SHARES = (0.5, 0.8, 0.95)  # request rates of the open loop, relative to the peak
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """The extent of the measurement."""
 
     clients: Sequence[int]
     seconds: float
@@ -33,10 +33,10 @@ class Case:
     body: str  # raw | multipart | files
     load: float  # clients, or requests per second
     runs: list[Run] = field(default_factory=list)
-    batch: list[float] = field(default_factory=list)  # images a batch, mean of a round
-    cpu_ms: list[float] = field(default_factory=list)  # of the server, an image
-    shares: list[float] = field(default_factory=list)  # of the engine alone in the same round
-    shares_of_possible: list[float] = field(default_factory=list)
+    batch: list[float] = field(default_factory=list)  # images per batch, mean of a round
+    cpu_ms: list[float] = field(default_factory=list)  # CPU time of the server per image
+    shares: list[float] = field(default_factory=list)  # rate / rate of only the engine in the same round
+    shares_of_possible: list[float] = field(default_factory=list)  # rate / Measured.possible in the same round
 
     @property
     def images_per_second(self) -> float:
@@ -45,31 +45,33 @@ class Case:
 
 @dataclass
 class Measured:
-    """All that a bench has found."""
+    """The results of all measurements."""
 
     cases: list[Case]
-    engine: list[float]  # images per second alone, a round each
-    decode: list[float]  # decode and letterbox alone
-    possible: list[float]  # both together, on the cores that they share, or the slower of the two
-    latency: list[float]  # s, one image alone from JPEG to rows
+    engine: list[float]  # images per second of only the engine, one per round
+    decode: list[float]  # images per second of only decode and letterbox
+    possible: list[float]  # upper limit of both: on shared cores, or the slower of the two
+    latency: list[float]  # s, from JPEG to rows, when no other image runs
 
 
 def measure(
     server: Server, baseline: EngineBaseline | None, files: Sequence[bytes], plan: Plan, step: Callable[[str], None]
 ) -> Measured:
-    """`step` is called before each run. Without `alone` the engine's rate is the one it had at the server's warm-up."""
-    most = max(plan.clients)
+    """Run the plan. Calls `step` before each run. Without `baseline`, uses the engine's rate from the server."""
+    clients = max(plan.clients)
     cases = [Case(f"{n} client{'s' * (n > 1)}", "closed", "raw", n) for n in plan.clients]
-    cases += [Case(f"{most} clients, multipart", "closed", "multipart", most)]
-    cases += [Case(f"{max(1, most // FILES)} clients, {FILES} files each", "closed", "files", max(1, most // FILES))]
+    cases += [Case(f"{clients} clients, multipart", "closed", "multipart", clients)]
+    fewer = max(1, clients // FILES_PER_REQUEST)
+    name = f"{fewer} client{'s' * (fewer > 1)}, {FILES_PER_REQUEST} files per request"
+    cases += [Case(name, "closed", "files", fewer)]
     found = Measured(cases, [], [], [], [])
     for _ in range(plan.rounds):
-        _alone(found, server, baseline, plan, step)
+        _measure_baseline(found, server, baseline, plan, step)
         for case in cases:
             step(case.name)
             _run(case, server, files, plan, found)
     peak = max(case.images_per_second for case in cases if case.body == "raw")
-    arrivals = [Case(f"{share:.0%} of the peak", "open", "raw", round(share * peak, 1)) for share in SHARES]
+    arrivals = [Case(f"{share:.0%} of the peak rate", "open", "raw", round(share * peak, 1)) for share in PEAK_SHARES]
     for _ in range(plan.rounds):
         for case in arrivals:
             step(f"{case.load:g} requests/s at random times")
@@ -79,14 +81,14 @@ def measure(
 
 
 def steps(plan: Plan) -> int:
-    """How often `step` is called."""
-    return plan.rounds * (len(plan.clients) + 3 + len(SHARES))
+    """Return the number of calls of `step`."""
+    return plan.rounds * (len(plan.clients) + 3 + len(PEAK_SHARES))
 
 
-def _alone(
+def _measure_baseline(
     found: Measured, server: Server, baseline: EngineBaseline | None, plan: Plan, step: Callable[[str], None]
 ) -> None:
-    step("the engine, and decoding, alone")
+    step("engine only, decode and letterbox only")
     if baseline is None:
         found.engine.append(server.counters().engine_images_per_second)
         return
@@ -98,22 +100,22 @@ def _alone(
 
 
 def target(server: Server, files: Sequence[bytes], body: str) -> Target:
-    """POST /v1/detect with these files: each as the body, each as a part, or FILES of them in one request."""
+    """Return POST /v1/detect with these files: one as body, one as part, or FILES_PER_REQUEST parts in a request."""
     url = f"{server.url}/v1/detect"
     if body == "raw":
         return Target(url, files)
-    count = FILES if body == "files" else 1
+    count = FILES_PER_REQUEST if body == "files" else 1
     parts = [multipart([files[(first + i) % len(files)] for i in range(count)]) for first in range(len(files))]
     return Target(url, [content for content, _ in parts], parts[0][1], images=count)
 
 
 def _run(case: Case, server: Server, files: Sequence[bytes], plan: Plan, found: Measured) -> None:
-    requested = target(server, files, case.body)
+    load = target(server, files, case.body)
     before, warm_up = server.counters(), min(1.0, plan.seconds / 2)
     if case.kind == "closed":
-        work = closed_loop(requested, clients=int(case.load), seconds=plan.seconds, warm_up=warm_up)
+        work = closed_loop(load, clients=int(case.load), seconds=plan.seconds, warm_up=warm_up)
     else:
-        work = open_loop(requested, rate=case.load, seconds=plan.seconds, warm_up=warm_up, seed=len(case.runs))
+        work = open_loop(load, rate=case.load, seconds=plan.seconds, warm_up=warm_up, seed=len(case.runs))
     run = uvloop.run(work)
     after = server.counters()
     if not run.statuses[200]:

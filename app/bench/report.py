@@ -1,7 +1,8 @@
-"""What was measured, for people: a table, JSON, and a picture."""
+"""Writes the results as a table, JSON, and a plot."""
 
 import statistics
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -9,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from app import __version__
 from app.bench.load import Run
 from app.bench.plan import Case, Measured
 from app.system import gpu, host
 
-IN_SIGHT = 3  # times the served rate; limits beyond are not drawn
+MAX_DRAWN_RATIO = 3  # baselines of a higher rate, relative to the served one, are not drawn
 
 _PACKAGES = (
     "openvino",
@@ -31,7 +34,7 @@ _PACKAGES = (
 
 
 def circumstances() -> dict[str, Any]:
-    """When, where and with what: without it a figure says nothing."""
+    """Return time, machine and versions, which belong to every result."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -49,34 +52,34 @@ def circumstances() -> dict[str, Any]:
 
 
 def machine_line(about: dict[str, Any]) -> str:
-    """The machine in one line."""
+    """Return the description of the machine in one line."""
     host, card = about["machine"], about["gpu"]
     where = f"{host['cpus']} cores of {host['cpu']}" + (f", {card['name']}" if card else ", no GPU")
     return f"{where}; {host['system']}, Python {host['python']}; commit {about['commit'] or 'unknown'}, {about['at']}"
 
 
 def table(found: Measured) -> str:
-    """Markdown, a line a load; medians over the rounds."""
+    """Return the results as a Markdown table, one line per load, with medians over the rounds."""
     head = [
         "load",
-        "images/s",
-        "min-max",
-        "p50 ms",
-        "p90 ms",
-        "p99 ms",
-        "batch",
-        "CPU ms/image",
-        "of the engine",
-        "of what is possible",
+        "images/s, median",
+        "images/s, min-max",
+        "latency p50, ms",
+        "latency p90, ms",
+        "latency p99, ms",
+        "images per batch",
+        "server CPU time per image, ms",
+        "share of engine-only images/s",
+        "share of upper limit (engine and decoding)",
     ]
     lines = [head, ["---"] * len(head), *(_cells(case) for case in found.cases)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    baseline = [f"engine alone {statistics.median(found.engine):.1f} images/s"]
+    baseline = [f"Baselines: engine only {statistics.median(found.engine):.1f} images/s"]
     if found.decode:
         baseline += [
-            f"decode and letterbox alone {statistics.median(found.decode):.1f}",
-            f"both together at best {statistics.median(found.possible):.1f}",
-            f"one image alone {statistics.median(found.latency) * 1000:.1f} ms",
+            f"decode and letterbox only {statistics.median(found.decode):.1f} images/s",
+            f"upper limit of engine and decoding {statistics.median(found.possible):.1f} images/s",
+            f"latency of one image {statistics.median(found.latency) * 1000:.1f} ms",
         ]
     return f"{text}\n\n{'; '.join(baseline)}"
 
@@ -84,7 +87,7 @@ def table(found: Measured) -> str:
 def _cells(case: Case) -> list[str]:
     rates = [run.images_per_second for run in case.runs]
     latency = [statistics.median(run.percentile(share) for run in case.runs) * 1000 for share in (50, 90, 99)]
-    name = case.name if case.kind == "closed" else f"{case.name}, open"
+    name = case.name if case.kind == "closed" else f"{case.name}, at random times"
     if failures := sum(run.requests - run.statuses[200] for run in case.runs):
         name += f" ({failures} not answered with 200)"
     return [
@@ -100,7 +103,7 @@ def _cells(case: Case) -> list[str]:
 
 
 def to_json(found: Measured, about: dict[str, Any]) -> bytes:
-    """All figures of all rounds; of latencies the percentiles."""
+    """Return the values of all rounds as JSON; of latencies the percentiles."""
     cases = []
     for case in found.cases:
         fields = asdict(case) | {"runs": [_run_json(run) for run in case.runs]}
@@ -119,32 +122,42 @@ def _run_json(run: Run) -> dict[str, Any]:
 
 
 def plot(found: Measured, title: str, path: Path) -> None:
-    """Latency over throughput as PNG: the closed loop's sweep, and the open loop's arrivals."""
+    """Write a PNG of latency over throughput: closed loop (number of clients), and open loop (request rates)."""
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    for kind, marker in (("closed", "o"), ("open", "s")):
+    axes, latencies = figure.subplots(), list[float]()
+    for kind, marker, load in (("closed", "o", "fixed number of clients"), ("open", "s", "requests at random times")):
         cases = [case for case in found.cases if case.kind == kind and case.body == "raw"]
         for share, colour in ((50, "tab:blue"), (99, "tab:orange")):
             x = [case.images_per_second for case in cases]
             y = [statistics.median(run.percentile(share) for run in case.runs) * 1000 for case in cases]
-            axes.plot(
-                x, y, f"-{marker}", color=colour, alpha=1 if kind == "closed" else 0.5, label=f"p{share}, {kind} loop"
-            )
+            name = "median" if share == 50 else f"{share}th percentile"
+            axes.plot(x, y, f"-{marker}", color=colour, alpha=1 if kind == "closed" else 0.5, label=f"{name}, {load}")
+            latencies += y
     served = max(case.images_per_second for case in found.cases)
-    for rates, label in ((found.engine, "engine alone"), (found.possible, "engine and decoding")):
-        if rates and (rate := statistics.median(rates)) < IN_SIGHT * served:
-            axes.axvline(rate, linestyle=":", color="grey")
-            axes.text(
-                rate, 0.99, label, transform=axes.get_xaxis_transform(), rotation=90, va="top", ha="right", size=8
-            )
-    axes.set(xlabel="images per second", ylabel="latency, ms", yscale="log", xlim=(0, None), title=title)
+    limits = ((found.engine, ":", "engine only"), (found.possible, "--", "upper limit of engine and decoding"))
+    for rates, line, label in limits:
+        if rates and (rate := statistics.median(rates)) < MAX_DRAWN_RATIO * served:
+            axes.axvline(rate, linestyle=line, color="grey", label=f"{label}: {rate:.1f} images/s")
+    axes.set(xlabel="images per second", ylabel="latency, ms", yscale="log", xlim=(0, None))
+    axes.set_title(title, fontsize="medium", wrap=True)
+    _use_plain_numbers(axes, latencies)
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path)
 
 
+def _use_plain_numbers(axes: Axes, values: Sequence[float]) -> None:
+    """Label the logarithmic y axis with numbers such as 400, and not 4x10^2, with no overlap."""
+    low, high = min(values) * 0.7, max(values) * 1.5
+    steps = (1, 2, 5) if high / low > 50 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _commit() -> str:
-    """Of the checkout that this runs from, if it is one."""
+    """Return the git commit of the source folder; empty if it is no git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

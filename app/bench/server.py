@@ -1,4 +1,4 @@
-"""The server that is asked: one that runs already, or one that is started for the bench."""
+"""The measured server: one that runs already, or one that the bench starts."""
 
 import contextlib
 import os
@@ -22,12 +22,12 @@ STOP_S = 30
 
 @dataclass(frozen=True)
 class Counters:
-    """What a server has counted so far."""
+    """Values of the server's metrics."""
 
     cpu_s: float
     images: float
     batches: float
-    engine_images_per_second: float  # alone, at its warm-up
+    engine_images_per_second: float  # of only the engine, during its warm-up
     resident_bytes: float
 
 
@@ -39,10 +39,10 @@ class Server:
         self.pid = pid  # if it was started here
 
     def read(self, path: str) -> bytes:
-        """Raises BenchFailed."""
+        """Return the body of a GET. Raises BenchFailed."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=10) as answer:  # noqa: S310
-                content: bytes = answer.read()
+            with urllib.request.urlopen(self.url + path, timeout=10) as response:  # noqa: S310
+                content: bytes = response.read()
                 return content
         except (OSError, ValueError) as error:
             raise BenchFailed(f"{self.url}{path} does not answer: {error}") from error
@@ -54,7 +54,7 @@ class Server:
         return False
 
     def counters(self) -> Counters:
-        """Of the engine that serves, summed over its labels."""
+        """Return the values of the metrics, summed over their labels."""
         sums: dict[str, float] = {}
         for family in text_string_to_metric_families(self.read("/metrics").decode()):
             for sample in family.samples:
@@ -70,7 +70,10 @@ class Server:
 
 @contextlib.contextmanager
 def started(settings: Settings) -> Iterator[Server]:
-    """A server with these settings on a free port of this machine, ready. Raises BenchFailed with its last lines."""
+    """Start a server with these settings on a free local port, and wait until it is ready.
+
+    Raises BenchFailed with the last line of its output if it ends before.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     given = settings.given() | {"api_keys": "", "host": "127.0.0.1", "port": str(port)}
@@ -89,7 +92,7 @@ def started(settings: Settings) -> Iterator[Server]:
             while not server.ready:
                 if process.poll() is not None:
                     output.seek(0)
-                    lines = output.read().strip().splitlines() or ["it said nothing"]
+                    lines = output.read().strip().splitlines() or ["it printed nothing"]
                     raise BenchFailed(f"the server did not start: {lines[-1].removeprefix('yolopard: ')}")
                 time.sleep(0.1)
             yield server

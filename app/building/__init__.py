@@ -1,1 +1,1 @@
-"""Weights to a proven engine in the store. Not in the image that serves."""
+"""Builds, evaluates and stores engines. Not part of the image that only serves."""

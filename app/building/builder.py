@@ -1,6 +1,6 @@
-"""weights -> serving graph -> engine -> gate -> engines/<key>/, falling back to a safer precision.
+"""Builds engines: weights -> serving graph -> engine -> gate -> engines/<key>/. Falls back to a safer precision.
 
-Runs in a process of its own (build_process.py): its memory goes back whole, and a crash is only a failed build.
+Runs in its own process (building/process.py), which frees all memory at its end; a crash is only a failed build.
 """
 
 import logging
@@ -31,22 +31,22 @@ from app.vision.preprocess import Pixels
 log = logging.getLogger("yolopard.builder")
 
 CALIBRATION_IMAGES = 48  # 30 are as good as 300 (loadtest/RESULTS.md)
-PACKAGES = ("building", "evaluation")  # whose code changes how an engine is calibrated and evaluated
+PACKAGES = ("building", "evaluation")  # their code determines calibration and evaluation
 UNCHECKED = "nothing: there are no weights to compare it with"
 
 
-def find(order: BuildRequest) -> StoredEngine | None:
-    """The stored engine that fits the order, every byte checked. Needs neither torch nor ultralytics.
+def find(request: BuildRequest) -> StoredEngine | None:
+    """Return the stored engine for the request, with every byte checked; None if it has to be built.
 
-    None, with one line in the log that tells why if there is more to say than that it was never built, when it has to
-    be built. Raises GateFailed when every precision has been refused already.
+    Logs why a stored engine is not used. Needs neither torch nor ultralytics. Raises GateFailed if the gate has refused
+    every precision already.
     """
-    if order.gate:
-        datasets.digest(order.gate, "GATE_DIR")  # a wrong folder is told before minutes are spent
-    path = local_weights(order)
+    if request.gate:
+        datasets.digest(request.gate, "GATE_DIR")  # raises for a wrong folder now, not after minutes of building
+    path = local_weights(request)
     if path is None:
         return None
-    spec = resolve(order, path)
+    spec = resolve(request, path)
     for fingerprint in _fingerprints(spec):
         manifest = _stored(spec, fingerprint, logging.WARNING)
         if manifest is None:
@@ -56,14 +56,14 @@ def find(order: BuildRequest) -> StoredEngine | None:
     raise refused(spec)
 
 
-def build(order: BuildRequest, report: Report) -> StoredEngine:
-    """Build the order's engine, or find it built by somebody else meanwhile. Raises a SetupError."""
-    _build_rooms()
-    spec = resolve(order, local_weights(order) or _fetch(order))
+def build(request: BuildRequest, report: Report) -> StoredEngine:
+    """Build the engine, unless another process has built it meanwhile. Raises a SetupError."""
+    _import_graphs()
+    spec = resolve(request, local_weights(request) or _fetch(request))
     waiting = Progress("waiting for another process that builds this engine", 1, len(PHASES), spec.name)
     for fingerprint in _fingerprints(spec):
         with store.lock(spec.engines, fingerprint.key, lambda: report(waiting)):
-            manifest = _stored(spec, fingerprint, logging.DEBUG)  # `find` has told it already
+            manifest = _stored(spec, fingerprint, logging.DEBUG)  # `find` has logged it already
             if manifest is None:
                 if other := store.difference(spec.engines, fingerprint):
                     log.warning("%s: building an engine", other)
@@ -74,7 +74,7 @@ def build(order: BuildRequest, report: Report) -> StoredEngine:
 
 
 def _fingerprints(spec: BuildSpec) -> list[Fingerprint]:
-    """Of the engine asked for, and of those of safer precisions, in the order in which they are tried."""
+    """Return the fingerprints of the requested engine and of those with safer precisions, in this order."""
     evaluation = revision(PACKAGES, DEMO / "scenes.py")
     return [
         spec.fingerprint(
@@ -92,17 +92,19 @@ def _calibration_digest(spec: BuildSpec) -> str:
     if datasets.is_demo(spec.sha256):
         return f"{CALIBRATION_IMAGES} scenes"
     raise SettingsError(
-        "PRECISION=int8 is calibrated on images like those to be served: give a folder of 50 or so with CALIBRATION_DIR"
+        "PRECISION=int8 is calibrated on images like those to be served: set CALIBRATION_DIR to a folder of about 50"
     )
 
 
 def _stored(spec: BuildSpec, fingerprint: Fingerprint, level: int) -> Manifest | None:
-    """What is known of this engine, if it is whole and was evaluated on the order's images; why not, in the log."""
+    """Return the manifest of the stored engine. None, with the reason in the log, if it is damaged, or was evaluated on
+    other images or with stricter limits.
+    """
     folder = spec.engines / fingerprint.key
     try:
         manifest = store.find(spec.engines, fingerprint)
     except Damaged as damage:
-        log.log(level, "%s: building the engine again; if this comes back, check that disk", damage)
+        log.log(level, "%s: building the engine again; if this happens again, check the disk", damage)
         return None
     if manifest is None:
         return None
@@ -116,7 +118,7 @@ def _stored(spec: BuildSpec, fingerprint: Fingerprint, level: int) -> Manifest |
 
 
 def _build(spec: BuildSpec, fingerprint: Fingerprint, report: Report) -> Manifest:
-    """One precision; published whole, or without its files if the gate refuses it."""
+    """Build one precision and publish it; without the engine files if the gate refuses it."""
     backend, started, precision = backends.get(spec.backend), time.monotonic(), fingerprint.precision
 
     def begin(phase: str, detail: str = "") -> None:
@@ -146,21 +148,21 @@ def _build(spec: BuildSpec, fingerprint: Fingerprint, report: Report) -> Manifes
         )
         facts = backend.build(context)
         begin("check")
-        gate_result = _judge(spec, backend, engine, model, precision)
+        gate_result = _evaluate(spec, backend, engine, model, precision)
         begin("publish")
         if gate_result.shortcomings(precision, spec.limits):
             for path in engine.iterdir():
                 path.unlink()
         files = {path.name: sha256(path) for path in sorted(engine.iterdir())}
         facts |= {"engine_bytes": sum(path.stat().st_size for path in engine.iterdir())}
-        manifest = Manifest(fingerprint, model, gate_result, _circumstances(started) | facts, files)
+        manifest = Manifest(fingerprint, model, gate_result, _build_facts(started) | facts, files)
         store.publish(spec.engines, engine, manifest)
         return manifest
 
 
 def _graphs(spec: BuildSpec, backend: Backend, scratch: Path) -> tuple[list[Path], ModelInfo]:
-    """The serving graphs, each in a folder of its own, and what they have in common."""
-    export, graph = _build_rooms()
+    """Return the serving graphs, each in its own folder, and the model info that they share."""
+    export, graph = _import_graphs()
     if spec.prebuilt:
         return [], backend.describe(spec.path, spec.name, spec.imgsz, spec.shapes)
 
@@ -179,23 +181,23 @@ def _graphs(spec: BuildSpec, backend: Backend, scratch: Path) -> tuple[list[Path
     return [folder / "graph.onnx" for folder in folders], replace(models[0], imgsz=longest, shapes=spec.shapes)
 
 
-def _build_rooms() -> tuple[ModuleType, ModuleType]:
-    """app.graphs.export and app.graphs.serving_graph, imported only when something is built."""
+def _import_graphs() -> tuple[ModuleType, ModuleType]:
+    """Import app.graphs.export and app.graphs.serving_graph, which only a build needs. Raises BackendUnavailable."""
     try:
         from app.graphs import export, serving_graph
     except ImportError as error:
         raise BackendUnavailable(
             f"an engine has to be built, and building needs {error.name}: pip install 'yolopard[build]', or build it "
-            "elsewhere with `yolopard build` and bring the engines folder here"
+            "elsewhere with `yolopard build` and copy the engines folder here"
         ) from error
     return export, serving_graph
 
 
-def _fetch(order: BuildRequest) -> Path:
-    folder = store.subfolder(order.engines, "weights")
-    with store.explained(order.engines):
+def _fetch(request: BuildRequest) -> Path:
+    folder = store.subfolder(request.engines, "weights")
+    with store.explained(request.engines):
         permissions.make_folder(folder)
-        path: Path = _build_rooms()[0].fetch(order.weights, folder)
+        path: Path = _import_graphs()[0].fetch(request.weights, folder)
     return path
 
 
@@ -205,15 +207,15 @@ def _calibration(spec: BuildSpec, model: ModelInfo) -> Dataset:
     return datasets.calibration_scenes(model, CALIBRATION_IMAGES)
 
 
-def _judge(spec: BuildSpec, backend: Backend, engine: Path, model: ModelInfo, precision: str) -> GateResult:
+def _evaluate(spec: BuildSpec, backend: Backend, engine: Path, model: ModelInfo, precision: str) -> GateResult:
     if spec.prebuilt:
         return GateResult(UNCHECKED, "", None)
     dataset = _gate_images(spec, model)
-    figures = compare.figures(backend, engine, spec.path, model, precision, dataset, spec.batch)
+    report = compare.figures(backend, engine, spec.path, model, precision, dataset, spec.batch)
     shapes = model.shapes or ()
     on = f"{dataset.name}, the worst of {format_shapes(*shapes)}" if len(shapes) > 1 else dataset.name
     images = datasets.digest(spec.gate, "GATE_DIR") if spec.gate else ""
-    return GateResult(on, images, figures, spec.reference)
+    return GateResult(on, images, report, spec.reference)
 
 
 def _gate_images(spec: BuildSpec, model: ModelInfo) -> Dataset:
@@ -222,7 +224,7 @@ def _gate_images(spec: BuildSpec, model: ModelInfo) -> Dataset:
     return datasets.gate_scenes(model) if datasets.is_demo(spec.sha256) else datasets.samples()
 
 
-def _circumstances(started: float) -> dict[str, object]:
+def _build_facts(started: float) -> dict[str, object]:
     packages = ("torch", "ultralytics", "onnx", "onnxslim", "openvino", "onnxruntime", "nncf", "numpy")
     versions = {name: metadata.version(name) for name in packages if util.find_spec(name)}
     return {

@@ -1,1 +1,1 @@
-"""How near an engine is to its reference. Not in the image that serves."""
+"""Compares an engine with its reference. Not part of the image that only serves."""

@@ -1,4 +1,4 @@
-"""An engine beside its reference, on the images of a data set."""
+"""Compares an engine with its reference on the images of a data set."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -20,29 +20,31 @@ Framed = tuple[Sample, LetterboxTransform, Pixels]
 def figures(
     backend: Backend, folder: Path, weights: Path, model: ModelInfo, precision: str, dataset: Dataset, batch: int
 ) -> AccuracyReport:
-    """Each image alone in the reference; in the engine of this folder in batches, but those of every other batch alone,
-    as that may run through other kernels. Where shapes are listed each image goes into every one of them, and the
-    figures are those of the worst.
+    """Return the accuracy report of the engine in `folder`, against the reference.
+
+    The engine gets batches of `batch` images, and every other batch image by image, which may use other kernels. The
+    reference gets single images. If the model lists shapes, each image is tried in each shape, and the worst counts.
     """
     threads = host.cpus()
     reference = _reference(weights, model, threads)
     engine = backend.load(folder, 1, threads)
-    found = []
+    reports = []
     for shapes in [(shape,) for shape in model.shapes] if model.shapes else [None]:
         gate = Gate(precision, model)
-        for number, together in enumerate(_batches(frames(dataset, model, shapes), batch)):
-            taken = [frame for _, _, frame in together]
-            outputs = [engine.infer(0, [frame])[0] for frame in taken] if number % 2 else engine.infer(0, taken)
-            for (sample, transform, frame), its_outputs in zip(together, outputs, strict=True):
-                gate.add(sample, transform, reference([frame])[0], its_outputs)
-        found.append(gate.figures())
+        for number, batch_frames in enumerate(_batches(frames(dataset, model, shapes), batch)):
+            inputs = [frame for _, _, frame in batch_frames]
+            outputs = [engine.infer(0, [frame])[0] for frame in inputs] if number % 2 else engine.infer(0, inputs)
+            for (sample, transform, frame), engine_outputs in zip(batch_frames, outputs, strict=True):
+                gate.add(sample, transform, reference([frame])[0], engine_outputs)
+        reports.append(gate.figures())
     engine.close()
-    return worst(found)
+    return worst(reports)
 
 
 def _reference(weights: Path, model: ModelInfo, threads: int) -> Callable[[list[Pixels]], list[Outputs]]:
-    """PyTorch for .pt; for .onnx, where there is no PyTorch, the plain export in ONNX Runtime. Both in FP32: boxes of
-    an FP16 export are off by up to 0.25 px at 640 px.
+    """Return the reference as a function: PyTorch for .pt, the plain export in ONNX Runtime for .onnx.
+
+    Both run in FP32: boxes of an FP16 export differ by up to 0.25 px at 640 px.
     """
     if weights.suffix == ".pt":
         from app.backends import pytorch
@@ -55,7 +57,7 @@ def _reference(weights: Path, model: ModelInfo, threads: int) -> Callable[[list[
 
 
 def frames(dataset: Dataset, model: ModelInfo, shapes: Sequence[Shape] | None) -> Iterator[Framed]:
-    """The pictures, made into frames as they are served where these are the shapes."""
+    """Yield the samples as frames, made as the server makes them for these shapes."""
     for sample in dataset:
         height, width = sample.pixels.shape[:2]
         if model.task == "classify":
@@ -67,7 +69,7 @@ def frames(dataset: Dataset, model: ModelInfo, shapes: Sequence[Shape] | None) -
 
 
 def _batches(frames: Iterator[Framed], size: int) -> Iterator[list[Framed]]:
-    """Batches of frames of one shape, of `size` each but the last of a shape."""
+    """Yield batches of `size` frames of one shape; the last batch of a shape may be smaller."""
     waiting: dict[tuple[int, ...], list[Framed]] = {}
     for framed in frames:
         batch = waiting.setdefault(framed[2].shape, [])

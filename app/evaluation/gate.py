@@ -1,8 +1,8 @@
-"""The accuracy gate: does an engine find what its reference, PyTorch in FP32, finds?
+"""The accuracy gate: compares the detections of an engine with those of its reference in FP32.
 
-Detections are compared (agreement, and where there are labels the accuracy of both), and for fp32 and fp16 the rows
-before NMS too, since NMS hides small differences and makes large ones of near ties. Of classify an image's likeliest
-class stands for the box, and its probabilities for the rows.
+Compares detections (agreement, and the accuracy of both if there are labels). For fp32 and fp16 it also compares the
+rows before NMS, because NMS hides small differences, and turns near ties into large ones. For classify, the most
+probable class takes the place of the box, and the probabilities that of the rows.
 """
 
 import math
@@ -22,18 +22,18 @@ from app.vision.matching import CONF, MIN_MATCH_CONF, from_score, keypoints_apar
 from app.vision.postprocess import Outputs, Rows, Thresholds
 from app.vision.preprocess import LetterboxTransform
 
-TOP = 30  # rows of each image that are compared at least: weights that see nothing in the images are evaluated as well
-CLASS_CONF = 0.01  # below it all classes are about as unlikely, and which is the most likely is noise
+MIN_ROWS = 30  # rows per image that are always compared, so that weights that detect nothing are evaluated too
+MIN_CLASS_CONF = 0.01  # below it all classes are about as unlikely, and the most probable one is noise
 MAX_SCORE = {"fp32": 0.005, "fp16": 0.01}
 
-_ALL = Thresholds(conf=0.001)  # as `yolo val`
+_ALL = Thresholds(conf=0.001)  # as in `yolo val`
 
 
 def _proven_shift(sides: NDArray[np.float32]) -> float:
-    """How far from 0 the 95 % confidence interval of the median of a side [N, 4] stays, of the worst side.
+    """Return the distance in px from 0 to the 95 % confidence interval of the median difference, for the worst side.
 
-    The interval lies between two of the sorted differences, whose ranks are those of a binomial of N and 1/2, by its
-    normal approximation; fewer than 8 pairs prove no shift.
+    `sides` [N, 4] are differences in px. The interval lies between two sorted differences, with ranks from the normal
+    approximation of a binomial of N and 1/2. Fewer than 8 pairs prove no shift: 0.
     """
     pairs = len(sides)
     rank = math.floor((pairs - 1 - Z * math.sqrt(pairs)) / 2)
@@ -45,7 +45,9 @@ def _proven_shift(sides: NDArray[np.float32]) -> float:
 
 
 def worst(figures: Sequence[AccuracyReport]) -> AccuracyReport:
-    """Field by field: if any falls short of the limits, so does it. mAP and top-1 are those of the greatest loss."""
+    """Return the worst value of each field, so it fails the gate if any report does. mAP and top-1 are from the report
+    with the greatest loss.
+    """
     by_loss = max(figures, key=lambda each: each.lost() or 0)
 
     def of(name: str) -> Any:
@@ -61,7 +63,7 @@ def worst(figures: Sequence[AccuracyReport]) -> AccuracyReport:
 
 
 class Gate:
-    """Collects what reference and engine find in one image after the other."""
+    """Collects the outputs of reference and engine, image by image."""
 
     def __init__(self, precision: str, model: ModelInfo) -> None:
         self._model = model
@@ -75,7 +77,7 @@ class Gate:
         self._of_reference, self._of_engine = tally(), tally()
 
     def add(self, sample: Sample, transform: LetterboxTransform, reference: Outputs, engine: Outputs) -> None:
-        """One image's outputs."""
+        """Add the outputs for one image."""
         self._images += 1
         compare = _alike_probs if self._model.task == "classify" else _alike
         alike = compare(reference[0], engine[0], self._max_score)
@@ -89,10 +91,10 @@ class Gate:
         self._false_positives += len(from_score(found, CONF)) - len(
             pairs(from_score(found, CONF), from_score(wanted, MIN_MATCH_CONF))
         )
-        ours, theirs = matched[:, 1], matched[:, 0]
+        in_engine, in_reference = matched[:, 1], matched[:, 0]
         if wanted.boxes.shape[1]:
-            self._sides.append(found.boxes[ours, :4] - wanted.boxes[theirs, :4])
-        self._scores.append(np.abs(found.scores[ours] - wanted.scores[theirs]))
+            self._sides.append(found.boxes[in_engine, :4] - wanted.boxes[in_reference, :4])
+        self._scores.append(np.abs(found.scores[in_engine] - wanted.scores[in_reference]))
         if wanted.masks is not None and found.masks is not None:
             self._mask_ious += [masks.iou(wanted.masks[i], found.masks[j]) for i, j in matched]
         if wanted.keypoints is not None and found.keypoints is not None:
@@ -102,7 +104,7 @@ class Gate:
             self._of_engine.add(found, sample.labels, transform)
 
     def figures(self) -> AccuracyReport:
-        """Of all images so far."""
+        """Return the accuracy report of all images so far."""
         sides, scores = np.concatenate(self._sides), np.concatenate(self._scores)
         of_reference = {f"reference_{name}": value for name, value in self._of_reference.figures().items()}
         figures = AccuracyReport(
@@ -131,12 +133,12 @@ class Gate:
 
 
 def _alike(reference: Rows, engine: Rows, max_score: float) -> NDArray[np.bool_]:
-    """Per row of the reference that counts: whether the engine has it too."""
-    wanted = reference[: max(TOP, int(np.count_nonzero(reference[:, 4] >= CONF)))]
+    """Return for each compared row of the reference: True if the engine has it too."""
+    wanted = reference[: max(MIN_ROWS, int(np.count_nonzero(reference[:, 4] >= CONF)))]
     if not len(wanted) or not len(engine):
         return np.zeros(len(wanted), bool)
     boxes = np.abs(wanted[:, None, :4] - engine[None, :, :4]).max(2)
-    boxes[(wanted[:, None, 5] != engine[None, :, 5]) & (wanted[:, None, 4] >= CLASS_CONF)] = np.inf
+    boxes[(wanted[:, None, 5] != engine[None, :, 5]) & (wanted[:, None, 4] >= MIN_CLASS_CONF)] = np.inf
     boxes[np.isnan(boxes)] = np.inf
     partner = boxes.argmin(1)
     score = np.abs(wanted[:, 4] - engine[partner, 4])
@@ -144,5 +146,5 @@ def _alike(reference: Rows, engine: Rows, max_score: float) -> NDArray[np.bool_]
 
 
 def _alike_probs(reference: NDArray[np.float32], engine: NDArray[np.float32], max_score: float) -> NDArray[np.bool_]:
-    """[1] whether the probabilities of all classes are the same."""
+    """Return [1]: True if the probabilities of all classes are the same."""
     return np.array([np.abs(reference - engine).max() <= max_score])

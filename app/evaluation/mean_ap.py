@@ -1,7 +1,7 @@
-"""What was found beside what the labels say: mAP, of classify top-1 and top-5, as Ultralytics' validators compute them.
+"""Compares detections with labels: mAP, or top-1 and top-5 for classify, computed like Ultralytics' validators.
 
-They are those of what is served: of rows, so with one class an anchor. What overlaps are boxes, turned boxes (probiou),
-masks, or keypoints (OKS).
+Uses the detections as served, which have one class per anchor. Overlap is that of boxes, rotated boxes (probiou), masks
+or keypoints (OKS).
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ _EPSILON = np.float32(1e-7)
 
 
 class Tally:
-    """Hits and misses, image after image."""
+    """Collects hits and misses, image by image."""
 
     def __init__(self) -> None:
         self._hits = [np.zeros((0, len(IOUS)), bool)]
@@ -26,7 +26,7 @@ class Tally:
         self._classes, self._labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
 
     def add(self, found: Detections, labels: Labels, transform: LetterboxTransform) -> None:
-        """One image: what was found in its frame, and its labels."""
+        """Add one image: the detections in its frame, and its labels."""
         overlap = _overlap(found, labels, transform)
         overlap[labels.classes[:, None] != found.classes[None]] = 0
         self._hits.append(hits(overlap))
@@ -35,7 +35,7 @@ class Tally:
         self._labels.append(labels.classes)
 
     def figures(self) -> dict[str, float]:
-        """Of all images so far; none without labels."""
+        """Return map50 and map50_95 of all images so far; empty without labels."""
         labels = np.concatenate(self._labels)
         if not len(labels):
             return {}
@@ -47,7 +47,7 @@ class Tally:
 
 
 class TopTally:
-    """Counts how often the right class is the most probable, or among the five most probable. For classify."""
+    """Counts images whose class is the most probable, or among the five most probable. For classify."""
 
     def __init__(self) -> None:
         self._right: list[tuple[bool, bool]] = []
@@ -56,12 +56,12 @@ class TopTally:
         self._right += [(label == found.classes[0], label in found.classes) for label in labels.classes]
 
     def figures(self) -> dict[str, float]:
-        """Of all images so far; none without labels."""
+        """Return top1 and top5 of all images so far; empty without labels."""
         return dict(zip(("top1", "top5"), np.mean(self._right, axis=0).tolist(), strict=True)) if self._right else {}
 
 
 def _overlap(found: Detections, labels: Labels, transform: LetterboxTransform) -> NDArray[np.float32]:
-    """[labels, found], 0 to 1."""
+    """Return the overlap [labels, found], 0 to 1."""
     if found.masks is not None and labels.masks is not None:
         wanted = [masks.to_frame(mask, transform) for mask in labels.masks]
         alike = labels.classes[:, None] == found.classes[None]
@@ -78,24 +78,25 @@ def _overlap(found: Detections, labels: Labels, transform: LetterboxTransform) -
 
 
 def oks(wanted: NDArray[np.float32], found: NDArray[np.float32], areas: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[N, M] similarity of keypoints, [N, P, 3] of boxes of N areas, and [M, P, 2 or 3].
+    """Return the similarity [N, M] of keypoints `wanted` [N, P, 3] and `found` [M, P, 2 or 3].
 
-    As `ultralytics.utils.metrics.kpt_iou`, with the sigmas and the 0.53 of its PoseValidator.
+    `areas` [N] are those of the boxes of `wanted`. Same as `ultralytics.utils.metrics.kpt_iou`, with the sigmas
+    and the 0.53 of its PoseValidator.
     """
     from ultralytics.utils.metrics import OKS_SIGMA
 
     count = wanted.shape[1]
     sigmas = OKS_SIGMA if found.shape[1:] == (17, 3) else np.full(count, 1 / count, np.float32)
-    apart = ((wanted[:, None, :, :2] - found[None, :, :, :2]) ** 2).sum(-1)
-    unlike = apart / ((2 * sigmas) ** 2 * (areas[:, None, None] * 0.53 + _EPSILON) * 2)
+    distances = ((wanted[:, None, :, :2] - found[None, :, :, :2]) ** 2).sum(-1)
+    unlike = distances / ((2 * sigmas) ** 2 * (areas[:, None, None] * 0.53 + _EPSILON) * 2)
     labelled = wanted[:, None, :, 2] != 0
     return np.asarray((np.exp(-unlike) * labelled).sum(-1) / (labelled.sum(-1) + _EPSILON), np.float32)
 
 
 def hits(overlap: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Bool [D, 10] of overlaps [labels, D]: which detections, best score first, take a label that is still free.
+    """Return bool [D, 10]: the detections, best score first, that match a label that is still free, per IoU threshold.
 
-    As `ultralytics/engine/validator.py`, match_predictions.
+    `overlap` is [labels, D]. Same as match_predictions of `ultralytics/engine/validator.py`.
     """
     taken = np.zeros((overlap.shape[0], len(IOUS)), bool)
     found = np.zeros((overlap.shape[1], len(IOUS)), bool)

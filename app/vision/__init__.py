@@ -1,1 +1,1 @@
-"""Images and detections as arrays: pure functions."""
+"""Pure functions on images and detections as arrays."""

@@ -1,4 +1,4 @@
-"""Draws detections on an image, and encodes it."""
+"""Draws detections on an image, and encodes the image."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,24 +7,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.vision.masks import Points
-from app.vision.matching import VISIBLE
+from app.vision.matching import MIN_VISIBILITY
 from app.vision.postprocess import Detections, corners
 from app.vision.preprocess import Pixels
 
-_COVER = 0.4  # of a mask's colour over the picture
-_ROWS = 256  # whose colours are swapped at a time
-_GOLDEN_ANGLE = 137.508  # degrees; neighbours in class id get hues far apart
+_MASK_OPACITY = 0.4
+_ROWS_AT_ONCE = 256  # rows whose colours are swapped at a time
+_GOLDEN_ANGLE = 137.508  # degrees; gives neighbouring class ids very different hues
 
 
 def draw(canvas: Pixels, detections: Detections, names: Mapping[int, str], outlines: Sequence[Points] = ()) -> Pixels:
-    """The detections drawn on the image itself, which may be too large for a copy, the best on top; `outlines` are the
-    masks', in image px. Returns the image.
+    """Draw the detections on the image itself (it may be too large for a copy), best on top. Returns the image.
+
+    `outlines` are the outlines of the masks, in image px.
     """
     size = max(canvas.shape[:2])
     thickness, scale = max(1, round(size / 400)), max(0.4, size / 1600)
     for i in reversed(range(len(detections))):
         colour = _colour(int(detections.classes[i]))
-        corner = (0, round((i + 1) * 40 * scale))  # of a class: one label below the other
+        corner = (0, round((i + 1) * 40 * scale))  # for classify: one label below the other
         if outlines:
             _cover(canvas, outlines[i], colour)
         if detections.boxes.shape[1]:
@@ -36,7 +37,7 @@ def draw(canvas: Pixels, detections: Detections, names: Mapping[int, str], outli
 
 
 def _outline(canvas: Pixels, box: NDArray[np.float32], colour: tuple[int, int, int], thickness: int) -> tuple[int, int]:
-    """The box, turned or not; its first corner, where the label goes."""
+    """Draw the box, rotated or not. Returns the corner for the label."""
     if len(box) == 5:
         points = np.round(corners(box[None])[0]).astype(np.int32)
         cv2.polylines(canvas, [points], True, colour, thickness, cv2.LINE_AA)
@@ -48,37 +49,37 @@ def _outline(canvas: Pixels, box: NDArray[np.float32], colour: tuple[int, int, i
 
 
 def _cover(canvas: Pixels, outline: Points, colour: tuple[int, int, int]) -> None:
-    """Only the part of the picture that the mask is in is worked on."""
+    """Colour the mask. Works only on the part of the image that contains it."""
     x, y, width, height = cv2.boundingRect(outline)
     part = canvas[y : y + height, x : x + width]
     covered = part.copy()
     cv2.fillPoly(covered, [np.round(outline - (x, y)).astype(np.int32)], colour)
-    part[:] = cv2.addWeighted(covered, _COVER, part, 1 - _COVER, 0)
+    part[:] = cv2.addWeighted(covered, _MASK_OPACITY, part, 1 - _MASK_OPACITY, 0)
 
 
 def _dot(canvas: Pixels, keypoints: NDArray[np.float32], colour: tuple[int, int, int], radius: int) -> None:
     for x, y, *visible in keypoints.tolist():
-        if not visible or visible[0] >= VISIBLE:
+        if not visible or visible[0] >= MIN_VISIBILITY:
             cv2.circle(canvas, (round(x), round(y)), radius, colour, cv2.FILLED, cv2.LINE_AA)
 
 
 def encode(image: Pixels, kind: str) -> bytes:
-    """`kind` is "jpeg" or "png". The image's own memory is used for it."""
+    """Return the image as "jpeg" or "png", whichever `kind` is. Overwrites the pixels of the image."""
     options = [cv2.IMWRITE_JPEG_QUALITY, 90] if kind == "jpeg" else []
-    for top in range(0, image.shape[0], _ROWS):
-        rows = image[top : top + _ROWS]
-        cv2.cvtColor(rows, cv2.COLOR_RGB2BGR, dst=rows)  # which copies them
+    for top in range(0, image.shape[0], _ROWS_AT_ONCE):
+        rows = image[top : top + _ROWS_AT_ONCE]
+        cv2.cvtColor(rows, cv2.COLOR_RGB2BGR, dst=rows)  # copies these rows
     return cv2.imencode(f".{kind}", image, options)[1].tobytes()
 
 
 def _label(canvas: Pixels, text: str, corner: tuple[int, int], colour: tuple[int, int, int], scale: float) -> None:
-    """Above the box's top left corner, or inside the box where there is no room above."""
+    """Write the label above the corner of the box, or inside the box if there is no space above."""
     (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     x = max(0, min(corner[0], canvas.shape[1] - width))
     bottom = corner[1] if corner[1] >= height + below else corner[1] + height + below
     cv2.rectangle(canvas, (x, bottom - height - below), (x + width, bottom), colour, cv2.FILLED)
-    ink = (0, 0, 0) if sum(colour) > 380 else (255, 255, 255)
-    cv2.putText(canvas, text, (x, bottom - below), cv2.FONT_HERSHEY_SIMPLEX, scale, ink, 1, cv2.LINE_AA)
+    text_colour = (0, 0, 0) if sum(colour) > 380 else (255, 255, 255)
+    cv2.putText(canvas, text, (x, bottom - below), cv2.FONT_HERSHEY_SIMPLEX, scale, text_colour, 1, cv2.LINE_AA)
 
 
 def _colour(class_id: int) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
-"""Prototypes and coefficients -> the masks of a frame -> polygons or run lengths in the image.
+"""Computes masks of a frame from prototypes and coefficients; converts them to polygons or run lengths in the image.
 
-As `ultralytics/utils/ops.py` has it: process_mask with upsample, masks2segments and scale_masks; but each mask is
-computed within its box alone.
+Follows process_mask with upsample, masks2segments and scale_masks of `ultralytics/utils/ops.py`, but computes each mask
+only inside its box.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Points = NDArray[np.float32]  # [P, 2], x y
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """What of a frame is an object: 1 in uint8 [h, w], from `left`, `top` of the frame on. Around it is 0."""
+    """The pixels of one object: uint8 [h, w] of 0 and 1, with its corner at `left`, `top` of the frame."""
 
     pixels: NDArray[np.uint8]
     left: int
@@ -27,9 +27,9 @@ class Mask:
 
 
 def cut(protos: NDArray[np.float32], coefficients: NDArray[np.float32], boxes: Boxes) -> list[Mask]:
-    """A mask, maybe an empty one, for each of N boxes in frame px.
+    """Return one mask, which may be empty, for each of N boxes in frame px.
 
-    `protos` [E, h, w] is a quarter of the frame's height and width, `coefficients` [N, E].
+    `protos` [E, h, w] has a quarter of the frame's height and width; `coefficients` is [N, E].
     """
     return [_cut(protos, *each) for each in zip(coefficients, boxes.tolist(), strict=True)]
 
@@ -40,7 +40,7 @@ def _cut(protos: NDArray[np.float32], coefficients: NDArray[np.float32], box: Se
     top, bottom = (min(max(ceil(y), 0), height) for y in box[1::2])
     if left >= right or top >= bottom:
         return Mask(np.zeros((0, 0), np.uint8), 0, 0)
-    # One prototype pixel more on each side, between which the mask's edge is interpolated.
+    # One more prototype pixel on each side: the edge of the mask is interpolated between the two.
     first_x, first_y = max(floor(left / 4) - 1, 0), max(floor(top / 4) - 1, 0)
     part = protos[:, first_y : bottom // 4 + 2, first_x : right // 4 + 2]
     coarse = (coefficients @ part.reshape(len(part), -1)).reshape(part.shape[1:])
@@ -50,7 +50,7 @@ def _cut(protos: NDArray[np.float32], coefficients: NDArray[np.float32], box: Se
 
 
 def iou(a: Mask, b: Mask) -> float:
-    """Intersection over union of two masks of one frame."""
+    """Return the intersection over union of two masks of one frame."""
     left, top = max(a.left, b.left), max(a.top, b.top)
     parts = [mask.pixels[top - mask.top :, left - mask.left :] for mask in (a, b)]
     height, width = (min(part.shape[side] for part in parts) for side in (0, 1))
@@ -59,7 +59,7 @@ def iou(a: Mask, b: Mask) -> float:
 
 
 def to_frame(mask: Mask, transform: LetterboxTransform) -> Mask:
-    """A mask of the whole image, in its px -> as it is in the frame."""
+    """Convert a mask in image px to a mask in frame px."""
     image = np.zeros(transform.image, np.uint8)
     image[mask.top : mask.top + mask.pixels.shape[0], mask.left : mask.left + mask.pixels.shape[1]] = 255 * mask.pixels
     resized = cv2.resize(image, transform.resized[::-1], interpolation=cv2.INTER_LINEAR)
@@ -67,26 +67,26 @@ def to_frame(mask: Mask, transform: LetterboxTransform) -> Mask:
 
 
 def polygon(mask: Mask, transform: LetterboxTransform) -> Points:
-    """The outline in image px; the outlines of several parts are joined to one, holes are lost."""
+    """Return the outline in image px. Outlines of several parts are joined to one; holes are lost."""
     found, _ = cv2.findContours(mask.pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(mask.left, mask.top))
     parts = [np.asarray(contour, np.int32).reshape(-1, 2) for contour in found]
     return points_to_image(_joined(parts).astype(np.float32), transform)
 
 
 def _joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
-    """One line there and back through all parts, from each to the next where they are closest.
+    """Join the parts to one closed line, which crosses from each part to the next where they are closest.
 
-    Point for point as `ultralytics/data/converter.py`, merge_multi_segment.
+    Gives the same points as merge_multi_segment of `ultralytics/data/converter.py`.
     """
     if len(parts) == 1:
         return parts[0]
     bridges: list[list[int]] = [[] for _ in parts]
     for i in range(1, len(parts)):
-        apart = ((parts[i - 1][:, None] - parts[i][None]) ** 2).sum(-1)
-        here, there = np.unravel_index(apart.argmin(), apart.shape)
-        bridges[i - 1].append(int(here))
-        bridges[i].append(int(there))
-    there_line, back_line = [], []
+        distances = ((parts[i - 1][:, None] - parts[i][None]) ** 2).sum(-1)
+        start, end = np.unravel_index(distances.argmin(), distances.shape)
+        bridges[i - 1].append(int(start))
+        bridges[i].append(int(end))
+    forward, backward = [], []
     for i, (part, ends) in enumerate(zip(parts, bridges, strict=True)):
         first, last = ends[0], ends[-1]
         if len(ends) == 2 and first > last:
@@ -94,15 +94,15 @@ def _joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
         ring = np.roll(part, -first, axis=0)
         ring = np.concatenate([ring, ring[:1]])
         if i in (0, len(parts) - 1):
-            there_line.append(ring)
+            forward.append(ring)
         else:
-            there_line.append(ring[: last - first + 1])
-            back_line.append(ring[last - first :])
-    return np.concatenate([*there_line, *back_line[::-1]])
+            forward.append(ring[: last - first + 1])
+            backward.append(ring[last - first :])
+    return np.concatenate([*forward, *backward[::-1]])
 
 
 def run_lengths(mask: Mask, transform: LetterboxTransform) -> str:
-    """The mask over the whole image, as COCO's compressed counts: runs of 0 and 1 in turn, column by column."""
+    """Return the mask of the whole image as COCO's compressed counts: alternating runs of 0 and 1, column by column."""
     height, width = transform.image
     frame = np.zeros(transform.frame, np.float32)
     frame[mask.top : mask.top + mask.pixels.shape[0], mask.left : mask.left + mask.pixels.shape[1]] = mask.pixels
@@ -117,7 +117,7 @@ def run_lengths(mask: Mask, transform: LetterboxTransform) -> str:
 
 
 def _compressed(counts: NDArray[np.int64]) -> str:
-    """From the fourth on, the difference to the last but one; each in groups of five bits, the lowest first."""
+    """Encode counts as COCO does: from the fourth on as difference to the last but one; 5-bit groups, lowest first."""
     deltas = counts.copy()
     deltas[3:] -= counts[1:-2]
     groups = deltas[:, None] >> np.arange(0, 35, 5)

@@ -1,8 +1,8 @@
-"""Bytes -> upright RGB pixels -> letterboxed frame, and boxes the way back.
+"""Decodes bytes to upright RGB pixels, letterboxes them to a frame, and maps boxes from the frame back to the image.
 
-The letterbox is Ultralytics' own (`ultralytics/data/augment.py`, LetterBox): as large as the frame allows, bilinear,
-centred on 114 grey, each rounding as there; the way back is `ultralytics/utils/ops.py`, scale_boxes. That one guesses
-the resized size from the frame, here it is known: of odd sizes some come back 0.2 % apart, and here to the right place.
+The letterbox is the same as LetterBox of `ultralytics/data/augment.py`, with the same rounding: as large as the frame
+allows, bilinear, centred on 114 grey. Boxes are mapped back as by scale_boxes of `ultralytics/utils/ops.py`, but with
+the exact resized size. Ultralytics guesses it from the frame, and is off by 0.2 % for some odd sizes.
 """
 
 import math
@@ -24,16 +24,14 @@ Boxes = NDArray[np.float32]  # [N, 4], x1 y1 x2 y2
 
 GREY = 114
 MAX_ASPECT_RATIO = 16
-MAX_PIXELS_AT_ONCE = (
-    8_000_000  # pixels; Pillow copies an image of several colours at 4 bytes a pixel, so larger ones go one by one
-)
+MAX_PIXELS_AT_ONCE = 8_000_000  # Pillow copies RGB at 4 bytes a pixel, so larger images are resized channel by channel
 _METHOD = Image.Resampling.BILINEAR
 
 
 @dataclass(frozen=True, slots=True)
 class LetterboxTransform:
-    """Where an image lies in its frame. `frame` and `image` are (height, width) in px; `top` and `left` are negative
-    where the frame shows only the middle of the resized image.
+    """The position of an image in its frame. Sizes are (height, width) in px. `top` and `left` are negative if the
+    frame shows only the middle of the resized image.
     """
 
     image: tuple[int, int]
@@ -44,17 +42,16 @@ class LetterboxTransform:
 
 
 def decode(data: bytes, max_pixels: int, max_side: int = MAX_SIDE) -> Pixels:
-    """The upright image: EXIF orientation applied, alpha dropped, 16 bit scaled to 8, first frame of several.
+    """Return the upright image: EXIF orientation applied, alpha dropped, 16 bit scaled to 8, first frame of several.
 
-    Raises EmptyBody, UnsupportedImage, TooManyPixels (from the header, before any pixel), UndecodableImage or
-    OutOfMemory.
+    Raises EmptyBody, UnsupportedImage, TooManyPixels (from the header), UndecodableImage or OutOfMemory.
     """
     return formats.decode(data, Limits(max_pixels, max_side))[0]
 
 
 def decode_near(data: bytes, max_pixels: int, side: int, max_side: int = MAX_SIDE) -> tuple[Pixels, tuple[int, int]]:
-    """As `decode`, but a JPEG comes at 1/2, 1/4 or 1/8 if its longer side is then still `side` px; libjpeg leaves out
-    most of the work. Returns the height and width of the upright original too.
+    """Like `decode`, but scale a JPEG to 1/2, 1/4 or 1/8 if its longer side is still `side` px then; this saves libjpeg
+    most of the work. Returns the pixels, and the height and width of the upright original.
     """
     return formats.decode(data, Limits(max_pixels, max_side), side)
 
@@ -64,8 +61,8 @@ def place(
 ) -> LetterboxTransform:
     """Fit an image in a frame of at most imgsz x imgsz px.
 
-    It becomes that of the shapes (height, width) in which the image is largest, and of equals the one of least area;
-    without shapes the smallest multiples of `stride` around the image.
+    The frame is the shape (height, width) in which the image is largest, or the smallest of these if several are equal.
+    Without shapes, its sides are the smallest multiples of `stride` around the image.
     """
     frame_h, frame_w = max(
         shapes or [(imgsz, imgsz)], key=lambda shape: (min(shape[0] / height, shape[1] / width), -shape[0] * shape[1])
@@ -85,15 +82,15 @@ def place(
 
 
 def whole(frame: Pixels) -> LetterboxTransform:
-    """That of an image which fills its frame."""
+    """Return the transform of an image that fills its frame."""
     size = frame.shape[:2]
     return LetterboxTransform(image=size, frame=size, resized=size, top=0, left=0)
 
 
 def center_crop_transform(height: int, width: int, side: int) -> LetterboxTransform:
-    """For classify: the shorter side of an image becomes `side`, and of the longer one the middle is seen.
+    """Return the transform for classify: scale the shorter side to `side` px, and keep the middle of the longer side.
 
-    Rounded as torchvision's Resize and CenterCrop, which Ultralytics' classify_transforms are made of.
+    Rounds like torchvision's Resize and CenterCrop, which Ultralytics' classify_transforms use.
     """
     longer = int(side * max(height, width) / min(height, width))
     resized_h, resized_w = (side, longer) if height <= width else (longer, side)
@@ -103,20 +100,20 @@ def center_crop_transform(height: int, width: int, side: int) -> LetterboxTransf
 
 @dataclass(frozen=True, slots=True)
 class Preprocessor:
-    """How a model wants its images."""
+    """Makes the frames that a model takes."""
 
     imgsz: int  # longest side of a frame, px
     stride: int
-    shapes: tuple[tuple[int, int], ...] | None  # height, width of the frames there are; None = the smallest rectangle
-    fast: bool  # large JPEGs are shrunk by their decoder
+    shapes: tuple[tuple[int, int], ...] | None  # height, width of the allowed frames; None = the smallest rectangle
+    fast: bool  # the decoder scales large JPEGs down
     max_pixels: int
-    middle: bool = False  # imgsz x imgsz px from the middle of the image: for classify, which is never `fast`
+    middle: bool = False  # for classify, which is never `fast`: imgsz x imgsz px from the middle of the image
     max_side: int = MAX_SIDE
 
     def __call__(self, image: bytes | Pixels) -> tuple[LetterboxTransform, Pixels]:
-        """The frame of an image, and where the image lies in it. The image is encoded, or uint8 [H, W, 3] RGB.
+        """Return the position of an image in its frame, and the frame. The image is encoded, or uint8 [H, W, 3] RGB.
 
-        Raises what `decode` raises.
+        Raises the errors of `decode`.
         """
         if self.fast and isinstance(image, bytes):
             pixels, (height, width) = decode_near(image, self.max_pixels, self.imgsz, self.max_side)
@@ -131,7 +128,7 @@ class Preprocessor:
 
 
 def letterbox(image: Pixels, transform: LetterboxTransform) -> Pixels:
-    """The frame, uint8 [H, W, 3]: the image resized into its place, grey around it."""
+    """Return the frame, uint8 [H, W, 3]: the resized image with grey around it."""
     frame = np.empty((*transform.frame, 3), np.uint8)
     (height, width), top, left = transform.resized, transform.top, transform.left
     frame[:top], frame[top + height :], frame[:, :left], frame[:, left + width :] = (GREY,) * 4
@@ -144,8 +141,8 @@ def letterbox(image: Pixels, transform: LetterboxTransform) -> Pixels:
 
 
 def crop(image: Pixels, transform: LetterboxTransform) -> Pixels:
-    """The frame, uint8 [side, side, 3], of a `place_middle`, to the bit what torchvision makes of a Pillow image; of an
-    image longer than LONG squares only the middle is resized, which differs by one level here and there.
+    """Return the frame, uint8 [side, side, 3], of a `center_crop_transform`: bit for bit what torchvision gives for a
+    Pillow image. If the aspect ratio is over MAX_ASPECT_RATIO only the middle is resized; some values differ by 1 then.
     """
     (height, width), (resized_h, resized_w) = transform.image, transform.resized
     left, top, side = -transform.left, -transform.top, transform.frame[0]
@@ -167,12 +164,12 @@ def _resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uin
 
 
 def to_image(boxes: Boxes, transform: LetterboxTransform) -> Boxes:
-    """Frame px -> px of the original image, clipped to it. Each side is undone with its own gain."""
+    """Convert boxes [N, 4] from frame px to px of the original image, clipped to it. Each axis has its own gain."""
     return points_to_image(boxes.reshape(-1, 2), transform).reshape(-1, 4)
 
 
 def points_to_image(points: NDArray[np.float32], transform: LetterboxTransform) -> NDArray[np.float32]:
-    """As `to_image`, of points [..., 2 or more] whose first two values are x y."""
+    """Like `to_image`, for points [..., 2 or more] whose first two values are x y."""
     moved = points.copy()
     moved[..., :2] = (points[..., :2] - _offset(transform)) / _gains(transform)
     height, width = transform.image
@@ -181,7 +178,7 @@ def points_to_image(points: NDArray[np.float32], transform: LetterboxTransform) 
 
 
 def rotated_to_image(boxes: NDArray[np.float32], transform: LetterboxTransform) -> NDArray[np.float32]:
-    """As `to_image`, of boxes [N, 5] cx cy w h angle, which are not clipped."""
+    """Like `to_image`, for boxes [N, 5] cx cy w h angle. Does not clip."""
     centre = (boxes[:, :2] - _offset(transform)) / _gains(transform)
     return np.concatenate([centre, boxes[:, 2:4] / _gains(transform), boxes[:, 4:]], 1)
 

@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from app.backends import onnxruntime
 from app.settings import DEMO
-from app.vision.matching import VISIBLE
+from app.vision.matching import MIN_VISIBILITY
 
 CHROMIUM = shutil.which("chromium")
 OFFLINE = [
@@ -203,7 +203,7 @@ def outline(found: dict) -> list[tuple[float, float]]:
         return list(zip(*found["segments"].values(), strict=True))
     if "keypoints" in found:
         keypoints = zip(*found["keypoints"].values(), strict=True)
-        return [(x, y) for x, y, visible in keypoints if visible >= VISIBLE]
+        return [(x, y) for x, y, visible in keypoints if visible >= MIN_VISIBILITY]
     return [(found["box"][f"x{i}"], found["box"][f"y{i}"]) for i in range(1, 5)] if "box" in found else []
 
 
@@ -215,7 +215,7 @@ def test_masks_poses_and_turned_boxes_are_drawn_point_by_point(shown):
 
 def test_keypoints_that_the_model_holds_hidden_are_not_drawn(page):
     page.goto("/")
-    keypoints = {"x": [1, 2, 3], "y": [4, 5, 6], "visible": [VISIBLE, VISIBLE - 0.01, 1]}
+    keypoints = {"x": [1, 2, 3], "y": [4, 5, 6], "visible": [MIN_VISIBILITY, MIN_VISIBILITY - 0.01, 1]}
     assert page.evaluate("found => shapeOf(found)", {"box": {}, "keypoints": keypoints}) == ["pose", "M1 4h0M3 6h0"]
     del keypoints["visible"]  # of a model that does not tell
     assert page.evaluate("found => shapeOf(found)[1]", {"box": {}, "keypoints": keypoints}) == "M1 4h0M2 5h0M3 6h0"

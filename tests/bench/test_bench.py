@@ -38,8 +38,8 @@ def test_bench_starts_a_server_measures_it_and_leaves_table_json_and_picture(out
     text = (out / "report.md").read_text()
     assert "| 1 client |" in text
     assert "| 2 clients, multipart |" in text
-    assert "| 1 clients, 8 files each |" in text
-    assert "95% of the peak, open" in text
+    assert "| 1 client, 8 files per request |" in text
+    assert "95% of the peak rate, at random times" in text
 
 
 def test_report_names_machine_versions_and_commit(out):
@@ -133,9 +133,9 @@ def _group(leader: int) -> set[int]:
 
 def test_alone_measures_engine_and_decoding_of_the_very_images(sample, build):
     settings = Settings.of(backend="openvino", imgsz=160, engines_dir=build(imgsz=160).folder.parent)
-    with EngineBaseline(engine_provider, settings, [sample]) as low_latency:
-        engine, decode, latency = low_latency.engine(0.3), low_latency.decode(0.3), low_latency.latency(0.3)
-        assert low_latency.shares_cores()
+    with EngineBaseline(engine_provider, settings, [sample]) as baseline:
+        engine, decode, latency = baseline.engine(0.3), baseline.decode(0.3), baseline.latency(0.3)
+        assert baseline.shares_cores()
     assert 1 < engine < 1000
     assert engine < decode
     assert 1 / decode < latency < 5
@@ -197,7 +197,7 @@ def test_every_engine_here_is_measured_beside_pytorch(tmp_path, build, monkeypat
 
 
 def test_speed_up_is_the_median_of_the_rounds_ratios_and_not_of_the_rates(build):
-    first, second = (Row(name, "fp32", built=build(imgsz=160)) for name in ("pytorch", "openvino"))
+    first, second = (Row(name, "fp32", stored=build(imgsz=160)) for name in ("pytorch", "openvino"))
     first.rates, second.rates = [10, 20, 40], [20, 60, 120]
     first.speed_ups, second.speed_ups = [1, 1, 1], [2, 3, 3]
     line = engines.table([first, second]).splitlines()[-1]

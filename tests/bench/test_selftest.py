@@ -141,7 +141,7 @@ def test_table_has_a_line_for_each_engine_with_its_figures():
         Row("pytorch", "fp32", "it is broken", failed=True),
     ]
     lines = selftest.table(rows).splitlines()
-    assert lines[0].endswith("| img/s at 1 | img/s at 8 |")
+    assert lines[0].endswith("| images/s, batch 1 | images/s, batch 8 |")
     assert lines[2] == (
         "| openvino fp32 | ok | 3.2 | 1.0000 of 10 | 0.250 | 0.0010 | 0.5000 | 0.5100 | 12.3 | 20.0 | 25.6 |"
     )

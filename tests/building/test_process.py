@@ -101,7 +101,7 @@ def test_builder_ends_with_its_parent_however_that_ends(order, sent):
 
 def test_a_build_that_holds_too_much_memory_is_ended_and_the_next_start_builds(order):
     process = BuildProcess(order, memory_bytes=150_000_000)
-    with pytest.raises(BuildFailed, match=r"held [\d,]+ bytes .* BUILD_MEMORY_BYTES allows 150,000,000: give more"):
+    with pytest.raises(BuildFailed, match=r"used [\d,]+ bytes .* BUILD_MEMORY_BYTES allows 150,000,000: raise it"):
         process.run(lambda _: None)
     assert not process._process.is_alive()
     assert builder.find(order) is None

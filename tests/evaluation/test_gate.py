@@ -9,7 +9,7 @@ import pytest
 from app.evaluation import gate as gate_module
 from app.evaluation.datasets import Sample
 from app.evaluation.datasets.annotations import Labels
-from app.evaluation.gate import TOP, Gate, worst
+from app.evaluation.gate import MIN_ROWS, Gate, worst
 from app.model import ModelInfo
 from app.store.accuracy import AccuracyReport, Limits
 from app.vision import matching, postprocess, preprocess
@@ -144,7 +144,7 @@ def test_weights_that_see_nothing_are_compared_by_their_best_rows():
     unsure = some_rows(best=0.2)
     assert unsure[:, 4].max() < CONF
     figures = evaluated((unsure, unsure))
-    assert (figures.boxes, figures.rows) == (0, TOP)
+    assert (figures.boxes, figures.rows) == (0, MIN_ROWS)
     assert figures.shortcomings("fp32", LIMITS) == []
     wrong = unsure.copy()
     wrong[:, :4] += 3

@@ -1,7 +1,6 @@
-"""The images that engines are evaluated and quantized on: a folder's, the demo models' own scenes, or the samples.
+"""The images to evaluate and quantize engines with: a folder, the scenes of the demo models, or the sample images.
 
-Labels are read as Ultralytics has them (data.yaml, images/ and labels/; of classify a folder for each class) or as COCO
-writes them.
+Reads labels in Ultralytics' layout (data.yaml, images/ and labels/; for classify a folder for each class) or in COCO's.
 """
 
 import hashlib
@@ -25,23 +24,23 @@ from app.store.manifest import sha256
 from app.vision import preprocess
 from app.vision.preprocess import Pixels
 
-MAX_IMAGES = 500  # images of a folder; of more, as many at even distances
+MAX_IMAGES = 500  # from a folder; if it has more, images at equal distances are taken
 SCENES = {
     "detect": 48,
     "segment": 240,
     "pose": 240,
     "obb": 240,
     "classify": 480,
-}  # of the demo's generator, for the gate
-SIDES = {"detect": 640, "segment": 160, "pose": 160, "obb": 160, "classify": 96}  # px, as the demo models were trained
+}  # for the gate, by task
+SIDES = {"detect": 640, "segment": 160, "pose": 160, "obb": 160, "classify": 96}  # px, as in training
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"))
-_GATE_SEED, _CALIBRATION_SEED = 500_000, 600_000  # evaluation has the seeds from 0, training those from a million
+_GATE_SEED, _CALIBRATION_SEED = 500_000, 600_000  # evaluation uses the seeds from 0, training those from a million
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image and, if it is labelled, what is on it."""
+    """One image, with its labels if it has any."""
 
     pixels: Pixels
     labels: Labels | None = None
@@ -51,7 +50,7 @@ Label = Callable[[Path, tuple[int, int]], Labels | None]  # an image's file, hei
 
 
 class Dataset(Protocol):
-    """Images in a fixed order."""
+    """Samples in a fixed order."""
 
     name: str
     labelled: bool
@@ -60,7 +59,7 @@ class Dataset(Protocol):
 
 
 class Scenes:
-    """Generated scenes, for the demo model of a task, square."""
+    """Generated square scenes for the demo model of a task."""
 
     def __init__(self, task: str, first: int, count: int) -> None:
         self.name = f"{count} demo scenes"
@@ -91,7 +90,7 @@ def _of_scene(scene: Any, task: str) -> Labels:
 
 
 class Files:
-    """Image files, and what tells the labels of one of a height and width; None = they have none."""
+    """Image files. `label` returns the labels of a file with a height and width; None = the files have no labels."""
 
     def __init__(self, name: str, paths: list[Path], label: Label | None = None) -> None:
         self.name, self.labelled = name, label is not None
@@ -104,7 +103,7 @@ class Files:
 
 
 def samples() -> Files:
-    """The demo's samples and, where ultralytics is installed, its two photos."""
+    """Return the sample images and, if ultralytics is installed, its two photos."""
     paths = sorted((DEMO / "samples").glob("*.jpg"))
     if spec := importlib.util.find_spec("ultralytics"):
         paths += sorted(Path(str(spec.origin)).parent.glob("assets/*.jpg"))
@@ -112,24 +111,24 @@ def samples() -> Files:
 
 
 def gate_scenes(model: ModelInfo) -> Scenes:
-    """What the demo model of this task is evaluated on."""
+    """Return the scenes to evaluate the demo model of this task with."""
     return Scenes(model.task, _GATE_SEED, SCENES[model.task])
 
 
 def calibration_scenes(model: ModelInfo, count: int) -> Scenes:
-    """What it is calibrated on."""
+    """Return the scenes to calibrate the demo model of this task with."""
     return Scenes(model.task, _CALIBRATION_SEED, count)
 
 
 def is_demo(weights_sha256: str) -> bool:
-    """Whether these are the weights of a demo model, which is evaluated and calibrated on scenes."""
+    """Return True if these are the weights of a demo model, which is evaluated and calibrated on scenes."""
     return any(sha256(demo) == weights_sha256 for demo in DEMO.glob("*.pt"))
 
 
 def folder(path: Path, model: ModelInfo, setting: str, most: int | None = None, *, labelled: bool = True) -> Dataset:
-    """The images of a folder, with labels if they are to be `labelled` and there are any.
+    """Return the images of a folder, at most `most` or MAX_IMAGES, with labels if `labelled` is true and there are any.
 
-    Raises SettingsError, which names the setting, and the file and line of a label that is none of the model's task.
+    Raises SettingsError with the setting; for a label that does not fit the model's task, with its file and line.
     """
     found = _images(path, setting)
     of_coco = coco.read(path, found, model, setting) if labelled and model.task != "classify" else {}
@@ -150,24 +149,25 @@ def folder(path: Path, model: ModelInfo, setting: str, most: int | None = None, 
 
 
 def digest(path: Path, setting: str) -> str:
-    """Changes when images come, go or change in size, and with every byte of what labels them."""
+    """Return a hash of the names and sizes of the images, and of the contents of the label files."""
     found = _images(path, setting)
-    described = [
+    label_files = [
         *_yaml(path)[0],
         *coco.files(path),
         *(file for image in found if (file := _label_file(image)).is_file()),
     ]
     state = hashlib.sha256()
-    for file in (*found, *described):
+    for file in (*found, *label_files):
         state.update(f"{os.path.relpath(file, path)} {file.stat().st_size}\n".encode())
-    for file in described:
+    for file in label_files:
         state.update(file.read_bytes())
     return state.hexdigest()[:16]
 
 
 def _images(path: Path, setting: str) -> list[Path]:
-    """All of them; of a data set in Ultralytics' layout those of `val`: folders, or text files that list images; where
-    no data.yaml says what that is, those of the folder val, or else test.
+    """Return all images of a folder; in Ultralytics' layout those of `val`: folders, or text files with image paths.
+
+    Without `val` in a data.yaml, uses the folder val, or test if there is no val.
     """
     if not path.is_dir():
         raise SettingsError(f"{setting}={path}: no such folder")
@@ -181,12 +181,12 @@ def _images(path: Path, setting: str) -> list[Path]:
 
 
 def _place(path: Path, val: str, setting: str) -> Path:
-    """Where `val` is: the `path` of data.yaml may be another machine's, and Ultralytics tries it without ../ too."""
+    """Return the path of `val`. Tries without the `path` of data.yaml and without ../ too, like Ultralytics."""
     root = path / str(_yaml(path)[1].get("path") or ".")
     for place in (root / val, path / val, path / val.removeprefix("../")):
         if place.exists():
             return place
-    raise SettingsError(f"{setting}={path}: the val of its data.yaml, {val}, is not there")
+    raise SettingsError(f"{setting}={path}: the val of its data.yaml, {val}, does not exist")
 
 
 def _images_at(place: Path) -> list[Path]:
@@ -196,19 +196,19 @@ def _images_at(place: Path) -> list[Path]:
     found = [place.parent / line.strip() for line in _text(place).splitlines() if line.strip()]
     for file in found:
         if not file.is_file():
-            raise SettingsError(f"{place} lists {file}, which is not there")
+            raise SettingsError(f"{place} lists {file}, which does not exist")
     return found
 
 
 def _yaml(path: Path) -> tuple[list[Path], dict[str, Any]]:
-    """data.yaml, or whatever its name is, and what it says; nothing if there is none."""
+    """Return the path of data.yaml (or another YAML file) and its content; empty if there is none."""
     files = sorted((*path.glob("*.yaml"), *path.glob("*.yml")), key=lambda file: (file.stem != "data", file.name))[:1]
     if not files:
         return [], {}
     try:
         content = yaml.safe_load(_text(files[0]))
     except yaml.YAMLError as error:
-        raise SettingsError(f"{files[0]} is no YAML: {str(error).splitlines()[0]}") from error
+        raise SettingsError(f"{files[0]} is not valid YAML: {str(error).splitlines()[0]}") from error
     return files, content if isinstance(content, dict) else {}
 
 
@@ -233,16 +233,16 @@ def _label_file(image: Path) -> Path:
 
 
 def _by_file(path: Path, picked: list[Path], model: ModelInfo, setting: str) -> dict[Path, list[Annotation]]:
-    """Of each image the objects in its label file; none of any if no image has one."""
+    """Return the objects in the label file of each image; empty if no image has a label file."""
     files = {image: file for image in picked if (file := _label_file(image)).is_file()}
     if not files:
         return {}
-    about = _yaml(path)[1]
-    if about.get("kpt_shape") and model.task != "pose":
+    content = _yaml(path)[1]
+    if content.get("kpt_shape") and model.task != "pose":
         raise SettingsError(
-            f"{setting}={path}: by data.yaml's kpt_shape it labels poses, and {model.name} is for {model.task}"
+            f"{setting}={path}: data.yaml has kpt_shape, so its labels are poses, but {model.name} is for {model.task}"
         )
-    ids = _class_ids(about.get("names"), model, path, setting)
+    ids = _class_ids(content.get("names"), model, path, setting)
     if not ids:
         raise SettingsError(f"{setting}={path}: data.yaml names none of the model's classes")
     return {
@@ -252,7 +252,7 @@ def _by_file(path: Path, picked: list[Path], model: ModelInfo, setting: str) -> 
 
 
 def _class_ids(listed: Any, model: ModelInfo, path: Path, setting: str) -> dict[Any, int]:
-    """The data set's classes -> the model's: by name where it has names, else the ids are the same."""
+    """Map the classes of the data set to the model's: by name if it has names; otherwise the ids are the same."""
     if not listed:
         return {i: i for i in model.names}
     try:
@@ -262,7 +262,7 @@ def _class_ids(listed: Any, model: ModelInfo, path: Path, setting: str) -> dict[
 
 
 def _by_folder(path: Path, found: list[Path], model: ModelInfo, setting: str) -> dict[Path, list[Annotation]]:
-    """Of each image the class that its folder is named after; else as Ultralytics numbers folders, in their order."""
+    """Return the class of each image by the name of its folder; if none is a class, by the order of the folders."""
     folders = sorted({image.parent.name for image in found})
     ids = _class_ids({name: name for name in folders}, model, path, setting)
     if not ids:
@@ -270,9 +270,9 @@ def _by_folder(path: Path, found: list[Path], model: ModelInfo, setting: str) ->
             return {}
         if len(folders) != len(model.names):
             raise SettingsError(
-                f"{setting}={path}: its folders are named after none of the model's classes, nor are there "
-                f"{len(model.names)}. Name them so, or put all images into one to be evaluated without labels"
+                f"{setting}={path}: no folder is named after a class of the model, and the number of folders "
+                f"is not {len(model.names)}. Name them so, or put all images into one folder to evaluate without labels"
             )
         ids = dict(zip(folders, sorted(model.names), strict=True))
-    nowhere = np.zeros((0, 2), np.float32)
-    return {image: [Annotation(ids[name], nowhere)] for image in found if (name := image.parent.name) in ids}
+    no_corners = np.zeros((0, 2), np.float32)
+    return {image: [Annotation(ids[name], no_corners)] for image in found if (name := image.parent.name) in ids}

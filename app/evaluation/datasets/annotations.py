@@ -1,4 +1,4 @@
-"""What is on an image, by those who labelled it: the lines of Ultralytics' label files -> px of the image."""
+"""The labels of an image: reads lines of Ultralytics' label files, and converts them to px of the image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,29 +18,29 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The N objects of an image, in its px."""
+    """The N objects of an image, in image px."""
 
     classes: NDArray[np.int64]  # [N]
-    boxes: NDArray[np.float32]  # [N, 4] x1 y1 x2 y2; of obb [N, 5] cx cy w h angle; of classify [N, 0]
-    keypoints: NDArray[np.float32] | None = None  # of pose: [N, keypoints, 3] x y, and 0 where it is not labelled
-    masks: list[Mask] | None = None  # of segment: N
+    boxes: NDArray[np.float32]  # [N, 4] x1 y1 x2 y2; obb: [N, 5] cx cy w h angle; classify: [N, 0]
+    keypoints: NDArray[np.float32] | None = None  # pose: [N, keypoints, 3] x y, and 0 if it is not labelled
+    masks: list[Mask] | None = None  # segment: N
 
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One object as a file describes it, in px or relative to the image's sides."""
+    """One object of a label file, in px or relative to the sides of the image."""
 
-    label: int  # of the model's classes
-    corners: Points  # [2, 2] of its box; of obb all [4, 2]; of classify [0, 2]
+    label: int  # class of the model
+    corners: Points  # [2, 2] of its box; obb: all [4, 2]; classify: [0, 2]
     keypoints: Points | None = None  # [keypoints, 3]
-    shape: Mask | tuple[Points, ...] = ()  # of segment: the mask in px, or polygons that make it up
+    shape: Mask | tuple[Points, ...] = ()  # segment: the mask in px, or its polygons
 
 
 def class_ids(listed: Mapping[Key, str], model: ModelInfo) -> dict[Key, int]:
-    """A data set's classes, by its own keys -> the model's classes of the same name; others are left out.
+    """Map the keys of a data set's classes to the model's classes of the same name; leave out others.
 
-    Where the model has several classes of one name, so must the data set: they are taken in their order. Raises
-    ValueError where it has not, as nothing tells then which of them is meant.
+    If the model has several classes of one name, they are mapped in order. Raises ValueError if the data set has
+    another number of classes with this name.
     """
     ours, theirs = _by_name(model.names), _by_name(listed)
     found: dict[Key, int] = {}
@@ -49,7 +49,7 @@ def class_ids(listed: Mapping[Key, str], model: ModelInfo) -> dict[Key, int]:
         if len(ids) > 1 and len(ids) != len(keys):
             raise ValueError(
                 f"it has {len(keys)} class {name!r} and {model.name} has {len(ids)}, {', '.join(map(str, ids))}: give "
-                "it as many, in the model's order, or leave all labels away"
+                "it the same number, in the model's order, or remove all labels"
             )
         found |= zip(keys, ids if len(ids) > 1 else ids * len(keys), strict=bool(ids))
     return found
@@ -63,7 +63,7 @@ def _by_name(names: Mapping[Key, str]) -> dict[str, list[Key]]:
 
 
 def at(annotated: Sequence[Annotation], model: ModelInfo, size: tuple[int, int], *, px: bool) -> Labels:
-    """The labels of an image of this height and width; what things say is in `px` or relative."""
+    """Return the labels of an image of this height and width. The annotations are in px if `px`, else relative."""
     height, width = size
     unit = np.array([1, 1] if px else [width, height], np.float32)
     classes = np.array([annotation.label for annotation in annotated], np.int64)
@@ -81,7 +81,7 @@ def at(annotated: Sequence[Annotation], model: ModelInfo, size: tuple[int, int],
 
 
 def rotated(corners: Sequence[Points] | NDArray[np.float32]) -> NDArray[np.float32]:
-    """[N, 5] cx cy w h angle of N boxes of corners [4, 2]; as `ultralytics.utils.ops.xyxyxyxy2xywhr`."""
+    """Return boxes [N, 5] cx cy w h angle of N corners [4, 2], like `ultralytics.utils.ops.xyxyxyxy2xywhr`."""
     found = [(*centre, *sides, np.deg2rad(angle)) for centre, sides, angle in map(cv2.minAreaRect, corners)]
     boxes = np.array(found, np.float32).reshape(-1, 5)
     upright = boxes[:, 2] < boxes[:, 3]
@@ -91,7 +91,7 @@ def rotated(corners: Sequence[Points] | NDArray[np.float32]) -> NDArray[np.float
 
 
 def _mask(shape: Mask | tuple[Points, ...], unit: NDArray[np.float32], size: tuple[int, int]) -> Mask:
-    """Polygons are filled as `ultralytics.data.utils.polygon2mask` fills them."""
+    """Return the mask; fills polygons like `ultralytics.data.utils.polygon2mask`."""
     if isinstance(shape, Mask):
         return shape
     pixels = np.zeros(size, np.uint8)
@@ -101,12 +101,12 @@ def _mask(shape: Mask | tuple[Points, ...], unit: NDArray[np.float32], size: tup
 
 
 def whole(pixels: NDArray[np.uint8]) -> Mask:
-    """The mask of all that is not 0, without the empty rows and columns around it."""
+    """Return the mask of the nonzero pixels, without the empty rows and columns around it."""
     x, y, width, height = cv2.boundingRect(pixels)
     return Mask(pixels[y : y + height, x : x + width].copy(), x, y)
 
 
-_LINES = {  # what a line says after the class, by task
+_LINE_FORMATS = {  # the line after the class, by task
     "detect": "cx cy w h' nor a polygon",
     "segment": "x1 y1 x2 y2 x3 y3 ...' (a polygon)",
     "pose": "cx cy w h' and 'x y' or 'x y visible' for each of the model's keypoints",
@@ -115,27 +115,27 @@ _LINES = {  # what a line says after the class, by task
 
 
 def read(path: Path, text: str, ids: Mapping[int, int], model: ModelInfo) -> list[Annotation]:
-    """The objects of a label file, relative; `ids` maps its classes to the model's, and others are left out.
+    """Return the objects of a label file, relative to the image. `ids` maps its classes to the model's; skips others.
 
-    Raises SettingsError, which names the line.
+    Raises SettingsError with the number of a wrong line.
     """
     annotated = []
     for number, line in enumerate(text.split("\n"), 1):
         try:
             if line.strip():
                 label, *values = map(float, line.split())
-                annotation = _thing(ids.get(label, -1), values, model)  # type: ignore[call-overload]
+                annotation = _annotation(ids.get(label, -1), values, model)  # type: ignore[call-overload]
                 annotated += [annotation] if annotation.label >= 0 else []
         except ValueError as error:
             raise SettingsError(
-                f"{path}, line {number}: not 'class {_LINES[model.task]}, 0 to 1, as labels for {model.task} are. "
-                "Write it so, or leave all labels away: without them the gate compares with PyTorch alone"
+                f"{path}, line {number}: not 'class {_LINE_FORMATS[model.task]}, 0 to 1, as labels for {model.task} "
+                "are. Write it like this, or remove all labels: without them the gate only compares with PyTorch"
             ) from error
     return annotated
 
 
-def _thing(label: int, values: list[float], model: ModelInfo) -> Annotation:
-    """Raises ValueError for what does not label this task."""
+def _annotation(label: int, values: list[float], model: ModelInfo) -> Annotation:
+    """Return the annotation of a line. Raises ValueError if the values do not fit the task."""
     if model.kpt_shape:
         return Annotation(label, _box(values[:4]), _keypoints(values[4:], model.kpt_shape[0]))
     if len(values) == 4 and model.task == "detect":
@@ -154,7 +154,7 @@ def _box(values: list[float]) -> Points:
 
 
 def _keypoints(values: list[float], count: int) -> Points:
-    """Without a third value, the ones left of or above the image are those that are not labelled, as in Ultralytics."""
+    """Return keypoints [count, 3]. Without a third value, negative x or y means not labelled, as in Ultralytics."""
     if len(values) == 3 * count:
         points = np.array(values, np.float32).reshape(count, 3)
         _within(points[:, :2].ravel())
@@ -167,7 +167,7 @@ def _keypoints(values: list[float], count: int) -> Points:
 
 
 def _within(values: Sequence[float] | Points) -> Points:
-    """Pairs [N, 2]. Raises ValueError for what is not in the image. Ultralytics, too, lets 1 % be outside of it."""
+    """Return points [N, 2]. Raises ValueError if one is over 1 % outside of the image; same limit as Ultralytics."""
     points = np.array(values, np.float32).reshape(-1, 2)
     if not ((points >= -0.01) & (points <= 1.01)).all():
         raise ValueError(values)

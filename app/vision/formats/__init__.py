@@ -1,7 +1,7 @@
-"""Files of images: which kind one is, what its header announces, and its pixels. One module a kind.
+"""Image files: detects the format, reads the size from the header, and decodes the pixels. One module per format.
 
-In every kind the same reader gives the size that is checked and the pixels that are decoded, or the decoder writes into
-memory of the size that was checked: two libraries read odd files differently.
+Two libraries may read an odd file differently. So the same reader gives the size to check and the pixels, or the
+decoder writes into memory of the size that was checked.
 """
 
 import struct
@@ -30,7 +30,7 @@ _SIZES = {
     "BMP": bmp.read_size,
     "GIF": gif.read_size,
 }
-_PROBE = 12  # bytes for each pixel: what the hungriest decoder takes
+_DECODER_BYTES = 12  # per pixel: maximum over all decoders
 KINDS = ("JPEG", *_DECODERS)
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, kind
@@ -66,7 +66,7 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, kind
 
 
 def sniff(data: bytes) -> str | None:
-    """The kind of file by its first bytes; None when they are no kind known here."""
+    """Return the kind of file by its first bytes; None if it is unknown."""
     for offset, magic, kind in _MAGIC:
         if data.startswith(magic, offset):
             return kind
@@ -74,8 +74,9 @@ def sniff(data: bytes) -> str | None:
 
 
 def announced_pixels(data: bytes) -> int | None:
-    """The pixels that the header of an image announces, in a few microseconds; None where it is not told at a known
-    place (TIFF, AVIF), or the bytes are no image. Raises nothing.
+    """Return the number of pixels by the header of an image, in a few microseconds. Raises nothing.
+
+    None if the format has no fixed place for the size (TIFF, AVIF), or the bytes are no image.
     """
     try:
         width, height = _SIZES[sniff(data)](data)  # type: ignore[index]
@@ -85,8 +86,9 @@ def announced_pixels(data: bytes) -> int | None:
 
 
 def decode(data: bytes, limits: Limits, side: int | None = None) -> tuple[Pixels, tuple[int, int]]:
-    """The upright pixels, and the height and width of the upright original. They differ only of a JPEG, with `side`:
-    it comes at 1/2, 1/4 or 1/8 if its longer side is then still `side` px.
+    """Return the upright pixels, and the height and width of the upright original.
+
+    With `side`, a JPEG is scaled to 1/2, 1/4 or 1/8 if its longer side is still `side` px then.
 
     Raises EmptyBody, UnsupportedImage, TooManyPixels, UndecodableImage or OutOfMemory.
     """
@@ -94,7 +96,7 @@ def decode(data: bytes, limits: Limits, side: int | None = None) -> tuple[Pixels
         raise EmptyBody("the image is empty: send the bytes of an image")
     kind = sniff(data)
     if kind is None:
-        raise UndecodableImage(f"not an image: no known kind begins like this; send one of {', '.join(KINDS)}")
+        raise UndecodableImage(f"not an image: its first bytes match no known format; send one of {', '.join(KINDS)}")
     if kind not in KINDS:
         raise UnsupportedImage(f"{kind} is not supported: send one of {', '.join(KINDS)}")
     try:
@@ -104,15 +106,16 @@ def decode(data: bytes, limits: Limits, side: int | None = None) -> tuple[Pixels
         return pixels, pixels.shape[:2]
     except RequestError:
         raise
-    except Exception as error:  # what the libraries raise on damaged bytes is no closed list
-        if _is_memory_out(error, _PROBE * min(announced_pixels(data) or limits.max_pixels, limits.max_pixels)):
-            raise OutOfMemory(f"there is no memory left to decode the {kind}: send it again later") from error
-        raise UndecodableImage(f"the {kind} cannot be decoded: it is damaged, cut short or of a rare sort") from error
+    except Exception as error:  # no complete list of the libraries' errors for damaged bytes exists
+        if _is_memory_out(error, _DECODER_BYTES * min(announced_pixels(data) or limits.max_pixels, limits.max_pixels)):
+            raise OutOfMemory(f"there is not enough memory to decode the {kind}: send it again later") from error
+        raise UndecodableImage(f"the {kind} cannot be decoded: it is damaged, cut short or a rare variant") from error
 
 
 def _is_memory_out(error: Exception, needed: int) -> bool:
-    """Whether a decoder failed for want of memory. Not all of them say so, but then there is none for the pixels either
-    once theirs is freed.
+    """Return True if a decoder failed because memory ran out.
+
+    Not all decoders report it; for those, try to allocate `needed` bytes now that the decoder has freed its memory.
     """
     if isinstance(error, MemoryError) or "memory" in str(error).lower() or "allocat" in str(error).lower():
         return True

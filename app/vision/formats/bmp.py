@@ -1,4 +1,4 @@
-"""BMP, by OpenCV: Pillow unpacks the packed ones in Python."""
+"""Decodes BMP with OpenCV, because Pillow unpacks compressed ones in Python."""
 
 import struct
 
@@ -11,9 +11,7 @@ _CORE, _INFO = 12, 36  # bytes of the oldest header, and of the shortest later o
 
 
 def read_size(data: bytes) -> tuple[int, int]:
-    """Width and height, of which the height is negative where the first row is the top one in the file. Raises
-    ValueError or struct.error where it has no header that is known.
-    """
+    """Return width and height in px. Raises ValueError or struct.error if the header is of an unknown size."""
     (header,) = struct.unpack_from("<I", data, 14)
     if header == _CORE:
         width, height = struct.unpack_from("<HH", data, 18)
@@ -25,7 +23,7 @@ def read_size(data: bytes) -> tuple[int, int]:
 
 
 def decode(data: bytes, limits: Limits) -> Pixels:
-    """The pixels. Raises TooManyPixels from the header; ValueError where it is damaged."""
+    """Return the pixels. Raises TooManyPixels from the header, or ValueError if the file is damaged."""
     width, height = read_size(data)
     if width <= 0 or height <= 0:
         raise ValueError("it has no pixels")

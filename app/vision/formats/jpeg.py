@@ -1,4 +1,4 @@
-"""JPEG: the segments before the pixels, the scans, and the pixels by libjpeg-turbo, which simplejpeg wraps."""
+"""Decodes JPEG: reads the segments before the pixels, counts the scans, and decodes with libjpeg-turbo (simplejpeg)."""
 
 import io
 import itertools
@@ -15,27 +15,27 @@ from app.vision.formats import pillow
 from app.vision.formats.limits import Limits
 from app.vision.formats.orientation import Pixels, read_orientation, swaps_sides, turn_upright
 
-MAX_SEGMENTS = 4096  # before the pixels, and between the scans; a colour profile may take 255
+MAX_SEGMENTS = 4096  # before the pixels, and between the scans; a colour profile alone may have 255
 MAX_PADDING = 1 << 16  # bytes before a marker
-_ARITHMETIC = 8  # times what a scan of a Huffman code takes
+_ARITHMETIC_COST_RATIO = 8  # time of a scan in arithmetic coding, relative to Huffman coding
 
 _EOI, _SOI, _SOS, _APP0, _APP1, _APP14 = 0xD9, 0xD8, 0xDA, 0xE0, 0xE1, 0xEE
 _FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # one that begins a segment, or ends the image
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # a marker that begins a segment, or ends the image
 _EXIF = b"Exif\0\0"
 
 
 @dataclass(slots=True)
 class Header:
-    """What stands before the pixels."""
+    """The fields of the segments before the pixels."""
 
-    frame: int  # the marker of the frame, which tells how it is coded
+    frame: int  # marker of the frame, which gives the coding
     width: int
     height: int
-    factors: bytes  # of each component, how often it is sampled across and down, in four bits each
+    factors: bytes  # sampling factors of each component, horizontal and vertical, 4 bits each
     orientation: int
-    scan: int  # where the first scan begins
+    scan: int  # offset of the first scan
     interleaved: bool  # the first scan holds all components
 
     @property
@@ -44,17 +44,17 @@ class Header:
 
     @property
     def several_scans(self) -> bool:
-        """Whether libjpeg keeps the coefficients of all blocks, and reads every scan there is."""
+        """True if libjpeg keeps the coefficients of all blocks, and reads every scan."""
         return self.frame in _PROGRESSIVE or not self.interleaved
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Height and width."""
+        """Height and width in px."""
         return (self.width, self.height) if swaps_sides(self.orientation) else (self.height, self.width)
 
     @property
     def bytes_per_pixel(self) -> float:
-        """Memory that decoding takes: the pixels, the coefficients, CMYK before RGB, and a copy to turn."""
+        """Memory to decode: the pixels, the coefficients, CMYK before RGB, and a copy to rotate."""
         coefficients = 2 * self._samples_per_pixel() if self.several_scans else 0
         return 3 + coefficients + 4 * (len(self.factors) == 4) + 3 * (self.orientation > 1)
 
@@ -67,7 +67,7 @@ class Header:
 
 
 def read_size(data: bytes) -> tuple[int, int]:
-    """Width and height. Raises ValueError or IndexError where it has none, or too far behind."""
+    """Return width and height in px. Raises ValueError or IndexError if there are none within MAX_SEGMENTS."""
     for marker, at, _ in _segments(data):
         if marker in _FRAMES:
             return data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6]
@@ -75,9 +75,7 @@ def read_size(data: bytes) -> tuple[int, int]:
 
 
 def read_header(data: bytes) -> Header:
-    """Raises ValueError or IndexError where it is damaged, or has more segments or padding than MAX_SEGMENTS,
-    MAX_PADDING.
-    """
+    """Read the header. Raises ValueError or IndexError if it is damaged, or exceeds MAX_SEGMENTS or MAX_PADDING."""
     frame_at, orientation = 0, 0
     for marker, at, end in _segments(data):
         if marker == _SOS:
@@ -88,11 +86,11 @@ def read_header(data: bytes) -> Header:
             frame_at = at
         elif marker == _APP1 and not orientation and data.startswith(_EXIF, at + 4):
             orientation = read_orientation(data[at + 4 : end])
-    raise ValueError(f"more than {MAX_SEGMENTS} segments stand before its pixels")
+    raise ValueError(f"it has more than {MAX_SEGMENTS} segments before its pixels")
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, begin and end of each segment, up to the first scan."""
+    """Yield marker, start and end of each segment, up to the first scan."""
     at = 2
     for _ in range(MAX_SEGMENTS):
         marker = data[at + 1]
@@ -111,12 +109,12 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 def _next_marker(data: bytes, start: int, end: int) -> int:
     found = _MARKER.search(data, start, end)
     if found is None:
-        raise ValueError(f"more than {MAX_PADDING} bytes of padding stand before its pixels, or it ends there")
+        raise ValueError(f"it has more than {MAX_PADDING} bytes of padding before its pixels, or ends there")
     return found.start()
 
 
 def _header(data: bytes, at: int, orientation: int, scan: int) -> Header:
-    """Of the segment of the frame and that of the first scan."""
+    """Make the header from the segment of the frame, at `at`, and that of the first scan, at `scan`."""
     if not at:
         raise ValueError("it has no frame")
     components = data[at + 9]
@@ -132,10 +130,10 @@ def _header(data: bytes, at: int, orientation: int, scan: int) -> Header:
 
 
 def decode(data: bytes, limits: Limits, side: int | None) -> tuple[Pixels, tuple[int, int]]:
-    """The upright pixels, and the height and width of the upright original. With `side` they come at 1/2, 1/4 or 1/8,
-    as long as the longer side is still `side` px.
+    """Return the upright pixels, and the height and width of the upright original. With `side`, scale to 1/2, 1/4 or
+    1/8 if the longer side is still `side` px then.
 
-    Raises TooManyPixels, before any pixel is decoded; ValueError or IndexError where it is damaged.
+    Raises TooManyPixels, before any pixel is decoded; ValueError or IndexError if the file is damaged.
     """
     header = read_header(data)
     _check(data, header, limits)
@@ -151,14 +149,14 @@ def decode(data: bytes, limits: Limits, side: int | None) -> tuple[Pixels, tuple
 
 
 def _decode_odd(data: bytes, header: Header, height: int, width: int, fraction: int, limits: Limits) -> Pixels:
-    """One of which libjpeg has something to say. An end marker that lacks is no harm where no pixel does."""
+    """Decode a file for which libjpeg gives a warning. A missing end marker is accepted if all pixels are there."""
     if not _is_ended(data, header):
         if not _has_all_scans(data, header):
             raise ValueError("it ends before its last scan")
         return _decode(data + b"\xff\xd9", height, width, fraction, strict=True)
     try:
         return _decode(data, height, width, fraction, strict=False)
-    except ValueError:  # samples in a ratio that TurboJPEG has no name for
+    except ValueError:  # a subsampling that TurboJPEG does not support
         limits.check_memory(header.width, header.height, len(data), header.bytes_per_pixel + 4)
         return _decode_by_pillow(data)
 
@@ -169,18 +167,19 @@ def _check(data: bytes, header: Header, limits: Limits) -> None:
     limits.check_memory(width, height, len(data), header.bytes_per_pixel)
     if not header.several_scans:
         return
-    most = limits.most_scans(width, height, len(data))
+    allowed = limits.max_scans(width, height, len(data))
     if header.arithmetic:
-        most = max(most // _ARITHMETIC, 1)
-    if _count_scans(data, header, most) > most:
+        allowed = max(allowed // _ARITHMETIC_COST_RATIO, 1)
+    if _count_scans(data, header, allowed) > allowed:
         raise TooManyPixels(
-            f"the JPEG has more than {most} scans of {width}x{height} pixels: send it with fewer, or as a baseline JPEG"
+            f"the JPEG has more than {allowed} scans of {width}x{height} pixels: send fewer, or a baseline JPEG"
         )
 
 
 def _scan_segments(data: bytes, header: Header) -> Iterator[tuple[int, int]]:
-    """Marker and begin of each segment from the first scan on, the end marker included if there is one. Raises
-    ValueError at more than MAX_SEGMENTS.
+    """Yield marker and start of each segment from the first scan on, including the end marker.
+
+    Raises ValueError if there are more than MAX_SEGMENTS.
     """
     at = header.scan
     for _ in range(MAX_SEGMENTS):
@@ -192,22 +191,22 @@ def _scan_segments(data: bytes, header: Header) -> Iterator[tuple[int, int]]:
         if data[at + 1] == _EOI:
             return
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    raise ValueError(f"more than {MAX_SEGMENTS} segments stand between its scans")
+    raise ValueError(f"it has more than {MAX_SEGMENTS} segments between its scans")
 
 
-def _count_scans(data: bytes, header: Header, most: int) -> int:
-    """At most one more than `most`."""
+def _count_scans(data: bytes, header: Header, max_scans: int) -> int:
+    """Count the scans, up to `max_scans` + 1."""
     scans = (at for marker, at in _scan_segments(data, header) if marker == _SOS)
-    return sum(1 for _ in itertools.islice(scans, most + 1))
+    return sum(1 for _ in itertools.islice(scans, max_scans + 1))
 
 
 def _is_ended(data: bytes, header: Header) -> bool:
-    """Whether an end marker stands behind the scans."""
+    """Return True if there is an end marker after the scans."""
     return any(marker == _EOI for marker, _ in _scan_segments(data, header))
 
 
 def _has_all_scans(data: bytes, header: Header) -> bool:
-    """Whether every coefficient of every component is sent down to its last bit, which each is once."""
+    """Return True if the scans contain the last bit of every coefficient of every component."""
     sent = 0
     for marker, at in _scan_segments(data, header):
         if marker == _SOS:
@@ -222,7 +221,7 @@ def _fraction(longer: int, side: int) -> int:
 
 
 def _decode(data: bytes, height: int, width: int, fraction: int, *, strict: bool) -> Pixels:
-    """Into memory of this size: libjpeg cannot decode more than was checked."""
+    """Decode into memory of this size, so that libjpeg cannot decode more than was checked."""
     pixels = np.empty((height, width, 3), np.uint8)
     if fraction == 1:
         decoded = simplejpeg.decode_jpeg(data, "RGB", buffer=pixels, strict=strict)
@@ -236,12 +235,12 @@ def _decode(data: bytes, height: int, width: int, fraction: int, *, strict: bool
 
 
 def _decode_by_pillow(data: bytes) -> Pixels:
-    """Whole, as it is stored; CMYK to RGB as OpenCV does it."""
+    """Decode at full size, without rotation. Converts CMYK to RGB like OpenCV."""
     kept = [data[:2]]
     for marker, at, end in _segments(data):
         if marker == _SOS:
             kept.append(data[at:])
-        elif marker in (_APP0, _APP14) or marker < _APP0:  # what colours depend on, and no other remark
+        elif marker in (_APP0, _APP14) or marker < _APP0:  # the segments that colours depend on, and no other metadata
             kept.append(data[at:end])
     with Image.open(io.BytesIO(b"".join(kept)), formats=["JPEG"]) as image:
         image.load()

@@ -1,41 +1,44 @@
-"""What one image may cost."""
+"""The limits of one image: pixels, memory and scans."""
 
 from dataclasses import dataclass
 
 from app.errors import TooManyPixels
 
 MAX_SIDE = 65_535
-SMALL_BODY = 1 << 20  # bytes; up to here the memory of one image is bounded too, whatever its kind
-BYTES_PER_PIXEL = 3.75  # of what a small body may take: 188 MB for 50 million pixels, of the 200 MB promised
-MAX_SCANS = 100  # of a JPEG, as of libjpeg's own tools
-SCANS, SMALL_SCANS = 32, 10  # passes over MAX_PIXELS, of a large and of a small body
-_LEAST = 50_000_000  # pixels that memory and scans are reckoned for, where MAX_PIXELS is less
+SMALL_BODY_BYTES = 1 << 20  # files up to this size have a memory limit too, whatever their format
+BYTES_PER_PIXEL = 3.75  # memory limit of a small body: 188 MB for 50 million pixels, below the documented 200 MB
+MAX_SCANS = 100  # of a JPEG, as in libjpeg's own tools
+MAX_PASSES, MAX_SMALL_BODY_PASSES = 32, 10  # passes over MAX_PIXELS, for a large and for a small body
+_MIN_PIXEL_LIMIT = 50_000_000  # limits of memory and scans are computed for at least this number of pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one image: pixels in all, and pixels of its longer side."""
+    """The limits of one image: total pixels, and pixels of its longer side."""
 
     max_pixels: int
     max_side: int = MAX_SIDE
 
     def check_size(self, width: int, height: int) -> None:
-        """Raises TooManyPixels."""
+        """Raise TooManyPixels if the image exceeds them."""
         if max(width, height) > self.max_side:
             raise TooManyPixels(f"the image is {width}x{height}; a side of at most {self.max_side} pixels is accepted")
         if width * height > self.max_pixels:
             raise TooManyPixels(f"the image is {width}x{height}; at most {self.max_pixels} pixels are accepted")
 
     def check_memory(self, width: int, height: int, body: int, cost: float) -> None:
-        """`body` is the size of the file, `cost` the bytes that decoding takes for each pixel. Raises TooManyPixels."""
-        most = int(max(self.max_pixels, _LEAST) * BYTES_PER_PIXEL / cost)
-        if body <= SMALL_BODY and width * height > most:
+        """Raise TooManyPixels if a small file would take too much memory.
+
+        `body` is the size of the file in bytes, `cost` the memory to decode one pixel in bytes.
+        """
+        max_pixels = int(max(self.max_pixels, _MIN_PIXEL_LIMIT) * BYTES_PER_PIXEL / cost)
+        if body <= SMALL_BODY_BYTES and width * height > max_pixels:
             raise TooManyPixels(
-                f"the image is {width}x{height}; at most {most} pixels of this kind are accepted in a file of up to "
-                f"{SMALL_BODY} bytes: send it as a baseline JPEG, or smaller"
+                f"the image is {width}x{height}; at most {max_pixels} pixels of this kind are accepted in a file of up "
+                f"to {SMALL_BODY_BYTES} bytes: send it as a baseline JPEG, or smaller"
             )
 
-    def most_scans(self, width: int, height: int, body: int) -> int:
-        """Passes over the pixels of an image of so many bytes."""
-        passes = SMALL_SCANS if body <= SMALL_BODY else SCANS
-        return min(MAX_SCANS, passes * max(self.max_pixels, _LEAST) // max(width * height, 1))
+    def max_scans(self, width: int, height: int, body: int) -> int:
+        """Return the maximum number of scans of an image, whose file has `body` bytes."""
+        passes = MAX_SMALL_BODY_PASSES if body <= SMALL_BODY_BYTES else MAX_PASSES
+        return min(MAX_SCANS, passes * max(self.max_pixels, _MIN_PIXEL_LIMIT) // max(width * height, 1))

@@ -1,4 +1,4 @@
-"""The orientation that EXIF gives an image, and the image turned upright."""
+"""Reads the orientation from EXIF, and rotates images upright."""
 
 import struct
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 
 
 def read_orientation(exif: bytes) -> int:
-    """1 to 8, of the bytes of an EXIF block; 1 where it has none, or one that EXIF does not know."""
+    """Return the orientation of an EXIF block, 1 to 8; 1 if it is missing or invalid."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = _BYTE_ORDERS.get(tiff[:4])
     if order is None:
@@ -29,23 +29,23 @@ def read_orientation(exif: bytes) -> int:
                 layout = {_SHORT: "H", _LONG: "I"}.get(kind, "x")
                 value = struct.unpack_from(f"{order}{layout}", tiff, entry + 8)
                 return value[0] if value and 1 <= value[0] <= 8 else 1
-    except struct.error:  # it ends too early
+    except struct.error:  # the block ends too early
         pass
     return 1
 
 
 def swaps_sides(orientation: int) -> bool:
-    """Whether turning makes the width the height."""
+    """Return True if the rotation swaps width and height."""
     return orientation >= 5
 
 
 def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
-    """The image as it is to be seen, of one that is stored with this orientation."""
-    turn = _TURNS.get(orientation)
-    return pixels if turn is None else np.asarray(turn(pixels), np.uint8)
+    """Return the upright image of one that is stored with this orientation."""
+    rotate = _ROTATIONS.get(orientation)
+    return pixels if rotate is None else np.asarray(rotate(pixels), np.uint8)
 
 
-_TURNS: dict[int, Callable[[Pixels], cv2.typing.MatLike]] = {
+_ROTATIONS: dict[int, Callable[[Pixels], cv2.typing.MatLike]] = {
     2: lambda pixels: cv2.flip(pixels, 1),
     3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
     4: lambda pixels: cv2.flip(pixels, 0),

@@ -1,4 +1,4 @@
-"""PNG: only the chunks that matter go to Pillow, so that no others cost anything."""
+"""Decodes PNG with Pillow, which gets only the chunks that it needs: others would take time and memory."""
 
 import contextlib
 import io
@@ -11,34 +11,34 @@ from app.vision.formats import pillow
 from app.vision.formats.limits import Limits
 from app.vision.formats.orientation import Pixels, read_orientation
 
-MAX_PROFILE = 1 << 20  # bytes of EXIF, unpacked
-_DEEP = 4  # bytes for each pixel that 16 bits a colour are reckoned to take more: they take as much longer
+MAX_EXIF_BYTES = 1 << 20  # uncompressed
+_EXTRA_BYTES_16_BIT = 4  # per pixel, added to the memory of 16-bit colours: they take that much longer
 _NEEDED = frozenset((b"IHDR", b"PLTE", b"IDAT"))
-_RAW_PROFILE = b"Raw profile type exif\0"  # where ImageMagick put EXIF before PNG had a chunk for it
+_RAW_PROFILE = b"Raw profile type exif\0"  # ImageMagick wrote EXIF here before PNG had a chunk for it
 _END = b"\0\0\0\0IEND\xaeB\x60\x82"
 
 
 def read_size(data: bytes) -> tuple[int, int]:
-    """Width and height. Raises ValueError where it does not begin with them."""
+    """Return width and height in px. Raises ValueError if the file does not begin with IHDR."""
     if not data.startswith(b"IHDR", 12) or len(data) < 33:
         raise ValueError("it does not begin with IHDR")
     return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
 
 
 def decode(data: bytes, limits: Limits) -> Pixels:
-    """The upright pixels. Raises TooManyPixels from the header; else whatever Pillow raises where it is damaged."""
+    """Return the upright pixels. Raises TooManyPixels from the header, or Pillow's errors if the file is damaged."""
     limits.check_size(*read_size(data))
     needed, exif = _needed(data)
     orientation = read_orientation(exif)
     with Image.open(io.BytesIO(needed), formats=["PNG"]) as image:
         deep = data[24] == 16 and image.mode not in pillow.STORED_BYTES
-        pillow.check_size(image, limits, len(data), rotated=orientation > 1, extra=_DEEP * deep)
+        pillow.check_size(image, limits, len(data), rotated=orientation > 1, extra=_EXTRA_BYTES_16_BIT * deep)
         image.load()
         return pillow.read_pixels(image, orientation)
 
 
 def _needed(data: bytes) -> tuple[bytes, bytes]:
-    """The file of only the chunks that pixels need, and its EXIF. Raises ValueError at absurdly many chunks."""
+    """Return the file with only the chunks that the pixels need, and its EXIF. Raises ValueError at too many chunks."""
     exif, at = b"", 8
     kept: list[bytes | memoryview] = [data[:8]]
     for _ in range(4096 + len(data) // 256):
@@ -53,7 +53,7 @@ def _needed(data: bytes) -> tuple[bytes, bytes]:
         elif kind == b"IEND":
             break
         elif not exif:
-            exif = _exif(kind, data[at + 8 : min(end - 4, at + 8 + MAX_PROFILE)])
+            exif = _exif(kind, data[at + 8 : min(end - 4, at + 8 + MAX_EXIF_BYTES)])
         at = end
     else:
         raise ValueError("it has too many chunks")
@@ -61,7 +61,7 @@ def _needed(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _exif(kind: bytes, body: bytes) -> bytes:
-    """What the chunk holds of EXIF."""
+    """Return the EXIF in this chunk; empty if there is none."""
     if kind == b"eXIf":
         return body
     if kind not in (b"tEXt", b"zTXt") or not body.startswith(_RAW_PROFILE):
@@ -69,6 +69,6 @@ def _exif(kind: bytes, body: bytes) -> bytes:
     text = body[len(_RAW_PROFILE) :]
     with contextlib.suppress(ValueError, zlib.error):
         if kind == b"zTXt":
-            text = zlib.decompressobj().decompress(text[1:], MAX_PROFILE)
+            text = zlib.decompressobj().decompress(text[1:], MAX_EXIF_BYTES)
         return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
     return b""

@@ -1,4 +1,4 @@
-"""TIFF: the first directory, and its pixels by Pillow, which knows the size that libtiff has to agree with."""
+"""Decodes the first page of a TIFF with Pillow, which requires that libtiff finds the same size."""
 
 import ctypes
 import io
@@ -11,30 +11,30 @@ from PIL import Image
 
 from app.errors import TooManyPixels
 from app.vision.formats import opencv, pillow
-from app.vision.formats.limits import SMALL_SCANS, Limits
+from app.vision.formats.limits import MAX_SMALL_BODY_PASSES, Limits
 from app.vision.formats.orientation import Pixels, swaps_sides
 
 MAX_ENTRIES = 1000  # of a directory
 MAX_BLOCKS = 32_768  # strips or tiles
-_BLOCK_BYTES = 8  # for each pixel of a strip or tile
+_BLOCK_BYTES = 8  # per pixel of a strip or tile
 _WIDTH, _HEIGHT, _ORIENTATION, _STRIPS, _TILES = 256, 257, 274, 273, 324
 _TILE_WIDTH, _TILE_HEIGHT, _ROWS = 322, 323, 278
-_NESTED = (34665, 34853, 40965)  # where Pillow reads directories of EXIF
-_BIG_ENDIAN_BIGTIFF = b"MM\0+"  # which Pillow 13 takes for a classic TIFF: it looks for the 43 in the wrong byte
-_LAYOUTS = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # of the types of a size, an offset
+_NESTED = (34665, 34853, 40965)  # tags of the EXIF directories that Pillow reads
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"  # Pillow 13 takes it for a classic TIFF: it looks for the 43 in the wrong byte
+_LAYOUTS = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # struct format by TIFF type, of sizes and offsets
 
-# Read by libtiff at each JPEG within a TIFF, which may be a progressive one and taller than its strip.
-os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(SMALL_SCANS))
+# libtiff reads this for each JPEG in a TIFF, which may be progressive and taller than its strip.
+os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(MAX_SMALL_BODY_PASSES))
 
-# Pillow silences libtiff's warnings, not its errors, which would be printed: the library is the one in Pillow's wheel.
+# Pillow silences libtiff's warnings but not its errors. Silence these too, in the library of Pillow's wheel.
 for _path in (Path(PIL.__file__).parents[1] / "pillow.libs").glob("libtiff-*"):
     ctypes.CDLL(str(_path)).TIFFSetErrorHandler(None)
 
-Entries = dict[int, tuple[int, int]]  # tag: how many values, and the first one, or the offset of them all
+Entries = dict[int, tuple[int, int]]  # tag: number of values, and the first value or the offset of all values
 
 
 def decode(data: bytes, limits: Limits) -> Pixels:
-    """The upright pixels. Raises TooManyPixels from the header; else whatever Pillow raises where it is damaged."""
+    """Return the upright pixels. Raises TooManyPixels from the header, or Pillow's errors if the file is damaged."""
     entries = _read_entries(data)
     width, height = entries[_WIDTH][1], entries[_HEIGHT][1]
     orientation = entries.get(_ORIENTATION, (1, 1))[1]
@@ -44,18 +44,18 @@ def decode(data: bytes, limits: Limits) -> Pixels:
     if data.startswith(_BIG_ENDIAN_BIGTIFF):
         limits.check_memory(width, height, len(data), opencv.BYTES_PER_PIXEL + extra)
         size = (height, width) if swaps_sides(orientation) else (width, height)
-        return opencv.decode(data, *size)  # which turns it
+        return opencv.decode(data, *size)  # rotates it too
     with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
         if sorted(image.size) != sorted((width, height)):
             raise ValueError("it gives two sizes")
         pillow.check_size(image, limits, len(data), rotated=orientation > 1, extra=extra)
-        image.info.pop("xmp", None)  # only EXIF turns an image
-        image.load()  # which turns it too
+        image.info.pop("xmp", None)  # XMP must not rotate it, only EXIF
+        image.load()  # rotates it too
         return pillow.read_pixels(image, 1)
 
 
 def _block_bytes(entries: Entries, width: int, height: int, limits: Limits) -> int:
-    """Memory for a strip or a tile, which may be larger than the image. Raises TooManyPixels."""
+    """Return the memory for a strip or a tile in bytes; it may be larger than the image. Raises TooManyPixels."""
     if _TILES in entries or _TILE_WIDTH in entries:
         pixels = entries.get(_TILE_WIDTH, (1, 0))[1] * entries.get(_TILE_HEIGHT, (1, 0))[1]
     else:
@@ -66,8 +66,9 @@ def _block_bytes(entries: Entries, width: int, height: int, limits: Limits) -> i
 
 
 def _read_entries(data: bytes) -> Entries:
-    """Of the first directory, the first of each tag. Raises ValueError where there are too many, or one size twice;
-    struct.error where it ends too early.
+    """Return the entries of the first directory; of a repeated tag, the first one.
+
+    Raises ValueError if there are too many, or a size is given twice; struct.error if the file ends too early.
     """
     order = "<" if data.startswith(b"II") else ">"
     big = 43 in data[2:4]
@@ -87,7 +88,7 @@ def _read_entries(data: bytes) -> Entries:
 
 
 def _count_entries(data: bytes, at: int, count: str) -> int:
-    """Raises ValueError at too many."""
+    """Return the number of entries. Raises ValueError if it exceeds MAX_ENTRIES."""
     (entries,) = struct.unpack_from(count, data, at)
     if entries > MAX_ENTRIES:
         raise ValueError(f"it has more than {MAX_ENTRIES} tags")
@@ -95,7 +96,7 @@ def _count_entries(data: bytes, at: int, count: str) -> int:
 
 
 def _directory(data: bytes, at: int, count: str, entry: str, order: str) -> list[tuple[int, int, int]]:
-    """Tag, how many values, and the first value or the offset, of each entry."""
+    """Return tag, number of values, and the first value or the offset, for each entry."""
     entries = _count_entries(data, at, count)
     at, head = at + struct.calcsize(count), struct.calcsize(entry)
     step = head + (8 if head > 8 else 4)

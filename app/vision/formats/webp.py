@@ -1,4 +1,4 @@
-"""WebP: the bits of the first picture, taken out of the file, by OpenCV."""
+"""Decodes WebP with OpenCV, which gets only the bitstream of the first frame."""
 
 import struct
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from app.vision.formats.orientation import Pixels, read_orientation, turn_uprigh
 
 MAX_CHUNKS = 20_000
 _EXTENDED, _LOSSY, _LOSSLESS, _FRAME, _EXIF = b"VP8X", b"VP8 ", b"VP8L", b"ANMF", b"EXIF"
-_FRAME_HEAD = 16  # bytes before the chunks of an animation's picture
+_FRAME_HEAD = 16  # bytes before the chunks of an animation frame
 
 
 @dataclass(slots=True)
 class Frame:
-    """The bits of a picture, where it lies on the canvas, and the canvas, all in px."""
+    """The bitstream of a frame, its position on the canvas, and the size of the canvas, in px."""
 
     kind: bytes
     bits: bytes
@@ -27,7 +27,7 @@ class Frame:
 
 
 def read_size(data: bytes) -> tuple[int, int]:
-    """Width and height of the canvas. Raises ValueError or IndexError where it does not begin with them."""
+    """Return width and height of the canvas in px. Raises ValueError or IndexError if the header is damaged."""
     kind = data[12:16]
     if kind == _EXTENDED:
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
@@ -35,57 +35,58 @@ def read_size(data: bytes) -> tuple[int, int]:
 
 
 def decode(data: bytes, limits: Limits) -> Pixels:
-    """The upright pixels. Raises TooManyPixels from the header; ValueError, IndexError or struct.error where it is
-    damaged.
+    """Return the upright pixels.
+
+    Raises TooManyPixels from the header; ValueError, IndexError or struct.error if the file is damaged.
     """
-    picture = _first_picture(data)
-    width, height = _bits_size(picture.kind, picture.bits)
-    orientation = read_orientation(picture.exif)
-    for size in (picture.canvas, (width, height)):
+    frame = _first_frame(data)
+    width, height = _bits_size(frame.kind, frame.bits)
+    orientation = read_orientation(frame.exif)
+    for size in (frame.canvas, (width, height)):
         limits.check_size(*size)
         limits.check_memory(*size, len(data), opencv.BYTES_PER_PIXEL + 3 * (orientation > 1))
-    pixels = opencv.decode(_still(picture), width, height)
-    if (width, height) != picture.canvas:
-        pixels = _on_canvas(pixels, picture)
+    pixels = opencv.decode(_still(frame), width, height)
+    if (width, height) != frame.canvas:
+        pixels = _on_canvas(pixels, frame)
     return turn_upright(pixels, orientation)
 
 
 def _bits_size(kind: bytes, bits: bytes) -> tuple[int, int]:
-    """Width and height by the header of the bits themselves."""
+    """Return width and height in px, from the header of the bitstream."""
     if kind == _LOSSY and bits[3:6] == b"\x9d\x01\x2a":
         width, height = struct.unpack_from("<HH", bits, 6)
         return width & 0x3FFF, height & 0x3FFF
     if kind == _LOSSLESS and bits[:1] == b"\x2f":
         (packed,) = struct.unpack_from("<I", bits, 1)
         return (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
-    raise ValueError("it has no picture")
+    raise ValueError("it has no frame")
 
 
-def _first_picture(data: bytes) -> Frame:
-    """Raises ValueError where there is none, or one that does not fit its canvas."""
-    picture, exif, at = None, b"", 12
+def _first_frame(data: bytes) -> Frame:
+    """Return the first frame. Raises ValueError if there is none, or the file is cut short."""
+    frame, exif, at = None, b"", 12
     for _ in range(MAX_CHUNKS):
         if at + 8 > len(data):
             break
         kind, length = struct.unpack_from("<4sI", data, at)
-        if picture is None and kind in (_LOSSY, _LOSSLESS):
-            picture = Frame(kind, _body(data, at + 8, length), read_size(data))
-        elif picture is None and kind == _FRAME:
-            picture = _frame(data, at + 8, length)
+        if frame is None and kind in (_LOSSY, _LOSSLESS):
+            frame = Frame(kind, _body(data, at + 8, length), read_size(data))
+        elif frame is None and kind == _FRAME:
+            frame = _frame(data, at + 8, length)
         elif kind == _EXIF:
             exif = data[at + 8 : at + 8 + length]
             break
         at += 8 + length + (length & 1)
     else:
         raise ValueError(f"it has more than {MAX_CHUNKS} chunks")
-    if picture is None:
-        raise ValueError("it has no picture")
-    picture.exif = exif
-    return picture
+    if frame is None:
+        raise ValueError("it has no frame")
+    frame.exif = exif
+    return frame
 
 
 def _frame(data: bytes, start: int, length: int) -> Frame:
-    """Of the picture of an animation."""
+    """Return the frame of an animation. Raises ValueError if it has no bitstream."""
     left, top = (2 * int.from_bytes(data[start + i : start + i + 3], "little") for i in (0, 3))
     at, end = start + _FRAME_HEAD, start + length
     for _ in range(MAX_CHUNKS):
@@ -95,7 +96,7 @@ def _frame(data: bytes, start: int, length: int) -> Frame:
         at += 8 + size + (size & 1)
         if at >= end:
             break
-    raise ValueError("the first frame has no picture")
+    raise ValueError("the first frame has no bitstream")
 
 
 def _body(data: bytes, start: int, length: int) -> bytes:
@@ -104,16 +105,16 @@ def _body(data: bytes, start: int, length: int) -> bytes:
     return data[start : start + length]
 
 
-def _still(picture: Frame) -> bytes:
-    """A file of nothing but these bits: no alpha, which is dropped anyhow, and no second frame."""
-    padded = picture.bits + b"\0" * (len(picture.bits) & 1)
-    return struct.pack("<4sI4s4sI", b"RIFF", len(padded) + 12, b"WEBP", picture.kind, len(picture.bits)) + padded
+def _still(frame: Frame) -> bytes:
+    """Return a file with only this bitstream: without alpha, which is dropped anyhow, and other frames."""
+    padded = frame.bits + b"\0" * (len(frame.bits) & 1)
+    return struct.pack("<4sI4s4sI", b"RIFF", len(padded) + 12, b"WEBP", frame.kind, len(frame.bits)) + padded
 
 
-def _on_canvas(pixels: Pixels, picture: Frame) -> Pixels:
-    (height, width), (canvas_w, canvas_h) = pixels.shape[:2], picture.canvas
-    if picture.left + width > canvas_w or picture.top + height > canvas_h:
-        raise ValueError("its picture is larger than its canvas")
+def _on_canvas(pixels: Pixels, frame: Frame) -> Pixels:
+    (height, width), (canvas_w, canvas_h) = pixels.shape[:2], frame.canvas
+    if frame.left + width > canvas_w or frame.top + height > canvas_h:
+        raise ValueError("its first frame is larger than its canvas")
     canvas = np.zeros((canvas_h, canvas_w, 3), np.uint8)
-    canvas[picture.top : picture.top + height, picture.left : picture.left + width] = pixels
+    canvas[frame.top : frame.top + height, frame.left : frame.left + width] = pixels
     return canvas

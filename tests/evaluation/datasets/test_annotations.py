@@ -50,7 +50,7 @@ def test_classes_of_one_name_are_taken_in_their_order():
 
 @pytest.mark.parametrize("listed", [{5: "car"}, {5: "car", 6: "car", 7: "car"}], ids=["one", "three"])
 def test_a_name_that_stands_for_another_number_of_the_models_classes_is_refused(listed):
-    with pytest.raises(ValueError, match=rf"it has {len(listed)} class 'car' and pets has 2, 0, 2: give it as many"):
+    with pytest.raises(ValueError, match=rf"it has {len(listed)} class 'car' and pets has 2, 0, 2: give it the same"):
         annotations.class_ids(listed, TWINS)
 
 
@@ -112,4 +112,4 @@ def test_labels_of_another_kind_are_refused_by_file_line_and_what_is_wanted(what
     with pytest.raises(SettingsError) as refusal:
         read(f"{RIGHT[task]}\n\n{line}\n", task)
     assert str(refusal.value).startswith(f"a.txt, line 3: not 'class {wanted[task]}")
-    assert "leave all labels away" in str(refusal.value)
+    assert "remove all labels" in str(refusal.value)

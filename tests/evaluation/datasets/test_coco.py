@@ -86,14 +86,14 @@ def test_a_file_that_has_no_keypoints_is_passed_over_for_one_that_has(tmp_path):
 @pytest.mark.parametrize(
     ("model", "annotation", "message"),
     [
-        (SEGMENT, {}, r"a\.json has no segmentation, which segment is evaluated by"),
+        (SEGMENT, {}, r"a\.json has no segmentation, which the evaluation of segment needs"),
         (SEGMENT, {"segmentation": []}, r"a\.json has no segmentation"),
         (SEGMENT, {"segmentation": [[1, 2, 3]]}, r"a\.json cannot be used: ValueError"),
         (SEGMENT, {"segmentation": {"size": [20, 40], "counts": [3, 4]}}, r"a\.json cannot be used: ValueError"),
         (SEGMENT, {"segmentation": {"size": [20, 40], "counts": "\u20ac"}}, r"a\.json cannot be used: ValueError"),
-        (POSE, {"segmentation": [[1, 1, 2, 2, 3, 1]]}, r"a\.json has no keypoints, which pose is evaluated by"),
-        (POSE, {"keypoints": [1, 2, 2]}, r"a\.json cannot be used: .*annotation 0 has not the model's 2 keypoints"),
-        (dataclasses.replace(SEGMENT, task="obb"), {}, r"a\.json has no turned boxes"),
+        (POSE, {"segmentation": [[1, 1, 2, 2, 3, 1]]}, r"a\.json has no keypoints, which the evaluation of pose needs"),
+        (POSE, {"keypoints": [1, 2, 2]}, r"a\.json cannot be used: .*annotation 0 does not have the model's 2 key"),
+        (dataclasses.replace(SEGMENT, task="obb"), {}, r"a\.json has no rotated boxes"),
     ],
 )
 def test_labels_of_another_kind_are_refused_by_setting_and_file(tmp_path, model, annotation, message):

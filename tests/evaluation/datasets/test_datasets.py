@@ -212,12 +212,12 @@ def test_validation_images_may_be_listed_in_a_text_file(root, line):
 def test_listed_image_that_is_not_there_is_named(root):
     split(root, "val: val.txt")
     write(root / "val.txt", "./images/val/gone.png")
-    with pytest.raises(SettingsError, match=r"val\.txt lists .*gone\.png, which is not there"):
+    with pytest.raises(SettingsError, match=r"val\.txt lists .*gone\.png, which does not exist"):
         read(root)
 
 
 def test_validation_folder_that_is_not_there_is_named_and_not_replaced_by_all_images(root):
-    with pytest.raises(SettingsError, match=r"GATE_DIR=.*pets: the val of its data\.yaml, images/test, is not there"):
+    with pytest.raises(SettingsError, match=r"GATE_DIR=.*pets: the val of its data\.yaml, images/test, does not exist"):
         read(split(root, "val: images/test"))
 
 
@@ -296,7 +296,7 @@ def test_images_that_only_their_folders_would_tell_apart_are_refused(root):
     for folder in ("one", "two"):
         draw(root / folder / "a.png")
     write(root / "labels.json", coco(["a.png"], [label(0)]))
-    with pytest.raises(SettingsError, match=r"labels\.json .* does not tell images of the same name .* apart"):
+    with pytest.raises(SettingsError, match=r"labels\.json .* does not distinguish images of the same name"):
         read(root)
 
 
@@ -311,7 +311,7 @@ def test_an_image_whose_folder_has_changed_is_found_by_its_name(root, name):
     ("text", "message"),
     [
         (coco(["z.png"], []), "lists none of its images"),
-        (coco(["a.png"], [], ["bird"]), "its categories are none of the model's classes"),
+        (coco(["a.png"], [], ["bird"]), "none of its categories is a class of the model"),
         (coco(["a.png"], [label(0)])[:-30], "JSONDecodeError"),
         (coco(["a.png"], [label(0)]).encode().replace(b"bird", b"b\xe9rd"), "UnicodeDecodeError"),
         (b"", "JSONDecodeError"),
@@ -439,9 +439,7 @@ def test_folders_of_other_names_are_numbered_in_their_order_if_there_are_as_many
 def test_folders_that_are_neither_named_nor_as_many_as_the_classes_are_refused(root):
     for name in ("one", "two"):
         draw(root / name / "a.png")
-    with pytest.raises(
-        SettingsError, match=r"GATE_DIR=.*pets: its folders are named after none of the model's classes"
-    ):
+    with pytest.raises(SettingsError, match=r"GATE_DIR=.*pets: no folder is named after a class of the model"):
         read(root, CLASSIFY)
 
 
