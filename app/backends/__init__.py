@@ -1,4 +1,4 @@
-"""One file an engine kind. A missing wheel or device hurts only who asks for that kind."""
+"""Backends: one module or package per kind of engine. A missing library or device only affects its own backend."""
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,88 +11,88 @@ from app.model import ModelInfo, Shape
 from app.vision.postprocess import Outputs
 from app.vision.preprocess import Pixels
 
-PREBUILT = {".engine": "tensorrt"}  # weights files that are engines of a backend already
-_MODULES = {"tensorrt": "tensorrt.backend"}  # of backends that are packages
-PREFERRED = ("tensorrt", "openvino", "onnxruntime", "pytorch")  # for BACKEND=auto; the first that is available
+PREBUILT = {".engine": "tensorrt"}  # suffix of weights that are engines already -> their backend
+_MODULES = {"tensorrt": "tensorrt.backend"}  # backends that are packages
+PREFERRED = ("tensorrt", "openvino", "onnxruntime", "pytorch")  # for BACKEND=auto: the first available one is used
 
 
 class Engine(Protocol):
-    """A loaded engine. `infer` is called from `instances` threads at a time, each with its own instance number."""
+    """A loaded engine. Each instance number has one thread that calls `infer`; the threads run at the same time."""
 
     def infer(self, instance: int, frames: Sequence[Pixels], *, low_latency: bool = False) -> list[Outputs]:
         """N frames, uint8 [H, W, 3] RGB of one shape -> the outputs of each, in the order of serving_graph.py.
 
-        `alone` tells that no other batch runs or waits: all cores may work on this one.
+        `low_latency` means that no other batch runs or waits: all cores may work on this one.
         """
 
     def device_seconds(self, instance: int) -> float | None:
-        """What the device itself took for the instance's last batch; None where that is not told apart."""
+        """Return the device time of the instance's last batch; None if the backend does not measure it."""
 
     def close(self) -> None:
-        """Give the device's memory back."""
+        """Free the device memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
-    """What an engine is made of."""
+    """Everything that a backend needs to build an engine."""
 
     weights: Path
-    graphs: Sequence[Path]  # serving graphs in FP32: where the backend is STATIC one for each of the model's shapes
+    graphs: Sequence[Path]  # serving graphs in FP32: one per shape of the model if the backend is STATIC
     model: ModelInfo
     precision: str
     batch: int
     instances: int
-    calibration: Callable[[Sequence[Shape] | None], Iterator[Pixels]]  # frames for int8, each of the best shape
+    calibration: Callable[[Sequence[Shape] | None], Iterator[Pixels]]  # frames for int8, each of its best shape
     folder: Path  # for the engine's files
-    cache: Path  # outlives the build, is shared by all
-    report: Callable[[str], None]  # what is being done, for people
+    cache: Path  # kept after the build, shared by all builds
+    report: Callable[[str], None]  # gets the progress as text
 
 
 class Backend(Protocol):
-    """What a backend's module offers. The last two are those of backends that have files in PREBUILT."""
+    """The interface of a backend's module. Only backends in PREBUILT have the last two functions."""
 
-    PRECISIONS: Sequence[str]  # the first is what "auto" takes
-    INSTANCES: int | None  # unless INSTANCES says otherwise; None: one a core
-    ONE_DEVICE: bool  # True: the instances take turns on it; False: each has cores of its own
-    STATIC: bool  # True: compiled for each shape of frame, imgsz x imgsz unless there are others
+    PRECISIONS: Sequence[str]  # the first is used for "auto"
+    INSTANCES: int | None  # the default of the setting INSTANCES; None: one per core
+    ONE_DEVICE: bool  # True: the instances share one device; False: each has its own cores
+    STATIC: bool  # True: compiled per frame shape, imgsz x imgsz by default
 
     def require(self) -> None:
-        """Raise BackendUnavailable unless its device is there."""
+        """Raise BackendUnavailable if the device is missing."""
 
     def version(self) -> str:
-        """Of the library; part of the fingerprint."""
+        """Return the version of the library; part of the fingerprint."""
 
     def device(self) -> str:
-        """What an engine is bound to; part of the fingerprint."""
+        """Return the device that an engine is bound to; part of the fingerprint."""
 
     def build(self, context: BuildContext) -> dict[str, Any]:
-        """Write the engine's files into the recipe's folder; facts for the manifest. Raises a SetupError."""
+        """Write the engine's files into `context.folder`; return facts for the manifest. Raises a SetupError."""
 
     def load(self, folder: Path, instances: int, threads: int) -> Engine:
-        """Open what `build` wrote, for `instances` batches at a time on `threads` cores in all.
+        """Load the files of `build`, for `instances` batches at a time on `threads` cores in total.
 
-        Raises EngineStale when it has to be built again.
+        Raises EngineStale if the engine must be built again.
         """
 
     def describe(self, path: Path, name: str, imgsz: int | None, shapes: tuple[Shape, ...] | None) -> ModelInfo:
-        """The model of a prebuilt engine. Raises WeightsError, SettingsError for frames that it has not."""
+        """Return the model of a prebuilt engine. Raises WeightsError; SettingsError for frames it does not support."""
 
     def precision_of(self, path: Path) -> str:
-        """Of a prebuilt engine."""
+        """Return the precision of a prebuilt engine."""
 
 
 def instances(backend: Backend, requested: int | None, threads: int) -> int:
-    """How many batches an engine works on at a time."""
+    """Return the number of batches that an engine runs at a time."""
     return requested or backend.INSTANCES or threads
 
 
 def owner(path: Path) -> str | None:
-    """The backend whose engine this file is already; None for weights that an engine is built from."""
+    """Return the backend of a prebuilt engine; None for weights that an engine is built from."""
     return PREBUILT.get(path.suffix)
 
 
 def get(name: str) -> Backend:
-    """The backend of this name. Raises BackendUnavailable with the reason."""
+    """Return the backend of this name. Raises BackendUnavailable with the reason."""
     try:
         backend: Backend = importlib.import_module(f"app.backends.{_MODULES.get(name, name)}")
         backend.require()
@@ -106,7 +106,7 @@ def get(name: str) -> Backend:
 
 
 def choose(name: str) -> str:
-    """The name itself, or for "auto" the first of PREFERRED that is available here."""
+    """Return the name itself; for "auto", the first of PREFERRED that is available. Raises BackendUnavailable."""
     if name != "auto":
         return name
     reasons = []

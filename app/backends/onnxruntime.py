@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU. It runs the very graphs that TensorRT compiles, whatever their precision."""
+"""ONNX Runtime on the CPU. It runs the same graphs that TensorRT compiles, in every precision."""
 
 import shutil
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _FILE = "model.onnx"
 
 
 def require() -> None:
-    """It runs wherever it is installed."""
+    """Do nothing: it runs wherever it is installed."""
 
 
 def version() -> str:
@@ -36,7 +36,7 @@ def device() -> str:
 
 
 def build(context: BuildContext) -> dict[str, Any]:
-    """INT8 is slower than FP32 here (loadtest/RESULTS.md): it tells how accurate TensorRT's will be."""
+    """INT8 is slower than FP32 here (loadtest/RESULTS.md); it only shows how accurate TensorRT's INT8 will be."""
     from app.graphs import fp16, int8_search
 
     (graph,) = context.graphs
@@ -59,7 +59,7 @@ def session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
-    # Spinning threads would eat the cores that decode JPEGs.
+    # Spinning threads would take CPU time from decoding JPEGs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(
         str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
@@ -67,7 +67,7 @@ def session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
 
 
 class OnnxruntimeEngine:
-    """One session, which is safe to run from several instances."""
+    """One session for all instances; it is thread-safe."""
 
     def __init__(self, path: Path, threads: int) -> None:
         self._session = session(path, threads)
@@ -83,14 +83,14 @@ class OnnxruntimeEngine:
 
 
 class PlainExport:
-    """A plain Ultralytics export run as it is: the reference for .onnx weights. The rows are picked in numpy."""
+    """Runs a plain Ultralytics export unchanged, as the reference for .onnx weights. Selects the rows in numpy."""
 
     def __init__(self, export: Path | bytes, model: ModelInfo, threads: int) -> None:
         self._session = session(export, threads)
         self._model = model
 
     def infer(self, frames: Sequence[Pixels]) -> list[Outputs]:
-        """As Engine.infer; the images go one by one, repeated where the export has a fixed batch."""
+        """Like Engine.infer, one frame at a time; repeats the frame if the export has a fixed batch."""
         return [self._one(frame) for frame in frames]
 
     def _one(self, frame: Pixels) -> Outputs:

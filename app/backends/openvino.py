@@ -20,11 +20,11 @@ ONE_DEVICE = False
 STATIC = False
 
 _FILE = "model.xml"
-_SHAPES = ["yolopard", "shapes"]  # where the model's file tells them
+_SHAPES = ["yolopard", "shapes"]  # path of the shapes in the model file's rt_info
 
 
 def require() -> None:
-    """It runs wherever it is installed."""
+    """Do nothing: it runs wherever it is installed."""
 
 
 def version() -> str:
@@ -36,7 +36,7 @@ def device() -> str:
 
 
 def build(context: BuildContext) -> dict[str, Any]:
-    """By convert_model: read_model gives other boxes for a quantized graph, without an error (docs/decisions.md)."""
+    """Convert with convert_model: read_model gives wrong boxes for a quantized graph (docs/decisions.md)."""
     from app.graphs import int8_search
 
     (graph,), facts = context.graphs, {}
@@ -55,7 +55,7 @@ def load(folder: Path, instances: int, threads: int) -> "OpenvinoEngine":
 
 
 class OpenvinoEngine:
-    """One graph for frames of any shape; a quantized one is compiled for listed and for frequent shapes as well."""
+    """A model for frames of any shape; if quantized, also compiled for the listed and for frequent shapes."""
 
     def __init__(self, path: Path, instances: int, threads: int) -> None:
         self._path, self._instances, self._threads = path, instances, threads
@@ -88,8 +88,8 @@ class OpenvinoEngine:
 
 
 class Compiled:
-    """Two ways through one graph: all cores on one batch, which answers soonest, and a stream for each instance, which
-    answers most.
+    """One model compiled twice: with one stream on all cores, for low latency, and with one stream per instance, for
+    throughput.
     """
 
     def __init__(self, core: openvino.Core, model: openvino.Model, instances: int, threads: int) -> None:
@@ -97,19 +97,19 @@ class Compiled:
             options = {
                 "NUM_STREAMS": streams,
                 "INFERENCE_NUM_THREADS": max(threads, streams),
-                # The default is bfloat16 on CPUs that have it: twice as fast, and not FP32 (docs/decisions.md).
+                # The default is bfloat16 on CPUs that have it: twice as fast, but not FP32 (docs/decisions.md).
                 "INFERENCE_PRECISION_HINT": "f32",
-                # Pinned, a stream waits for its own core while another one is free (loadtest/RESULTS.md).
+                # A pinned stream waits for its own core even if another core is free (loadtest/RESULTS.md).
                 "ENABLE_CPU_PINNING": False,
             }
             compiled = core.compile_model(model, "CPU", options)
             return [compiled.create_infer_request() for _ in range(streams)]
 
         self._of_instance = requests(instances)
-        self._alone = requests(1)[0] if instances > 1 else self._of_instance[0]
+        self._low_latency = requests(1)[0] if instances > 1 else self._of_instance[0]
 
     def infer(self, instance: int, frames: Sequence[Pixels], low_latency: bool) -> list[Outputs]:
-        request = self._alone if low_latency else self._of_instance[instance]
+        request = self._low_latency if low_latency else self._of_instance[instance]
         batch = frames[0][None] if len(frames) == 1 else np.stack(frames)
         found = request.infer({"images": batch}, share_inputs=True, share_outputs=True)
-        return list(zip(*(np.array(output) for output in found.values()), strict=True))  # the next batch writes there
+        return list(zip(*(np.array(output) for output in found.values()), strict=True))  # the next batch overwrites it

@@ -1,5 +1,5 @@
-"""PyTorch by Ultralytics: in FP32 the reference every engine is checked against, and a slow fallback. On a GPU if any,
-and there in FP16 too, to compare with.
+"""The Ultralytics model in PyTorch: in FP32 the reference for every engine, and a slow fallback. Uses a GPU if there
+is one, then also in FP16 for comparison.
 """
 
 import shutil
@@ -22,13 +22,13 @@ INSTANCES = 1
 ONE_DEVICE = False
 STATIC = False
 
-MAX_BATCH = 8  # images at a time: PyTorch gains nothing from more, and 64 at 1280 px would need a GPU of their own
+MAX_BATCH = 8  # images at a time: more are not faster, and 64 at 1280 px would fill a GPU
 
 _FILES = {"fp32": "weights.pt", "fp16": "weights-half.pt"}  # the same weights
 
 
 def require() -> None:
-    """It runs wherever it is installed."""
+    """Do nothing: it runs wherever it is installed."""
 
 
 def version() -> str:
@@ -52,14 +52,14 @@ def load(folder: Path, instances: int, threads: int) -> "PytorchEngine":
 
 
 def open_weights(weights: Path, threads: int, *, half: bool = False) -> "PytorchEngine":
-    """The engine of .pt weights. The number of threads is the process's."""
+    """Return the engine of .pt weights. Sets the number of threads for the whole process."""
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # FP32 means FP32
     return PytorchEngine(load_module(weights), half=half)
 
 
 class PytorchEngine:
-    """The model's own forward and, in torch, the same selection of rows as the serving graph."""
+    """Runs the model's own forward, then selects the rows in torch as the serving graph does."""
 
     def __init__(self, module: torch.nn.Module, *, half: bool = False) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -79,7 +79,7 @@ class PytorchEngine:
             return list(zip(*(output.float().cpu().numpy() for output in found), strict=True))
 
     def _serving(self, found: Any) -> tuple[torch.Tensor, ...]:
-        """The head's own output -> those of the serving graph."""
+        """Output of the model's head -> outputs of the serving graph."""
         if self._head == "Classify":
             return (found,)
         first, *protos = found if isinstance(found, tuple) else (found,)
@@ -95,8 +95,8 @@ class PytorchEngine:
 
 
 def select_rows(head: torch.Tensor, classes: int, *, centred: bool = False) -> torch.Tensor:
-    """Raw head float32 [B, 4 + nc + E, A], cx cy w h, class scores and extras -> rows [B, K, 6 + E]; boxes stay as they
-    are if `centred`.
+    """Raw head float32 [B, 4 + nc + E, A] (cx cy w h, class scores, extras) -> rows [B, K, 6 + E]. Boxes become
+    x1 y1 x2 y2, or stay cx cy w h if `centred`.
     """
     best, label = head[:, 4 : 4 + classes].max(1)
     score, anchor = best.topk(min(K, best.shape[1]), dim=1)

@@ -1,7 +1,7 @@
-"""No model: an engine that takes the time it is told to take, without the CPU, and answers fixed rows.
+"""An engine without a model: it waits for the configured time, uses no CPU, and returns fixed rows.
 
-With 0,0 it measures everything but the engine; with the figures of a GPU, whether a host's cores can feed that GPU.
-Like a GPU it works on one batch at a time, whatever the instances.
+With 0,0 it measures everything except the engine; with the times of a GPU, whether a host's cores can feed that GPU.
+Like a GPU it runs one batch at a time, whatever the number of instances.
 """
 
 import json
@@ -35,7 +35,7 @@ _BOXES = ((0.1, 0.1, 0.3, 0.4), (0.4, 0.2, 0.6, 0.9), (0.7, 0.1, 0.9, 0.3), (0.1
 
 
 def require() -> None:
-    """It runs everywhere."""
+    """Do nothing: this backend runs everywhere."""
 
 
 def version() -> str:
@@ -56,7 +56,7 @@ def load(folder: Path, instances: int, threads: int) -> "SimulatedEngine":
 
 
 class Source:
-    """Where a simulated engine comes from; needs no weights."""
+    """Provides the simulated engine; needs no weights. `a_ms` is per batch, `b_ms` per image."""
 
     def __init__(
         self, a_ms: float, b_ms: float, imgsz: int, batch: int, shapes: tuple[Shape, ...] | None = None
@@ -78,20 +78,20 @@ class Source:
             calibration="",
         )
         self._folder = Path(tempfile.mkdtemp(prefix="yolopard-simulated-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # of an engine that was never closed
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # if the engine is never closed
 
     def run(self, report: Report) -> StoredEngine:
-        report(Progress.at("engine", NAME, "no image is looked at, the boxes are made up"))
+        report(Progress.at("engine", NAME, "runs no model, the boxes are fixed"))
         (self._folder / _FILE).write_text(json.dumps(self._facts))
-        gate_result = GateResult("nothing: a simulated engine looks at no image", "", None)
+        gate_result = GateResult("nothing: a simulated engine runs no model", "", None)
         return StoredEngine(self._folder, Manifest(self._fingerprint, self._model, gate_result, {}, {}))
 
     def cancel(self) -> None:
-        """It takes no time."""
+        """Do nothing: `run` takes no time."""
 
 
 class SimulatedEngine:
-    """A batch of n takes a + b * n seconds, one batch at a time over all instances. Its folder goes with it."""
+    """A batch of n takes a + b * n seconds, one batch at a time over all instances. `close` deletes the folder."""
 
     def __init__(self, a: float, b: float, imgsz: int, instances: int, folder: Path | None = None) -> None:
         self._folder = folder
@@ -116,6 +116,6 @@ class SimulatedEngine:
         return self._seconds[instance]
 
     def close(self) -> None:
-        """`serve` ends without the interpreter's own end, at which finalizers run."""
+        """Delete the folder here, because `serve` exits without running finalizers."""
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,1 +1,1 @@
-"""What lives while the server lives: from images to detections."""
+"""The running service: loads engines, batches images, and returns detections."""

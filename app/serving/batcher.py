@@ -1,11 +1,10 @@
 """Jobs -> batches -> the engine's instances.
 
-A batch leaves when an instance is free and either it is full or its oldest job has waited `max_wait`. Where all
-instances share one device, a batch that is not full also waits until the device is about to be free: leaving sooner
-gains it nothing.
+A batch starts when an instance is free and the batch is full or its oldest job has waited `max_wait`. If all instances
+share one device, a batch that is not full also waits until the device is nearly free: starting sooner gains nothing.
 
-Jobs of one batch share a shape; of several shapes the one whose oldest job has waited longest goes first. Whatever
-fails, everybody waiting gets an answer of their own. All methods belong to one event loop; only `infer` runs elsewhere.
+All jobs of a batch have the same frame shape. The shape whose oldest job has waited longest goes first. If a batch
+fails, each of its jobs gets its own error. Call all methods on one event loop; only `infer` runs on other threads.
 """
 
 import asyncio
@@ -28,15 +27,15 @@ from app.vision.preprocess import Pixels
 
 log = logging.getLogger("yolopard.batcher")
 
-MAX_FAILURES = 3  # batches in a row; after them the server is not ready, until a batch succeeds
-LEARN = 0.05  # weight of the newest batch in what is known of the device's speed
+MAX_FAILURES = 3  # in a row; then the server is not ready until a batch succeeds
+EMA_WEIGHT = 0.05  # of the newest batch in the moving average of the device's slowdown
 
-_DEAD = "the engine has stopped working: start the server again"
+_DEAD = "the engine has stopped working: restart the server"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The engine's outputs for one frame, and how they came about."""
+    """The engine's outputs for one frame, the size of its batch, and seconds in the queue and in the engine."""
 
     outputs: Outputs
     batch_size: int
@@ -50,7 +49,7 @@ class _Job:
     answer: asyncio.Future[Answer]
     enqueued_at: float  # loop time
     deadline: float  # loop time
-    enqueued: float  # perf_counter: uvloop's own clock counts whole milliseconds
+    enqueued: float  # perf_counter, for `queue_s`: the clock of uvloop only has whole milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class _Batch:
 
 
 class Batcher:
-    """Owns the queue, the instances' tasks and the device threads."""
+    """Owns the queue, one task per instance, and the device threads."""
 
     def __init__(
         self,
@@ -68,12 +67,12 @@ class Batcher:
         *,
         instances: int,
         capacity: EngineProfile,
-        one_device: bool,  # which the instances share; otherwise each has cores of its own
+        one_device: bool,  # True: the instances share one device; False: each has its own cores
         max_wait_s: float,
         metrics: Metrics,
         model: str,
         name: str,
-        nice: int = 0,  # of the device threads, and of those that they start
+        nice: int = 0,  # of the device threads, and of threads that they start
     ) -> None:
         self._engine = engine
         self._instances = instances
@@ -85,10 +84,10 @@ class Batcher:
         self._max_wait_s = max_wait_s
         self._metrics = metrics
         self._labels = (model, name)
-        self._slowdown = 1.0  # of the device, against warm-up
-        self._device_free = 0.0  # loop time at which the device is expected to have done what it was given
+        self._slowdown = 1.0  # of the device, relative to warm-up
+        self._device_free = 0.0  # loop time at which the device is expected to finish its batches
         self._nice = nice
-        self._waiting: dict[tuple[int, ...], deque[_Job]] = {}  # by shape of frame; no queue is empty
+        self._waiting: dict[tuple[int, ...], deque[_Job]] = {}  # by frame shape; never holds an empty queue
         self._flying: set[_Job] = set()
         self._changed = asyncio.Event()
         self._stopping = False
@@ -99,7 +98,7 @@ class Batcher:
         self._depth.set_function(self.depth)
 
     def start(self) -> None:
-        """Open the instances."""
+        """Start one task per instance."""
         for instance in range(self._instances):
             task = asyncio.create_task(self._serve(instance), name=f"instance-{instance}")
             task.add_done_callback(self._instance_ended)
@@ -107,7 +106,7 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """False when an instance has died, and while the engine fails batch after batch."""
+        """False if an instance has ended, or if the last MAX_FAILURES batches failed."""
         return self._instances_run() and self._failures < MAX_FAILURES
 
     def _instances_run(self) -> bool:
@@ -115,22 +114,22 @@ class Batcher:
 
     @property
     def idle(self) -> bool:
-        """True when nothing waits and nothing is on the device."""
+        """True if no job waits and none is on the device."""
         return not self._waiting and not self._flying
 
     @property
     def pace_s(self) -> float:
-        """Seconds that an image takes the device when batches are full, as it has been of late."""
+        """Recent seconds of device time per image, in full batches."""
         return self._slowdown * self._full_s
 
     def depth(self) -> int:
-        """Frames waiting for an instance."""
+        """Number of frames that wait for an instance."""
         return sum(len(jobs) for jobs in self._waiting.values())
 
     async def submit(self, frame: Pixels, deadline: float) -> Answer:
-        """The engine's outputs for a frame, uint8 [H, W, 3]. `deadline` is a loop time.
+        """Return the engine's outputs for a frame, uint8 [H, W, 3]. `deadline` is a loop time.
 
-        Raises Stopping, DeadlineExceeded or InferenceFailed. Cancelled, it leaves the queue.
+        Raises Stopping, DeadlineExceeded or InferenceFailed. If cancelled, removes the frame from the queue.
         """
         if self._stopping:
             raise Stopping("the server is shutting down: send the request to another one")
@@ -146,7 +145,7 @@ class Batcher:
             raise
 
     def _forget(self, job: _Job) -> None:
-        """Nobody waits for this job any more: it leaves its place, if it is still in the queue."""
+        """Remove a cancelled job, if it is still in the queue."""
         jobs = self._waiting.get(job.frame.shape, deque())
         if job in jobs:
             jobs.remove(job)
@@ -154,7 +153,7 @@ class Batcher:
                 del self._waiting[job.frame.shape]
 
     async def close(self) -> None:
-        """Finish what is queued, without waiting for fuller batches, and close the instances."""
+        """Run all queued jobs without waiting for fuller batches, then end the instances."""
         self._stopping = True
         self._changed.set()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -168,7 +167,7 @@ class Batcher:
             device.close()
 
     async def _next_batch(self) -> _Batch:
-        """The next batch to leave; an empty one when there will be none."""
+        """Wait for the next batch and return it; an empty batch means the batcher stops."""
         while True:
             if (batch := self._take()).jobs:
                 return batch
@@ -181,7 +180,7 @@ class Batcher:
                     await self._changed.wait()
 
     def _take(self) -> _Batch:
-        """A batch that may leave now, without the jobs whose deadline has passed; empty when there is none."""
+        """Return a batch that may start now, or an empty one. Fails jobs whose deadline has passed."""
         now = self._loop.time()
         while ready := [(jobs, reason) for jobs in self._waiting.values() if (reason := self._reason(jobs, now))]:
             jobs, reason = min(ready, key=lambda entry: entry[0][0].enqueued_at)
@@ -199,7 +198,7 @@ class Batcher:
         return _Batch([], "")
 
     def _reason(self, jobs: deque[_Job], now: float) -> str | None:
-        """Why a batch of these would leave now, if it would."""
+        """Return why a batch of these jobs may start now; None if it must wait."""
         if len(jobs) >= self._max_batch:
             return "full"
         if self._stopping:
@@ -209,7 +208,7 @@ class Batcher:
         return "timeout" if self._max_wait_s else "idle"
 
     def _due(self, jobs: deque[_Job]) -> float:
-        """When a batch of these leaves even if it is not full, loop time."""
+        """Return the loop time at which a batch of these jobs starts even if it is not full."""
         due = jobs[0].enqueued_at + self._max_wait_s
         if not self._one_device or not self._flying:
             return due
@@ -240,26 +239,26 @@ class Batcher:
             device_s = infer_s if reported is None else reported
             self._count(batch, device_s)
             if self._one_device or not low_latency:
-                self._learn(len(jobs), device_s)
+                self._update_slowdown(len(jobs), device_s)
             for job, outputs in zip(jobs, found, strict=True):
                 if not job.answer.done():
                     job.answer.set_result(Answer(outputs, len(jobs), started - job.enqueued, infer_s))
         self._flying.difference_update(jobs)
 
-    def _learn(self, size: int, device_s: float) -> None:
+    def _update_slowdown(self, size: int, device_s: float) -> None:
         expected = self._busy_s[size] * (1 if self._one_device else self._instances)
-        self._slowdown += LEARN * (device_s / max(expected, HANDLING_S) - self._slowdown)
+        self._slowdown += EMA_WEIGHT * (device_s / max(expected, HANDLING_S) - self._slowdown)
 
     def _infer_jobs(self, instance: int, jobs: list[_Job], low_latency: bool) -> list[Outputs]:
-        """On a device thread."""
+        """Run the batch on the engine; called on a device thread."""
         try:
             found = self._engine.infer(instance, [job.frame for job in jobs], low_latency=low_latency)
         except Exception:
             raise
-        except BaseException as death:  # would go through the executor and end the event loop
-            raise _InstanceDied from death
+        except BaseException as error:  # the executor would pass it on, and it would end the event loop
+            raise _InstanceDied from error
         if len(found) != len(jobs):
-            raise InferenceFailed(f"the engine gave {len(found)} results for {len(jobs)} images")
+            raise InferenceFailed(f"the engine returned {len(found)} results for {len(jobs)} images")
         return found
 
     def _count(self, batch: _Batch, device_s: float) -> None:
@@ -270,12 +269,12 @@ class Batcher:
         self._metrics.device_seconds.labels(*self._labels).inc(device_s)
 
     def _instance_ended(self, task: "asyncio.Task[None]") -> None:
-        """An instance ends well only when the batcher stops; otherwise the device is dead, and everybody must know."""
+        """Fail all jobs if an instance ends before the batcher stops: the device no longer works."""
         cause = None if task.cancelled() else task.exception()
         if self._stopping and not task.cancelled() and cause is None:
             return
         name = self._labels[1]
-        log.critical("%s of %s ended; nothing more will be answered by it", task.get_name(), name, exc_info=cause)
+        log.critical("%s of %s ended unexpectedly; all further images fail", task.get_name(), name, exc_info=cause)
         for job in [*self._flying, *(job for jobs in self._waiting.values() for job in jobs)]:
             failure = InferenceFailed(_DEAD)
             failure.__cause__ = cause
@@ -285,11 +284,11 @@ class Batcher:
 
 def _be_nice(nice: int) -> None:
     if nice:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)  # on Linux this is the thread alone
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)  # on Linux this affects only this thread
 
 
 class _InstanceDied(Exception):
-    """The device thread was ended from inside."""
+    """The device thread got an exception that is not an Exception, such as SystemExit."""
 
 
 def _fail(job: _Job, error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""An engine of the store -> a loaded, warm engine."""
+"""Stored engine -> loaded engine that is warmed up."""
 
 import logging
 import math
@@ -26,17 +26,17 @@ log = logging.getLogger("yolopard.deployment")
 PATIENCE = {
     True: 2,
     False: 1,
-}  # sizes of batch tried in vain: a GPU may gain from the next, cores that are all busy do not
+}  # by one_device: batch sizes tried without a gain. A GPU may gain from the next size, busy cores do not
 
 
 class EngineProvider(Protocol):
-    """Where the engine comes from: app/building/process.py, or a test."""
+    """Provides the stored engine: app/building/process.py, app/serving/stored.py, or a test."""
 
     def run(self, report: Report) -> StoredEngine:
-        """Find or build the engine; blocks. Raises a SetupError."""
+        """Find or build the engine and return it; blocks. Raises a SetupError."""
 
     def cancel(self) -> None:
-        """Make `run` give up; called from another thread."""
+        """Make `run` stop early; called from another thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,12 @@ class LoadedEngine:
     built: StoredEngine
     engine: Engine
     instances: int
-    one_device: bool  # which the instances share
+    one_device: bool  # True: the instances share one device
     capacity: EngineProfile
 
     @property
     def name(self) -> str:
-        """What tells it apart from another engine of the same model."""
+        """The backend, which differs between the engines of one model."""
         return self.built.manifest.fingerprint.backend
 
     @property
@@ -68,7 +68,7 @@ class LoadedEngine:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """For /v1/models."""
+        """Return the engine's entry in /v1/models."""
         manifest, fingerprint = self.built.manifest, self.built.manifest.fingerprint
         return {
             "name": self.name,
@@ -88,7 +88,7 @@ class LoadedEngine:
 
 
 def load(source: EngineProvider, report: Report, *, instances: int | None, threads: int | None) -> LoadedEngine:
-    """Blocks. A stored engine that does not load here is built again, once. Raises a SetupError."""
+    """Return the engine, loaded and warmed up; blocks. Rebuilds it once if it does not load. Raises a SetupError."""
     built = source.run(report)
     report(Progress.at("warm-up", built.manifest.model.name))
     try:
@@ -109,7 +109,7 @@ def _open(built: StoredEngine, instances: int | None, threads: int | None) -> Lo
         engine = backend.load(built.folder, instances, threads)
     except SetupError:
         raise
-    except Exception as error:  # each library has its own words for a file that it cannot read
+    except Exception as error:  # each library raises its own error for a file that it cannot read
         reason = str(error).strip().partition("\n")[0]
         raise EngineStale(f"{built.folder} does not load: {type(error).__name__}: {reason}") from error
     try:
@@ -121,7 +121,7 @@ def _open(built: StoredEngine, instances: int | None, threads: int | None) -> Lo
 
 
 def _warm_up(engine: Engine, instances: int, one_device: bool, model: ModelInfo, largest: int) -> EngineProfile:
-    """Frames of every shape, by themselves and in every instance; the capacity is that of the largest shape."""
+    """Run frames of every shape, with low latency and in every instance. Return the profile of the largest shape."""
     shapes = sorted(model.shapes or [(model.imgsz, model.imgsz)], key=math.prod)
     frames = [np.zeros((*shape, 3), np.uint8) for shape in shapes]
     for frame in frames:
@@ -133,7 +133,7 @@ def _warm_up(engine: Engine, instances: int, one_device: bool, model: ModelInfo,
 
 
 def preprocessor(settings: Settings, model: ModelInfo) -> Preprocessor:
-    """How the model's images are made into frames."""
+    """Return the preprocessor that makes images into the model's frames."""
     server, middle = settings.server, model.task == "classify"
     fast = settings.model.decode == "fast" and not middle
     return Preprocessor(model.imgsz, model.stride, model.shapes, fast, server.max_pixels, middle, server.max_side)

@@ -1,4 +1,4 @@
-"""What a prediction holds, and how it is made of an engine's outputs."""
+"""Predictions, and how they are made from an engine's outputs."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ from app.vision.preprocess import LetterboxTransform
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of one image went, in seconds."""
+    """Seconds that one image took in each stage."""
 
     decode: float
     queue: float
@@ -20,8 +20,8 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What one image holds. Boxes and keypoints are px of the upright original, masks are its frame's, and `transform`
-    leads from there to the original, whose pixels are not kept: they may be 150 MB.
+    """The result for one image. Boxes and keypoints are in px of the upright original, masks in px of the frame.
+    `transform` maps the frame to the original. The original's pixels are not kept: they may take 150 MB.
     """
 
     transform: LetterboxTransform
@@ -38,7 +38,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class FramePrediction:
-    """What one frame holds: the engine's outputs, in frame px, with only those rows that are left after NMS."""
+    """The result for one frame: the engine's outputs, in frame px, with only the rows that remain after NMS."""
 
     outputs: Outputs
     timings: Timings
@@ -49,7 +49,7 @@ class FramePrediction:
 def detections_of(
     outputs: Outputs, transform: LetterboxTransform, thresholds: Thresholds, model: ModelInfo
 ) -> Detections:
-    """The detections of an image, in px of its upright original."""
+    """Return the detections of an image, in px of its upright original."""
     found = postprocess.select(outputs, thresholds, model)
     match model.task:
         case "classify":
@@ -61,7 +61,7 @@ def detections_of(
 
 
 def difference_of(ours: Outputs, theirs: Outputs, model: ModelInfo) -> tuple[int, int, int]:
-    """Boxes that two engines find in one frame: both of them, only the first, only the second."""
+    """Return how many boxes two engines find in one frame: both, only the first, only the second."""
     first, second = (
         postprocess.select(outputs, Thresholds(matching.MIN_MATCH_CONF), model) for outputs in (ours, theirs)
     )

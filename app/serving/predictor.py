@@ -1,7 +1,7 @@
-"""One image, start to end: decode and letterbox -> batch -> engine -> detections in the image's own pixels.
+"""Predicts one image: decode and letterbox -> batch -> engine -> detections in the image's own pixels.
 
-Decoding, letterboxing and drawing run on a pool of CPU threads, where the C code lets go of the GIL, and so does NMS of
-many boxes, on threads of its own; the engine runs on the batcher's instances; the event loop only passes work on.
+Decoding with letterboxing, NMS of many boxes, and drawing each have a thread pool; their C code releases the GIL. The
+engine runs on the batcher's instances. The event loop only passes work on.
 """
 
 import asyncio
@@ -27,32 +27,32 @@ from app.vision.preprocess import LetterboxTransform, Pixels, Preprocessor
 
 T = TypeVar("T")
 Turns = AbstractAsyncContextManager[Any]
-ALONE: Turns = nullcontext()  # of a request with one image
+NO_TURNS: Turns = nullcontext()  # a request with one image does not limit its own decoding
 
 log = logging.getLogger("yolopard.predictor")
 
 SHADOW_DEADLINE_S = 60.0
-MAX_WAIT_RATIO = 0.8  # share of the deadline that the wait for the images before may take
-LEARN = 0.05  # weight of the newest image in what is known of decoding
-PATIENCE_S = 10.0  # with a decoder: the limits of app.vision.formats keep the worst image to a few seconds
-DRAW_PATIENCE_S = 60.0  # with drawing and encoding
-MAX_INLINE_BOXES = 32  # boxes over the threshold; their NMS takes 0.1 ms
+MAX_WAIT_RATIO = 0.8  # of the time to the deadline that the wait for earlier images may take
+EMA_WEIGHT = 0.05  # of the newest image in the moving average of decoding time
+DECODE_STUCK_S = 10.0  # then a decoder counts as stuck: app.vision.formats limits the worst image to a few seconds
+DRAW_STUCK_S = 60.0  # the same for drawing and encoding
+MAX_INLINE_BOXES = 32  # above the threshold; their NMS takes 0.1 ms, which the event loop runs itself
 
 
 class Predictor:
-    """Admission, the thread pools, and an image's way through them. Belongs to one event loop."""
+    """Admits requests and runs their images through the thread pools and batchers. Belongs to one event loop."""
 
     def __init__(
         self,
         model: ModelInfo,
         preprocessor: Preprocessor,
-        batchers: dict[str, Batcher],  # by engine: the one that serves, then the one it is compared with
+        batchers: dict[str, Batcher],  # by engine: first the serving engine, then the one it is compared with
         metrics: Metrics,
         *,
         threads: int,
         max_pending: int,
-        shares_cores: bool,  # the engine works on the cores that decode
-        shadow: float,  # share of the images that the second engine looks at as well
+        shares_cores: bool,  # True: the engine runs on the cores that also decode
+        shadow: float,  # fraction of the images that the second engine also runs on
     ) -> None:
         self.model = model
         self.engines = list(batchers)
@@ -60,56 +60,58 @@ class Predictor:
         self._shadow_share = shadow if len(batchers) > 1 else 0
         self._shadow: asyncio.Task[None] | None = None
         self._metrics = metrics
-        # One more than cores, to work while another waits for the interpreter: 14 % more images (loadtest/RESULTS.md).
-        self._decoders = Threads(threads + 1, "decode", patience_s=PATIENCE_S)
-        self._finishers = Threads(threads, "finish")  # not behind images yet to decode
-        self._drawers = Threads(max(1, threads // 2), "draw", patience_s=DRAW_PATIENCE_S)  # pictures take seconds
+        # One more than cores: it works while another waits for the GIL. 14 % more images (loadtest/RESULTS.md).
+        self._decoders = Threads(threads + 1, "decode", patience_s=DECODE_STUCK_S)
+        self._finishers = Threads(threads, "finish")  # a pool of its own, not queued behind decoding
+        self._drawers = Threads(max(1, threads // 2), "draw", patience_s=DRAW_STUCK_S)  # an image takes seconds
         self._preprocessor = preprocessor
         self._max_pending = max_pending
         self._threads, self._shares_cores = threads, shares_cores
-        self._decode_s = 0.0  # of an image, on one core, of late
+        self._decode_s = 0.0  # recent CPU seconds per image, on one core
         self._pending = 0
-        self._images = 0  # on their way through `predict`
+        self._images = 0  # that `_predict` is working on
         metrics.pending.labels(model.name).set_function(lambda: self._pending)
 
     @property
     def alive(self) -> bool:
-        """False when the engine that serves is not able to answer."""
+        """False if the serving engine no longer works."""
         return self._batchers[self.engines[0]].alive
 
     @property
     def stuck(self) -> int:
-        """Decoders that have not come back from an image in PATIENCE_S."""
+        """Number of threads that have decoded one image for DECODE_STUCK_S, or drawn one for DRAW_STUCK_S."""
         return self._decoders.stuck + self._drawers.stuck
 
     @property
     def pending(self) -> int:
-        """Requests that have been read and are not answered yet."""
+        """Number of requests that have been read and have no response yet."""
         return self._pending
 
     @property
     def retry_after_s(self) -> int:
-        """When a refused client may come again: the time the pending ones take, at least 1 s."""
+        """Seconds until a refused client should retry: the time for the pending images, at least 1 s."""
         return max(1, math.ceil(self._wait_s()))
 
     def _wait_s(self) -> float:
-        """What the images on their way will take, at the pace of late."""
+        """Return the estimated seconds for the images in progress, at the recent pace."""
         decode_s, engine_s = self._decode_s / self._threads, self._batchers[self.engines[0]].pace_s
         return self._images * (decode_s + engine_s if self._shares_cores else max(decode_s, engine_s))
 
     def require_room(self, deadline_s: float) -> None:
-        """Raises Overloaded where a request would find no place, or would hardly be answered in `deadline_s` from now:
-        it would take the place, and the decoding, of one that can be.
+        """Raise Overloaded if no slot is free, or if the estimated wait is above MAX_WAIT_RATIO of `deadline_s`.
+
+        Such a request would take the slot and the decoding time of one that can meet its deadline.
         """
         if self._pending >= self._max_pending:
-            raise Overloaded(f"{self._pending} requests are being answered already, as many as the server takes")
+            raise Overloaded(f"the server is already processing {self._pending} requests, the maximum")
         if (wait_s := self._wait_s()) > deadline_s * MAX_WAIT_RATIO:
-            raise Overloaded(f"an answer takes {wait_s:.1f} s at present, and the deadline is {deadline_s:.4g} s")
+            raise Overloaded(f"a response takes {wait_s:.1f} s at present, and the deadline is {deadline_s:.4g} s")
 
     @contextmanager
     def admission_slot(self, deadline_s: float) -> Iterator[None]:
-        """Hold a place, from when a request has been read until its answer is written. Raises what `require_room`
-        raises.
+        """Hold a slot from when the request has been read until its response is written.
+
+        Raises Overloaded as `require_room` does.
         """
         self.require_room(deadline_s)
         self._pending += 1
@@ -119,10 +121,11 @@ class Predictor:
             self._pending -= 1
 
     def turns(self, images: int) -> Turns:
-        """For `predict`: a request of so many images has them decoded a few at a time, so that those of others come in
-        between.
+        """Return the `turns` of `predict` for a request with this number of images.
+
+        They limit how many of its images are decoded at a time, so that other requests are not delayed.
         """
-        return ALONE if images == 1 else asyncio.Semaphore(self._threads)
+        return NO_TURNS if images == 1 else asyncio.Semaphore(self._threads)
 
     async def predict(
         self,
@@ -131,12 +134,12 @@ class Predictor:
         deadline: float,
         engines: Sequence[str],
         *,
-        turns: Turns = ALONE,
+        turns: Turns = NO_TURNS,
         shadowed: bool = False,
     ) -> list[Prediction]:
-        """Everything between an image, encoded or as uint8 [H, W, 3] RGB, and its detections by each of the engines.
+        """Return one prediction per engine for an image, encoded or as uint8 [H, W, 3] RGB.
 
-        `deadline` is a loop time; if `shadowed`, the second engine may look at the frame afterwards. Raises a
+        `deadline` is a loop time; if `shadowed`, the second engine may also run on the frame afterwards. Raises a
         RequestError for the image and a ServiceError for the engine.
         """
 
@@ -152,11 +155,11 @@ class Predictor:
         make: Callable[[], Pixels],
         thresholds: Thresholds,
         deadline: float,
-        turns: Turns = ALONE,
+        turns: Turns = NO_TURNS,
     ) -> FramePrediction:
-        """As `predict`, by the engine that serves, for an image that the client has letterboxed.
+        """Like `predict`, with the serving engine only, for an image that the client has letterboxed.
 
-        `make` gives the frame, uint8 [H, W, 3] of sides that the model takes; it is called where others are decoded.
+        `make` returns the frame, uint8 [H, W, 3] of a shape that the model takes; it is called on a decoding thread.
         """
 
         def prepare() -> tuple[LetterboxTransform, Pixels]:
@@ -179,49 +182,49 @@ class Predictor:
         turns: Turns,
         shadowed: bool,
     ) -> tuple[LetterboxTransform, list[tuple[T, Timings, int, str]]]:
-        """Where the image lies in its frame, and of each engine what it found, how long it took, in which batch."""
+        """Return the letterbox transform and, per engine, (result of `finish`, timings, batch size, engine)."""
         self._images += 1
         try:
             async with asyncio.timeout_at(deadline):
                 async with turns:
                     (transform, frame), decode_s = await _on(self._decoders, lambda: self._timed(prepare))
-                answers = await self._ask(engines, frame, deadline)
+                answers = await self._infer(engines, frame, deadline)
                 found = [await self._finish(answer, transform, thresholds, finish) for answer in answers]
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the image was answered") from None
+            raise DeadlineExceeded("the deadline passed before the image was processed") from None
         finally:
             self._images -= 1
         if shadowed and random.random() < self._shadow_share:  # noqa: S311
             self._begin_shadow(frame, answers[0])
-        seen = []
-        for engine, answer, (what, postprocess_s) in zip(engines, answers, found, strict=True):
+        results = []
+        for engine, answer, (result, postprocess_s) in zip(engines, answers, found, strict=True):
             timings = Timings(decode_s, answer.queue_s, answer.infer_s, postprocess_s)
             for stage in Timings.__slots__:
                 self._metrics.stage_seconds.labels(self.model.name, engine, stage).observe(getattr(timings, stage))
-            seen.append((what, timings, answer.batch_size, engine))
-        return transform, seen
+            results.append((result, timings, answer.batch_size, engine))
+        return transform, results
 
-    async def _ask(self, engines: Sequence[str], frame: Pixels, deadline: float) -> list[Answer]:
-        """At the same time. The first failure ends it, and the frame leaves the queues of the others."""
+    async def _infer(self, engines: Sequence[str], frame: Pixels, deadline: float) -> list[Answer]:
+        """Run the engines at the same time. The first failure cancels the others."""
         if len(engines) == 1:
             return [await self._batchers[engines[0]].submit(frame, deadline)]
         return await together(self._batchers[engine].submit(frame, deadline) for engine in engines)
 
     def _begin_shadow(self, frame: Pixels, answer: Answer) -> None:
-        """Let the second engine look at the frame too, if it has nothing else to do: nobody ever waits for it."""
+        """Start the second engine on the frame if it is idle. No request waits for it."""
         second = self._batchers[self.engines[1]]
         if not second.idle or (self._shadow is not None and not self._shadow.done()):
             self._metrics.shadow_images.labels(self.model.name, "skipped").inc()
         else:
-            self._shadow = asyncio.create_task(self._look_again(frame, answer, second), name="shadow")
+            self._shadow = asyncio.create_task(self._run_shadow(frame, answer, second), name="shadow")
 
-    async def _look_again(self, frame: Pixels, answer: Answer, second: Batcher) -> None:
+    async def _run_shadow(self, frame: Pixels, answer: Answer, second: Batcher) -> None:
         deadline = asyncio.get_running_loop().time() + SHADOW_DEADLINE_S
         try:
             other = await second.submit(frame, deadline)
             compare = partial(difference_of, answer.outputs, other.outputs, self.model)
             both, ours, theirs = (await _on(self._finishers, compare))[0]
-        except Exception as error:  # nobody waits for it, so nobody else would tell
+        except Exception as error:  # no caller awaits this task, so the error is logged here
             log.warning("a shadow image was not compared: %s: %s", type(error).__name__, error)
             self._metrics.shadow_images.labels(self.model.name, "failed").inc()
             return
@@ -230,7 +233,7 @@ class Predictor:
             self._metrics.shadow.labels(self.model.name, self.engines[0], found_by).inc(count)
 
     async def draw(self, data: bytes, prediction: Prediction, kind: str) -> bytes:
-        """The image with its detections drawn, as "jpeg" or "png"."""
+        """Return the image with its detections drawn, as "jpeg" or "png" by `kind`."""
 
         def work() -> bytes:
             pixels = preprocess.decode(data, self._preprocessor.max_pixels, self._preprocessor.max_side)
@@ -239,19 +242,19 @@ class Predictor:
             for mask in found.masks or ():
                 checkpoint()
                 outlines.append(masks.polygon(mask, transform))
-            picture = draw.draw(pixels, found, self.model.names, outlines)
+            drawn = draw.draw(pixels, found, self.model.names, outlines)
             checkpoint()
-            return draw.encode(picture, kind)
+            return draw.encode(drawn, kind)
 
-        picture, _ = await _on(self._drawers, work)
-        return picture
+        encoded, _ = await _on(self._drawers, work)
+        return encoded
 
     async def finish(self, work: Callable[[], T]) -> T:
-        """What is left to do for an answer, on a thread."""
+        """Run the last work for a response on a thread and return its result."""
         return (await _on(self._finishers, work))[0]
 
     async def close(self) -> None:
-        """Answer what was admitted, then let the threads go."""
+        """Finish the admitted images, then end the threads."""
         self._shadow_share = 0
         await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
         if self._shadow is not None:
@@ -266,7 +269,7 @@ class Predictor:
         thresholds: Thresholds,
         finish: Callable[[Outputs, LetterboxTransform], T],
     ) -> tuple[T, float]:
-        """What came out and the seconds it took. Few candidates take less time than handing them to another thread."""
+        """Return the result of `finish` and its seconds. Runs here if that is faster than passing it to a thread."""
         work = partial(finish, answer.outputs, transform)
         if _takes_long(answer.outputs, thresholds, self.model):
             return await _on(self._finishers, work)
@@ -276,19 +279,19 @@ class Predictor:
     def _timed(self, prepare: Callable[[], tuple[LetterboxTransform, Pixels]]) -> tuple[LetterboxTransform, Pixels]:
         started = time.thread_time()
         transform, frame = prepare()
-        self._decode_s += LEARN * (time.thread_time() - started - self._decode_s)
+        self._decode_s += EMA_WEIGHT * (time.thread_time() - started - self._decode_s)
         return transform, frame
 
 
 async def _on(pool: Threads, work: Callable[[], T]) -> tuple[T, float]:
-    """The work's result and the seconds it took, waiting for a thread included."""
+    """Return the result of `work` and its seconds, including the wait for a thread."""
     started = time.perf_counter()
     result = await pool.run(work)
     return result, time.perf_counter() - started
 
 
 def _takes_long(outputs: Outputs, thresholds: Thresholds, model: ModelInfo) -> bool:
-    """Masks and many boxes do."""
+    """Return True for masks and for more than MAX_INLINE_BOXES candidates."""
     if model.task in ("classify", "segment"):
         return model.task == "segment"
     return postprocess.candidates(outputs[0], thresholds.conf) > MAX_INLINE_BOXES

@@ -1,4 +1,4 @@
-"""What an engine does alone: images per second, and what a batch of each size takes."""
+"""Measures an engine without other load: images per second, and seconds per batch of each size."""
 
 import threading
 import time
@@ -14,13 +14,13 @@ from app.backends import Engine
 from app.vision.preprocess import Pixels
 
 MAX_BATCH_S = 1.0  # sizes whose batch is expected to take longer, with every instance busy, are not tried
-HANDLING_S = 0.0002  # what a batch takes the service itself
-MIN_GAIN_RATIO = 1.05  # times the images per second that a larger batch has to give
+HANDLING_S = 0.0002  # of the service's own time per batch
+MIN_GAIN_RATIO = 1.05  # in images per second; a larger batch must reach it
 
 
 @dataclass(frozen=True, slots=True)
 class EngineProfile:
-    """Seconds by size of batch, with every instance busy: how long the device is taken, and the wait for it on top."""
+    """Seconds by batch size, with every instance busy: the device's time, and the time outside the device."""
 
     sizes: Sequence[int]
     device_s: Sequence[float]
@@ -28,13 +28,13 @@ class EngineProfile:
 
     @property
     def images_per_second(self) -> float:
-        """At the size that is served."""
+        """Images per second at the size `batch`."""
         best = self.sizes.index(self.batch)
         return self.sizes[best] / self.device_s[best]
 
     @property
     def batch(self) -> int:
-        """The largest size that pays: each step up to it gave more images per second than a smaller one."""
+        """The batch size to serve: the last one with MIN_GAIN_RATIO times the rate of the best size before it."""
         best = 0
         for i in range(1, len(self.sizes)):
             if self._rate(i) >= self._rate(best) * MIN_GAIN_RATIO:
@@ -42,15 +42,15 @@ class EngineProfile:
         return self.sizes[best]
 
     def to_json(self) -> dict[str, float]:
-        """Milliseconds by size."""
+        """Return milliseconds of device time by batch size."""
         return {str(size): round(seconds * 1000, 3) for size, seconds in zip(self.sizes, self.device_s, strict=True)}
 
     def busy_s(self, size: int) -> float:
-        """How long a batch of this size takes the device."""
+        """Return the seconds that the device is busy with a batch of this size."""
         return float(np.interp(size, self.sizes, self.device_s))
 
     def lead_s(self, size: int) -> float:
-        """How long before the device is free a batch of this size had better leave."""
+        """Return how many seconds before the device is free a batch of this size should start."""
         return self.handover_s[min(bisect_left(self.sizes, size), len(self.sizes) - 1)]
 
     def _rate(self, i: int) -> float:
@@ -58,9 +58,9 @@ class EngineProfile:
 
 
 def measure(engine: Engine, instances: int, frame: Pixels, largest: int, patience: int = 2) -> EngineProfile:
-    """Try sizes 1, 2, 4, ... and `largest`, until `patience` in a row did not pay.
+    """Measure sizes 1, 2, 4, ... and `largest`, until `patience` sizes in a row gave no gain.
 
-    Each is run once before it counts.
+    Each size runs once before it is measured.
     """
     sizes, device_s, handover_s = list[int](), list[float](), list[float]()
     size = 1
@@ -70,14 +70,14 @@ def measure(engine: Engine, instances: int, frame: Pixels, largest: int, patienc
         device_s.append(size / rate)
         handover_s.append(handover)
         found = EngineProfile(sizes, device_s, handover_s)
-        in_vain = len(sizes) - 1 - sizes.index(found.batch)
-        if size == largest or in_vain == patience or 2 * device_s[-1] * instances > MAX_BATCH_S:
+        without_gain = len(sizes) - 1 - sizes.index(found.batch)
+        if size == largest or without_gain == patience or 2 * device_s[-1] * instances > MAX_BATCH_S:
             return found
         size = min(size * 2, largest)
 
 
 def _try(engine: Engine, instances: int, batch: Sequence[Pixels]) -> tuple[float, float]:
-    """Images per second, and the seconds of a batch outside the device."""
+    """Return images per second, and the seconds of one batch outside the device."""
     waits = list[float]()
 
     def work(instance: int) -> None:
@@ -92,7 +92,7 @@ def _try(engine: Engine, instances: int, batch: Sequence[Pixels]) -> tuple[float
 
 
 def images_per_second(instances: int, images: int, work: Callable[[int], object], *, rounds: int) -> float:
-    """With every instance at work at the same time; each does `work`, of so many images, once before it counts."""
+    """Return images per second with all instances busy. `work` takes `images` images; its first run does not count."""
     started = list[float]()
     start = threading.Barrier(instances, lambda: started.append(time.perf_counter()))
 

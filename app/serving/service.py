@@ -1,4 +1,4 @@
-"""From nothing to ready and down again: engines, batchers, predictor. What /readyz speaks of."""
+"""Starts and stops engines, batchers and predictor, and reports the state for /readyz."""
 
 import asyncio
 import logging
@@ -32,17 +32,17 @@ from app.system.metrics import Metrics
 
 log = logging.getLogger("yolopard.service")
 
-FALLS_BACK = (BackendUnavailable, BuildFailed, EngineFailed, EngineStale, GateFailed)
-SHADOW_NICE = 15  # of the second engine's threads where it looks at everybody's images: they use what is left
+FALLBACK_ERRORS = (BackendUnavailable, BuildFailed, EngineFailed, EngineStale, GateFailed)
+SHADOW_NICE = 15  # of the second engine's threads if SHADOW is set: they only use spare CPU time
 
 
 class Service:
-    """One model behind one predictor."""
+    """One model, its engines and its predictor."""
 
     def __init__(
         self,
         settings: Settings,
-        source_of: Callable[[str], EngineProvider],  # backend: where its engine comes from
+        source_of: Callable[[str], EngineProvider],  # backend name -> provider of its engine
         *,
         on_ready: Callable[[LoadedEngine], None],
         on_failure: Callable[[], None],
@@ -52,11 +52,11 @@ class Service:
         self.inflight = Inflight(settings.server.max_inflight_bytes, settings.server.max_inflight_pixels)
         self.unauthenticated = UnauthenticatedSlots()
         self.pacing = Pacing()
-        self.loaded: list[LoadedEngine] = []  # the one that serves, then the one it is compared with
-        self.fallback: str | None = None  # why something else is served than was asked for
+        self.loaded: list[LoadedEngine] = []  # first the serving engine, then the one it is compared with
+        self.fallback: str | None = None  # why another engine is served than requested
         self.failure: SetupError | None = None
         self._source_of = source_of
-        self._source: EngineProvider | None = None  # of the engine that is being found or built
+        self._source: EngineProvider | None = None  # provider of the engine that is being found or built
         self._on_ready, self._on_failure = on_ready, on_failure
         self._progress: Progress | None = None
         self._predictor: Predictor | None = None
@@ -71,24 +71,24 @@ class Service:
 
     @property
     def built(self) -> StoredEngine | None:
-        """The served engine in the store."""
+        """The stored engine that is served; None before it is loaded."""
         return self.loaded[0].built if self.loaded else None
 
     @property
     def ready(self) -> bool:
-        """True when images are answered."""
+        """True if the service can process images."""
         return self._predictor is not None and self._predictor.alive and not self._stopping
 
     @property
     def predictor(self) -> Predictor:
-        """Raises NotReady while there is none."""
+        """The predictor. Raises NotReady until it exists."""
         if self._predictor is None:
             phase = self._progress.phase if self._progress else "starting"
             raise NotReady(f"the server is not ready yet ({phase}): watch /readyz")
         return self._predictor
 
     def readiness(self) -> dict[str, Any]:
-        """The body of /readyz."""
+        """Return the body of /readyz."""
         model = self.built.manifest.model.name if self.built else None
         if self._stopping:
             return {"phase": "stopping", "model": model}
@@ -101,20 +101,20 @@ class Service:
         return self._progress.to_json() if self._progress else {"phase": "starting", "model": model}
 
     def retry_after_s(self, error: ServiceError) -> int:
-        """When who was refused may come again."""
+        """Return the seconds after which a client that got this error should retry."""
         return self._predictor.retry_after_s if self._predictor and isinstance(error, Overloaded) else 1
 
     def count_refusal(self, reason: str) -> None:
-        """A request was refused or given up."""
+        """Count a request that was refused or abandoned."""
         model = self.built.manifest.model.name if self.built else ""
         self.metrics.rejected.labels(model, reason).inc()
 
     def start(self) -> None:
-        """Begin in the background; the server answers meanwhile."""
+        """Start in the background; the server answers /readyz meanwhile."""
         self._starting = asyncio.create_task(self._start(), name="start")
 
     async def stop(self) -> None:
-        """Finish what was admitted, or give up the start."""
+        """Finish the admitted requests, or cancel the start."""
         self._stopping = True
         if self._source is not None:
             self._source.cancel()
@@ -133,7 +133,7 @@ class Service:
                 log.warning("COMPARE=%s: %s serves already, there is nothing to compare it with", *[first.name] * 2)
             elif self.model_settings.compare != "none":
                 self.loaded.append(await self._load_second(self.model_settings.compare))
-            self._open_doors()
+            self._open_predictor()
         except SetupError as error:
             self._fail(error)
         except Exception as error:
@@ -144,16 +144,16 @@ class Service:
         settings = self.model_settings
         try:
             loaded = await self._load(settings.backend, instances=settings.instances)
-        except FALLS_BACK as error:
+        except FALLBACK_ERRORS as error:
             if settings.fallback == "none" or self._stopping:
                 raise
             return await self._fall_back(error)
-        self._tell_downgrade(loaded.built.manifest)
+        self._report_downgrade(loaded.built.manifest)
         return loaded
 
     async def _fall_back(self, error: SetupError) -> LoadedEngine:
         fallback, requested = self.model_settings.fallback, self.model_settings.backend
-        self._tell_fallback(error.code, f"{fallback} serves instead of {requested} ({error.code}), since {error}")
+        self._set_fallback(error.code, f"{fallback} serves instead of {requested} ({error.code}), because {error}")
         try:
             return await self._load(fallback, instances=None)
         except SetupError as second:
@@ -164,17 +164,17 @@ class Service:
         try:
             return await self._load(backend, instances=1)
         except SetupError as error:
-            raise type(error)(f"COMPARE={backend} cannot be had: {error}") from error
+            raise type(error)(f"COMPARE={backend} cannot be loaded: {error}") from error
 
-    def _tell_downgrade(self, manifest: Manifest) -> None:
-        if manifest.gate.figures is None:  # an engine from elsewhere is served as it is
+    def _report_downgrade(self, manifest: Manifest) -> None:
+        if manifest.gate.figures is None:  # the engine was built elsewhere and not evaluated here
             return
         got, own = manifest.fingerprint.precision, backends.get(manifest.fingerprint.backend).PRECISIONS[0]
         requested = own if self.model_settings.precision == "auto" else self.model_settings.precision
         if got != requested:
-            self._tell_fallback(GateFailed.code, f"{got} is served, since the accuracy gate refused {requested}")
+            self._set_fallback(GateFailed.code, f"{got} is served, because the accuracy gate refused {requested}")
 
-    def _tell_fallback(self, reason: str, text: str) -> None:
+    def _set_fallback(self, reason: str, text: str) -> None:
         self.fallback = text
         log.error("FALLBACK: %s", text)
         self.metrics.fallback.labels(Path(self.model_settings.weights).stem, reason).set(1)
@@ -182,7 +182,7 @@ class Service:
     async def _load(self, backend: str, instances: int | None) -> LoadedEngine:
         loop = asyncio.get_running_loop()
 
-        def report(progress: Progress) -> None:  # called from the thread of `deploy`
+        def report(progress: Progress) -> None:  # called on the thread of `load`
             loop.call_soon_threadsafe(self._report, progress)
 
         self._source = self._source_of(backend)
@@ -199,7 +199,7 @@ class Service:
             self.failure = error
             self._on_failure()
 
-    def _open_doors(self) -> None:
+    def _open_predictor(self) -> None:
         settings, first = self.settings, self.loaded[0]
         model = first.built.manifest.model
         batchers = {loaded.name: self._open_batcher(loaded) for loaded in self.loaded}
@@ -214,7 +214,7 @@ class Service:
             shadow=self.model_settings.shadow,
         )
         rate, best = first.capacity.images_per_second, first.capacity.batch
-        log.info("ready: %s on %s, %.1f images per second alone in batches of %d", model.name, first.name, rate, best)
+        log.info("ready: %s on %s, the engine does %.1f images/s in batches of %d", model.name, first.name, rate, best)
         self._on_ready(first)
 
     def _open_batcher(self, loaded: LoadedEngine) -> Batcher:

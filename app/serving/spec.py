@@ -1,4 +1,4 @@
-"""What engine is wanted, resolved once: its weights, its backend, its frames and the precisions to try."""
+"""Resolves a build request: weights, backend, frame shapes and the precisions to try."""
 
 import hashlib
 import inspect
@@ -14,14 +14,14 @@ from app.store.accuracy import Limits
 from app.store.manifest import Fingerprint, sha256
 from app.weights.files import Weights, identify
 
-PACKAGES = ("graphs", "vision", "weights")  # of app/: whatever changes there may change what an engine gives
+PACKAGES = ("graphs", "vision", "weights")  # of app/: a change in their code may change an engine's outputs
 
 _SAFER = ("int8", "fp16", "fp32")  # each is safer than the ones before it
 
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What settings ask for."""
+    """The engine that the settings request."""
 
     weights: str  # a path, or a name that Ultralytics can download
     imgsz: int | None  # longest side of a frame, px; None = the model's own
@@ -29,7 +29,7 @@ class BuildRequest:
     precision: str  # auto | fp32 | fp16 | int8
     backend: str  # auto | a module of app/backends
     engines: Path
-    shapes: tuple[Shape, ...] | None = None  # that frames may have; None = the smallest rectangle, or imgsz x imgsz
+    shapes: tuple[Shape, ...] | None = None  # of frames; None = the smallest rectangle, or imgsz x imgsz
     instances: int | None = None  # None = the backend's own
     gate: Path | None = None  # images to evaluate the engine on
     calibration: Path | None = None  # images to calibrate int8 on
@@ -42,7 +42,7 @@ class BuildRequest:
 
 @dataclass(frozen=True, slots=True)
 class BuildSpec:
-    """The order with all that it leaves to the weights and to this machine."""
+    """A build request in which everything that depends on the weights and on this machine is resolved."""
 
     name: str  # of the model
     weights: Weights
@@ -51,7 +51,7 @@ class BuildSpec:
     shapes: tuple[Shape, ...] | None
     batch: int
     backend: str
-    precisions: tuple[str, ...]  # the one asked for, then the safer ones
+    precisions: tuple[str, ...]  # the requested one, then the safer ones
     engines: Path
     instances: int | None
     gate: Path | None
@@ -60,21 +60,21 @@ class BuildSpec:
 
     @property
     def path(self) -> Path:
-        """Of the weights."""
+        """The file of the weights."""
         return self.weights.path
 
     @property
     def reference(self) -> str:
-        """With what the engine is compared, in words."""
+        """Text that names the reference of the accuracy gate."""
         return "PyTorch FP32" if self.path.suffix == ".pt" else "ONNX Runtime FP32 on the plain export"
 
     @property
     def prebuilt(self) -> bool:
-        """Whether the weights are an engine already."""
+        """True if the weights are an engine already."""
         return backends.owner(self.path) is not None
 
     def fingerprint(self, precision: str, *, calibration: str = "", evaluation: str = "") -> Fingerprint:
-        """Of the engine of this precision. `calibration` and `evaluation` are known where engines are built."""
+        """Return the fingerprint at this precision. Only the builder knows `calibration` and `evaluation`."""
         backend = backends.get(self.backend)
         return Fingerprint(
             name=self.name,
@@ -92,82 +92,82 @@ class BuildSpec:
         )
 
 
-def local_weights(order: BuildRequest) -> Path | None:
-    """Where the weights lie on this machine; None if they have to be downloaded. Raises WeightsError."""
-    if (path := Path(order.weights)).exists():
+def local_weights(request: BuildRequest) -> Path | None:
+    """Return the path of the weights here; None if they must be downloaded. Raises WeightsError."""
+    if (path := Path(request.weights)).exists():
         return path
-    if path.name != order.weights or path.suffix != ".pt":
-        raise WeightsError(f"{order.weights}: no such file")
-    downloaded = store.safe_path(order.engines, f"weights/{order.weights}")
+    if path.name != request.weights or path.suffix != ".pt":
+        raise WeightsError(f"{request.weights}: no such file")
+    downloaded = store.safe_path(request.engines, f"weights/{request.weights}")
     return downloaded if downloaded.is_file() else None
 
 
-def resolve(order: BuildRequest, path: Path) -> BuildSpec:
-    """The order for the weights at this path. Raises a SetupError."""
+def resolve(request: BuildRequest, path: Path) -> BuildSpec:
+    """Return the spec of the request for the weights at `path`. Raises a SetupError."""
     files = identify(path)
-    name, backend = _backend(order, path)
-    imgsz, shapes = _frames(order, files, backend)
+    name, backend = _backend(request, path)
+    imgsz, shapes = _frames(request, files, backend)
     return BuildSpec(
-        name=order.name,
+        name=request.name,
         weights=files,
         sha256=files.sha256,
         imgsz=imgsz,
         shapes=shapes,
-        batch=order.batch,
+        batch=request.batch,
         backend=name,
-        precisions=_precisions(order, path, name, backend),
-        engines=order.engines,
-        instances=order.instances,
-        gate=order.gate,
-        calibration=order.calibration,
-        limits=order.limits,
+        precisions=_precisions(request, path, name, backend),
+        engines=request.engines,
+        instances=request.instances,
+        gate=request.gate,
+        calibration=request.calibration,
+        limits=request.limits,
     )
 
 
 def revision(packages: tuple[str, ...], *files: Path) -> str:
-    """Digest of these packages' code and of the files: nobody can forget to raise it."""
+    """Return a digest of the code of these packages and of the files, used instead of a version number."""
     app = Path(__file__).parents[1]
     own = [path for package in packages for path in sorted((app / package).rglob("*.py"))]
     return hashlib.sha256("".join(map(sha256, (*own, *files))).encode()).hexdigest()[:16]
 
 
 def _files(backend: Backend) -> list[Path]:
-    """Of a backend, which is a module with what it shares with others, or a package."""
+    """Return the source files of a backend: all of a package, or a module and shapes.py."""
     path = Path(inspect.getsourcefile(backend) or "")  # type: ignore[arg-type]  # a module
     return sorted(path.parent.glob("*.py")) if path.name == "backend.py" else [path, path.with_name("shapes.py")]
 
 
-def _backend(order: BuildRequest, path: Path) -> tuple[str, Backend]:
-    """What runs the engine, by its name and as it is."""
+def _backend(request: BuildRequest, path: Path) -> tuple[str, Backend]:
+    """Return the name and the module of the backend that runs the engine. Raises SettingsError."""
     owner = backends.owner(path)
-    name = backends.choose(owner if owner and order.backend == "auto" else order.backend)
+    name = backends.choose(owner if owner and request.backend == "auto" else request.backend)
     if owner not in (None, name):
         raise SettingsError(f"{path} is an engine of {owner}; BACKEND={name} cannot run it")
     return name, backends.get(name)
 
 
-def _frames(order: BuildRequest, files: Weights, backend: Backend) -> tuple[int, tuple[Shape, ...] | None]:
-    """The longest side and the shapes, so that whoever asks for the size that the weights have finds the same engine.
+def _frames(request: BuildRequest, files: Weights, backend: Backend) -> tuple[int, tuple[Shape, ...] | None]:
+    """Return the longest side and the shapes; shapes are None if the longest side already defines the frames.
 
-    A single shape is a size where no other frames are possible: all backends but those of fixed shapes also take the
-    smallest rectangle for a size.
+    A single shape then has the same fingerprint as the size alone. This holds only where a size allows no other frame:
+    with a size, every backend that is not STATIC also takes the smallest rectangle.
     """
-    shapes = order.shapes or ()
+    shapes = request.shapes or ()
     if not shapes:
-        return order.imgsz or files.imgsz, None
+        return request.imgsz or files.imgsz, None
     square = len(set(shapes[0])) == 1 and (files.classifies or backend.STATIC)
     only = len(shapes) == 1 and (shapes[0] == files.shape if files.shape else square)
     return max(map(max, shapes)), None if only else shapes
 
 
-def _precisions(order: BuildRequest, path: Path, name: str, backend: Backend) -> tuple[str, ...]:
-    """The one asked for and those that are safer; of an engine only its own."""
+def _precisions(request: BuildRequest, path: Path, name: str, backend: Backend) -> tuple[str, ...]:
+    """Return the requested precision and the safer ones; for a prebuilt engine only its own. Raises SettingsError."""
     if backends.owner(path):
         own = backend.precision_of(path)
-        if order.precision not in ("auto", own):
-            raise SettingsError(f"{path} is an {own} engine, not PRECISION={order.precision}")
+        if request.precision not in ("auto", own):
+            raise SettingsError(f"{path} is an {own} engine, not PRECISION={request.precision}")
         return (own,)
-    requested = backend.PRECISIONS[0] if order.precision == "auto" else order.precision
+    requested = backend.PRECISIONS[0] if request.precision == "auto" else request.precision
     if requested not in backend.PRECISIONS:
         raise SettingsError(f"PRECISION={requested} does not exist on {name}: use {' or '.join(backend.PRECISIONS)}")
     return tuple(precision for precision in _SAFER[_SAFER.index(requested) :] if precision in backend.PRECISIONS)

@@ -1,4 +1,4 @@
-"""Engines that were built elsewhere: all that a server without the packages for building can serve."""
+"""Finds engines that were built elsewhere, for a server without the packages for building."""
 
 import logging
 
@@ -12,22 +12,22 @@ log = logging.getLogger("yolopard.stored")
 
 
 class StoredEngines:
-    """Finds an engine in the store, however it was calibrated and evaluated."""
+    """Finds an engine in the store. Ignores how it was calibrated and evaluated."""
 
-    def __init__(self, order: BuildRequest) -> None:
-        self._order = order
+    def __init__(self, request: BuildRequest) -> None:
+        self._request = request
 
     def run(self, report: Report) -> StoredEngine:
-        """Raises a SetupError, BackendUnavailable if the engine is not there."""
-        report(Progress.at("weights", self._order.name))
+        """Return the engine. Raises BackendUnavailable if the store has none, GateFailed, or another SetupError."""
+        report(Progress.at("weights", self._request.name))
         missing = BackendUnavailable(
             "an engine has to be built, and this installation only serves: build it with `yolopard build` where "
-            "yolopard[build] is installed, and bring the engines folder here"
+            "yolopard[build] is installed, and copy the engines folder here"
         )
-        path = local_weights(self._order)
+        path = local_weights(self._request)
         if path is None:
             raise missing
-        spec = resolve(self._order, path)
+        spec = resolve(self._request, path)
         for precision in spec.precisions:
             found = store.match(spec.engines, spec.fingerprint(precision))
             if found is None:
@@ -37,11 +37,11 @@ class StoredEngines:
         raise refused(spec)
 
     def cancel(self) -> None:
-        """It takes no time."""
+        """Do nothing: `run` takes no time."""
 
 
 def accepted(spec: BuildSpec, manifest: Manifest) -> bool:
-    """Whether the engine may be served; one line in the log if not."""
+    """Return True if the engine may be served. Logs the gate's shortcomings and doubts."""
     precision = manifest.fingerprint.precision
     shortcomings = manifest.gate.shortcomings(precision, spec.limits)
     if shortcomings:
@@ -55,8 +55,8 @@ def accepted(spec: BuildSpec, manifest: Manifest) -> bool:
 
 
 def refused(spec: BuildSpec) -> GateFailed:
-    """Of every precision."""
+    """Return the error for a build whose precisions were all refused."""
     return GateFailed(
-        f"{spec.name}: no precision of the engine gives the boxes of {spec.reference} (the lines above say by how "
-        f"much). None was kept; {spec.engines} holds the figures"
+        f"{spec.name}: no precision of the engine gives the boxes of {spec.reference} (the log lines above say by "
+        f"how much). No engine was kept; the accuracy reports are in {spec.engines}"
     )

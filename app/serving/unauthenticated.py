@@ -1,25 +1,25 @@
-"""Requests that are read although no key was seen yet, since their protocol has it in the body: few at a time."""
+"""Limits the requests that are read without a key in the headers, because their protocol has it in the body."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from app.serving.inflight import Share
 
-PLACES = 16
+MAX_SLOTS = 16
 
 
 class UnauthenticatedSlots:
-    """Where all places are taken, the request that is being read for longest gives way: a sound one takes milliseconds,
-    so that strangers who send slowly take places from each other. Belongs to one event loop.
+    """Slots for such requests. If all are taken, a new request evicts the one that has been read the longest: a normal
+    one takes milliseconds, so clients that send slowly evict each other. Belongs to one event loop.
     """
 
-    def __init__(self, count: int = PLACES) -> None:
+    def __init__(self, count: int = MAX_SLOTS) -> None:
         self._count = count
-        self._reading: dict[Share, None] = {}  # the oldest first
+        self._reading: dict[Share, None] = {}  # oldest first
 
     @contextmanager
     def place(self, share: Share) -> Iterator[None]:
-        """Hold one while the request is being read."""
+        """Hold a slot while the request is being read."""
         if len(self._reading) >= self._count:
             oldest = next(iter(self._reading))
             del self._reading[oldest]

@@ -157,7 +157,7 @@ def options(request, name: str) -> object:
 def test_openvino_infers_in_float32_even_where_the_cpu_has_bfloat16(two_instances):
     two_instances.infer(0, FRAMES[:1])
     for compiled in ways(two_instances):
-        for request in (*compiled._of_instance, compiled._alone):
+        for request in (*compiled._of_instance, compiled._low_latency):
             assert options(request, "INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
 
@@ -165,15 +165,15 @@ def test_openvino_has_a_stream_for_each_lane_and_one_with_all_cores_for_a_batch_
     two_instances.infer(0, FRAMES[:1])
     for compiled in ways(two_instances):
         assert [options(request, "NUM_STREAMS") for request in compiled._of_instance] == [2, 2]
-        assert options(compiled._alone, "NUM_STREAMS") == 1
-        assert options(compiled._alone, "INFERENCE_NUM_THREADS") == 2
-        assert len({id(request) for request in (*compiled._of_instance, compiled._alone)}) == 3
+        assert options(compiled._low_latency, "NUM_STREAMS") == 1
+        assert options(compiled._low_latency, "INFERENCE_NUM_THREADS") == 2
+        assert len({id(request) for request in (*compiled._of_instance, compiled._low_latency)}) == 3
 
 
 def test_openvino_with_one_lane_is_compiled_once(folders):
     engine = openvino.load(folders["fp32"], 1, 2)
-    assert engine._any._alone is engine._any._of_instance[0]
-    assert options(engine._any._alone, "NUM_STREAMS") == 1
+    assert engine._any._low_latency is engine._any._of_instance[0]
+    assert options(engine._any._low_latency, "NUM_STREAMS") == 1
     engine.close()
 
 

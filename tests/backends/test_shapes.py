@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from app.backends.shapes import MAX_MODELS, MEMORY, MIN_FRAMES, Shapes
+from app.backends.shapes import MAX_MODELS, MIN_FRAMES, WINDOW_FRAMES, Shapes
 
 FIRST = (640, 640, 3)
 
@@ -129,7 +129,7 @@ def test_one_shape_is_compiled_at_a_time(shapes, compiler):
 def test_a_new_model_is_a_line_in_the_log(shapes, caplog):
     with caplog.at_level(logging.INFO):
         ask(shapes, shape(0), MIN_FRAMES)
-    assert caplog.messages == ["frames of 32x640 have a model of their own now"]
+    assert caplog.messages == ["compiled a model for frames of 32x640"]
 
 
 def test_no_more_than_so_many_are_kept(shapes, compiler):
@@ -161,7 +161,7 @@ def test_a_shape_takes_the_place_of_another_only_when_it_comes_twice_as_often(sh
 
 
 def test_shapes_that_all_come_equally_often_are_not_compiled_again_and_again(shapes, compiler):
-    for _ in range(10 * MEMORY // (3 * MAX_MODELS)):
+    for _ in range(10 * WINDOW_FRAMES // (3 * MAX_MODELS)):
         for number in range(3 * MAX_MODELS):
             ask(shapes, shape(number), 1)
     assert len(compiler.made) < 2 * MAX_MODELS
@@ -172,16 +172,16 @@ def test_what_came_long_ago_is_forgotten(shapes, compiler):
     ask(shapes, FIRST, 10)
     fill(shapes, 10)
     for _ in range(2):
-        ask(shapes, shape(0), MEMORY)  # those before count a quarter, and less
+        ask(shapes, shape(0), WINDOW_FRAMES)  # those before count a quarter, and less
     ask(shapes, shape(MAX_MODELS), MIN_FRAMES)
     assert shape(MAX_MODELS) in shapes._made
     assert len(shapes._seen) <= MAX_MODELS + 1
 
 
 def test_the_memory_of_shapes_is_bounded(shapes, compiler):
-    for number in range(3 * MEMORY):
+    for number in range(3 * WINDOW_FRAMES):
         shapes.get((number, number, 3))
-    assert len(shapes._seen) <= MEMORY
+    assert len(shapes._seen) <= WINDOW_FRAMES
     assert compiler.made == [FIRST]
 
 

@@ -137,10 +137,8 @@ def test_source_gives_an_engine_that_says_what_it_is_and_was_never_judged():
     assert fingerprint.device == "simulated: 5 ms a batch and 6.9 ms an image"
     assert (model.name, model.imgsz, model.shapes) == ("simulated", 320, None)
     assert built.manifest.gate.figures is None
-    assert built.manifest.gate.on == "nothing: a simulated engine looks at no image"
-    assert [str(progress) for progress in reported] == [
-        "[3/6] simulated: engine, no image is looked at, the boxes are made up"
-    ]
+    assert built.manifest.gate.on == "nothing: a simulated engine runs no model"
+    assert [str(progress) for progress in reported] == ["[3/6] simulated: engine, runs no model, the boxes are fixed"]
 
 
 def test_engines_of_other_times_have_other_keys():
@@ -216,11 +214,11 @@ def test_models_the_metrics_and_the_log_say_what_it_is(serve, caplog):
     device = "simulated: 3 ms a batch and 0.5 ms an image"
     assert model["name"] == "simulated"
     assert (engine["backend"], engine["precision"], engine["device"]) == ("simulated", "none", device)
-    on = "nothing: a simulated engine looks at no image"
+    on = "nothing: a simulated engine runs no model"
     assert engine["gate"] == {"on": on, "images": "", "reference": "", "figures": None}
     assert live.value("engine_info", backend="simulated", device=device) == 1
     assert live.value("fallback") is None
-    assert "[3/6] simulated: engine, no image is looked at, the boxes are made up" in caplog.messages
+    assert "[3/6] simulated: engine, runs no model, the boxes are fixed" in caplog.messages
     assert any(line.startswith("ready: simulated on simulated, ") for line in caplog.messages)
 
 

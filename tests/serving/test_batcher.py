@@ -11,7 +11,7 @@ import pytest
 from fakes import Device
 
 from app.errors import DeadlineExceeded, InferenceFailed, Stopping
-from app.serving.batcher import LEARN, MAX_FAILURES, Batcher
+from app.serving.batcher import EMA_WEIGHT, MAX_FAILURES, Batcher
 from app.serving.profile import HANDLING_S, EngineProfile
 from app.system.metrics import Metrics
 
@@ -517,9 +517,9 @@ async def test_a_device_that_was_free_sooner_than_expected_is_not_waited_for_twi
 
 
 async def test_a_device_that_has_slowed_down_is_waited_for_longer(make, device):
-    lead_s = HOUR * (1 + LEARN) - SOON
+    lead_s = HOUR * (1 + EMA_WEIGHT) - SOON
     batcher = make(instances=2, one_device=True, device_s=HOUR, lead_s=lead_s)
-    device.seconds = 2 * HOUR  # the next batch is expected to take LEARN of the difference more
+    device.seconds = 2 * HOUR  # the next batch is expected to take EMA_WEIGHT of the difference more
     await marks_of(await queue(batcher, 7))
     await device.until_busy()
     started = time.monotonic()
@@ -646,7 +646,7 @@ async def test_the_pace_follows_what_batches_take_now(make, device, one_device):
     tasks = await queue(batcher, *range(6))  # none of the three is alone, but for the last on one device
     await marks_of(tasks)
     taught = 3 if one_device or device.low_latency == [False] * 3 else device.low_latency.count(False)
-    slowdown = 3 - 2 * (1 - LEARN) ** taught
+    slowdown = 3 - 2 * (1 - EMA_WEIGHT) ** taught
     assert taught >= 2
     assert batcher.pace_s == pytest.approx(slowdown * device_s / 2)
 
@@ -671,7 +671,7 @@ async def test_a_batch_alone_on_one_device_does(make, device):
     batcher = make(instances=2, one_device=True, device_s=0.04)
     device.seconds = 0.08
     await marks_of(await queue(batcher, 1))
-    assert (device.low_latency, batcher.pace_s) == ([True], pytest.approx(0.01 * (1 + LEARN)))
+    assert (device.low_latency, batcher.pace_s) == ([True], pytest.approx(0.01 * (1 + EMA_WEIGHT)))
 
 
 async def test_a_failed_batch_says_nothing_of_the_pace(make, device, caplog):

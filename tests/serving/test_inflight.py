@@ -55,10 +55,10 @@ def test_who_is_slow_to_send_loses_the_memory_to_who_needs_it(budget, monkeypatc
     slow, quick = budget.share(), budget.share()
     slow.begin_waiting(lambda: evicted.append("slow"))
     slow.add_bytes(900)
-    now[0] += inflight.SLOW_S / 2
+    now[0] += inflight.EVICT_AFTER_S / 2
     with pytest.raises(Overloaded):
         quick.add_bytes(500)
-    now[0] += inflight.SLOW_S
+    now[0] += inflight.EVICT_AFTER_S
     quick.add_bytes(500)
     assert evicted == ["slow"]
     assert budget.bytes == 500

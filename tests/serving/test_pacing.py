@@ -2,7 +2,7 @@
 
 import asyncio
 
-from app.serving.pacing import PIECES, Pacing
+from app.serving.pacing import MAX_PIECES, Pacing
 
 
 def test_a_body_that_is_alone_never_waits_twice_in_a_turn():
@@ -26,24 +26,24 @@ def test_pieces_of_one_turn_are_few_and_come_in_the_order_they_were_asked_for():
 
     async def ask() -> None:
         pacing, turn = Pacing(), [0]
-        tasks = [asyncio.create_task(body(pacing, number, turn)) for number in range(3 * PIECES)]
+        tasks = [asyncio.create_task(body(pacing, number, turn)) for number in range(3 * MAX_PIECES)]
         while not all(task.done() for task in tasks):
             await asyncio.sleep(0)
             turn[0] += 1
 
     asyncio.run(ask())
-    assert [number for _, number in came] == list(range(3 * PIECES))
+    assert [number for _, number in came] == list(range(3 * MAX_PIECES))
     turns = [turn for turn, _ in came]
-    assert max(turns.count(turn) for turn in turns) == PIECES
+    assert max(turns.count(turn) for turn in turns) == MAX_PIECES
 
 
 def test_who_gave_up_waiting_takes_no_piece():
     async def ask() -> bool:
         pacing = Pacing()
-        waiting = [asyncio.create_task(pacing.piece()) for _ in range(PIECES + 2)]
+        waiting = [asyncio.create_task(pacing.piece()) for _ in range(MAX_PIECES + 2)]
         await asyncio.sleep(0)
-        waiting[PIECES].cancel()
+        waiting[MAX_PIECES].cancel()
         await asyncio.wait_for(waiting[-1], 5)
-        return waiting[PIECES].cancelled()
+        return waiting[MAX_PIECES].cancelled()
 
     assert asyncio.run(ask())

@@ -13,7 +13,7 @@ import pytest
 from app.errors import DeadlineExceeded, Overloaded, UndecodableImage
 from app.model import ModelInfo
 from app.serving.batcher import Batcher
-from app.serving.predictor import LEARN, MAX_INLINE_BOXES, MAX_WAIT_RATIO, Predictor, random
+from app.serving.predictor import EMA_WEIGHT, MAX_INLINE_BOXES, MAX_WAIT_RATIO, Predictor, random
 from app.system.metrics import Metrics
 from app.vision.postprocess import Thresholds
 from app.vision.preprocess import Preprocessor
@@ -126,7 +126,7 @@ async def test_overload_is_refused_at_once_at_the_door(make):
     predictor = make(max_pending=2)
     with predictor.admission_slot(10), predictor.admission_slot(10):
         assert predictor.pending == 2
-        with pytest.raises(Overloaded, match=r"^2 requests are being answered already"), predictor.admission_slot(10):
+        with pytest.raises(Overloaded, match=r"^the server is already processing 2"), predictor.admission_slot(10):
             pass
         assert predictor.pending == 2
     assert predictor.pending == 0
@@ -195,7 +195,7 @@ async def test_what_would_hardly_be_answered_in_time_is_refused_and_the_others_a
     predictor = make(rate=0.5, shares_cores=False, max_pending=10)
     tasks = await on_their_way(predictor, device, sample, 2)  # 6 s
     with predictor.admission_slot(6 / MAX_WAIT_RATIO + 0.001):
-        refused = pytest.raises(Overloaded, match=r"an answer takes 6\.0 s at present, and the deadline is 7\.499 s")
+        refused = pytest.raises(Overloaded, match=r"a response takes 6\.0 s at present, and the deadline is 7\.499 s")
         with refused, predictor.admission_slot(6 / MAX_WAIT_RATIO - 0.001):
             pass
         assert predictor.pending == 1
@@ -235,9 +235,9 @@ async def test_the_time_of_decoding_is_learned_from_every_image(make, sample, mo
     monkeypatch.setattr("app.serving.predictor.time", clock)
     predictor = make()
     await predictor.predict(sample, Thresholds(), soon(), ["fake"])
-    assert predictor._decode_s == pytest.approx(2 * LEARN)
+    assert predictor._decode_s == pytest.approx(2 * EMA_WEIGHT)
     await predictor.predict(sample, Thresholds(), soon(), ["fake"])
-    assert predictor._decode_s == pytest.approx(2 * LEARN * (1 - LEARN) + 4 * LEARN)
+    assert predictor._decode_s == pytest.approx(2 * EMA_WEIGHT * (1 - EMA_WEIGHT) + 4 * EMA_WEIGHT)
 
 
 # Finishing: few candidates in the loop, many on threads of their own

@@ -129,7 +129,7 @@ def loud(caplog) -> list[str]:
 @pytest.mark.parametrize("kind", [BackendUnavailable, BuildFailed, EngineFailed, GateFailed])
 def test_fallback_serves_and_is_told_in_the_log_the_metrics_readyz_and_models(serve, device, second, caplog, kind):
     live = serve(fakes.Source(kind("this is why")), backend="tensorrt", fallback="pytorch")
-    text = f"pytorch serves instead of tensorrt ({kind.code}), since this is why"
+    text = f"pytorch serves instead of tensorrt ({kind.code}), because this is why"
     assert loud(caplog) == [f"FALLBACK: {text}"]
     assert live.value("fallback", model="yolov8n-demo", reason=kind.code) == 1
     ready = live.client.get("/readyz")
@@ -160,7 +160,7 @@ def test_fallback_serves_when_a_rebuilt_engine_does_not_load_either(serve, monke
     accelerated.run = build
     live = serve(accelerated, backend="tensorrt", fallback="pytorch")
     assert loud(caplog) == [
-        "FALLBACK: pytorch serves instead of tensorrt (engine_stale), since it was built for another GPU"
+        "FALLBACK: pytorch serves instead of tensorrt (engine_stale), because it was built for another GPU"
     ]
     assert live.value("fallback", reason="engine_stale") == 1
     assert live.value("ready") == 1
@@ -207,7 +207,7 @@ def test_engine_that_is_had_is_no_fallback(serve, caplog):
 
 def test_a_safer_precision_than_was_asked_for_is_told_like_a_fallback(serve, caplog):
     live = serve(fakes.Source(fakes.built(precision="fp32")), precision="fp16")
-    text = "fp32 is served, since the accuracy gate refused fp16"
+    text = "fp32 is served, because the accuracy gate refused fp16"
     assert loud(caplog) == [f"FALLBACK: {text}"]
     assert live.value("fallback", reason="gate_failed") == 1
     assert live.client.get("/readyz").json()["fallback"] == text
@@ -216,7 +216,7 @@ def test_a_safer_precision_than_was_asked_for_is_told_like_a_fallback(serve, cap
 
 def test_a_safer_precision_than_the_backend_s_own_is_told_too(serve, monkeypatch):
     monkeypatch.setattr(fakes.Backend, "PRECISIONS", ("fp16", "fp32"))
-    assert serve().service.fallback == "fp32 is served, since the accuracy gate refused fp16"
+    assert serve().service.fallback == "fp32 is served, because the accuracy gate refused fp16"
 
 
 def test_an_engine_from_elsewhere_keeps_its_precision_and_that_is_no_fallback(serve):
@@ -276,7 +276,7 @@ def test_models_metrics_and_the_gate_tell_of_both_engines(serve, device, second)
 
 def test_a_second_engine_that_cannot_be_had_ends_the_start_and_names_the_setting(serve):
     live = serve(sources={"pytorch": fakes.Source(WeightsError("needs .pt weights"))}, compare="pytorch")
-    assert str(live.service.failure) == "COMPARE=pytorch cannot be had: needs .pt weights"
+    assert str(live.service.failure) == "COMPARE=pytorch cannot be loaded: needs .pt weights"
     assert not live.service.ready
 
 

@@ -36,11 +36,11 @@ def test_where_all_places_are_taken_the_oldest_gives_way():
 def test_slow_strangers_do_not_keep_out_who_has_the_key_in_the_body(keyed, sample, path):
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\nX-Deadline-Ms: 3600000\r\n\r\n"
     strangers = []
-    for _ in range(3 * unauthenticated.PLACES):
+    for _ in range(3 * unauthenticated.MAX_SLOTS):
         stranger = socket.create_connection(("127.0.0.1", keyed.port), timeout=20)
         stranger.sendall(head.encode())
         strangers.append(stranger)
-    eventually(lambda: keyed.service.inflight.waiting == unauthenticated.PLACES)
+    eventually(lambda: keyed.service.inflight.waiting == unauthenticated.MAX_SLOTS)
     for _ in range(5):
         answer = keyed.client.post("/v1/vision/detection", data={"api_key": KEY}, files={"image": sample})
         assert answer.status_code == 200

@@ -14,7 +14,7 @@ from fastapi import Request
 from app.api.request.multipart import MAX_FIELDS, Part, Parts
 from app.errors import BodyTooLarge, EmptyBody, MalformedBody, Unauthorized
 from app.serving.inflight import Share
-from app.serving.pacing import FREE_BYTES, Pacing
+from app.serving.pacing import UNPACED_BYTES, Pacing
 
 T = TypeVar("T")
 
@@ -187,5 +187,5 @@ async def _limited(request: Request, limit: Limit) -> AsyncGenerator[bytes, None
         limit.require(received)
         limit.share.add_bytes(len(chunk))
         yield chunk
-        if received > FREE_BYTES:
+        if received > UNPACED_BYTES:
             await limit.pacing.piece()

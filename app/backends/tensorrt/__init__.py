@@ -1,1 +1,1 @@
-"""Engines of TensorRT: building them, running them, and the CUDA calls for both."""
+"""Builds and runs TensorRT engines, and makes the CUDA calls for both."""

@@ -1,8 +1,8 @@
-"""TensorRT on an NVIDIA GPU: serving graph -> plan -> engine. 10.12 and newer, and 11.x, on one way.
+"""TensorRT on an NVIDIA GPU: serving graph -> plan -> engine. The same code supports 10.12 and newer and 11.x.
 
-Every network is strongly typed: its precision is that of the graph, and no flag of the builder changes it. A plan has
-one profile, batches from 1 to the configured one, tuned for the largest, and one shape of frame, so that anchors are
-constants. An engine is the plans of all its shapes.
+Every network is strongly typed: its precision is that of the graph, and no builder flag changes it. A plan has one
+profile, for batches from 1 to the configured size, tuned for the largest. It has one frame shape, so that anchors are
+constants. An engine consists of one plan per shape.
 """
 
 import contextlib
@@ -46,18 +46,18 @@ INSTANCES = 2
 ONE_DEVICE = True
 STATIC = True
 
-PLAN = ".plan"  # behind the shape of its frames
-OLDEST = (10, 12)
-RESERVE = 768 << 20  # bytes for the CUDA context, TensorRT's kernels and what else is not counted
-REPORT_S = 0.5
+PLAN = ".plan"  # suffix of the plan files, which are named by their frame shape
+MIN_VERSION = (10, 12)
+RESERVED_BYTES = 768 << 20  # for the CUDA context, TensorRT's kernels and everything else that is not estimated
+MIN_REPORT_S = 0.5  # between two progress reports
 
 log = logging.getLogger("yolopard.tensorrt")
 
 
 def require() -> None:
-    """A driver, a device, and a TensorRT that knows strongly typed networks as they are used here."""
+    """Raise BackendUnavailable unless there is a driver, a GPU, and TensorRT of at least MIN_VERSION."""
     cuda.preflight()
-    if tuple(int(part) for part in version().split(".")[:2]) < OLDEST:
+    if tuple(int(part) for part in version().split(".")[:2]) < MIN_VERSION:
         raise BackendUnavailable(f"TensorRT {version()} is too old: 10.12 or newer is needed")
 
 
@@ -66,13 +66,13 @@ def version() -> str:
 
 
 def device() -> str:
-    """Plans do not move between GPU models. The driver is not part of it: an update keeps the engines."""
+    """Return the GPU model, which plans are bound to. Without the driver: an update keeps the engines valid."""
     gpu = cuda.device()
     return f"{gpu.name} sm_{gpu.capability.replace('.', '')}"
 
 
 def build(context: BuildContext) -> dict[str, Any]:
-    """Compile the plans; an Ultralytics .engine is taken as it is. Raises BuildFailed with TensorRT's own words."""
+    """Compile the plans; copy an Ultralytics .engine unchanged. Raises BuildFailed with TensorRT's message."""
     gpu, shapes = cuda.device(), context.model.shapes
     assert shapes is not None
     paths = [context.folder / f"{format_shapes(shape)}{PLAN}" for shape in shapes]
@@ -100,12 +100,12 @@ def build(context: BuildContext) -> dict[str, Any]:
 
 
 def load(folder: Path, instances: int, threads: int) -> TensorrtEngine:
-    """Raises EngineStale, with TensorRT's reason, where it refuses a plan."""
+    """Load the plans. Raises EngineStale, with TensorRT's message, if it refuses one."""
     return open_plans(folder, instances)
 
 
 def open_plans(folder: Path, instances: int, *, graphs: bool = True) -> TensorrtEngine:
-    """As `load`; without `graphs` every batch is enqueued anew."""
+    """Like `load`; without `graphs`, each batch is enqueued instead of launched as a CUDA graph."""
     runtime_log = Log()
     runtime = trt.Runtime(runtime_log)
     engines = []
@@ -119,25 +119,25 @@ def open_plans(folder: Path, instances: int, *, graphs: bool = True) -> Tensorrt
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
-    """TensorRT's log in ours. Keeps the last errors, since most failures are only None. Its threads call it."""
+    """Forwards TensorRT's log, on its threads. Keeps the last errors: most failed calls just return None."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
-        self._complaints: deque[str] = deque(maxlen=3)
+        self._errors: deque[str] = deque(maxlen=3)
 
     def log(self, severity: Any, msg: str) -> None:
         level = (logging.ERROR, logging.ERROR, logging.WARNING, logging.DEBUG, logging.DEBUG)[int(severity)]
         if level == logging.ERROR:
-            self._complaints.append(msg.strip())
+            self._errors.append(msg.strip())
         log.log(level, "%s", msg.strip())
 
     def reason(self) -> str:
-        """The last errors, in one line."""
-        return " | ".join(self._complaints).replace("\n", " ") or "it gives no reason"
+        """Return the last errors in one line."""
+        return " | ".join(self._errors).replace("\n", " ") or "TensorRT gives no reason"
 
 
 class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-    """Tells how far the compiler is. Its methods are called by several threads."""
+    """Reports the progress of the compiler. Its methods are called on several threads."""
 
     def __init__(self, report: Callable[[str], None]) -> None:
         trt.IProgressMonitor.__init__(self)
@@ -155,9 +155,9 @@ class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
             self._steps.pop(phase_name, None)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
-        """False ends the build: when the server that waits for it is gone."""
+        """Report the step. Return False, which ends the build, if the server that waits for the build is gone."""
         with self._lock:
-            if time.monotonic() - self._last < REPORT_S:
+            if time.monotonic() - self._last < MIN_REPORT_S:
                 return True
             self._last = time.monotonic()
             try:
@@ -168,7 +168,7 @@ class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
 
 
 def _in_precision(context: BuildContext, shape: Shape, graph: Path, facts: dict[str, Any]) -> Path:
-    """INT8 with everything in FP16 that is not INT8 and not the decode; how INT8 was made is added to `facts`."""
+    """Return the graph in the precision; INT8 is mixed with FP16, the decode is FP32. Adds INT8's method to `facts`."""
     if context.precision == "fp32":
         return graph
     from app.graphs import fp16, int8_search
@@ -176,40 +176,40 @@ def _in_precision(context: BuildContext, shape: Shape, graph: Path, facts: dict[
     half = graph.with_name("fp16.onnx")
     if context.precision == "int8":
         quantized = graph.with_name("int8.onnx")
-        made = int8_search.to_int8(graph, quantized, context.calibration([shape]), zero_points=False)
-        facts[f"int8 {format_shapes(shape)}"] = made["int8"]
+        found = int8_search.to_int8(graph, quantized, context.calibration([shape]), zero_points=False)
+        facts[f"int8 {format_shapes(shape)}"] = found["int8"]
         graph = quantized
     fp16.to_half(graph, half)
     return half
 
 
 def _require_memory(context: BuildContext, graphs: Mapping[Shape, Path]) -> int:
-    """The bytes of device memory that serving will take, by estimate. Raises BuildFailed if so many are not free.
+    """Return the estimated bytes of device memory for serving. Raises BuildFailed if fewer are free.
 
-    Every plan has weights of its own; the rest of an instance is shared by its plans.
+    Every plan has its own weights; the plans of an instance share its other memory.
     """
     from app.graphs import memory
 
     instances, weights = context.instances, sum(map(memory.weight_bytes, graphs.values()))
 
     def needed(batch: int) -> int:
-        most = max(memory.activation_bytes(graph, batch, shape) for shape, graph in graphs.items())
-        return RESERVE + weights + instances * most
+        activations = max(memory.activation_bytes(graph, batch, shape) for shape, graph in graphs.items())
+        return RESERVED_BYTES + weights + instances * activations
 
     free, total = cuda.memory()
-    wanted, least = needed(context.batch), needed(1)
-    memory_text = f"about {_gb(wanted)} of {_gb(free)} free GPU memory"
+    estimate, minimum = needed(context.batch), needed(1)
+    memory_text = f"about {_gb(estimate)} of {_gb(free)} free GPU memory"
     text = f"BATCH={context.batch} at {format_shapes(*graphs)} in {instances} instances: {memory_text}"
     log.info("%s", text)
     context.report(text)
-    if wanted <= free:
-        return wanted
-    each = (wanted - least) / max(context.batch - 1, 1)
-    fitting = int(1 + (free - least) / each) if each and free >= least else 0
+    if estimate <= free:
+        return estimate
+    per_image = (estimate - minimum) / max(context.batch - 1, 1)
+    fitting = int(1 + (free - minimum) / per_image) if per_image and free >= minimum else 0
     advice = (
         f"BATCH={fitting} fits" if fitting else "not even BATCH=1 fits: use smaller or fewer shapes, or free the GPU"
     )
-    raise BuildFailed(f"{text} (of {_gb(total)} in all) are too much: {advice}")
+    raise BuildFailed(f"{text} ({_gb(total)} in total) is too much: {advice}")
 
 
 def _gb(size: int) -> str:
@@ -217,10 +217,10 @@ def _gb(size: int) -> str:
 
 
 def _compile(graph: Path, shape: Shape, context: BuildContext) -> Any:
-    """The plan, as an object with the buffer protocol."""
+    """Return the plan, an object with the buffer protocol. Raises BuildFailed."""
     builder_log = Log()
     builder = trt.Builder(builder_log)
-    # Opt-in on 10, always on and this flag ignored on 11.
+    # Optional in TensorRT 10; always on in 11, which ignores this flag.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, builder_log)
     if not parser.parse_from_file(str(graph)):
@@ -229,7 +229,7 @@ def _compile(graph: Path, shape: Shape, context: BuildContext) -> Any:
             "TensorRT cannot read the graph: " + "; ".join(f"{error.node_name()}: {error.desc()}" for error in errors)
         )
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: the decode would lose 13 of FP32's 23 bits
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; the decode would lose 13 of FP32's 23 mantissa bits
     config.progress_monitor = Monitor(lambda text: context.report(f"{format_shapes(shape)} {text}"))
     profile = builder.create_optimization_profile()
     frame, batch = (*shape, 3), context.batch
@@ -241,17 +241,17 @@ def _compile(graph: Path, shape: Shape, context: BuildContext) -> Any:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildFailed(f"TensorRT could not compile the engine: {builder_log.reason()}")
-    _keep(cache.serialize(), cache_file)
+    _store(cache.serialize(), cache_file)
     return plan
 
 
 def _timing_cache_file(folder: Path) -> Path:
-    """Timings hold for one TensorRT on one GPU model."""
+    """Return the cache file for this TensorRT version and GPU model; timings are not valid for others."""
     return folder / f"timing-{version()}-{device().replace(' ', '-').replace('/', '-')}.bin"
 
 
 def _set_timing_cache(config: Any, path: Path) -> Any:
-    """The cache, which must outlive the build; an empty one where the stored one is of no use."""
+    """Return the cache, which must outlive the build; it is empty if the stored one does not fit."""
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         log.warning("%s does not fit this GPU and TensorRT: starting an empty one", path)
@@ -260,8 +260,8 @@ def _set_timing_cache(config: Any, path: Path) -> Any:
     return cache
 
 
-def _keep(content: Any, path: Path) -> None:
-    """Whole or not at all. The next build is only slower without it."""
+def _store(content: Any, path: Path) -> None:
+    """Write the file atomically. A failure is only logged: without the cache the next build is just slower."""
     partial = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -270,11 +270,11 @@ def _keep(content: Any, path: Path) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        log.warning("the timing cache %s was not kept: %s", path, error.strerror)
+        log.warning("the timing cache %s was not stored: %s", path, error.strerror)
 
 
 def _measured_memory(context: BuildContext) -> dict[str, int]:
-    """Device memory that one instance of the loaded engine takes from the device."""
+    """Load the engine with one instance and return the device memory that it takes, in bytes."""
     before, _ = cuda.memory()
     engine = load(context.folder, 1, 1)
     after, _ = cuda.memory()

@@ -1,6 +1,6 @@
-"""The few things of CUDA that an engine needs, through cuda.bindings. Every call is checked; device 0 is the device.
+"""The CUDA calls that an engine needs, through cuda.bindings. Every result is checked.
 
-CUDA_VISIBLE_DEVICES chooses another. Blocking calls let go of the GIL.
+Always uses device 0; CUDA_VISIBLE_DEVICES selects another GPU. Blocking calls release the GIL.
 """
 
 import ctypes
@@ -17,17 +17,17 @@ from app.errors import BackendUnavailable, EngineFailed
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU as an engine depends on it."""
+    """The properties of a GPU that are part of an engine's fingerprint or facts."""
 
     name: str  # such as "NVIDIA A10G"
     capability: str  # such as "8.6"
-    driver: str  # the newest CUDA version that the driver knows, such as "12.8"
+    driver: str  # the newest CUDA version that the driver supports, such as "12.8"
 
 
 def preflight() -> None:
     """Raise BackendUnavailable, with the reason, unless there is a driver and a device.
 
-    To be called before TensorRT is touched: without a driver, creating its Runtime ends the process.
+    Call this before using TensorRT: without a driver, creating its Runtime ends the process.
     """
     error, driver = runtime.cudaDriverGetVersion()
     if int(error) or not driver:
@@ -40,41 +40,41 @@ def preflight() -> None:
 
 
 def device() -> Device:
-    """What stands behind device 0."""
+    """Return the properties of device 0."""
     facts = _checked("cudaGetDeviceProperties", 0)
     driver = _checked("cudaDriverGetVersion")
     return Device(facts.name.decode(), f"{facts.major}.{facts.minor}", f"{driver // 1000}.{driver % 1000 // 10}")
 
 
 def memory() -> tuple[int, int]:
-    """Free and total bytes of device memory."""
+    """Return free and total bytes of device memory."""
     free, total = _checked("cudaMemGetInfo")
     return int(free), int(total)
 
 
 class Stream:
-    """Work in order, apart from other streams. Never the default stream: TensorRT would synchronize the device."""
+    """A CUDA stream. Never the default stream, on which TensorRT would synchronize the whole device."""
 
     def __init__(self) -> None:
         self.handle = int(_checked("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking))
 
     def synchronize(self) -> None:
-        """Wait until all its work is done."""
+        """Wait until all work in the stream is done."""
         _checked("cudaStreamSynchronize", self.handle)
 
     def to_device(self, target: "DeviceMemory", source: "PinnedMemory", size: int) -> None:
-        """Begin to copy `size` bytes."""
+        """Start to copy `size` bytes; does not wait."""
         self._copy(target.address, source.address, size, runtime.cudaMemcpyKind.cudaMemcpyHostToDevice)
 
     def to_host(self, target: "PinnedMemory", source: "DeviceMemory", size: int) -> None:
-        """Begin to copy `size` bytes."""
+        """Start to copy `size` bytes; does not wait."""
         self._copy(target.address, source.address, size, runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost)
 
     def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
         _checked("cudaMemcpyAsync", target, source, size, kind, self.handle)
 
     def capture(self, enqueue: Callable[[], bool]) -> "Graph | None":
-        """What `enqueue` puts into this stream, as a graph; None where it cannot be captured."""
+        """Return the work that `enqueue` adds to this stream as a graph; None if it cannot be captured."""
         # "global" would break every other thread: https://github.com/roboflow/inference/pull/2866
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         _checked("cudaStreamBeginCapture", self.handle, mode)
@@ -94,7 +94,7 @@ class Stream:
 
 
 class Graph:
-    """Captured work, launched as one: saves the launch of every kernel."""
+    """A CUDA graph: captured work with one launch instead of one per kernel."""
 
     def __init__(self, instance: Any) -> None:
         self._instance = instance
@@ -107,21 +107,21 @@ class Graph:
 
 
 class Event:
-    """A point in a stream, with its time."""
+    """A CUDA event: a point in a stream with a timestamp."""
 
     def __init__(self) -> None:
-        # Waiting threads sleep; they would spin on a core that decodes JPEGs.
+        # Blocking sync: waiting threads sleep. By default they would spin on a core that decodes JPEGs.
         self._event = _checked("cudaEventCreateWithFlags", runtime.cudaEventBlockingSync)
 
     def record(self, stream: Stream) -> None:
         _checked("cudaEventRecord", self._event, stream.handle)
 
     def synchronize(self) -> None:
-        """Wait until the stream has come to this point."""
+        """Wait until the stream has reached this point."""
         _checked("cudaEventSynchronize", self._event)
 
     def seconds_since(self, earlier: Self) -> float:
-        """Device time between two points that have been reached."""
+        """Return the device time since `earlier`; both events must have been reached."""
         return float(_checked("cudaEventElapsedTime", earlier._event, self._event)) / 1000
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ class Event:
 
 
 class DeviceMemory:
-    """Bytes on the device."""
+    """A block of device memory of `size` bytes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -140,7 +140,7 @@ class DeviceMemory:
 
 
 class PinnedMemory:
-    """Bytes of the host that the device copies without a detour."""
+    """Page-locked host memory, which the device copies directly; `array` is uint8 [size]."""
 
     def __init__(self, size: int) -> None:
         self.address = int(_checked("cudaHostAlloc", size, runtime.cudaHostAllocDefault))
@@ -151,7 +151,7 @@ class PinnedMemory:
 
 
 def _checked(function: str, *arguments: Any) -> Any:
-    """The result of a call. Raises EngineFailed with CUDA's own words."""
+    """Call a function of the runtime and return its result. Raises EngineFailed with CUDA's error text."""
     error, *results = getattr(runtime, function)(*arguments)
     if int(error):
         raise EngineFailed(f"{function}: {_explain(error)}")

@@ -1,8 +1,8 @@
-"""A TensorRT engine at work: one or more plans, each for one shape of frame, and instances with a stream, buffers, and
-an execution context for each shape and size of batch.
+"""Runs a TensorRT engine: one plan per frame shape, and instances that each have a stream, buffers, and an execution
+context per shape and batch size.
 
-Serves plans of our own (uint8 frames in, a serving graph's outputs out) and, of detect, those of `yolo export
-format=engine` (NCHW in 0..1 in, raw head out).
+Supports plans of this project (uint8 frames in, outputs of the serving graph out) and, for detect, those of `yolo
+export format=engine` (NCHW of 0..1 in, raw head out).
 """
 
 import contextlib
@@ -26,9 +26,9 @@ log = logging.getLogger("yolopard.tensorrt")
 
 
 class TensorrtEngine:
-    """Deserialized engines, each with the shape it is used with where it leaves that open, and their instances.
+    """Deserialized engines and their instances. Each engine comes with the frame shape to use if its own is dynamic.
 
-    `alive` is what has to outlive them: TensorRT holds plain pointers.
+    `alive` holds objects that must outlive the engines, because TensorRT only has plain pointers to them.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class TensorrtEngine:
 
     @property
     def captured(self) -> bool:
-        """Whether every size of batch runs as a CUDA graph."""
+        """True if every batch size runs as a CUDA graph."""
         return all(instance.captured for instance in self._instances)
 
     def infer(self, instance: int, frames: Sequence[Pixels], *, low_latency: bool = False) -> list[Outputs]:
@@ -61,23 +61,23 @@ class TensorrtEngine:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The part of an instance that is of one shape."""
+    """The part of an instance for one frame shape."""
 
     layout: Layout
-    contexts: dict[int, "_Context"]  # by size of batch
-    frames: NDArray[Any]  # [most, *source.shape], the instance's memory
-    outputs: list[NDArray[Any]]  # each [most, *target.shape], the instance's memory
+    contexts: dict[int, "_Context"]  # by batch size
+    frames: NDArray[Any]  # [max_batch, *source.shape], a view of the instance's memory
+    outputs: list[NDArray[Any]]  # each [max_batch, *target.shape], a view of the instance's memory
 
     def context(self, count: int) -> "_Context":
-        """That of the smallest size which so many images fit."""
+        """Return the context of the smallest batch size that holds `count` images."""
         sizes = self.layout.batches
         return self.contexts[sizes[bisect_left(sizes, count)]]
 
 
 class Instance:
-    """What one batch at a time needs: nothing of it is shared with another instance but the weights.
+    """Everything to run one batch at a time. Instances share only the weights.
 
-    Its memory, scratch and in- and outputs, is as large as its largest shape needs, and is used by all of them.
+    All shapes use the same scratch, input and output memory, which is as large as the largest shape needs.
     """
 
     def __init__(self, engines: Sequence[tuple[Any, Shape]], scratch: int, graphs: bool) -> None:
@@ -85,8 +85,8 @@ class Instance:
         self._plans: dict[Shape, _Plan] = {}
         with contextlib.ExitStack() as opening:
 
-            def own(thing: Any) -> Any:
-                return opening.enter_context(contextlib.closing(thing))
+            def own(resource: Any) -> Any:
+                return opening.enter_context(contextlib.closing(resource))
 
             self._stream: Stream = own(Stream())
             self._begun, self._ended, self._copied = (own(Event()) for _ in range(3))
@@ -95,9 +95,9 @@ class Instance:
             layouts = [
                 Layout.of(engine, first.context, shape) for (engine, shape), first in zip(engines, firsts, strict=True)
             ]
-            pixels = max(layout.most * layout.source.size for layout in layouts)
+            pixels = max(layout.max_batch * layout.source.size for layout in layouts)
             outputs = [
-                max(layout.most * target.size for layout, target in zip(layouts, targets, strict=True))
+                max(layout.max_batch * target.size for layout, target in zip(layouts, targets, strict=True))
                 for targets in zip(*(layout.targets for layout in layouts), strict=True)
             ]
             self._on_host, self._on_device = own(PinnedMemory(pixels)), own(DeviceMemory(pixels))
@@ -111,9 +111,9 @@ class Instance:
                     if graphs:
                         context.capture(own)
                     contexts[size] = context
-                frames_there = _view(self._on_host, layout.source, layout.most)
+                frames_there = _view(self._on_host, layout.source, layout.max_batch)
                 found_there = [
-                    _view(memory, target, layout.most)
+                    _view(memory, target, layout.max_batch)
                     for memory, target in zip(self._found_on_host, layout.targets, strict=True)
                 ]
                 self._plans[layout.shape] = _Plan(layout, contexts, frames_there, found_there)
@@ -121,19 +121,19 @@ class Instance:
 
     @property
     def captured(self) -> bool:
-        """Whether every size of batch of every shape runs as a CUDA graph."""
+        """True if every batch size of every shape runs as a CUDA graph."""
         return all(context.graph for plan in self._plans.values() for context in plan.contexts.values())
 
     def infer(self, frames: Sequence[Pixels]) -> list[Outputs]:
-        """Blocks until the outputs are there. Raises EngineFailed for frames of a shape that was not built."""
+        """Return the outputs of each frame; blocks. Raises EngineFailed for frames of a shape without a plan."""
         height, width = frames[0].shape[:2]
         plan = self._plans.get((height, width))
         if plan is None:
             raise EngineFailed(
                 f"there is no plan for frames of {height}x{width}, only for {format_shapes(*self._plans)}"
             )
-        most = plan.layout.most
-        parts = (self._infer(plan, frames[i : i + most]) for i in range(0, len(frames), most))
+        size = plan.layout.max_batch
+        parts = (self._infer(plan, frames[i : i + size]) for i in range(0, len(frames), size))
         return [outputs for part in parts for outputs in part]
 
     def _infer(self, plan: _Plan, frames: Sequence[Pixels]) -> list[Outputs]:
@@ -152,33 +152,33 @@ class Instance:
 
     def close(self) -> None:
         self._stream.synchronize()
-        self._plans.clear()  # before the memory they work in
+        self._plans.clear()  # before the memory that their contexts use
         self._opened.close()
 
 
 def _view(memory: PinnedMemory, tensor: Tensor, images: int) -> NDArray[Any]:
-    """So many images' values at the start of the memory."""
+    """Return the start of the memory as an array [images, *tensor.shape]."""
     return memory.array[: images * tensor.size].view(tensor.dtype).reshape(images, *tensor.shape)
 
 
 class _Context:
-    """An execution context for one size of batch, and its captured graph. One graph needs one context of its own."""
+    """An execution context for one batch size, and its captured graph. Every graph needs its own context."""
 
     def __init__(self, engine: Any, memory: DeviceMemory, stream: Stream) -> None:
         self._stream = stream
         self.graph: Graph | None = None
         self.context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self.context is None:
-            raise EngineFailed("TensorRT gives no further execution context: use fewer INSTANCES")
+            raise EngineFailed("TensorRT creates no further execution context: use fewer INSTANCES")
         self.context.set_device_memory(memory.address, memory.size)
         allowed(self.context.set_optimization_profile_async(0, stream.handle), "a context of the profile")
         stream.synchronize()
 
     def prepare(self, layout: Layout, size: int, source: DeviceMemory, targets: Sequence[DeviceMemory]) -> None:
-        """Fix shape and addresses, and run once, as capturing wants it."""
+        """Set shape and addresses, and run once, which is required before capturing."""
         allowed(self.context.set_input_shape(layout.source.name, (size, *layout.source.shape)), f"a batch of {size}")
         if missing := self.context.infer_shapes():
-            raise EngineFailed(f"the engine leaves the shape of {missing} open")
+            raise EngineFailed(f"the engine does not define the shape of {missing}")
         for tensor, memory in zip((layout.source, *layout.targets), (source, *targets), strict=True):
             allowed(self.context.set_tensor_address(tensor.name, memory.address), f"the address of {tensor.name}")
         allowed(self._enqueue(), f"to run a batch of {size}")
@@ -193,7 +193,7 @@ class _Context:
         self.graph = own(graph)
 
     def run(self) -> None:
-        """Into the stream; does not wait."""
+        """Add the batch to the stream; does not wait."""
         if self.graph is not None:
             self.graph.launch(self._stream)
         else:
