@@ -37,11 +37,14 @@ def talk(live, *data: bytes, half: bool = False) -> bytes:
 
 
 def status(answer: bytes) -> int:
+    """Without the lines by which the server looks whether a half-closed client is still there."""
+    while answer.startswith(b"HTTP/1.1 100 "):
+        answer = answer.partition(b"\r\n\r\n")[2]
     return int(answer.split(b" ", 2)[1]) if answer else 0
 
 
 def error(answer: bytes) -> tuple[int, str]:
-    return status(answer), json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"]
+    return status(answer), json.loads(answer.rpartition(b"\r\n\r\n")[2])["error"]["code"]
 
 
 CLOSE = b"Connection: close\r\n"
