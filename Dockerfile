@@ -78,9 +78,19 @@ COPY deploy/cpu.lock deploy/
 RUN pip install --require-hashes --no-deps --requirement deploy/cpu.lock
 ARG WEIGHTS
 ENV YOLOPARD_WEIGHTS=/opt/yolopard/${WEIGHTS}
-COPY models/demo/scenes.py models/demo/
 COPY ${WEIGHTS} ${WEIGHTS}
-COPY app app
+# Without app/building and app/evaluation: it finds its engine, and cannot build one.
+COPY app/*.py app/
+COPY app/api app/api
+COPY app/backends app/backends
+COPY app/graphs app/graphs
+COPY app/http app/http
+COPY app/serving app/serving
+COPY app/settings app/settings
+COPY app/store app/store
+COPY app/system app/system
+COPY app/vision app/vision
+COPY app/weights app/weights
 # Root's: the server cannot change what it loads, and any other user may run it too.
 COPY --from=build --chown=root:root ${YOLOPARD_ENGINES_DIR} ${YOLOPARD_ENGINES_DIR}
 USER 10001

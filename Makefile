@@ -1,11 +1,11 @@
-# make serve NAME=value ... takes every setting of app/settings.py by its name.
+# make serve NAME=value ... takes every setting of docs/configuration.md by its name.
 
 VENV := .venv
 BIN := $(VENV)/bin
 # Every NAME=value of this command line, as YOLOPARD_NAME='value' for the environment.
 SETTINGS = $(foreach name,$(filter-out VENV BIN SETTINGS,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),YOLOPARD_$(name)='$(subst ','\'',$($(name)))'))
 
-.PHONY: serve build selftest test lint browser prometheus peers clients libb64 locks sbom audit pin-images
+.PHONY: serve build selftest test check lint graph browser prometheus peers clients libb64 locks sbom audit pin-images
 
 serve: $(VENV)/serve ## build the engine if need be, and serve it
 	@exec env $(SETTINGS) $(BIN)/yolopard serve
@@ -18,8 +18,17 @@ selftest: $(VENV)/serve ## try every engine that can be built on this machine
 
 # Two torches whose threads spin while they wait take each other's cores: their builds took up to twice as long.
 test: $(VENV)/dev browser prometheus clients ## the whole suite
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not alone'
-	$(BIN)/python -m pytest -m alone
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not serial'
+	$(BIN)/python -m pytest -m serial
+
+check: lint ## for every change: lint, and the tests that need no engine
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not engine and not serial'
+
+graph: $(VENV)/dev ## modules, packages and imports of app/ in numbers
+	@$(BIN)/python tests/imports.py
+
+docs/configuration.md: $(VENV)/serve app/settings/*.py
+	$(BIN)/python -m app.settings > $@
 
 lint: $(VENV)/dev ## style, types, import contracts
 	$(BIN)/ruff check .

@@ -10,27 +10,24 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import uvloop
 
-from app import __version__, log, machine, selftest, store
+from app import __version__
 from app.api.app import create_app
-from app.api.service import Service
-from app.backends import simulated
-from app.build_process import BuildProcess
-from app.datasets import DEMO
-from app.deployment import EngineSource
 from app.errors import BenchFailed, SettingsError, SetupError
 from app.http.server import make_server
-from app.model import spell
-from app.order import Order
-from app.parity import ENOUGH, Figures, Limits
+from app.model import format_shapes
 from app.progress import Progress
-from app.settings import Settings
-from app.store import Built
+from app.providers import build_request, builder, engine_provider
+from app.serving.service import Service
+from app.settings import DEMO, FIELDS, Settings
+from app.store import store
+from app.store.accuracy import MIN_BOXES, AccuracyReport
+from app.store.manifest import StoredEngine
+from app.system import host, log
 
 SWITCH_S = 0.0005  # for which a thread may keep the interpreter from the others; decode threads want it often
 
@@ -41,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended too
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which `nohup` makes it
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))
-    given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
+    given = {name: value for name, value in vars(options).items() if name in FIELDS}
     try:
         settings = Settings.read({name: value for name, value in given.items() if value is not None})
         if options.command == "bench":
@@ -55,32 +52,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build(settings: Settings) -> int:
     """Build the engine, or find it built, and say where it is."""
-    log.configure(settings.log_level, settings.log_format)
-    built = _builder(settings, settings.backend).run(_print_progress)
+    log.configure(settings.server.log_level, settings.server.log_format)
+    built = builder(settings, settings.model.backend).run(_print_progress)
     print(f"{built.folder}\n{_table(built)}")
     return 0
 
 
 def serve(settings: Settings) -> NoReturn:
     """Serve until SIGTERM or SIGINT; what was admitted by then is still answered."""
-    log.configure(settings.log_level, settings.log_format)
-    settings.require_keys()
-    machine.keep_freed_memory()
-    machine.give_back_when_idle()
+    log.configure(settings.server.log_level, settings.server.log_format)
+    settings.server.require_keys()
+    host.keep_freed_memory()
+    host.give_back_when_idle()
     sys.setswitchinterval(SWITCH_S)
-    server = make_server(settings)
+    server = make_server(settings.server)
     service = Service(
         settings,
-        lambda backend: open_source(settings, backend),
-        on_ready=lambda deployed: _print_ready(settings, deployed.built),
+        lambda backend: engine_provider(settings, backend),
+        on_ready=lambda loaded: _print_ready(settings, loaded.built),
         on_failure=lambda: setattr(server, "should_exit", True),
     )
     server.config.app = create_app(service)
     server.on_stop = service.inflight.close
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when all is answered
-    listener = _listen(settings.host, settings.port, "PORT")
-    if settings.grpc_port:
-        _require_grpc(settings.host, settings.grpc_port)
+    listener = _listen(settings.server.host, settings.server.port, "PORT")
+    if settings.server.grpc_port:
+        _require_grpc(settings.server.host, settings.server.grpc_port)
     with contextlib.suppress(KeyboardInterrupt):
         uvloop.new_event_loop().run_until_complete(server.serve([listener]))
     _end(_fail(service.failure) if service.failure else 0)
@@ -88,12 +85,14 @@ def serve(settings: Settings) -> NoReturn:
 
 def selftest_(settings: Settings) -> int:
     """Try every engine that can be built here; a table, and all figures in a file."""
-    log.configure(settings.log_level, settings.log_format)
-    order = _order(settings, settings.backend)
+    from app.bench import selftest
+
+    log.configure(settings.server.log_level, settings.server.log_format)
+    order = build_request(settings, settings.model.backend)
     rows = selftest.run(order, lambda text: print(f"trying {text}", flush=True))
-    path = settings.engines_dir / "selftest.json"
-    with store.explained(settings.engines_dir):
-        settings.engines_dir.mkdir(parents=True, exist_ok=True)
+    path = settings.server.engines_dir / "selftest.json"
+    with store.explained(settings.server.engines_dir):
+        settings.server.engines_dir.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(selftest.report(order, rows), indent=2) + "\n")
     print(f"\n{selftest.table(rows)}\n\nAll figures: {path}")
     return int(any(row.failed for row in rows))
@@ -107,9 +106,9 @@ def bench_(settings: Settings, options: argparse.Namespace) -> int:
         raise BenchFailed(f"the bench needs {error.name}: pip install 'yolopard[bench]'") from error
     plan = bench.Plan(options.clients, options.seconds, options.rounds)
     if options.engines:
-        bench.compare(settings, open_source, images=options.images, plan=plan, out=options.out)
+        bench.compare(settings, engine_provider, images=options.images, plan=plan, out=options.out)
         return 0
-    bench.run(settings, open_source, url=options.url, images=options.images, plan=plan, out=options.out)
+    bench.run(settings, engine_provider, url=options.url, images=options.images, plan=plan, out=options.out)
     return 0
 
 
@@ -133,47 +132,16 @@ def _require_grpc(host: str, port: int) -> None:
     _listen(host, port, "GRPC_PORT").close()
 
 
-def open_source(settings: Settings, backend: str) -> EngineSource:
-    if backend == simulated.NAME:
-        a_ms, b_ms = map(float, settings.simulated_ms.split(","))
-        return simulated.Source(a_ms, b_ms, settings.longest_side or 640, settings.batch, settings.shapes)
-    return _builder(settings, backend)
-
-
-def _builder(settings: Settings, backend: str) -> BuildProcess:
-    configure_log = partial(log.configure, settings.log_level, settings.log_format)
-    return BuildProcess(_order(settings, backend), configure_log, settings.build_memory_bytes)
-
-
-def _order(settings: Settings, backend: str) -> Order:
-    if backend == simulated.NAME:
-        raise SettingsError(f"BACKEND={backend} runs no model: there is nothing to build")
-    limits = Limits(settings.gate_fp32, settings.gate_fp16, settings.gate_int8, settings.gate_map_loss)
-    return Order(
-        weights=settings.weights,
-        imgsz=settings.longest_side,
-        shapes=settings.shapes,
-        batch=settings.batch,
-        precision=settings.precision if backend == settings.backend else "auto",
-        backend=backend,
-        engines=settings.engines_dir,
-        lanes=settings.lanes,
-        gate=settings.gate_dir,
-        calibration=settings.calibration_dir,
-        limits=limits,
-    )
-
-
 def _print_progress(progress: Progress) -> None:
     print(progress, flush=True)
 
 
-def _table(built: Built) -> str:
-    """How the engine was judged, a line a figure."""
+def _table(built: StoredEngine) -> str:
+    """How the engine was evaluated, a line a figure."""
     gate, precision = built.manifest.gate, built.manifest.fingerprint.precision
     figures = gate.figures
     if figures is None:
-        return f"not judged: {gate.on}"
+        return f"not evaluated: {gate.on}"
     lines = {
         "accuracy gate": f"{precision} against {gate.reference} on {gate.on}",
         "boxes found": _found(figures),
@@ -197,19 +165,19 @@ def _table(built: Built) -> str:
     return "\n".join(f"  {name:16} {text}" for name, text in lines.items())
 
 
-def _found(figures: Figures) -> str:
+def _found(figures: AccuracyReport) -> str:
     low, high = figures.interval()
-    open_ = f" (with 95 % confidence {low:.2f} to {high:.2f})" if 0 < figures.boxes < ENOUGH else ""
-    return f"{figures.agreement:.2%} of {figures.boxes}{open_}, {figures.invented:.2%} of its own are new"
+    open_ = f" (with 95 % confidence {low:.2f} to {high:.2f})" if 0 < figures.boxes < MIN_BOXES else ""
+    return f"{figures.agreement:.2%} of {figures.boxes}{open_}, {figures.false_positives:.2%} of its own are new"
 
 
-def _print_ready(settings: Settings, built: Built) -> None:
-    if settings.log_format == "json":
+def _print_ready(settings: Settings, built: StoredEngine) -> None:
+    if settings.server.log_format == "json":
         return  # the log says it
     fingerprint, model = built.manifest.fingerprint, built.manifest.model
-    size = spell(*model.shapes) if model.shapes else model.imgsz
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
-    url = f"http://{host}:{settings.port}"
+    size = format_shapes(*model.shapes) if model.shapes else model.imgsz
+    host = "127.0.0.1" if settings.server.host in ("0.0.0.0", "::") else settings.server.host  # noqa: S104
+    url = f"http://{host}:{settings.server.port}"
     sample = next(iter(sorted((DEMO / "samples").glob("*.jpg"))), Path("image.jpg"))
     print(
         f"\n{model.name} at {size} px on {fingerprint.backend} {fingerprint.precision}, batch up to "
@@ -248,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, allow_abbrev=False)
         if name == "bench":
             _add_bench_options(command)
-        for field, info in Settings.model_fields.items():
+        for field, info in FIELDS.items():
             flags = dict.fromkeys((f"--{field.replace('_', '-')}", f"--{field}"))
             default = ",".join(info.default) if isinstance(info.default, tuple) else info.default
             if name != "bench" or field != "compare":  # which is another thing there; the environment has the setting

@@ -26,12 +26,12 @@ class ModelInfo:
         return fields | {"names": {str(i): name for i, name in self.names.items()}}
 
 
-def spell(*shapes: Shape) -> str:
-    """As in the setting SHAPES: 384x640,640x640."""
+def format_shapes(*shapes: Shape) -> str:
+    """As in the setting IMGSZ: 384x640,640x640."""
     return ",".join(f"{height}x{width}" for height, width in shapes)
 
 
-def unspell(text: str) -> tuple[Shape, ...]:
+def parse_shapes(text: str) -> tuple[Shape, ...]:
     """What `spell` has written."""
     sides = (shape.split("x") for shape in text.split(",") if shape)
     return tuple((int(height), int(width)) for height, width in sides)

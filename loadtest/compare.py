@@ -80,7 +80,7 @@ def yolopard(name: str, *packages: str, **settings: object) -> Kind:
     return Kind(name, [sys.executable, "-m", "app", "serve", *options], "/v1/detect", ["yolopard", *packages])
 
 
-KEEP_FREED_MEMORY = {  # what Yolopard tells malloc by itself (app/machine.py)
+KEEP_FREED_MEMORY = {  # what Yolopard tells malloc by itself (app/system/host.py)
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
 }
@@ -152,8 +152,8 @@ def last_line(text: str) -> str:
 
 def version_of(kind: Kind) -> str:
     code = "import sys, importlib.metadata as m; print(', '.join(f'{p} {m.version(p)}' for p in sys.argv[1:]))"
-    told = subprocess.run([kind.command[0], "-c", code, *kind.packages], capture_output=True, text=True, check=True)
-    return told.stdout.strip()
+    reported = subprocess.run([kind.command[0], "-c", code, *kind.packages], capture_output=True, text=True, check=True)
+    return reported.stdout.strip()
 
 
 class Server:

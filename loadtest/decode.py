@@ -18,30 +18,37 @@ import cv2
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from app import backends, machine, parity  # noqa: E402
-from app.builder import Order, build, find  # noqa: E402
-from app.datasets import DEMO, Picture  # noqa: E402
-from app.images import Preparation  # noqa: E402
-from app.labels import Labels  # noqa: E402
-from app.settings import DEMO_WEIGHTS, ENGINES_DIR  # noqa: E402
+from app import backends  # noqa: E402
+from app.building.builder import BuildRequest, build, find  # noqa: E402
+from app.evaluation.datasets import Sample  # noqa: E402
+from app.evaluation.datasets.annotations import Labels  # noqa: E402
+from app.evaluation.gate import Gate  # noqa: E402
+from app.settings import (  # noqa: E402
+    DEMO,
+    DEMO_WEIGHTS,
+    ENGINES_DIR,
+)
+from app.system import host  # noqa: E402
+from app.vision.preprocess import Preprocessor  # noqa: E402
 
 SCENES, FIRST, QUALITY = 40, 700_000, 92
 
 
 def main() -> None:
-    machine.keep_freed_memory()
-    order = Order(str(DEMO_WEIGHTS), None, 8, "fp32", "openvino", ENGINES_DIR)
+    host.keep_freed_memory()
+    order = BuildRequest(str(DEMO_WEIGHTS), None, 8, "fp32", "openvino", ENGINES_DIR)
     built = find(order) or build(order, lambda _: None)
     model = built.manifest.model
-    engine = backends.get("openvino").load(built.folder, 1, machine.cpus())
+    engine = backends.get("openvino").load(built.folder, 1, host.cpus())
     ways = {
-        fast: Preparation(model.imgsz, model.stride, shapes=None, fast=fast, max_pixels=10**9) for fast in (False, True)
+        fast: Preprocessor(model.imgsz, model.stride, shapes=None, fast=fast, max_pixels=10**9)
+        for fast in (False, True)
     }
     scene = runpy.run_path(str(DEMO / "scenes.py"))["scene"]
     print("| image | exact ms | fast ms | agreement | box px mean | box px at most | mAP50-95 exact | fast |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for times in (2, 4, 8):
-        gate, spent = parity.Gate("fp32", model), {False: list[float](), True: list[float]()}
+        gate, spent = Gate("fp32", model), {False: list[float](), True: list[float]()}
         for seed in range(FIRST, FIRST + SCENES):
             item = scene(seed, 640, 480)
             image = cv2.resize(item.image, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
@@ -49,10 +56,10 @@ def main() -> None:
             rows = {}
             for fast, prepare in ways.items():
                 started = time.thread_time()
-                placement, frame = prepare(data)
+                transform, frame = prepare(data)
                 spent[fast].append((time.thread_time() - started) * 1000)
                 rows[fast] = engine.infer(0, [frame])[0]
-            gate.add(Picture(image, Labels(item.classes, item.boxes * times)), placement, rows[False], rows[True])
+            gate.add(Sample(image, Labels(item.classes, item.boxes * times)), transform, rows[False], rows[True])
         found = gate.figures()
         cells = [
             f"{640 * times}x{480 * times}",

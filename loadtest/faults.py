@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from app.store import MANIFEST, Fingerprint, sha256  # noqa: E402
+from app.store.store import MANIFEST, Fingerprint, sha256  # noqa: E402
 
 WEIGHTS, SAMPLES = ROOT / "models/demo/yolov8n-demo.pt", ROOT / "models/demo/samples"
 QUICK = {"weights": WEIGHTS, "backend": "onnxruntime", "imgsz": 160, "batch": 2, "gate_dir": SAMPLES}
@@ -131,10 +131,12 @@ class Run:
     def line(self, expected: str) -> str:
         """Status 1 and exactly one line for the user, the last, which matches."""
         status = self.ended(PATIENCE_S)
-        told = [line for line in self.lines if line.startswith("yolopard: ")]
-        if status != 1 or len(told) != 1 or told != self.lines[-1:] or not re.search(expected, told[0]):
-            raise Failed(f"exit status {status}, {len(told)} lines for the user, last: {(self.lines or ['none'])[-1]}")
-        return told[0]
+        reported = [line for line in self.lines if line.startswith("yolopard: ")]
+        if status != 1 or len(reported) != 1 or reported != self.lines[-1:] or not re.search(expected, reported[0]):
+            raise Failed(
+                f"exit status {status}, {len(reported)} lines for the user, last: {(self.lines or ['none'])[-1]}"
+            )
+        return reported[0]
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -354,17 +356,17 @@ def _(stage: Stage) -> str:
 
 @scenario("int8 refused by the gate, then a second start")
 def _(stage: Stage) -> str:
-    told = []
+    reported = []
     for builds in (2, 0):
         run = Run(stage.engines, precision="int8", gate_int8=1)
         text = stage.check(run.boxes())
-        told += [line[24:] for line in run.lines if "FALLBACK: fp16 is served" in line]
+        reported += [line[24:] for line in run.lines if "FALLBACK: fp16 is served" in line]
         run.stopped()
         if run.phases().count("graph") != builds:
             raise Failed(f"not {builds} builds: {run.phases()}")
-    if len(told) != 2:
-        raise Failed(f"log: {told}")
-    return f"{text}; {told[0]}; the same again without a build"
+    if len(reported) != 2:
+        raise Failed(f"log: {reported}")
+    return f"{text}; {reported[0]}; the same again without a build"
 
 
 @scenario("no TensorRT here, FALLBACK=onnxruntime")

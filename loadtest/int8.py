@@ -26,13 +26,16 @@ import numpy as np
 import onnx
 import openvino
 
-from app import calibration, candidates, datasets, export, graph, judge, parity, precision, quantize, results
 from app.backends import onnxruntime
-from app.calibration import RULES, Statistics
-from app.images import Pixels
+from app.evaluation import compare, datasets
+from app.evaluation.gate import Gate
+from app.graphs import calibration, export, fp16, int8, int8_search, serving_graph
+from app.graphs.calibration import RULES, Statistics
+from app.graphs.int8 import Method, Quantizer
 from app.model import ModelInfo
-from app.quantize import Method, Quantizer
-from app.results import Outputs, Thresholds
+from app.vision import matching, postprocess
+from app.vision.postprocess import Outputs, Thresholds
+from app.vision.preprocess import Pixels
 
 LARGE = 100  # px of a side
 ROUNDS = 12
@@ -51,26 +54,26 @@ class Engine:
 
 
 class Judge:
-    """The FP32 graph's outputs on the gate's images, beside which engines are judged."""
+    """The FP32 graph's outputs on the gate's images, beside which engines are evaluated."""
 
     def __init__(self, serving: Path, model: ModelInfo, images: datasets.Dataset) -> None:
         self._model = model
-        self._framed = list(judge.frames(images, model, model.shapes))
+        self._framed = list(compare.frames(images, model, model.shapes))
         reference = onnxruntime.OnnxruntimeEngine(serving, 2)
         self._expected = [reference.infer(0, [frame])[0] for _, _, frame in self._framed]
         self._float = Engine(openvino.convert_model(serving))
 
     def row(self, name: str, engine: Engine) -> str:
-        gate, px, px_before = parity.Gate("int8", self._model), 0.0, 0.0
-        for (picture, placement, frame), expected in zip(self._framed, self._expected, strict=True):
+        gate, px, px_before = Gate("int8", self._model), 0.0, 0.0
+        for (picture, transform, frame), expected in zip(self._framed, self._expected, strict=True):
             found = engine.infer(frame)
-            gate.add(picture, placement, expected, found)
+            gate.add(picture, transform, expected, found)
             after, before = self._sides(expected, found)
             px, px_before = max(px, after), max(px_before, before)
         figures = gate.figures()
         cells = [
             f"{figures.agreement:.4f} of {figures.boxes}",
-            *(f"{value:.4f}" for value in (figures.invented, figures.score, figures.score_mean)),
+            *(f"{value:.4f}" for value in (figures.false_positives, figures.score, figures.score_mean)),
             *(f"{value:.1f}" for value in (px, px_before)),
             f"{self._speed(engine):.2f}",
         ]
@@ -78,14 +81,14 @@ class Judge:
 
     def _sides(self, expected: Outputs, found: Outputs) -> tuple[float, float]:
         """Greatest difference of a large box's side: of the pair, and of the nearest row of its class before NMS."""
-        faint = Thresholds(conf=parity.FAINT)
-        wanted, offered = (results.select(outputs, faint, self._model) for outputs in (expected, found))
-        wanted = wanted.first(int(np.count_nonzero(wanted.scores >= parity.CONF)))
+        faint = Thresholds(conf=matching.MIN_MATCH_CONF)
+        wanted, offered = (postprocess.select(outputs, faint, self._model) for outputs in (expected, found))
+        wanted = wanted.first(int(np.count_nonzero(wanted.scores >= matching.CONF)))
         after = before = 0.0
-        for i, j in parity.pairs(wanted, offered):
+        for i, j in matching.pairs(wanted, offered):
             box = wanted.boxes[i, :4]
             sides = np.tile(box[2:] - box[:2], 2) > LARGE
-            rows = found[0][(found[0][:, 5] == wanted.classes[i]) & (found[0][:, 4] >= parity.FAINT)]
+            rows = found[0][(found[0][:, 5] == wanted.classes[i]) & (found[0][:, 4] >= matching.MIN_MATCH_CONF)]
             after = max(after, float(np.abs(offered.boxes[j, :4] - box)[sides].max(initial=0)))
             nearest = np.abs(rows[:, :4] - box)[:, sides].max(1, initial=0).min(initial=np.inf)
             before = max(before, float(nearest))
@@ -111,9 +114,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         plain, serving = export.to_plain_onnx(given.weights, None, folder), folder / "graph.onnx"
-        model = graph.to_serving_graph(plain, given.weights.stem, None, serving)
+        model = serving_graph.to_serving_graph(plain, given.weights.stem, None, serving)
         images = {name: datasets.folder(getattr(given, name), model, name) for name in ("calibration_dir", "gate_dir")}
-        frames = [frame for _, _, frame in judge.frames(images["calibration_dir"], model, model.shapes)]
+        frames = [frame for _, _, frame in compare.frames(images["calibration_dir"], model, model.shapes)]
         seat = Judge(serving, model, images["gate_dir"])
         print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}", flush=True)
         for name, engine in engines(serving, folder / "int8.onnx", frames):
@@ -141,10 +144,10 @@ def own_engines(serving: Path, target: Path, frames: list[Pixels]) -> Iterator[t
             quantizer = Quantizer(serving, frames, zero_points)
             for rule in RULES:
                 yield f"{rule}, {name}", write(quantizer, rule)
-            with mock.patch.object(quantize, "peaks_of_pairs", of_all_channels(quantize.peaks_of_pairs)):
+            with mock.patch.object(int8, "peaks_of_pairs", of_all_channels(int8.peaks_of_pairs)):
                 yield f"greatest value, {name}, weights per tensor", write(quantizer, "greatest value")
     for zero_points, name in ((False, "zero points 0"), (True, "zero points")):
-        facts = candidates.to_int8(serving, target, frames, zero_points=zero_points)["int8"]
+        facts = int8_search.to_int8(serving, target, frames, zero_points=zero_points)["int8"]
         yield f"**as built, {name}**: {facts['method']}", Engine(openvino.convert_model(target))
 
 
@@ -166,7 +169,7 @@ def of_all_channels(peaks: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.n
 def decode(serving: Path) -> set[str]:
     """The names of the nodes behind the features, and of their outputs: what no method quantizes."""
     nodes = onnx.load(serving).graph
-    features = precision.features(nodes)
+    features = fp16.features(nodes)
     return {name for node in nodes.node if node.output[0] not in features for name in (node.name, *node.output) if name}
 
 
@@ -188,18 +191,18 @@ def nncf_engines(serving: Path, target: Path, frames: list[Pixels]) -> Iterator[
         yield f"NNCF PTQ, {preset.value}", Engine(quantized)
 
     # The builder's own goal, on the same images that it holds back
-    held_back, used = frames[:: candidates.HELD_BACK], [f for i, f in enumerate(frames) if i % candidates.HELD_BACK]
-    expected = candidates.outputs(serving, held_back)
+    held_back, used = frames[:: int8_search.HELD_BACK], [f for i, f in enumerate(frames) if i % int8_search.HELD_BACK]
+    expected = int8_search.outputs(serving, held_back)
 
     def nearness(compiled: openvino.CompiledModel, validation: Sequence[Pixels]) -> tuple[float, list[float]]:
         apart = []
         for wanted, frame in zip(expected, validation, strict=False):
             found = tuple(np.array(output[0]) for output in compiled(frame[None]).values())
-            apart.append(candidates.distance([wanted], [found]))
+            apart.append(int8_search.distance([wanted], [found]))
         return 1 - float(np.mean(apart)), [1 - each for each in apart]
 
     controlled = nncf.quantize_with_accuracy_control(
-        model, data(used), data(held_back), nearness, max_drop=candidates.NEAR,
+        model, data(used), data(held_back), nearness, max_drop=int8_search.NEAR,
         preset=nncf.QuantizationPreset.MIXED, ignored_scope=options["ignored_scope"], subset_size=len(used),
     )  # fmt: skip
     yield "NNCF PTQ with accuracy control, mixed", Engine(controlled)

@@ -27,9 +27,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "models" / "demo")]
 
 import scenes  # noqa: E402
 
-from app import backends, export, graph  # noqa: E402
-from app.backends import Recipe, pytorch  # noqa: E402
+from app import backends  # noqa: E402
+from app.backends import BuildContext, pytorch  # noqa: E402
 from app.errors import YolopardError  # noqa: E402
+from app.graphs import export, serving_graph  # noqa: E402
 
 TASKS = ("", "-seg", "-pose", "-obb", "-cls")
 SIDES = {"n": 640, "s": 640, "m": 320, "l": 320, "x": 320}  # px: larger ones take minutes on two cores
@@ -95,14 +96,14 @@ def build(case: Case, backend_name: str, weights: Path, folder: Path) -> tuple[b
     for part in ("plain", "engine"):
         (folder / part).mkdir(parents=True)
     plain = export.to_plain_onnx(weights, case.imgsz, folder / "plain")
-    model = graph.to_serving_graph(plain, case.name, case.imgsz, folder / "graph.onnx")
-    recipe = Recipe(
+    model = serving_graph.to_serving_graph(plain, case.name, case.imgsz, folder / "graph.onnx")
+    recipe = BuildContext(
         weights=weights,
         graphs=[folder / "graph.onnx"],
         model=model,
         precision="fp32",
         batch=2,
-        lanes=1,
+        instances=1,
         calibration=lambda _: iter(()),
         folder=folder / "engine",
         cache=folder,

@@ -25,17 +25,17 @@ import uvloop
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from app import machine  # noqa: E402
-from app.__main__ import open_source  # noqa: E402
+from app.__main__ import engine_provider  # noqa: E402
 from app.backends.simulated import SimulatedEngine  # noqa: E402
-from app.batcher import Batcher  # noqa: E402
-from app.bench.alone import Alone  # noqa: E402
+from app.bench.engine_baseline import EngineBaseline  # noqa: E402
 from app.bench.load import Target, closed_loop, multipart, open_loop  # noqa: E402
 from app.bench.report import circumstances, machine_line  # noqa: E402
 from app.bench.server import Server, started  # noqa: E402
-from app.capacity import Capacity  # noqa: E402
-from app.metrics import Metrics  # noqa: E402
+from app.serving.batcher import Batcher  # noqa: E402
+from app.serving.profile import EngineProfile  # noqa: E402
 from app.settings import Settings  # noqa: E402
+from app.system import host  # noqa: E402
+from app.system.metrics import Metrics  # noqa: E402
 
 median = statistics.median
 JPEG = compare.photo().read_bytes()
@@ -88,8 +88,8 @@ def all_but_the_engine(options: argparse.Namespace) -> Iterator[Line]:
     names = ("yolopard simulated", "litserve", "litserve first", "mosec", "mosec first")
     kinds = [kind for kind in compare.null_kinds() if kind.name in names]
     ceiling: list[float] = []
-    with Alone(open_source, settings(backend="simulated"), [JPEG]) as alone:
-        ours, *peers = compared(kinds, 32, options, lambda: ceiling.append(alone.decode(options.seconds)))
+    with EngineBaseline(engine_provider, settings(backend="simulated"), [JPEG]) as baseline:
+        ours, *peers = compared(kinds, 32, options, lambda: ceiling.append(baseline.decode(options.seconds)))
     for peer in peers:
         text = f"all but the engine, 32 clients, against {described(peer)}"
         yield Line(1, text, compare.ratio(peer, ours), promised(peer, 2.5), unit=" x")
@@ -97,10 +97,10 @@ def all_but_the_engine(options: argparse.Namespace) -> Iterator[Line]:
     yield Line(1, f"the same against decode and letterbox alone ({median(ceiling):.0f}/s)", share, 0.80)
 
 
-def told(asked: str, alone: Alone) -> str:
+def reported(requested: str, baseline: EngineBaseline) -> str:
     """The precision in a line's text."""
-    got = alone.precision()
-    return asked.upper() if got == asked else f"{asked.upper()} (refused by the gate here: {got.upper()})"
+    got = baseline.precision()
+    return requested.upper() if got == requested else f"{requested.upper()} (refused by the gate here: {got.upper()})"
 
 
 def described(peer: compare.Server) -> str:
@@ -120,7 +120,10 @@ def with_the_engine(options: argparse.Namespace) -> Iterator[Line]:
     engines: dict[str, list[float]] = {"fp32": [], "int8": []}
     decode: list[float] = []
     own = {name: settings(backend="openvino", precision=name) for name in engines}
-    with Alone(open_source, own["fp32"], [JPEG]) as fp32_alone, Alone(open_source, own["int8"], [JPEG]) as int8_alone:
+    with (
+        EngineBaseline(engine_provider, own["fp32"], [JPEG]) as fp32_alone,
+        EngineBaseline(engine_provider, own["int8"], [JPEG]) as int8_alone,
+    ):
 
         def parts() -> None:
             engines["fp32"].append(fp32_alone.engine(options.seconds))
@@ -128,7 +131,7 @@ def with_the_engine(options: argparse.Namespace) -> Iterator[Line]:
             decode.append(fp32_alone.decode(options.seconds))
 
         fp32, int8, *peers = compared(kinds, 8, options, parts)
-        names = {"fp32": told("fp32", fp32_alone), "int8": told("int8", int8_alone)}
+        names = {"fp32": reported("fp32", fp32_alone), "int8": reported("int8", int8_alone)}
     for peer in peers:
         of_fp32, of_int8 = (2.7, 4.8) if peer.kind.name.endswith("pt") else (1.3, None)
         yield Line(
@@ -158,12 +161,12 @@ def one_client(options: argparse.Namespace) -> Iterator[Line]:
     for precision in ("fp32", "int8"):
         own = settings(backend="openvino", precision=precision)
         added, gains = [], []
-        with started(own) as server, Alone(open_source, own, [JPEG]) as alone:
-            name = told(precision, alone)
+        with started(own) as server, EngineBaseline(engine_provider, own, [JPEG]) as baseline:
+            name = reported(precision, baseline)
             ask(server, 3, 1)
             for _ in range(options.rounds):
                 for _ in range(TURNS):
-                    latency = alone.latency(TURN_S)
+                    latency = baseline.latency(TURN_S)
                     run = ask(server, TURN_S, 1, 0.2)
                     added.append((run.percentile(50) - latency) * 1000)
                 one = ask(server, options.seconds, 1).images_per_second
@@ -252,7 +255,7 @@ def soak(options: argparse.Namespace) -> Iterator[Line]:
 
 def usage(server: Server) -> tuple[int, int, int]:
     """Resident bytes, threads and open files of a server that has nothing to do."""
-    time.sleep(3 * machine.IDLE_S)  # it has closed the connections of the load, and given back what malloc kept
+    time.sleep(3 * host.IDLE_S)  # it has closed the connections of the load, and given back what malloc kept
     folder = Path(f"/proc/{server.pid}")
     resident = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return resident, len(list((folder / "task").iterdir())), len(list((folder / "fd").iterdir()))
@@ -305,8 +308,8 @@ async def batcher_us() -> float:
     sizes = (1, 16)
     batcher = Batcher(
         SimulatedEngine(0, 0, 640, 1),
-        lanes=1,
-        capacity=Capacity(sizes, (0.001, 0.001), (0, 0)),
+        instances=1,
+        capacity=EngineProfile(sizes, (0.001, 0.001), (0, 0)),
         one_device=True,
         max_wait_s=0,
         metrics=Metrics(),
@@ -334,8 +337,8 @@ async def batcher_us() -> float:
 def compared(
     kinds: list[compare.Kind], clients: int, options: argparse.Namespace, each_round: Callable[[], None]
 ) -> list[compare.Server]:
-    asked = argparse.Namespace(port=18300, rounds=options.rounds, clients=clients, seconds=options.seconds)
-    return compare.measure(kinds, JPEG, asked, each_round)
+    requested = argparse.Namespace(port=18300, rounds=options.rounds, clients=clients, seconds=options.seconds)
+    return compare.measure(kinds, JPEG, requested, each_round)
 
 
 ITEMS = {1: all_but_the_engine, 2: with_the_engine, 3: one_client, 4: simulated_gpus, 5: overload, 6: soak, 7: own_cost}

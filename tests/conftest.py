@@ -18,20 +18,21 @@ import fakes
 import httpx
 import pytest
 
-from app import backends, capacity
+from app import backends
 from app.api.app import create_app
-from app.api.service import Service
 from app.backends import Engine
-from app.build_process import BuildProcess
-from app.capacity import Capacity
-from app.datasets import DEMO
+from app.building.process import BuildProcess
 from app.http.server import make_server
 from app.model import ModelInfo
-from app.order import Order
-from app.settings import DEMO_WEIGHTS, Settings
-from app.store import Built
+from app.serving import profile
+from app.serving.profile import EngineProfile
+from app.serving.service import Service
+from app.serving.spec import BuildRequest
+from app.settings import DEMO, DEMO_WEIGHTS, Settings
+from app.store.manifest import StoredEngine
 
 ROOT = Path(__file__).parents[1]
+ENGINE_FIXTURES = {"build", "demo", "batching_demo", "of_task", "exported"}  # what they return was built or exported
 PATIENCE_S = 300  # for what comes in seconds, on a machine that is slow or busy with something else
 
 
@@ -64,6 +65,12 @@ def without_collector() -> Iterator[list[str]]:
         gc.enable()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if ENGINE_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.engine)
+
+
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """One folder for all workers of a run: what one has built, the others find."""
@@ -74,7 +81,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def build(engines: Path) -> Callable[..., Built]:
+def build(engines: Path) -> Callable[..., StoredEngine]:
     """Build an engine of the demo model, or of other weights, as `yolopard build` does; a second time it is found."""
 
     def run(
@@ -84,8 +91,8 @@ def build(engines: Path) -> Callable[..., Built]:
         batch: int = 8,
         imgsz: int | None = None,
         precision: str = "auto",
-    ) -> Built:
-        order = Order(str(weights), imgsz, batch, precision, backend, engines)
+    ) -> StoredEngine:
+        order = BuildRequest(str(weights), imgsz, batch, precision, backend, engines)
         return BuildProcess(order).run(lambda _: None)
 
     return run
@@ -107,11 +114,11 @@ def of_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OfTask]
 
     @functools.cache
     def make(task: str) -> OfTask:
-        from app import export, graph
+        from app.graphs import export, serving_graph
 
         folder, weights = tmp_path_factory.mktemp(task), DEMO / f"yolov8-demo-{task}.pt"
         plain, serving = export.to_plain_onnx(weights, None, folder), folder / "graph.onnx"
-        return OfTask(weights, plain, serving, graph.to_serving_graph(plain, task, None, serving))
+        return OfTask(weights, plain, serving, serving_graph.to_serving_graph(plain, task, None, serving))
 
     return make
 
@@ -193,7 +200,7 @@ def serving(
     device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Live]]:
     measured = {}
-    monkeypatch.setattr(capacity, "measure", lambda *_: measured["capacity"])
+    monkeypatch.setattr(profile, "measure", lambda *_: measured["capacity"])
     monkeypatch.setattr(backends, "get", lambda name: fakes.Backend(second if name == "pytorch" else device))
     lives = []
 
@@ -202,14 +209,14 @@ def serving(
         *,
         sources: Mapping[str, fakes.Source] | None = None,
         wait: bool = True,
-        capacity: Capacity | None = None,
+        capacity: EngineProfile | None = None,
         **settings: object,
     ) -> Live:
         ready = threading.Event()
         measured["capacity"] = capacity or fakes.capacity(4)
         by_backend = {"pytorch": fakes.Source(fakes.built(backend="pytorch"))} | dict(sources or {})
         service = Service(
-            Settings(batch=4, **settings),
+            Settings.of(batch=4, **settings),
             lambda backend: by_backend.get(backend) or source or fakes.Source(fakes.built()),
             on_ready=lambda _: ready.set(),
             on_failure=ready.set,
@@ -240,7 +247,7 @@ def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture(scope="module")
-def house() -> Iterator[Live]:
+def shared_server() -> Iterator[Live]:
     """The fake device with the default settings, one for all tests of a module that leave it as they found it."""
     devices = [fakes.Device(fakes.ROWS) for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch, serving(*devices, patch) as start:
@@ -248,14 +255,14 @@ def house() -> Iterator[Live]:
 
 
 @contextmanager
-def serve_engine(engine: Engine, built: Built, **settings: object) -> Iterator[Live]:
+def serve_engine(engine: Engine, built: StoredEngine, **settings: object) -> Iterator[Live]:
     """An engine at hand, served in batches of up to 4 with no backend behind it."""
     ready = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(capacity, "measure", lambda *_: fakes.capacity(4))
+        patch.setattr(profile, "measure", lambda *_: fakes.capacity(4))
         patch.setattr(backends, "get", lambda _: fakes.Backend(engine))
         service = Service(
-            Settings(batch=4, **settings),
+            Settings.of(batch=4, **settings),
             lambda _: fakes.Source(built),
             on_ready=lambda _: ready.set(),
             on_failure=ready.set,
@@ -270,8 +277,8 @@ def serve_engine(engine: Engine, built: Built, **settings: object) -> Iterator[L
 def serve_demo(folder: Path, **settings: object) -> Live:
     """The demo model on OpenVINO, served for real from an engines folder."""
     ready = threading.Event()
-    order = Order(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", folder)
-    given = Settings(engines_dir=order.engines, backend="openvino", **settings)
+    order = BuildRequest(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", folder)
+    given = Settings.of(engines_dir=order.engines, backend="openvino", **settings)
     service = Service(given, lambda _: BuildProcess(order), on_ready=lambda _: ready.set(), on_failure=ready.set)
     live = Live(service)
     assert ready.wait(60)
@@ -279,7 +286,7 @@ def serve_demo(folder: Path, **settings: object) -> Live:
 
 
 @pytest.fixture(scope="session")
-def demo(build: Callable[..., Built]) -> Iterator[Live]:
+def demo(build: Callable[..., StoredEngine]) -> Iterator[Live]:
     """The demo model, in batches of the size that pays on this machine."""
     live = serve_demo(build().folder.parent)
     yield live
@@ -287,9 +294,9 @@ def demo(build: Callable[..., Built]) -> Iterator[Live]:
 
 
 @pytest.fixture
-def batching_demo(build: Callable[..., Built], monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
+def batching_demo(build: Callable[..., StoredEngine], monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
     """The demo model, in batches of up to 8 whether they pay or not."""
-    monkeypatch.setattr(capacity, "measure", lambda engine, lanes, frame, largest, patience: fakes.capacity(largest))
+    monkeypatch.setattr(profile, "measure", lambda engine, instances, frame, largest, patience: fakes.capacity(largest))
     live = serve_demo(build().folder.parent)
     yield live
     live.stop()

@@ -1,5 +1,5 @@
 # ruff: noqa: N802, N815 (the names are CUDA's)
-"""A stand-in for cuda.bindings.runtime, as far as app/backends/cuda.py uses it: real memory, lazy streams.
+"""A stand-in for cuda.bindings.runtime, as far as app/backends/tensorrt/cuda.py uses it: real memory, lazy streams.
 
 What is queued runs when its stream, or an event behind it, is synchronized: who reads too early reads stale bytes.
 What would end or corrupt a real process fails the test, even where the app catches exceptions.
@@ -33,7 +33,7 @@ class _Block:
 class _Operation:
     run: Callable[[], None]
     uses: frozenset[int] = frozenset()  # the memory blocks it needs
-    alone: frozenset[int] = frozenset()  # of these, the ones that no other stream may use meanwhile
+    low_latency: frozenset[int] = frozenset()  # of these, the ones that no other stream may use meanwhile
     lasts: bool = True
 
 
@@ -138,12 +138,12 @@ class Cuda:
         return block.bytes[address - base :][:size]
 
     def enqueue(
-        self, stream: Any, run: Callable[[], None], uses: Iterable[int] = (), alone: Iterable[int] = ()
+        self, stream: Any, run: Callable[[], None], uses: Iterable[int] = (), low_latency: Iterable[int] = ()
     ) -> None:
         """Put work into a stream, or into the graph that it captures. `uses` and `alone` are addresses."""
         with self._lock:
-            alone = frozenset(map(self._base, alone))
-            operation = _Operation(run, alone | frozenset(map(self._base, uses)), alone)
+            low_latency = frozenset(map(self._base, low_latency))
+            operation = _Operation(run, low_latency | frozenset(map(self._base, uses)), low_latency)
             self._put(self._find(_Stream, stream), operation)
 
     def capturing(self, stream: Any) -> bool:
@@ -381,7 +381,7 @@ class Cuda:
             stream.captured.append(operation)
             return
         for other in self._all_streams():
-            if other is not stream and any(operation.alone & queued.alone for queued in other.queue):
+            if other is not stream and any(operation.low_latency & queued.low_latency for queued in other.queue):
                 self.fault("two streams use the same memory with no synchronization between them")
         stream.queue.append(operation)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from app.backends import Recipe
-from app.capacity import Capacity
+from app.backends import BuildContext
 from app.model import ModelInfo
-from app.parity import Figures
 from app.progress import Progress, Report
-from app.results import Outputs
-from app.store import Built, Fingerprint, Manifest, Verdict
+from app.serving.profile import EngineProfile
+from app.store.accuracy import AccuracyReport
+from app.store.manifest import Fingerprint, GateResult, Manifest, StoredEngine
+from app.vision.postprocess import Outputs
 
 NAMES = {0: "cat", 1: "dog", 2: "red, large cat"}
 MODEL = ModelInfo("pets", "detect", NAMES, stride=32, imgsz=64, shapes=None)
@@ -37,7 +37,7 @@ class Device:
         self.rows = rows  # [K, 6] of every image; None = every value is the frame's first pixel
         self.batches: list[list[int]] = []  # the first pixel of every frame
         self.shapes: list[tuple[int, ...]] = []
-        self.alone: list[bool] = []  # what it was told of each batch
+        self.low_latency: list[bool] = []  # what it was told of each batch
         self.gate = threading.Event()
         self.gate.set()
         self.busy = threading.Semaphore(0)
@@ -49,14 +49,14 @@ class Device:
         self.frames: list[np.ndarray] = []  # of the last batch
         self.nice: int | None = None  # of the thread that ran the last batch
 
-    def infer(self, lane: int, frames: Sequence[np.ndarray], *, alone: bool = False) -> list[Outputs]:
+    def infer(self, instance: int, frames: Sequence[np.ndarray], *, low_latency: bool = False) -> list[Outputs]:
         images = np.stack(frames)
         self.threads.add(threading.current_thread().name)
         self.frames = list(frames)
         self.nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         self.batches.append(images[:, 0, 0, 0].tolist())
         self.shapes.append(images.shape)
-        self.alone.append(alone)
+        self.low_latency.append(low_latency)
         self.busy.release()
         assert self.gate.wait(10)
         if self.failure is not None:
@@ -67,7 +67,7 @@ class Device:
         rows[: len(images)] = images[:, :1, :1, :1].reshape(-1, 1, 1)
         return [(each,) for each in rows]
 
-    def device_seconds(self, lane: int) -> float | None:
+    def device_seconds(self, instance: int) -> float | None:
         return self.seconds
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class Device:
             pass
         self.batches.clear()
         self.shapes.clear()
-        self.alone.clear()
+        self.low_latency.clear()
 
     async def until_busy(self) -> None:
         assert await asyncio.to_thread(self.busy.acquire, timeout=10)
@@ -89,7 +89,7 @@ class Backend:
     """Loads the device that the test has made."""
 
     PRECISIONS = ("fp32",)
-    LANES = 1
+    INSTANCES = 1
     ONE_DEVICE = False
     STATIC = False
 
@@ -105,24 +105,24 @@ class Backend:
     def device(self) -> str:
         return "cpu test"
 
-    def build(self, recipe: Recipe) -> dict[str, Any]:
+    def build(self, context: BuildContext) -> dict[str, Any]:
         raise AssertionError("nothing is built")
 
-    def load(self, folder: Path, lanes: int, threads: int) -> Device:
+    def load(self, folder: Path, instances: int, threads: int) -> Device:
         return self._device
 
 
-def capacity(batch: int, *, device_s: float = 0.04, lead_s: float = 0) -> Capacity:
+def capacity(batch: int, *, device_s: float = 0.04, lead_s: float = 0) -> EngineProfile:
     """A batch of one takes as long as the largest."""
     sizes = sorted({1, batch})
-    return Capacity(sizes, [device_s] * len(sizes), [lead_s] * len(sizes))
+    return EngineProfile(sizes, [device_s] * len(sizes), [lead_s] * len(sizes))
 
 
-FIGURES = Figures(
+FIGURES = AccuracyReport(
     images=2,
     boxes=10,
     agreement=1.0,
-    invented=0.0,
+    false_positives=0.0,
     box_px=0.25,
     box_px_mean=0.125,
     shift_px=0.0,
@@ -140,13 +140,14 @@ def built(
     shapes: tuple[tuple[int, int], ...] | None = None,
     backend: str = "fake",
     precision: str = "fp32",
-    figures: Figures | None = FIGURES,
+    figures: AccuracyReport | None = FIGURES,
     model: ModelInfo | None = None,
-) -> Built:
+) -> StoredEngine:
     fingerprint = Fingerprint(
         name="pets",
         weights_sha256="0" * 64,
         graph_revision="0",
+        evaluation_revision="",
         imgsz=imgsz,
         shapes=None,
         batch=batch,
@@ -157,22 +158,22 @@ def built(
         calibration="",
     )
     model = model or dataclasses.replace(MODEL, imgsz=imgsz, shapes=shapes)
-    return Built(
-        Path(), Manifest(fingerprint, model, Verdict("2 pictures", "", figures, "PyTorch FP32"), {}, {"model": "0"})
+    return StoredEngine(
+        Path(), Manifest(fingerprint, model, GateResult("2 pictures", "", figures, "PyTorch FP32"), {}, {"model": "0"})
     )
 
 
 class Source:
     """An engine source whose `run` waits for the test, reports and then gives or raises the outcome."""
 
-    def __init__(self, outcome: Built | Exception) -> None:
+    def __init__(self, outcome: StoredEngine | Exception) -> None:
         self.outcome = outcome
         self.go = threading.Event()
         self.go.set()
         self.reported = threading.Event()
         self.cancelled = False
 
-    def run(self, report: Report) -> Built:
+    def run(self, report: Report) -> StoredEngine:
         report(Progress.at("engine", "pets"))
         self.reported.set()
         assert self.go.wait(10)

@@ -37,16 +37,20 @@ def test_perf_analyzer_measures_with_the_server_s_own_statistics(with_grpc, chec
 
 
 def test_a_check_of_perf_analyzer_fails_where_the_counts_differ_or_nothing_is_told():
-    told = """
+    reported = """
     Request count: 20
     Inference count: 80
     Successful request count: 20
     Avg request latency: 9 usec (overhead 1 usec + queue 0 usec + compute input 3 usec + compute infer 5 usec)
     """
-    assert perf_analyzer.told(told)
-    for wrong in ("", told.replace("request count: 20", "request count: 9"), told.replace("infer 5", "infer 0")):
+    assert perf_analyzer.reported(reported)
+    for wrong in (
+        "",
+        reported.replace("request count: 20", "request count: 9"),
+        reported.replace("infer 5", "infer 0"),
+    ):
         with pytest.raises(AssertionError):
-            perf_analyzer.told(wrong)
+            perf_analyzer.reported(wrong)
 
 
 def test_a_check_fails_where_boxes_differ_or_are_missing():

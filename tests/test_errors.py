@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from app import errors, store
+from app import errors
 from app.errors import RequestError, ServiceError, SetupError, YolopardError
+from app.store import manifest
 
 
 def tree(parent: type[YolopardError]) -> Iterator[type[YolopardError]]:
@@ -71,7 +72,7 @@ def test_a_code_is_its_class_name(cls):
 
 def test_what_stops_a_start_up_is_a_setup_error():
     assert {cls.__base__ for cls in leaves(SetupError)} == {SetupError}
-    assert issubclass(store.Damaged, SetupError)
+    assert issubclass(manifest.Damaged, SetupError)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -13,23 +13,23 @@ import fuzz
 import grpc
 import numpy as np
 import pytest
+from conftest import free_port
 from fuzz import kserve, parts, slow, web
 from fuzz.cost import Meter
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
-from test_kserve_grpc import free_port
 
-from app import images
-from app.api import urls
-from app.api.body import Limit
-from app.api.kserve import messages as kserve_messages
-from app.api.kserve.models import ImageModel, TensorModel
-from app.api.kserve.wire import parse
-from app.api.multipart import Parts
-from app.api.source import from_base64
+from app.api.protocols.kserve import messages as kserve_messages
+from app.api.protocols.kserve.models import ImageModel, TensorModel
+from app.api.protocols.kserve.wire import parse
+from app.api.request import urls
+from app.api.request.body import Limit
+from app.api.request.images import from_base64
+from app.api.request.multipart import Parts
 from app.errors import RequestError, Unsupported
-from app.inflight import Inflight
+from app.serving.inflight import Inflight
+from app.vision import preprocess
 
 KEY = b"0123456789abcdef"
 HOSTS = ["images.example", "images.example:8443"]
@@ -114,7 +114,7 @@ def test_any_text_is_a_url_of_an_allowed_host_or_refused(text):
 @given(parts.pictures())
 def test_any_bytes_are_an_image_or_a_request_error(data):
     with contextlib.suppress(RequestError):
-        pixels = images.decode(data, 1_000_000)
+        pixels = preprocess.decode(data, 1_000_000)
         assert pixels.ndim == 3
 
 
@@ -153,8 +153,8 @@ def test_any_other_text_is_refused_in_words_if_at_all(text):
 @few
 @given(kserve.bodies("images") | kserve.bodies("image"), st.sampled_from([TensorModel, ImageModel]))
 def test_any_body_is_a_question_of_kserve_or_refused(made, kind):
-    body, told = made
-    headers = Headers(raw=[(name.lower().encode(), value.encode("latin-1")) for name, value in told.items()])
+    body, reported = made
+    headers = Headers(raw=[(name.lower().encode(), value.encode("latin-1")) for name, value in reported.items()])
     with contextlib.suppress(RequestError, Unsupported):
         question = parse(
             body, headers, kind(fakes.MODEL, 4), Limit(300_000, Inflight(None, None).share(), max_json_bytes=300_000)
@@ -206,7 +206,7 @@ def test_open_files_are_counted_without_the_connections_of_slow_clients():
 
 @pytest.mark.parametrize("kind", range(len(parts.IMAGES)))
 def test_the_images_that_are_broken_are_sound_at_first(kind):
-    assert images.decode(parts.IMAGES[kind], 1000).shape == (16, 24, 3)
+    assert preprocess.decode(parts.IMAGES[kind], 1000).shape == (16, 24, 3)
 
 
 def test_slow_half_and_endless_clients_get_no_5xx_and_the_next_right_one_is_answered(serve):
@@ -219,7 +219,7 @@ def test_slow_half_and_endless_clients_get_no_5xx_and_the_next_right_one_is_answ
 
 @pytest.mark.parametrize("cost", ["cpu", "memory", "none", "once"])
 def test_a_request_that_costs_too_much_would_be_told_once_it_has_done_so_twice(cost):
-    told, sent = [], []
+    reported, sent = [], []
 
     def send(made: str) -> None:
         sent.append(made)
@@ -229,7 +229,7 @@ def test_a_request_that_costs_too_much_would_be_told_once_it_has_done_so_twice(c
         while time.process_time() < until:
             pass
 
-    Meter(os.getpid(), told.append).watch(send, "a request")
+    Meter(os.getpid(), reported.append).watch(send, "a request")
     assert len(sent) == (1 if cost == "none" else 2)
-    assert len(told) == (1 if cost in ("cpu", "memory") else 0)
-    assert all("'a request'" in each for each in told)
+    assert len(reported) == (1 if cost in ("cpu", "memory") else 0)
+    assert all("'a request'" in each for each in reported)

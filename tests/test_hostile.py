@@ -101,8 +101,8 @@ def refusing():
 
 @pytest.mark.parametrize("name", clients.clients())
 def test_a_client_reads_the_refusal_that_comes_before_its_body_is_sent(refusing, name):
-    asked = refusals.hundred(*refusing, count=24, sizes=(5 << 20,))
-    assert refusals.lost(asked, clients.clients()[name](asked)) == {}
+    requested = refusals.hundred(*refusing, count=24, sizes=(5 << 20,))
+    assert refusals.lost(requested, clients.clients()[name](requested)) == {}
 
 
 def ask(server: Server, request: bytes, *, half_close: bool = False) -> bytes:
@@ -188,6 +188,6 @@ def test_a_path_leaves_no_control_characters_in_the_log(servers, path):
     server = servers()
     before = len(server.log)
     ask(server, wire.head(f"GET {path}", "Connection: close"))
-    told = server.log[before:]
-    assert "request" in told
-    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]|(?m:^CRITICAL)", told)
+    reported = server.log[before:]
+    assert "request" in reported
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]|(?m:^CRITICAL)", reported)

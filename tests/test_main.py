@@ -62,7 +62,7 @@ def engine(build) -> Path:
     return build().folder.parent
 
 
-@pytest.mark.alone
+@pytest.mark.serial
 def test_serve_finds_its_engine_is_ready_in_ten_seconds_and_its_curl_line_works(engine):
     served = Served("--engines-dir", str(engine))
     try:
@@ -168,7 +168,7 @@ def test_build_prints_each_step_and_what_the_check_gave(tmp_path):
 
 def test_table_says_how_sure_few_boxes_are_and_how_int8_was_made(build):
     built = build()
-    few = dataclasses.replace(built.manifest.gate.figures, boxes=12, agreement=1.0, invented=0.0)
+    few = dataclasses.replace(built.manifest.gate.figures, boxes=12, agreement=1.0, false_positives=0.0)
     manifest = dataclasses.replace(
         built.manifest,
         gate=dataclasses.replace(built.manifest.gate, figures=few),

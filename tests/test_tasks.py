@@ -17,8 +17,8 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from clients import tasks
 from conftest import Live, serve_engine
+from mask_arrays import decoded
 from PIL import Image
-from test_masks import decoded
 from ultralytics.data.augment import LetterBox
 from ultralytics.engine.results import Results
 from ultralytics.models.yolo.obb.predict import OBBPredictor
@@ -26,8 +26,8 @@ from ultralytics.models.yolo.pose.predict import PosePredictor
 from ultralytics.models.yolo.segment.predict import SegmentationPredictor
 from ultralytics.utils import ops
 
-from app import export
 from app.backends import onnxruntime
+from app.graphs import export
 
 PREDICTORS = {"segment": SegmentationPredictor, "pose": PosePredictor, "obb": OBBPredictor}
 SIZES = [(320, 320), (333, 517), (640, 480), (200, 900)]
@@ -57,7 +57,7 @@ def served(request, of_task):
 
 @pytest.fixture(scope="module")
 def theirs(served, pictures) -> list[Results]:
-    """Picture by picture."""
+    """Sample by picture."""
     torch.set_num_threads(2)
     module = export.load_module(served.weights)
     look = classified if served.task == "classify" else detected
@@ -177,14 +177,16 @@ def test_outputs_of_both_kserve_models_have_the_shapes_and_types_that_are_told(s
         encoded = triton.InferInput("image", [2], "BYTES")
         encoded.set_data_from_numpy(np.array(files[:2], np.object_))
         for model, given in ((name, frames), (f"{name}_image", encoded)):
-            answer, told = client.infer(model, [given]), client.get_model_metadata(model)["outputs"]
-            assert [output["name"] for output in answer.get_response()["outputs"]] == [each["name"] for each in told]
-            for each in told:
+            answer, reported = client.infer(model, [given]), client.get_model_metadata(model)["outputs"]
+            assert [output["name"] for output in answer.get_response()["outputs"]] == [
+                each["name"] for each in reported
+            ]
+            for each in reported:
                 found = answer.get_output(each["name"])
                 assert found["datatype"] == each["datatype"]
                 assert len(found["shape"]) == len(each["shape"])
                 assert all(wanted in (-1, size) for wanted, size in zip(each["shape"], found["shape"], strict=True))
-            assert {each["name"] for each in told} < client.get_model_config(model)["parameters"].keys()
+            assert {each["name"] for each in reported} < client.get_model_config(model)["parameters"].keys()
             (statistics,) = client.get_inference_statistics(model)["model_stats"]
             assert (statistics["name"], statistics["inference_count"] >= 2) == (model, True)
 
@@ -192,16 +194,16 @@ def test_outputs_of_both_kserve_models_have_the_shapes_and_types_that_are_told(s
 def test_grpc_tells_of_both_kserve_models_what_http_tells(served):
     port, address = tasks.GRPC_PORTS[served.task], served.live.url.removeprefix("http://")
     with (
-        triton_grpc.InferenceServerClient(f"127.0.0.1:{port}") as asked,
+        triton_grpc.InferenceServerClient(f"127.0.0.1:{port}") as requested,
         triton.InferenceServerClient(address) as other,
     ):
         for model in (served.model.name, f"{served.model.name}_image"):
-            told, wanted = asked.get_model_metadata(model, as_json=True), other.get_model_metadata(model)
+            reported, wanted = requested.get_model_metadata(model, as_json=True), other.get_model_metadata(model)
             shapes = {each["name"]: [str(side) for side in each["shape"]] for each in wanted["outputs"]}
-            assert {each["name"]: each["shape"] for each in told["outputs"]} == shapes
-            config = asked.get_model_config(model, as_json=True)["config"]
+            assert {each["name"]: each["shape"] for each in reported["outputs"]} == shapes
+            config = requested.get_model_config(model, as_json=True)["config"]
             assert config["parameters"] == other.get_model_config(model)["parameters"]
-            assert asked.get_inference_statistics(model, as_json=True)["model_stats"][0]["name"] == model
+            assert requested.get_inference_statistics(model, as_json=True)["model_stats"][0]["name"] == model
 
 
 def test_an_image_without_results_has_empty_outputs(served):

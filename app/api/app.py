@@ -14,15 +14,16 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import __version__
-from app.api import deepstack, detect, platform, roboflow, system
+from app.api import system
+from app.api.context import RequestContext, RequestContextMiddleware
 from app.api.docs import add_docs
-from app.api.door import ImageRoute
 from app.api.errors import explain_http, explain_validation
-from app.api.exchange import Exchange, ExchangeMiddleware
-from app.api.kserve import http as kserve
-from app.api.kserve.repository import Repository
-from app.api.service import Service
+from app.api.protocols import deepstack, platform, predict, roboflow
+from app.api.protocols.kserve import http as kserve
+from app.api.protocols.kserve.repository import Repository
+from app.api.routing import ImageRoute
 from app.errors import MethodNotAllowed, ServiceError, Unauthorized, YolopardError, forget
+from app.serving.service import Service
 
 _CLIENT_GONE = 499  # nginx's; nobody reads it, the metrics count it
 
@@ -31,7 +32,7 @@ def create_app(service: Service) -> ASGIApp:
     """The ASGI application around a service that it starts and stops."""
     models = Repository(service)
     protocols: dict[str, Callable[[Service], APIRouter]] = {  # Roboflow's POST /{project}/{version} goes last
-        "v1": detect.routes,
+        "v1": predict.routes,
         "kserve": partial(kserve.routes, models=models),
         "platform": platform.routes,
         "deepstack": deepstack.routes,
@@ -64,14 +65,14 @@ def create_app(service: Service) -> ASGIApp:
         inner = CORSMiddleware(
             inner, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["Server-Timing", "X-Request-Id"]
         )
-    return ExchangeMiddleware(inner, service)
+    return RequestContextMiddleware(inner, service)
 
 
 def _grpc(service: Service, models: Repository) -> AbstractAsyncContextManager[None]:
-    """The second door, where GRPC_PORT opens one."""
+    """Serves gRPC too if GRPC_PORT is set."""
     if service.settings.grpc_port is None or "kserve" not in service.settings.protocols:
         return nullcontext()
-    from app.api.kserve import grpc  # noqa: PLC0415  # without the package only this door is missing
+    from app.api.protocols.kserve import grpc  # noqa: PLC0415  # without the package only this door is missing
 
     return grpc.serving(service, models, service.settings.grpc_port)
 
@@ -109,7 +110,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(Exception)
     async def defects(request: Request, error: Exception) -> Response:
-        return Exchange.of(request.scope).explain_defect(error)
+        return RequestContext.of(request.scope).explain_defect(error)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
@@ -118,7 +119,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(HTTPException)
     async def routers(request: Request, error: HTTPException) -> Response:
         if request.url.path.startswith("/v2/"):  # also where no route is
-            Exchange.of(request.scope).shape = kserve.shape
+            RequestContext.of(request.scope).shape = kserve.shape
         return _explain(service, request.scope, explain_http(error, request))
 
     @app.exception_handler(RequestValidationError)
@@ -133,7 +134,7 @@ def _explain(service: Service, scope: Scope, error: YolopardError) -> Response:
         headers = {"Retry-After": str(service.retry_after_s(error))} if error.status == 503 else {}
     if isinstance(error, MethodNotAllowed):
         headers = {"Allow": error.allowed}
-    return Exchange.of(scope).respond(error, headers)
+    return RequestContext.of(scope).respond(error, headers)
 
 
 def _hang_up(service: Service, error: ClientDisconnect) -> Response:

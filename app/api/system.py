@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
-from app.api.keys import described, require_key
-from app.api.service import Service
+from app.api.auth import described, require_key
+from app.serving.service import Service
 
 PAGE = Path(__file__).with_name("page.html")
 
@@ -76,7 +76,7 @@ def routes(service: Service) -> APIRouter:
 
 
 def _describe(service: Service) -> dict[str, Any]:
-    first, *others = service.deployed
+    first, *others = service.loaded
     return {
         **first.built.manifest.model.to_json(),
         "ready": service.ready,

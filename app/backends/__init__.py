@@ -7,31 +7,33 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from app.errors import BackendUnavailable
-from app.images import Pixels
 from app.model import ModelInfo, Shape
-from app.results import Outputs
+from app.vision.postprocess import Outputs
+from app.vision.preprocess import Pixels
 
+PREBUILT = {".engine": "tensorrt"}  # weights files that are engines of a backend already
+_MODULES = {"tensorrt": "tensorrt.backend"}  # of backends that are packages
 PREFERRED = ("tensorrt", "openvino", "onnxruntime", "pytorch")  # for BACKEND=auto; the first that is available
 
 
 class Engine(Protocol):
-    """A loaded engine. `infer` is called from `lanes` threads at a time, each with its own lane number."""
+    """A loaded engine. `infer` is called from `instances` threads at a time, each with its own instance number."""
 
-    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
-        """N frames, uint8 [H, W, 3] RGB of one shape -> the outputs of each, in the graph's order (app/graph.py).
+    def infer(self, instance: int, frames: Sequence[Pixels], *, low_latency: bool = False) -> list[Outputs]:
+        """N frames, uint8 [H, W, 3] RGB of one shape -> the outputs of each, in the order of serving_graph.py.
 
         `alone` tells that no other batch runs or waits: all cores may work on this one.
         """
 
-    def device_seconds(self, lane: int) -> float | None:
-        """What the device itself took for the lane's last batch; None where that is not told apart."""
+    def device_seconds(self, instance: int) -> float | None:
+        """What the device itself took for the instance's last batch; None where that is not told apart."""
 
     def close(self) -> None:
         """Give the device's memory back."""
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class BuildContext:
     """What an engine is made of."""
 
     weights: Path
@@ -39,7 +41,7 @@ class Recipe:
     model: ModelInfo
     precision: str
     batch: int
-    lanes: int
+    instances: int
     calibration: Callable[[Sequence[Shape] | None], Iterator[Pixels]]  # frames for int8, each of the best shape
     folder: Path  # for the engine's files
     cache: Path  # outlives the build, is shared by all
@@ -47,11 +49,11 @@ class Recipe:
 
 
 class Backend(Protocol):
-    """What a backend's module offers."""
+    """What a backend's module offers. The last two are those of backends that have files in PREBUILT."""
 
     PRECISIONS: Sequence[str]  # the first is what "auto" takes
-    LANES: int | None  # unless LANES says otherwise; None: one a core
-    ONE_DEVICE: bool  # True: the lanes take turns on it; False: each has cores of its own
+    INSTANCES: int | None  # unless INSTANCES says otherwise; None: one a core
+    ONE_DEVICE: bool  # True: the instances take turns on it; False: each has cores of its own
     STATIC: bool  # True: compiled for each shape of frame, imgsz x imgsz unless there are others
 
     def require(self) -> None:
@@ -63,25 +65,36 @@ class Backend(Protocol):
     def device(self) -> str:
         """What an engine is bound to; part of the fingerprint."""
 
-    def build(self, recipe: Recipe) -> dict[str, Any]:
+    def build(self, context: BuildContext) -> dict[str, Any]:
         """Write the engine's files into the recipe's folder; facts for the manifest. Raises a SetupError."""
 
-    def load(self, folder: Path, lanes: int, threads: int) -> Engine:
-        """Open what `build` wrote, for `lanes` batches at a time on `threads` cores in all.
+    def load(self, folder: Path, instances: int, threads: int) -> Engine:
+        """Open what `build` wrote, for `instances` batches at a time on `threads` cores in all.
 
         Raises EngineStale when it has to be built again.
         """
 
+    def describe(self, path: Path, name: str, imgsz: int | None, shapes: tuple[Shape, ...] | None) -> ModelInfo:
+        """The model of a prebuilt engine. Raises WeightsError, SettingsError for frames that it has not."""
 
-def lanes(backend: Backend, asked: int | None, threads: int) -> int:
+    def precision_of(self, path: Path) -> str:
+        """Of a prebuilt engine."""
+
+
+def instances(backend: Backend, requested: int | None, threads: int) -> int:
     """How many batches an engine works on at a time."""
-    return asked or backend.LANES or threads
+    return requested or backend.INSTANCES or threads
+
+
+def owner(path: Path) -> str | None:
+    """The backend whose engine this file is already; None for weights that an engine is built from."""
+    return PREBUILT.get(path.suffix)
 
 
 def get(name: str) -> Backend:
     """The backend of this name. Raises BackendUnavailable with the reason."""
     try:
-        backend: Backend = importlib.import_module(f"app.backends.{name}")
+        backend: Backend = importlib.import_module(f"app.backends.{_MODULES.get(name, name)}")
         backend.require()
     except ImportError as error:
         raise BackendUnavailable(

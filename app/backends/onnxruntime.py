@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from app import machine, results
-from app.backends import Recipe
-from app.images import Pixels
+from app.backends import BuildContext
 from app.model import ModelInfo
-from app.results import K, Outputs
+from app.system import host
+from app.vision import postprocess
+from app.vision.postprocess import K, Outputs
+from app.vision.preprocess import Pixels
 
 PRECISIONS = ("fp32", "fp16", "int8")
-LANES = 1
+INSTANCES = 1
 ONE_DEVICE = False
 STATIC = False
 
@@ -31,26 +32,26 @@ def version() -> str:
 
 
 def device() -> str:
-    return machine.architecture()
+    return host.architecture()
 
 
-def build(recipe: Recipe) -> dict[str, Any]:
+def build(context: BuildContext) -> dict[str, Any]:
     """INT8 is slower than FP32 here (loadtest/RESULTS.md): it tells how accurate TensorRT's will be."""
-    from app import candidates, precision
+    from app.graphs import fp16, int8_search
 
-    (graph,) = recipe.graphs
-    match recipe.precision:
+    (graph,) = context.graphs
+    match context.precision:
         case "fp32":
-            shutil.copyfile(graph, recipe.folder / _FILE)
+            shutil.copyfile(graph, context.folder / _FILE)
         case "fp16":
-            precision.to_half(graph, recipe.folder / _FILE)
+            fp16.to_half(graph, context.folder / _FILE)
         case "int8":
-            frames = recipe.calibration(recipe.model.shapes)
-            return candidates.to_int8(graph, recipe.folder / _FILE, frames, zero_points=False)
+            frames = context.calibration(context.model.shapes)
+            return int8_search.to_int8(graph, context.folder / _FILE, frames, zero_points=False)
     return {}
 
 
-def load(folder: Path, lanes: int, threads: int) -> "OnnxruntimeEngine":
+def load(folder: Path, instances: int, threads: int) -> "OnnxruntimeEngine":
     return OnnxruntimeEngine(folder / _FILE, threads)
 
 
@@ -66,15 +67,15 @@ def session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
 
 
 class OnnxruntimeEngine:
-    """One session, which is safe to run from several lanes."""
+    """One session, which is safe to run from several instances."""
 
     def __init__(self, path: Path, threads: int) -> None:
         self._session = session(path, threads)
 
-    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
+    def infer(self, instance: int, frames: Sequence[Pixels], *, low_latency: bool = False) -> list[Outputs]:
         return list(zip(*self._session.run(None, {"images": np.stack(frames)}), strict=True))
 
-    def device_seconds(self, lane: int) -> float | None:
+    def device_seconds(self, instance: int) -> float | None:
         return None
 
     def close(self) -> None:
@@ -100,5 +101,5 @@ class PlainExport:
         found = self._session.run(None, {source.name: pixels})
         first, *others = (np.asarray(output, np.float32)[0] for output in found)
         if model.task != "classify" and not model.end_to_end:
-            first = results.from_head(first[None], K, len(model.names), centred=model.task == "obb")[0]
+            first = postprocess.from_head(first[None], K, len(model.names), centred=model.task == "obb")[0]
         return first, *others

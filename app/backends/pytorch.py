@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from app import machine
-from app.backends import Recipe
+from app.backends import BuildContext
 from app.errors import WeightsError
-from app.export import load_module
-from app.images import Pixels
-from app.results import K, Outputs
+from app.graphs.export import load_module
+from app.system import host
+from app.vision.postprocess import K, Outputs
+from app.vision.preprocess import Pixels
 
 PRECISIONS = ("fp32", "fp16") if torch.cuda.is_available() else ("fp32",)
-LANES = 1
+INSTANCES = 1
 ONE_DEVICE = False
 STATIC = False
 
-MOST = 8  # images at a time: PyTorch gains nothing from more, and 64 at 1280 px would need a GPU of their own
+MAX_BATCH = 8  # images at a time: PyTorch gains nothing from more, and 64 at 1280 px would need a GPU of their own
 
 _FILES = {"fp32": "weights.pt", "fp16": "weights-half.pt"}  # the same weights
 
@@ -36,17 +36,17 @@ def version() -> str:
 
 
 def device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else machine.architecture()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else host.architecture()
 
 
-def build(recipe: Recipe) -> dict[str, Any]:
-    if recipe.weights.suffix != ".pt":
-        raise WeightsError(f"BACKEND=pytorch needs .pt weights, not {recipe.weights}")
-    shutil.copyfile(recipe.weights, recipe.folder / _FILES[recipe.precision])
+def build(context: BuildContext) -> dict[str, Any]:
+    if context.weights.suffix != ".pt":
+        raise WeightsError(f"BACKEND=pytorch needs .pt weights, not {context.weights}")
+    shutil.copyfile(context.weights, context.folder / _FILES[context.precision])
     return {}
 
 
-def load(folder: Path, lanes: int, threads: int) -> "PytorchEngine":
+def load(folder: Path, instances: int, threads: int) -> "PytorchEngine":
     half = folder / _FILES["fp16"]
     return open_weights(half if half.exists() else folder / _FILES["fp32"], threads, half=half.exists())
 
@@ -69,8 +69,8 @@ class PytorchEngine:
         self._head, self._classes = type(head).__name__, len(module.names)  # type: ignore[arg-type]
         self._end_to_end = bool(getattr(head, "end2end", False))
 
-    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
-        return [outputs for i in range(0, len(frames), MOST) for outputs in self._infer(frames[i : i + MOST])]
+    def infer(self, instance: int, frames: Sequence[Pixels], *, low_latency: bool = False) -> list[Outputs]:
+        return [outputs for i in range(0, len(frames), MAX_BATCH) for outputs in self._infer(frames[i : i + MAX_BATCH])]
 
     def _infer(self, frames: Sequence[Pixels]) -> list[Outputs]:
         with torch.inference_mode():
@@ -87,7 +87,7 @@ class PytorchEngine:
             first = select_rows(first.float(), self._classes, centred=self._head.startswith("OBB"))
         return first, *protos
 
-    def device_seconds(self, lane: int) -> float | None:
+    def device_seconds(self, instance: int) -> float | None:
         return None
 
     def close(self) -> None:

@@ -11,8 +11,8 @@ Shape = tuple[int, ...]
 
 log = logging.getLogger("yolopard.shapes")
 
-MOST = 8  # models kept
-OFTEN = 8  # frames of a shape before it is compiled
+MAX_MODELS = 8  # models kept
+MIN_FRAMES = 8  # frames of a shape before it is compiled
 MEMORY = 2048  # frames after which those before count half
 
 
@@ -56,9 +56,9 @@ class Shapes(Generic[T]):
         self._made.clear()
 
     def _deserves(self, shape: Shape) -> bool:
-        if self._closed or self._seen[shape] < OFTEN:
+        if self._closed or self._seen[shape] < MIN_FRAMES:
             return False
-        return len(self._made) < MOST or self._seen[shape] >= 2 * self._seen[self._rarest()]
+        return len(self._made) < MAX_MODELS or self._seen[shape] >= 2 * self._seen[self._rarest()]
 
     def _rarest(self) -> Shape:
         return min(self._made, key=self._seen.__getitem__)
@@ -71,7 +71,7 @@ class Shapes(Generic[T]):
             self._closed = True
             return
         with self._lock:
-            if len(self._made) >= MOST:
+            if len(self._made) >= MAX_MODELS:
                 del self._made[self._rarest()]
             self._made[shape] = made
             self._compiling = None

@@ -1,7 +1,7 @@
 """No model: an engine that takes the time it is told to take, without the CPU, and answers fixed rows.
 
 With 0,0 it measures everything but the engine; with the figures of a GPU, whether a host's cores can feed that GPU.
-Like a GPU it works on one batch at a time, whatever the lanes.
+Like a GPU it works on one batch at a time, whatever the instances.
 """
 
 import json
@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from app.backends import Recipe
+from app.backends import BuildContext
 from app.errors import BuildFailed
-from app.images import Pixels
-from app.model import ModelInfo, Shape, spell
+from app.model import ModelInfo, Shape, format_shapes
 from app.progress import Progress, Report
-from app.results import K, Outputs
-from app.store import Built, Fingerprint, Manifest, Verdict
+from app.store.manifest import Fingerprint, GateResult, Manifest, StoredEngine
+from app.vision.postprocess import K, Outputs
+from app.vision.preprocess import Pixels
 
 NAME = "simulated"
 PRECISIONS = ("none",)
-LANES = 2
+INSTANCES = 2
 ONE_DEVICE = True
 STATIC = False
 
@@ -46,13 +46,13 @@ def device() -> str:
     return NAME
 
 
-def build(recipe: Recipe) -> dict[str, Any]:
+def build(context: BuildContext) -> dict[str, Any]:
     raise BuildFailed("BACKEND=simulated runs no model: there is nothing to build")
 
 
-def load(folder: Path, lanes: int, threads: int) -> "SimulatedEngine":
+def load(folder: Path, instances: int, threads: int) -> "SimulatedEngine":
     fields = json.loads((folder / _FILE).read_bytes())
-    return SimulatedEngine(fields["a_ms"] / 1000, fields["b_ms"] / 1000, fields["imgsz"], lanes, folder)
+    return SimulatedEngine(fields["a_ms"] / 1000, fields["b_ms"] / 1000, fields["imgsz"], instances, folder)
 
 
 class Source:
@@ -67,8 +67,9 @@ class Source:
             name=NAME,
             weights_sha256="",
             graph_revision="",
+            evaluation_revision="",
             imgsz=imgsz,
-            shapes=spell(*shapes) if shapes else None,
+            shapes=format_shapes(*shapes) if shapes else None,
             batch=batch,
             precision=PRECISIONS[0],
             backend=NAME,
@@ -79,40 +80,40 @@ class Source:
         self._folder = Path(tempfile.mkdtemp(prefix="yolopard-simulated-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # of an engine that was never closed
 
-    def run(self, report: Report) -> Built:
+    def run(self, report: Report) -> StoredEngine:
         report(Progress.at("engine", NAME, "no image is looked at, the boxes are made up"))
         (self._folder / _FILE).write_text(json.dumps(self._facts))
-        verdict = Verdict("nothing: a simulated engine looks at no image", "", None)
-        return Built(self._folder, Manifest(self._fingerprint, self._model, verdict, {}, {}))
+        gate_result = GateResult("nothing: a simulated engine looks at no image", "", None)
+        return StoredEngine(self._folder, Manifest(self._fingerprint, self._model, gate_result, {}, {}))
 
     def cancel(self) -> None:
         """It takes no time."""
 
 
 class SimulatedEngine:
-    """A batch of n takes a + b * n seconds, one batch at a time over all lanes. Its folder goes with it."""
+    """A batch of n takes a + b * n seconds, one batch at a time over all instances. Its folder goes with it."""
 
-    def __init__(self, a: float, b: float, imgsz: int, lanes: int, folder: Path | None = None) -> None:
+    def __init__(self, a: float, b: float, imgsz: int, instances: int, folder: Path | None = None) -> None:
         self._folder = folder
         self._a, self._b = a, b
         rows = np.zeros((K, 6), np.float32)
         rows[: len(_BOXES), :4] = np.array(_BOXES) * imgsz
         rows[: len(_BOXES), 4] = np.linspace(0.9, 0.5, len(_BOXES))
         self._rows = rows
-        self._seconds = [0.0] * lanes
+        self._seconds = [0.0] * instances
         self._free_at = 0.0
         self._device = threading.Lock()
 
-    def infer(self, lane: int, frames: Sequence[Pixels], *, alone: bool = False) -> list[Outputs]:
-        seconds = self._seconds[lane] = self._a + self._b * len(frames)
+    def infer(self, instance: int, frames: Sequence[Pixels], *, low_latency: bool = False) -> list[Outputs]:
+        seconds = self._seconds[instance] = self._a + self._b * len(frames)
         with self._device:
             self._free_at = ends = max(self._free_at, time.perf_counter()) + seconds
         if (wait := ends - time.perf_counter()) > 0:
             time.sleep(wait)
         return [(self._rows,)] * len(frames)
 
-    def device_seconds(self, lane: int) -> float | None:
-        return self._seconds[lane]
+    def device_seconds(self, instance: int) -> float | None:
+        return self._seconds[instance]
 
     def close(self) -> None:
         """`serve` ends without the interpreter's own end, at which finalizers run."""

@@ -9,34 +9,34 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.bench import engines, report
-from app.bench.alone import Alone, Open
+from app.bench.engine_baseline import EngineBaseline, Open
 from app.bench.plan import Plan, measure, steps
 from app.bench.server import Server, started
 from app.errors import BenchFailed
-from app.images import sniff
 from app.settings import Settings
+from app.vision.preprocess import sniff
 
 __all__ = ["Plan", "compare", "run"]
 
 
-def run(settings: Settings, open_source: Open, *, url: str | None, images: Path, plan: Plan, out: Path) -> None:
+def run(settings: Settings, engine_provider: Open, *, url: str | None, images: Path, plan: Plan, out: Path) -> None:
     """Measure, print the table, and leave report.md, report.json and report.png in `out`. Raises BenchFailed."""
     files = read_images(images)
     _make(out)
     with ExitStack() as running:
         if url is None:
             print("starting a server", flush=True)
-            server, alone = (
+            server, baseline = (
                 running.enter_context(started(settings)),
-                running.enter_context(Alone(open_source, settings, files)),
+                running.enter_context(EngineBaseline(engine_provider, settings, files)),
             )
         else:
-            server, alone = Server(url), None
+            server, baseline = Server(url), None
             if not server.ready:
                 raise BenchFailed(f"{url} is not ready: is that the address of a running yolopard?")
         with progress() as bar:
             task = bar.add_task("", total=steps(plan))
-            found = measure(server, alone, files, plan, lambda name: bar.update(task, description=name, advance=1))
+            found = measure(server, baseline, files, plan, lambda name: bar.update(task, description=name, advance=1))
     about = report.circumstances()
     _write(out, "report", about, report.table(found), report.to_json(found, about), partial(report.plot, found))
 
@@ -58,7 +58,7 @@ def progress() -> Progress:
     return Progress(TextColumn("{task.description:45}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 
-def compare(settings: Settings, open_source: Open, *, images: Path, plan: Plan, out: Path) -> None:
+def compare(settings: Settings, engine_provider: Open, *, images: Path, plan: Plan, out: Path) -> None:
     """Every engine that can be built here, alone: the table, and engines.md, engines.json and engines.png in `out`."""
     files, rows = read_images(images), engines.candidates()
     _make(out)
@@ -68,7 +68,7 @@ def compare(settings: Settings, open_source: Open, *, images: Path, plan: Plan, 
         def step(name: str) -> None:
             bar.update(task, description=name, advance=1)
 
-        engines.measure(rows, settings, open_source, files, plan.seconds, plan.rounds, step)
+        engines.measure(rows, settings, engine_provider, files, plan.seconds, plan.rounds, step)
     about = report.circumstances()
     content = (engines.table(rows), engines.to_json(rows, about), partial(engines.plot, rows))
     _write(out, "engines", about, *content)

@@ -10,10 +10,10 @@ import orjson
 from matplotlib.figure import Figure
 
 from app import backends
-from app.bench.alone import Alone, Open
+from app.bench.engine_baseline import EngineBaseline, Open
 from app.errors import BackendUnavailable, SetupError
 from app.settings import Settings
-from app.store import Built
+from app.store.manifest import StoredEngine
 
 REFERENCE = ("pytorch", "fp32")
 
@@ -25,7 +25,7 @@ class Row:
     backend: str
     precision: str
     problem: str = ""  # why it is not measured
-    built: Built | None = None
+    built: StoredEngine | None = None
     rates: list[float] = field(default_factory=list)  # images per second alone, a round each
     speed_ups: list[float] = field(default_factory=list)  # over the reference, round by round
 
@@ -48,7 +48,7 @@ def candidates() -> list[Row]:
 def measure(
     rows: Sequence[Row],
     settings: Settings,
-    open_source: Open,
+    engine_provider: Open,
     files: Sequence[bytes],
     seconds: float,
     rounds: int,
@@ -64,18 +64,18 @@ def measure(
             "compare": "none",
             "shadow": 0,
         }
-        return settings.model_copy(update=changes)
+        return Settings(settings.server, settings.model.model_copy(update=changes))
 
     for row in rows:
         step(f"{row.name}: build")
         if not row.problem:
-            _build(row, open_source, own(row))
+            _build(row, engine_provider, own(row))
     measured = [row for row in rows if row.built]
     for _ in range(rounds):
         for row in measured:
             step(row.name)
-            with Alone(open_source, own(row), files) as alone:
-                row.rates.append(alone.engine(seconds))
+            with EngineBaseline(engine_provider, own(row), files) as baseline:
+                row.rates.append(baseline.engine(seconds))
         for row in measured:
             row.speed_ups.append(row.rates[-1] / measured[0].rates[-1])
 
@@ -85,9 +85,9 @@ def steps(rows: Sequence[Row], rounds: int) -> int:
     return len(rows) + rounds * sum(not row.problem for row in rows)
 
 
-def _build(row: Row, open_source: Open, settings: Settings) -> None:
+def _build(row: Row, engine_provider: Open, settings: Settings) -> None:
     try:
-        built = open_source(settings, row.backend).run(lambda _: None)
+        built = engine_provider(settings, row.backend).run(lambda _: None)
     except SetupError as error:
         row.problem = str(error)
         return

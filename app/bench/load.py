@@ -20,7 +20,7 @@ import numpy as np
 TIMEOUT_S = 60.0
 LOST = 0  # the "status" of a request that got no answer
 _BOUNDARY = uuid.uuid4().hex
-MOST_CONNECTIONS = 1000  # of an open loop; a request due beyond them is lost at once
+MAX_OPEN_CONNECTIONS = 1000  # of an open loop; a request due beyond them is lost at once
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ async def open_loop(
         if (wait := begun + offset - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
         book.lateness.append(max(0.0, time.perf_counter() - begun - offset))
-        if len(busy) >= MOST_CONNECTIONS:
+        if len(busy) >= MAX_OPEN_CONNECTIONS:
             book.write(LOST, 0.0, "")
             continue
         task = loop.create_task(ask(turn, begun + offset))

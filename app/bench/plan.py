@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import uvloop
 
-from app.bench.alone import Alone
+from app.bench.engine_baseline import EngineBaseline
 from app.bench.load import Run, Target, closed_loop, multipart, open_loop
 from app.bench.server import Server
 from app.errors import BenchFailed
@@ -55,7 +55,7 @@ class Measured:
 
 
 def measure(
-    server: Server, alone: Alone | None, files: Sequence[bytes], plan: Plan, step: Callable[[str], None]
+    server: Server, baseline: EngineBaseline | None, files: Sequence[bytes], plan: Plan, step: Callable[[str], None]
 ) -> Measured:
     """`step` is called before each run. Without `alone` the engine's rate is the one it had at the server's warm-up."""
     most = max(plan.clients)
@@ -64,7 +64,7 @@ def measure(
     cases += [Case(f"{max(1, most // FILES)} clients, {FILES} files each", "closed", "files", max(1, most // FILES))]
     found = Measured(cases, [], [], [], [])
     for _ in range(plan.rounds):
-        _alone(found, server, alone, plan, step)
+        _alone(found, server, baseline, plan, step)
         for case in cases:
             step(case.name)
             _run(case, server, files, plan, found)
@@ -83,16 +83,18 @@ def steps(plan: Plan) -> int:
     return plan.rounds * (len(plan.clients) + 3 + len(SHARES))
 
 
-def _alone(found: Measured, server: Server, alone: Alone | None, plan: Plan, step: Callable[[str], None]) -> None:
+def _alone(
+    found: Measured, server: Server, baseline: EngineBaseline | None, plan: Plan, step: Callable[[str], None]
+) -> None:
     step("the engine, and decoding, alone")
-    if alone is None:
+    if baseline is None:
         found.engine.append(server.counters().engine_images_per_second)
         return
-    engine, decode = alone.engine(plan.seconds), alone.decode(plan.seconds)
+    engine, decode = baseline.engine(plan.seconds), baseline.decode(plan.seconds)
     found.engine.append(engine)
     found.decode.append(decode)
-    found.possible.append(1 / (1 / engine + 1 / decode) if alone.shares_cores() else min(engine, decode))
-    found.latency.append(alone.latency(plan.seconds / 2))
+    found.possible.append(1 / (1 / engine + 1 / decode) if baseline.shares_cores() else min(engine, decode))
+    found.latency.append(baseline.latency(plan.seconds / 2))
 
 
 def target(server: Server, files: Sequence[bytes], body: str) -> Target:
@@ -106,12 +108,12 @@ def target(server: Server, files: Sequence[bytes], body: str) -> Target:
 
 
 def _run(case: Case, server: Server, files: Sequence[bytes], plan: Plan, found: Measured) -> None:
-    asked = target(server, files, case.body)
+    requested = target(server, files, case.body)
     before, warm_up = server.counters(), min(1.0, plan.seconds / 2)
     if case.kind == "closed":
-        work = closed_loop(asked, clients=int(case.load), seconds=plan.seconds, warm_up=warm_up)
+        work = closed_loop(requested, clients=int(case.load), seconds=plan.seconds, warm_up=warm_up)
     else:
-        work = open_loop(asked, rate=case.load, seconds=plan.seconds, warm_up=warm_up, seed=len(case.runs))
+        work = open_loop(requested, rate=case.load, seconds=plan.seconds, warm_up=warm_up, seed=len(case.runs))
     run = uvloop.run(work)
     after = server.counters()
     if not run.statuses[200]:

@@ -11,9 +11,10 @@ from typing import Any
 import orjson
 from matplotlib.figure import Figure
 
-from app import __version__, gpu, machine
+from app import __version__
 from app.bench.load import Run
 from app.bench.plan import Case, Measured
+from app.system import gpu, host
 
 IN_SIGHT = 3  # times the served rate; limits beyond are not drawn
 
@@ -41,7 +42,7 @@ def circumstances() -> dict[str, Any]:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "yolopard": __version__,
         "commit": _commit(),
-        "machine": machine.facts(),
+        "machine": host.facts(),
         "gpu": gpu.facts(),
         "versions": versions,
     }
@@ -70,14 +71,14 @@ def table(found: Measured) -> str:
     ]
     lines = [head, ["---"] * len(head), *(_cells(case) for case in found.cases)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    alone = [f"engine alone {statistics.median(found.engine):.1f} images/s"]
+    baseline = [f"engine alone {statistics.median(found.engine):.1f} images/s"]
     if found.decode:
-        alone += [
+        baseline += [
             f"decode and letterbox alone {statistics.median(found.decode):.1f}",
             f"both together at best {statistics.median(found.possible):.1f}",
             f"one image alone {statistics.median(found.latency) * 1000:.1f} ms",
         ]
-    return f"{text}\n\n{'; '.join(alone)}"
+    return f"{text}\n\n{'; '.join(baseline)}"
 
 
 def _cells(case: Case) -> list[str]:

@@ -73,9 +73,9 @@ def started(settings: Settings) -> Iterator[Server]:
     """A server with these settings on a free port of this machine, ready. Raises BenchFailed with its last lines."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    given = settings.model_dump(exclude_unset=True, exclude={"api_keys"}) | {"host": "127.0.0.1", "port": port}
+    given = settings.given() | {"api_keys": "", "host": "127.0.0.1", "port": str(port)}
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    environment |= {f"{PREFIX}{name.upper()}": str(value) for name, value in given.items()}
+    environment |= {f"{PREFIX}{name.upper()}": value for name, value in given.items()}
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "app", "serve"],

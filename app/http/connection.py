@@ -10,30 +10,25 @@ from typing import Any
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from app.errors import forget
-from app.http import head
 from app.http.connections import (
     DRAIN_S,
     LINGER_BYTES,
     LINGER_PAUSE_S,
     LINGER_S,
-    MAX_PIPELINE,
     SWEEP_S,
     WINDOW_S,
     Connections,
 )
-from app.http.measure import Measure
 from app.http.outlet import Outlet
-from app.http.rate import Rate
+from app.http.reader import RequestReader
 from app.http.refusal import Refused, answer
 
-_AGAIN = b"POST / HTTP/1.1\r\nhost: again\r\n%s\r\n"
 
-
-class Connection(HttpToolsProtocol):
+class Connection(RequestReader):
     """`check` is called twice a second; all else is an asyncio protocol."""
 
     def __init__(
@@ -44,20 +39,11 @@ class Connection(HttpToolsProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self._all, self._limits = connections, connections.limits
+        super().__init__(connections.limits, config, server_state, app_state, _loop)
+        self._all = connections
         self.peer = ""
-        self.waiting_since = self.loop.time()  # when the server began to wait for this client; inf while it works
-        self._has_answered = False
-        self._in_head = False
-        self._message_complete = True  # the request, whatever became of its answer
-        self._came = Measure(connections.limits.head_bytes)
         self._answering: RequestResponseCycle | None = None  # `cycle` is that of the last head, which may have to wait
         self._lingering_since = math.inf
-        self._half_closed = False  # the client has shut its writing side
-        self._muted = False  # while the parser reads a head a second time
-        self._without_upgrade = False
-        self._rate = Rate(connections.limits.bytes_per_s)
         self._stopping_since = math.inf
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -113,65 +99,6 @@ class Connection(HttpToolsProtocol):
         if self._working:
             self.cycle.keep_alive = False
         elif self._lingering_since == math.inf:
-            self.transport.close()
-
-    # The parser's callbacks
-
-    def on_message_begin(self) -> None:
-        if self._muted:
-            return
-        super().on_message_begin()
-        if self._has_answered and not self._working:
-            self.waiting_since = self.loop.time()
-        self._in_head, self._message_complete = True, False
-        self._came.begin()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._muted:
-            return
-        self._came.add_line(in_head=self._in_head)
-        if self._in_head:  # else a trailer, which is nobody's
-            super().on_header(name, value)
-
-    def on_url(self, url: bytes) -> None:
-        if not self._muted:
-            super().on_url(url)
-
-    def on_headers_complete(self) -> None:
-        if self._muted:
-            return
-        if len(self.pipeline) >= MAX_PIPELINE:
-            raise Refused(400, f"more than {MAX_PIPELINE} requests wait on one connection")
-        long = self._came.head_may_be_long
-        head.check(self.headers, self.url, self.parser.get_http_version(), self._limits, measure=long)
-        self._in_head = False
-        self.scope["yolopard.cut_off"] = self.cut_off  # type: ignore[typeddict-unknown-key]
-        super().on_headers_complete()
-        self.cycle.transport = self._outlet  # type: ignore[assignment]
-        self._without_upgrade = self.parser.should_upgrade() and bool(head.framing(self.headers))
-        self.waiting_since = now = self.loop.time()
-        self._rate.begin(now)
-
-    def on_body(self, body: bytes) -> None:
-        self._came.add_body(len(body))
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        if self._muted or self._without_upgrade:
-            return
-        self._message_complete = True
-        if self._working:
-            self.waiting_since = math.inf
-        super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        self._has_answered = True
-        self.waiting_since = self.loop.time()
-        super().on_response_complete()
-        self._unset_keepalive_if_required()  # `check` has the time
-        if self._working and self._message_complete:  # pipelined
-            self.waiting_since = math.inf
-        if self._half_closed and not self.pipeline:
             self.transport.close()
 
     def finish(self) -> None:
@@ -235,40 +162,6 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
-
-    @property
-    def _working(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
-
-    @property
-    def _reads_body(self) -> bool:
-        return self._working and not (self._message_complete or self._in_head)
-
-    def _feed(self, data: bytes) -> None:
-        alone = self._message_complete
-        while data:
-            try:
-                self.parser.feed_data(data)
-                break
-            except httptools.HttpParserUpgrade as upgrade:
-                data = data[upgrade.args[0] :]
-                self._go_on()
-        self._came.end_piece(
-            alone=alone, in_head=self._in_head, complete=self._message_complete, has_lines=bool(self.headers)
-        )
-
-    def _go_on(self) -> None:
-        """Read on after a head that offers an upgrade, which is not taken up.
-
-        httptools stops there: it tells llhttp that no body follows, whatever the head says (`cb_on_headers_complete`).
-        """
-        if self._without_upgrade:
-            self._without_upgrade = False
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            self._muted = True
-            self.parser.feed_data(_AGAIN % head.framing(self.cycle.scope["headers"]))
-            self._muted = False
 
     def _check_request(self, now: float) -> None:
         limits = self._limits

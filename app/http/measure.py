@@ -3,7 +3,7 @@
 from app.http.refusal import Refused
 
 MAX_LINES = 256  # of a head, and of trailers: as objects they take forty times their bytes
-FEW_CHUNKS, CHUNK_BYTES = 1024, 8  # of a chunked body: from so many on, the least that they hold on average
+MIN_COUNTED_CHUNKS, MIN_CHUNK_BYTES = 1024, 8  # of a chunked body: from so many on, the least that they hold on average
 _FRAMED = "the body's chunks are more frame than content"
 
 
@@ -37,7 +37,7 @@ class Measure:
         """A chunk of the body, or what has come of it."""
         self._chunks += 1
         self.body_bytes += size
-        if self._chunks > FEW_CHUNKS and self.body_bytes < CHUNK_BYTES * self._chunks:
+        if self._chunks > MIN_COUNTED_CHUNKS and self.body_bytes < MIN_CHUNK_BYTES * self._chunks:
             raise Refused(400, _FRAMED)
 
     @property

@@ -12,10 +12,10 @@ from functools import partial
 import uvicorn
 from starlette.types import ASGIApp
 
-from app import machine
 from app.http.connection import Connection
 from app.http.connections import Connections, Limits
-from app.settings import Settings
+from app.settings import ServerSettings
+from app.system import host
 
 log = logging.getLogger("yolopard.http")
 
@@ -24,7 +24,7 @@ OTHER_FILES = 64  # that the process has open besides connections: engines, logs
 
 
 class Server(uvicorn.Server):
-    """Takes in what has reached the socket before it closes the door; uvicorn alone would reset those connections."""
+    """Accepts the connections that have reached the socket before it stops; uvicorn itself would reset them."""
 
     def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
             signal.signal(signal.SIGHUP, before)
 
 
-def make_server(settings: Settings, app: ASGIApp | str = "unset") -> Server:
+def make_server(settings: ServerSettings, app: ASGIApp | str = "unset") -> Server:
     """The server of an application, not yet started. Without one, `config.app` has to be set before it is."""
     connections = Connections(_limits(settings))
     config = uvicorn.Config(
@@ -76,8 +76,8 @@ def make_server(settings: Settings, app: ASGIApp | str = "unset") -> Server:
     return Server(config, connections)
 
 
-def _limits(settings: Settings) -> Limits:
-    files = machine.allow_open_files(settings.max_connections + OTHER_FILES)
+def _limits(settings: ServerSettings) -> Limits:
+    files = host.allow_open_files(settings.max_connections + OTHER_FILES)
     connections = max(1, min(settings.max_connections, files - OTHER_FILES))
     if connections < settings.max_connections:
         log.warning("the process may have %d files open: MAX_CONNECTIONS is %d", files, connections)

@@ -17,9 +17,9 @@ LIMIT_S = 45.0  # of an attack
 LEAST_S, PAUSE_S = 3.0, 0.5  # for which it is begun again and again, so that the good client has asked often enough
 
 
-def main(name: str, told: str) -> None:
+def main(name: str, reported: str) -> None:
     os.nice(10)
-    target = Target(**json.loads(told))
+    target = Target(**json.loads(reported))
     started = time.monotonic()
     print(json.dumps({"started": started}), flush=True)
     asyncio.run(_run(name, target))

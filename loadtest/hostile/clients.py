@@ -29,17 +29,17 @@ PIECE = 64 << 10
 JAVA = Path(__file__).with_name("Early.java")
 
 
-def body(asked: Refusal) -> bytes | Iterator[bytes]:
-    whole = bytes(asked.size)
-    return (whole[at : at + PIECE] for at in range(0, asked.size, PIECE)) if asked.chunked else whole
+def body(requested: Refusal) -> bytes | Iterator[bytes]:
+    whole = bytes(requested.size)
+    return (whole[at : at + PIECE] for at in range(0, requested.size, PIECE)) if requested.chunked else whole
 
 
 def each(send: Callable[[Refusal], object]) -> Client:
     def run(refusals: Sequence[Refusal]) -> list[str]:
         found = []
-        for asked in refusals:
+        for requested in refusals:
             try:
-                found.append(str(send(asked)))
+                found.append(str(send(requested)))
             except (OSError, http.client.HTTPException, httpx.HTTPError) as error:
                 found.append(re.sub(r"0x[0-9a-f]+|port=\d+|:\d{4,5}", "", repr(error))[:100])
         return found
@@ -47,10 +47,10 @@ def each(send: Callable[[Refusal], object]) -> Client:
     return run
 
 
-def by_urllib(asked: Refusal) -> int:
+def by_urllib(requested: Refusal) -> int:
     try:
         with urllib.request.urlopen(
-            urllib.request.Request(asked.url, body(asked), asked.headers), timeout=PATIENCE_S
+            urllib.request.Request(requested.url, body(requested), requested.headers), timeout=PATIENCE_S
         ) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
@@ -58,15 +58,17 @@ def by_urllib(asked: Refusal) -> int:
         return error.code
 
 
-def by_requests(asked: Refusal) -> int:
-    return requests.post(asked.url, body(asked), headers=asked.headers, timeout=PATIENCE_S).status_code
+def by_requests(requested: Refusal) -> int:
+    return requests.post(requested.url, body(requested), headers=requested.headers, timeout=PATIENCE_S).status_code
 
 
 def by_session(refusals: Sequence[Refusal]) -> list[str]:
     with requests.Session() as session:
 
-        def send(asked: Refusal) -> int:
-            return session.post(asked.url, body(asked), headers=asked.headers, timeout=PATIENCE_S).status_code
+        def send(requested: Refusal) -> int:
+            return session.post(
+                requested.url, body(requested), headers=requested.headers, timeout=PATIENCE_S
+            ).status_code
 
         return each(send)(refusals)
 
@@ -74,19 +76,19 @@ def by_session(refusals: Sequence[Refusal]) -> list[str]:
 def by_httpx(refusals: Sequence[Refusal]) -> list[str]:
     with httpx.Client(timeout=PATIENCE_S) as client:
 
-        def send(asked: Refusal) -> int:
-            return client.post(asked.url, content=body(asked), headers=asked.headers).status_code
+        def send(requested: Refusal) -> int:
+            return client.post(requested.url, content=body(requested), headers=requested.headers).status_code
 
         return each(send)(refusals)
 
 
 def by_curl(*options: str) -> Callable[[Refusal], str]:
-    def send(asked: Refusal) -> str:
-        headers = asked.headers | ({"Transfer-Encoding": "chunked"} if asked.chunked else {})
-        told = [word for name, value in headers.items() for word in ("--header", f"{name}: {value}")]
-        with file_of(asked.size) as path:
+    def send(requested: Refusal) -> str:
+        headers = requested.headers | ({"Transfer-Encoding": "chunked"} if requested.chunked else {})
+        reported = [word for name, value in headers.items() for word in ("--header", f"{name}: {value}")]
+        with file_of(requested.size) as path:
             command = ["curl", "--silent", "--show-error", "--output", "/dev/null", "--write-out", "%{http_code}"]
-            command += [*options, *told, "--data-binary", f"@{path}", asked.url]
+            command += [*options, *reported, "--data-binary", f"@{path}", requested.url]
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         return done.stdout if done.returncode == 0 else f"{done.stdout} {done.stderr.strip()}"[:100]
 
@@ -95,10 +97,10 @@ def by_curl(*options: str) -> Callable[[Refusal], str]:
 
 def by_jdk(refusals: Sequence[Refusal]) -> list[str]:
     """A line each for the program; the JDK lets nobody set Connection."""
-    words = ("chunked" if asked.chunked else "length" for asked in refusals)
+    words = ("chunked" if requested.chunked else "length" for requested in refusals)
     lines = [
-        f"{asked.url} {asked.headers.get('X-API-Key', '-')} {asked.size} {word}"
-        for asked, word in zip(refusals, words, strict=True)
+        f"{requested.url} {requested.headers.get('X-API-Key', '-')} {requested.size} {word}"
+        for requested, word in zip(refusals, words, strict=True)
     ]
     with tempfile.NamedTemporaryFile("w") as file:
         file.write("\n".join(lines))
@@ -107,41 +109,41 @@ def by_jdk(refusals: Sequence[Refusal]) -> list[str]:
     return (done.stdout.splitlines() + [f"java: {done.stderr[:80]}"] * len(lines))[: len(lines)]
 
 
-def go_head(asked: Refusal) -> bytes:
+def go_head(requested: Refusal) -> bytes:
     """As net/http of Go writes it: host, agent, framing, and the rest by name."""
-    address = urlsplit(asked.url)
-    headers = {name.title(): value for name, value in asked.headers.items()}
+    address = urlsplit(requested.url)
+    headers = {name.title(): value for name, value in requested.headers.items()}
     headers.pop("Connection", None)
-    framing = "Transfer-Encoding: chunked" if asked.chunked else f"Content-Length: {asked.size}"
+    framing = "Transfer-Encoding: chunked" if requested.chunked else f"Content-Length: {requested.size}"
     return _head(
-        asked,
+        requested,
         f"Host: {address.netloc}",
         "User-Agent: Go-http-client/1.1",
-        *(["Connection: close"] if asked.close else []),
+        *(["Connection: close"] if requested.close else []),
         framing,
         *(f"{name}: {headers[name]}" for name in sorted(headers)),
         "Accept-Encoding: gzip",
     )
 
 
-def jdk_head(asked: Refusal) -> bytes:
+def jdk_head(requested: Refusal) -> bytes:
     """As java.net.http of JDK 17 writes it, HTTP/2 offered."""
-    framing = "Transfer-encoding: chunked" if asked.chunked else None
+    framing = "Transfer-encoding: chunked" if requested.chunked else None
     lines = [
         "Connection: Upgrade, HTTP2-Settings",
-        *([] if asked.chunked else [f"Content-Length: {asked.size}"]),
-        f"Host: {urlsplit(asked.url).netloc}",
+        *([] if requested.chunked else [f"Content-Length: {requested.size}"]),
+        f"Host: {urlsplit(requested.url).netloc}",
         "HTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA",
         *([framing] if framing else []),
         "Upgrade: h2c",
         "User-Agent: Java-http-client/17.0.15",
-        *(f"{name}: {value}" for name, value in asked.headers.items() if name == "X-API-Key"),
+        *(f"{name}: {value}" for name, value in requested.headers.items() if name == "X-API-Key"),
     ]
-    return _head(asked, *lines)
+    return _head(requested, *lines)
 
 
-def _head(asked: Refusal, *lines: str) -> bytes:
-    address = urlsplit(asked.url)
+def _head(requested: Refusal, *lines: str) -> bytes:
+    address = urlsplit(requested.url)
     path = f"{address.path}?{address.query}" if address.query else address.path
     return "\r\n".join([f"POST {path} HTTP/1.1", *lines, "", ""]).encode()
 
@@ -149,14 +151,14 @@ def _head(asked: Refusal, *lines: str) -> bytes:
 def replay(head: Callable[[Refusal], bytes], piece: int) -> Callable[[Refusal], str]:
     """`piece` is how many bytes of the body the client writes at a time, or has in a chunk."""
 
-    def send(asked: Refusal) -> str:
-        address, failure = urlsplit(asked.url), threading.Event()
+    def send(requested: Refusal) -> str:
+        address, failure = urlsplit(requested.url), threading.Event()
         with socket.create_connection((address.hostname, address.port), PATIENCE_S) as connection:
 
             def write() -> None:
                 try:
-                    connection.sendall(head(asked))
-                    for part in _parts(asked, piece):
+                    connection.sendall(head(requested))
+                    for part in _parts(requested, piece):
                         connection.sendall(part)
                 except OSError:
                     failure.set()
@@ -191,11 +193,11 @@ def _start(connection: socket.socket) -> bytes:
     return received
 
 
-def _parts(asked: Refusal, piece: int) -> Iterator[bytes]:
-    for at in range(0, asked.size, piece):
-        part = bytes(min(piece, asked.size - at))
-        yield b"%x\r\n%b\r\n" % (len(part), part) if asked.chunked else part
-    if asked.chunked:
+def _parts(requested: Refusal, piece: int) -> Iterator[bytes]:
+    for at in range(0, requested.size, piece):
+        part = bytes(min(piece, requested.size - at))
+        yield b"%x\r\n%b\r\n" % (len(part), part) if requested.chunked else part
+    if requested.chunked:
         yield b"0\r\n\r\n"
 
 

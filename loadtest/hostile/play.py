@@ -110,13 +110,13 @@ def play(row: Row, *, quick: bool) -> Report:
             time.sleep(1.0 if quick else 3.0)
             calm_to, base_mb = time.monotonic(), server.resident_mb()
             server.reset_peak()
-            told = _finished(row, server, quick=quick)
+            reported = _finished(row, server, quick=quick)
             peak_mb = server.peak_mb()
         rest_mb, rest_s = _rest(server, base_mb)
         died = server.process.poll()
         exit_s, ended = _end(row, server, quick=quick)
-        outcome = told["outcome"]
-        begin, end = told["started"] + row.good_from_s, told["ended"]
+        outcome = reported["outcome"]
+        begin, end = reported["started"] + row.good_from_s, reported["ended"]
         attacked = good.between("/v1/predict", begin, end)
         return Report(
             row=row,

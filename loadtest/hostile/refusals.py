@@ -99,7 +99,7 @@ def _answers(url: str) -> bool:
 def lost(refusals: Sequence[Refusal], statuses: Sequence[str]) -> Counter[str]:
     """What came instead of the answers that did not reach their client."""
     pairs = zip(refusals, statuses, strict=True)
-    return Counter(f"{asked.status} -> {got}" for asked, got in pairs if str(asked.status) != got)
+    return Counter(f"{requested.status} -> {got}" for requested, got in pairs if str(requested.status) != got)
 
 
 def table(clients: dict[str, Client]) -> tuple[list[str], bool]:
@@ -110,8 +110,8 @@ def table(clients: dict[str, Client]) -> tuple[list[str], bool]:
             refusals = hundred(*urls)
             wrong = lost(refusals, client(refusals))
         whole &= not wrong
-        told = ", ".join(f"{what}: {count}" for what, count in wrong.most_common(6)).replace("|", "/") or "-"
-        lines.append(f"| {name} | {len(refusals) - wrong.total()} of {len(refusals)} | {told} |")
+        reported = ", ".join(f"{what}: {count}" for what, count in wrong.most_common(6)).replace("|", "/") or "-"
+        lines.append(f"| {name} | {len(refusals) - wrong.total()} of {len(refusals)} | {reported} |")
         print(lines[-1], flush=True)
     return lines, whole
 

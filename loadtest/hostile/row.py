@@ -70,7 +70,7 @@ class Row:
     end_after_s: float = 1.5  # from the begin of the attack that the signal meets
     log: str = ""  # pattern that the log must have
     shares_engine: bool = False  # the strangers' images are served too, so the good client may wait for them
-    good_from_s: float = 0.0  # the good client is judged from so long after the attack's begin
+    good_from_s: float = 0.0  # the good client is evaluated from so long after the attack's begin
 
     def __post_init__(self) -> None:
         assert self.name not in ROWS, self.name

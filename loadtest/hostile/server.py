@@ -134,7 +134,7 @@ def _status_mb(pid: int, name: str) -> float:
 
 
 def start_attack(server: Server, *, quick: bool, once: bool) -> "subprocess.Popen[str]":
-    told = vars(server.target(quick=quick)) | {"once": once, "outcome": None}
-    del told["outcome"]
-    command = [sys.executable, "-m", "loadtest.hostile.attacker", server.row.name, json.dumps(told)]
+    reported = vars(server.target(quick=quick)) | {"once": once, "outcome": None}
+    del reported["outcome"]
+    command = [sys.executable, "-m", "loadtest.hostile.attacker", server.row.name, json.dumps(reported)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)

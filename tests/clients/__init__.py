@@ -20,8 +20,8 @@ KEY = "key-of-the-clients-tests"  # always sent; a server without API_KEYS does 
 def native(url: str, **query: float) -> list[Box]:
     """What POST /v1/detect finds in the sample, best first."""
     words = "&".join(f"{name}={value}" for name, value in query.items())
-    asked = urllib.request.Request(f"{url}/v1/detect?{words}", SAMPLE.read_bytes(), {"X-API-Key": KEY})
-    with urllib.request.urlopen(asked, timeout=30) as answer:
+    requested = urllib.request.Request(f"{url}/v1/detect?{words}", SAMPLE.read_bytes(), {"X-API-Key": KEY})
+    with urllib.request.urlopen(requested, timeout=30) as answer:
         found = json.load(answer)["images"][0]["results"]
     assert found
     return [(each["name"], [each["box"][side] for side in ("x1", "y1", "x2", "y2")]) for each in found]
@@ -29,8 +29,8 @@ def native(url: str, **query: float) -> list[Box]:
 
 def model(url: str) -> str:
     """The name of the one that is served."""
-    asked = urllib.request.Request(f"{url}/v1/models", headers={"X-API-Key": KEY})
-    with urllib.request.urlopen(asked, timeout=30) as answer:
+    requested = urllib.request.Request(f"{url}/v1/models", headers={"X-API-Key": KEY})
+    with urllib.request.urlopen(requested, timeout=30) as answer:
         return json.load(answer)["models"][0]["name"]
 
 

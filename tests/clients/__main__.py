@@ -30,10 +30,10 @@ def main(urls: list[str]) -> int:
     print("| client | version | call | result |\n|---|---|---|---|")
     if urls:
         return int(tell(urls[0], of_detect()) > 0)
-    with started(Settings(grpc_port=kserve.GRPC_PORT)) as server:
+    with started(Settings.of(grpc_port=kserve.GRPC_PORT)) as server:
         failed = tell(server.url, of_detect())
     for task in tasks.TASKS:
-        with started(Settings(weights=str(tasks.weights(task)), grpc_port=tasks.GRPC_PORTS[task])) as server:
+        with started(Settings.of(weights=str(tasks.weights(task)), grpc_port=tasks.GRPC_PORTS[task])) as server:
             failed += tell(server.url, tasks.CHECKS[task])
     return int(failed > 0)
 

@@ -25,9 +25,11 @@ def measure(protocol: str, suffix: str, *options: str) -> Callable[[str], str]:
             json.dump({"data": [{"image": {"content": {"b64": element()}, "shape": [1]}}]}, file)
             file.flush()
             data = ["--input-data", file.name] if suffix else ["--shape", "images:3,640,640"]
-            asked = [COMMAND, "-m", model(url) + suffix, "-i", protocol, "-u", address, *data, *WINDOWS, *options]
-            ended = subprocess.run(asked, env=environment(), capture_output=True, text=True, timeout=120, check=False)
-        return told(ended.stdout + ended.stderr)
+            requested = [COMMAND, "-m", model(url) + suffix, "-i", protocol, "-u", address, *data, *WINDOWS, *options]
+            ended = subprocess.run(
+                requested, env=environment(), capture_output=True, text=True, timeout=120, check=False
+            )
+        return reported(ended.stdout + ended.stderr)
 
     return check
 
@@ -43,16 +45,16 @@ def environment() -> dict[str, str]:
     return os.environ | {"LD_LIBRARY_PATH": str(FOLDER / "nvidia" / "cuda_runtime" / "lib")}
 
 
-def told(output: str) -> str:
+def reported(output: str) -> str:
     """Both sides' counts must fit, but for a request or two that end in another window than they began."""
-    asked = sum(map(int, re.findall(r"Request count: (\d+)", output)))
+    requested = sum(map(int, re.findall(r"Request count: (\d+)", output)))
     answered = sum(map(int, re.findall(r"Successful request count: (\d+)", output)))
     images = sum(map(int, re.findall(r"Inference count: (\d+)", output)))
-    assert asked >= REQUESTS, output
-    assert abs(asked - answered) <= 2, output
+    assert requested >= REQUESTS, output
+    assert abs(requested - answered) <= 2, output
     assert images >= answered, output
     assert re.search(r"queue \d+ usec \+ compute input [1-9]\d* usec \+ compute infer [1-9]", output), output
-    return f"{asked} requests; by the server's statistics {answered}, of {images} images, and its times"
+    return f"{requested} requests; by the server's statistics {answered}, of {images} images, and its times"
 
 
 def can_run() -> bool:

@@ -11,10 +11,10 @@ from loadtest.hostile.clients import clients
 def read(client: refusals.Client, url: str) -> str:
     """Raises unless every answer was read; `url` is not asked, since these servers want a key."""
     with refusals.servers() as urls:
-        asked = refusals.hundred(*urls)
-        wrong = refusals.lost(asked, client(asked))
+        requested = refusals.hundred(*urls)
+        wrong = refusals.lost(requested, client(requested))
     assert not wrong, wrong
-    return f"{len(asked)} of {len(asked)} answers read"
+    return f"{len(requested)} of {len(requested)} answers read"
 
 
 def _check(name: str, client: refusals.Client) -> Check:

@@ -26,8 +26,8 @@ def _ask(call: str) -> Callable[[str], str]:
         answers = _answers(url)[call]
         assert isinstance(answers, list), answers
         wanted = native(url, conf=0.5, iou=0.5)
-        told = [same(found, wanted, PX) for found in answers]
-        return f"{len(told)} images, each {told[0]}" if len(told) > 1 else told[0]
+        reported = [same(found, wanted, PX) for found in answers]
+        return f"{len(reported)} images, each {reported[0]}" if len(reported) > 1 else reported[0]
 
     return run
 

@@ -20,7 +20,7 @@ import tritonclient.http
 import tritonclient.http.aio
 from ultralytics import YOLO
 
-from app.datasets import DEMO
+from app.settings import DEMO
 from clients import Check, model
 from clients.kserve import GRPC_PORT, PX, TRITON, ULTRALYTICS, own_nms
 
@@ -78,7 +78,7 @@ def native(url: str, task: str) -> tuple[Found, dict[str, str]]:
     return [image["results"] for image in answer.json()["images"]], names
 
 
-def told(answer: Any, names: dict[str, str]) -> Found:
+def reported(answer: Any, names: dict[str, str]) -> Found:
     """The tensors of the model by images, as a summary."""
     counts, scores, classes = (answer.as_numpy(name) for name in ("num_detections", "scores", "classes"))
     every = []
@@ -121,7 +121,7 @@ def infer(task: str, scheme: str) -> Callable[[str], str]:
         wanted, names = native(url, task)
         with package.InferenceServerClient(address(url, scheme, task)) as client:
             answer = client.infer(f"{model(url)}_image", images(package, task), parameters={"conf": CONF})
-        return alike(told(answer, names), wanted, "/v1/predict")
+        return alike(reported(answer, names), wanted, "/v1/predict")
 
     return check
 
@@ -133,7 +133,7 @@ def infer_async(task: str) -> Callable[[str], str]:
 
     def check(url: str) -> str:
         wanted, names = native(url, task)
-        return alike(told(asyncio.run(ask(url)), names), wanted, "/v1/predict")
+        return alike(reported(asyncio.run(ask(url)), names), wanted, "/v1/predict")
 
     return check
 

@@ -14,9 +14,8 @@ sys.path.append(str(ROOT))
 
 import fuzz  # noqa: E402
 from app.bench.server import started  # noqa: E402
-from app.datasets import DEMO  # noqa: E402
 from app.model import TASKS  # noqa: E402
-from app.settings import Settings  # noqa: E402
+from app.settings import DEMO, Settings  # noqa: E402
 
 
 def main(count: int, number: int = 0) -> int:
@@ -25,12 +24,12 @@ def main(count: int, number: int = 0) -> int:
         name = "yolov8n-demo" if task == "detect" else f"yolov8-demo-{task}"
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        own = Settings(
+        own = Settings.of(
             weights=str(DEMO / f"{name}.pt"), backend="openvino", imgsz=64, grpc_port=port, **fuzz.kserve.LIMITS
         )
         with started(own) as server:
-            asked = fuzz.Server(server.url, f"127.0.0.1:{port}", server.pid)
-            outcome = fuzz.run(asked, count // len(TASKS), number + place * fuzz.PARTS)
+            requested = fuzz.Server(server.url, f"127.0.0.1:{port}", server.pid)
+            outcome = fuzz.run(requested, count // len(TASKS), number + place * fuzz.PARTS)
             log = Path(f"/proc/{server.pid}/fd/2").read_text()
         tell(task, outcome, log)
         failed |= bool(outcome.failures or "Traceback" in log)
@@ -42,9 +41,9 @@ def tell(task: str, outcome: fuzz.Outcome, log: str) -> None:
     for (protocol, status), count in sorted(outcome.statuses.items()):
         answers[protocol].append(f"{status}: {count}")
     print(f"| {task} | requests | answers |\n|---|---|---|")
-    for protocol, told in answers.items():
+    for protocol, reported in answers.items():
         requests = sum(count for (each, _), count in outcome.statuses.items() if each == protocol)
-        print(f"| {protocol} | {requests} | {', '.join(told)} |")
+        print(f"| {protocol} | {requests} | {', '.join(reported)} |")
     defects, failures = log.count("Traceback"), len(outcome.failures)
     print(f"\n{outcome.statuses.total()} requests: {failures} failures, {defects} defects in the log")
     for name in ("resident_mb", "threads", "files"):

@@ -15,15 +15,15 @@ sys.path[0] = str(ROOT / "tests")
 sys.path.append(str(ROOT))
 
 with atheris.instrument_imports(include=["app", "python_multipart", "PIL"]):
-    from app import images
-    from app.api.body import Limit
-    from app.api.kserve import messages as kserve_messages
-    from app.api.kserve import wire
-    from app.api.kserve.models import ImageModel, TensorModel
-    from app.api.multipart import Parts
+    from app.api.protocols.kserve import messages as kserve_messages
+    from app.api.protocols.kserve import wire
+    from app.api.protocols.kserve.models import ImageModel, TensorModel
+    from app.api.request.body import Limit
+    from app.api.request.multipart import Parts
     from app.errors import RequestError, Unsupported
-    from app.inflight import Inflight
     from app.model import ModelInfo
+    from app.serving.inflight import Inflight
+    from app.vision import preprocess
 
 from starlette.datastructures import Headers  # noqa: E402
 from tritonclient.grpc import service_pb2 as messages  # noqa: E402
@@ -45,10 +45,15 @@ def multipart(data: bytes) -> None:
 
 def kserve(data: bytes) -> None:
     """The first byte picks the model, the second what is told of the rest."""
-    told = [{}, {"inference-header-content-length": "0"}, {"content-encoding": "gzip"}, {"content-encoding": "deflate"}]
-    told += [{"inference-header-content-length": str(size)} for size in range(60, 252)]
+    reported = [
+        {},
+        {"inference-header-content-length": "0"},
+        {"content-encoding": "gzip"},
+        {"content-encoding": "deflate"},
+    ]
+    reported += [{"inference-header-content-length": str(size)} for size in range(60, 252)]
     picked, said, body = data[:1] or b"\0", data[1:2] or b"\0", data[2:]
-    headers = Headers(told[said[0] % len(told)])
+    headers = Headers(reported[said[0] % len(reported)])
     wire.parse(body, headers, MODELS[picked[0] % 2], Limit(MOST, Inflight(None, None).share(), max_json_bytes=MOST))
 
 
@@ -57,7 +62,7 @@ def message(data: bytes) -> None:
 
 
 def image(data: bytes) -> None:
-    assert images.decode(data, MOST).ndim == 3
+    assert preprocess.decode(data, MOST).ndim == 3
 
 
 _JSON = b'{"inputs":[{"name":"images","shape":[1,3,2,1],"datatype":"UINT8","data":[0,1,2,3,4,5]}]}'

@@ -109,19 +109,19 @@ def headers(draw: Draw, name: str) -> tuple[bytes, bytes]:
     inputs, behind = [], b""
     for _ in range(_or(draw, 1, st.integers(0, 2))):
         given, datatype, shape, raw = draw(tensors(name))
-        told: dict[str, Any] = {"name": given, "datatype": datatype, "shape": shape}
+        reported: dict[str, Any] = {"name": given, "datatype": datatype, "shape": shape}
         if draw(st.integers(0, 3)) == 0:
             values = (
                 [base64.b64encode(raw[4:]).decode()] if datatype == "BYTES" else list(raw[: max(math.prod(shape), 0)])
             )
-            told["data"] = _or(draw, values, ODD)
+            reported["data"] = _or(draw, values, ODD)
         else:
             size = _or(draw, len(raw), st.sampled_from([0, -1, 2**63, "1", len(raw) + 1]))
-            told["parameters"] = _or(draw, {}, st.dictionaries(WORDS, ODD, max_size=1)) | {"binary_data_size": size}
+            reported["parameters"] = _or(draw, {}, st.dictionaries(WORDS, ODD, max_size=1)) | {"binary_data_size": size}
             behind += raw
         if draw(st.integers(0, 9)) == 0:
-            told[draw(st.sampled_from([*told]))] = draw(ODD)
-        inputs.append(told)
+            reported[draw(st.sampled_from([*reported]))] = draw(ODD)
+        inputs.append(reported)
     outputs = st.lists(st.sampled_from(OUTPUTS), max_size=2)
     header: Any = {"inputs": inputs, "parameters": _or(draw, {}, PARAMETERS)}
     header["outputs"] = [{"name": output} for output in _or(draw, [], outputs)]
@@ -137,12 +137,12 @@ def bodies(draw: Draw, name: str) -> tuple[bytes, dict[str, str]]:
     text, behind = draw(headers(name))
     body = text + behind + _or(draw, b"", st.sampled_from([b"", b"more", bytes(TOO_MANY)]))
     length = _or(draw, str(len(text)), st.sampled_from(["0", "-1", "x", "9" * 40, str(len(text) - 1), "\xb2"]))
-    told = {"Inference-Header-Content-Length": length}
+    reported = {"Inference-Header-Content-Length": length}
     if encoding := _or(draw, "", st.sampled_from(["gzip", "deflate", "br"])):
-        told["Content-Encoding"] = encoding
+        reported["Content-Encoding"] = encoding
         packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(body)
         body = _or(draw, packed, st.one_of(broken(packed), st.just(body)))
-    return body, told
+    return body, reported
 
 
 @st.composite
@@ -151,15 +151,15 @@ def requests(draw: Draw, model: str) -> httpx.Request:
     if draw(st.integers(0, 5)) == 0:
         path = draw(st.sampled_from(FACTS)).format(model=_or(draw, model, st.sampled_from(["x", "%00", "stats"])))
         method = "POST" if "/repository/" in path else "GET"
-        body, told = json.dumps(draw(ODD)).encode("utf-8", "ignore"), dict[str, str]()
+        body, reported = json.dumps(draw(ODD)).encode("utf-8", "ignore"), dict[str, str]()
     else:
-        asked, name = draw(st.sampled_from([(model, "images"), (f"{model}_image", "image")]))
+        requested, name = draw(st.sampled_from([(model, "images"), (f"{model}_image", "image")]))
         version = _or(draw, "", st.sampled_from(["/versions/1", "/versions/x"]))
-        method, path = "POST", f"/models/{_or(draw, asked, WORDS)}{version}/infer"
-        body, told = draw(bodies(name))
+        method, path = "POST", f"/models/{_or(draw, requested, WORDS)}{version}/infer"
+        body, reported = draw(bodies(name))
     method = _or(draw, method, st.sampled_from(["GET", "PUT", "OPTIONS", "POST"]))
-    told |= _or(draw, {}, st.sampled_from([{"X-Deadline-Ms": "x"}, {"Accept-Encoding": "gzip"}]))
-    encoded = [(name, value.encode("latin-1")) for name, value in told.items()]
+    reported |= _or(draw, {}, st.sampled_from([{"X-Deadline-Ms": "x"}, {"Accept-Encoding": "gzip"}]))
+    encoded = [(name, value.encode("latin-1")) for name, value in reported.items()]
     url = httpx.URL("http://server").copy_with(raw_path=quote(f"/v2{path}", errors="replace").encode())
     return httpx.Request(method, url, headers=encoded, content=body)
 
@@ -186,15 +186,15 @@ def _named(kind: Any, model: str) -> Any:
 @st.composite
 def inferences(draw: Draw, model: str) -> Any:
     """A message with an input or two, whose values may be typed or be those of another one."""
-    asked, name = draw(st.sampled_from([(model, "images"), (f"{model}_image", "image")]))
-    message = messages.ModelInferRequest(model_name=_or(draw, asked, st.sampled_from(["x", ""])), id="\u00fc")
+    requested, name = draw(st.sampled_from([(model, "images"), (f"{model}_image", "image")]))
+    message = messages.ModelInferRequest(model_name=_or(draw, requested, st.sampled_from(["x", ""])), id="\u00fc")
     for _ in range(_or(draw, 1, st.integers(0, 2))):
         given, datatype, shape, raw = draw(tensors(name))
-        told = message.inputs.add(name=given.encode("utf-8", "ignore").decode(), datatype=datatype, shape=shape)
+        reported = message.inputs.add(name=given.encode("utf-8", "ignore").decode(), datatype=datatype, shape=shape)
         if draw(st.integers(0, 3)) == 0:
             right = {"BYTES": "bytes_contents", "UINT8": "uint_contents"}.get(datatype, "fp32_contents")
             contents = _or(draw, right, st.sampled_from(["int_contents", "bytes_contents", "fp64_contents"]))
-            getattr(told.contents, contents).extend([raw] if contents == "bytes_contents" else list(raw))
+            getattr(reported.contents, contents).extend([raw] if contents == "bytes_contents" else list(raw))
         else:
             message.raw_input_contents.append(raw)
     for parameter in _or(draw, {}, PARAMETERS):

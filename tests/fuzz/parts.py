@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.images import KINDS
+from app.vision.preprocess import KINDS
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 

@@ -49,9 +49,13 @@ def forms(draw: Draw) -> tuple[bytes, str]:
 def inferences(draw: Draw, model: str) -> bytes:
     """Roboflow's JSON."""
     picture = {"type": "base64", "value": base64.b64encode(draw(pictures())).decode()}
-    told = {"model_id": model, "image": draw(st.sampled_from([picture, [picture], [picture] * 2])), "confidence": 0.4}
+    reported = {
+        "model_id": model,
+        "image": draw(st.sampled_from([picture, [picture], [picture] * 2])),
+        "confidence": 0.4,
+    }
     return draw(
-        broken(json.dumps(told | draw(st.dictionaries(NAMES, JSON, max_size=3))).encode("utf-8", "surrogatepass"))
+        broken(json.dumps(reported | draw(st.dictionaries(NAMES, JSON, max_size=3))).encode("utf-8", "surrogatepass"))
     )
 
 

@@ -58,10 +58,10 @@ async def two_sizes_others(target: Target) -> None:
     files = [pictures.two_sizes(18_000, 100, big_first=first, kind=kind) for first in (True, False) for kind in (9, 16)]
     files.append(pictures.two_sizes(18_000, 100, big_first=False))
     first = pictures.two_sizes(18_000, 100)
-    told = {"model_id": "simulated", "image": {"type": "base64", "value": base64.b64encode(first).decode()}}
+    reported = {"model_id": "simulated", "image": {"type": "base64", "value": base64.b64encode(first).decode()}}
     calls = [
         *(image(file) for file in files),
-        post("/infer/object_detection", json.dumps(told).encode()),
+        post("/infer/object_detection", json.dumps(reported).encode()),
         post("/simulated/1", base64.b64encode(first), "application/x-www-form-urlencoded"),
         post(
             "/v2/models/simulated_image/infer", first, "application/octet-stream", "Inference-Header-Content-Length: 0"

@@ -92,7 +92,7 @@ async def each_form(target: Target, path: str, forms: dict[str, Callable[[Target
 
 
 async def one_form(target: Target, path: str, body: bytes) -> None:
-    """Alone, for a while, and then three at once."""
+    """EngineBaseline, for a while, and then three at once."""
     await rounds(target.size(4, 0), 0.1, partial(ask, target, post(path, body)))
     await asyncio.gather(*(ask(target, post(path, body)) for _ in range(3)))
 

@@ -80,8 +80,8 @@ async def large_bodies(target: Target) -> None:
 async def base64_pictures(target: Target) -> None:
     side = target.size(7000, 2000)
     value = base64.b64encode(pictures.flat("PNG", side, side)).decode()
-    told = {"model_id": "simulated", "image": {"type": "base64", "value": value}, "visualize_predictions": True}
-    await at_once(target, post("/infer/object_detection", json.dumps(told).encode()), target.size(24, 6))
+    reported = {"model_id": "simulated", "image": {"type": "base64", "value": value}, "visualize_predictions": True}
+    await at_once(target, post("/infer/object_detection", json.dumps(reported).encode()), target.size(24, 6))
 
 
 @row("large-pictures", KIND, "24 pictures of 49 MP at once", **BUSY)

@@ -1,0 +1,166 @@
+"""What clients of Ultralytics Platform, and of HUB before it, ask: https://docs.ultralytics.com/platform/.
+
+Both of HUB's answers are given: the old one, of centres and sizes as shares, to those who ask in its words.
+"""
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
+
+from app.api.auth import described
+from app.api.context import RequestContext
+from app.api.docs import ERRORS
+from app.api.errors import explain_validation
+from app.api.request import images
+from app.api.request.body import Form, read_form
+from app.api.response import ResponseFormat, to_json
+from app.api.routing import body_limit, image_route, predict, read_before_deadline, require_boxes, respond
+from app.errors import EmptyBody, NotFound, YolopardError
+from app.model import ModelInfo
+from app.serving.prediction import Prediction
+from app.serving.service import Service
+from app.vision.postprocess import Thresholds, upright
+
+PROTOCOL = "platform"
+_OLD = {"image", "url", "size", "confidence"}
+_OPENAPI = {
+    "requestBody": {
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "an image; or `image`"},
+                        "source": {"type": "string", "description": "its URL, or base64, instead; or `url`"},
+                        "conf": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.25},
+                        "iou": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.7},
+                        "normalize": {"type": "boolean", "default": False},
+                        "decimals": {"type": "integer", "minimum": 0, "maximum": 10, "default": 5},
+                    },
+                }
+            }
+        }
+    }
+}
+
+
+class PredictForm(BaseModel):
+    """The fields that matter here; of the others, `imgsz` among them, the engine knows better."""
+
+    conf: Annotated[float, Field(ge=0, le=1, validation_alias=AliasChoices("conf", "confidence"))] = 0.25
+    iou: Annotated[float, Field(ge=0, le=1)] = 0.7
+    normalize: bool = False
+    decimals: Annotated[int, Field(ge=0, le=10)] = 5
+    source: Annotated[str, Field(validation_alias=AliasChoices("source", "url", "image", "file"))] = ""
+    model: str = ""  # HUB's: a name, or a URL that ends with it
+
+
+def shape(error: YolopardError, request_id: str) -> tuple[int, dict[str, Any]]:
+    """The Platform's errors have no documented shape; `success` and `message` are the old HUB's."""
+    return error.status, {
+        "error": str(error),
+        "success": False,
+        "message": str(error),
+        "code": error.code,
+        "request_id": request_id,
+    }
+
+
+def routes(service: Service) -> APIRouter:
+    """Shared and dedicated endpoints of the Platform, and both of HUB's."""
+    settings = service.settings
+    router = APIRouter(
+        tags=[PROTOCOL],
+        route_class=image_route(service, PROTOCOL, shape),
+        responses=ERRORS,
+        dependencies=described(settings.api_keys),
+    )
+
+    async def answer(request: Request, model: str = "", *, hub: bool = False) -> Response:
+        started = time.perf_counter()
+        form, fields, image = await read_before_deadline(request, _read(service, request))
+        _require_model(model or fields.model.rstrip("/").rpartition("/")[2], service.predictor.model)
+        old = hub and bool(_OLD & {*form.fields, form.file_name})
+        if old:
+            require_boxes(service.predictor.model)
+        predictions = await predict(service, request, [image], Thresholds(fields.conf, fields.iou))
+        if old:
+            return await respond(service, predictions, lambda: _old_json(predictions[0], service.predictor.model))
+        return await respond(
+            service,
+            predictions,
+            lambda: to_json(
+                service, [predictions], started, ResponseFormat(decimals=fields.decimals, normalize=fields.normalize)
+            ),
+        )
+
+    @router.post("/predict", summary="An endpoint of its own, on Ultralytics Platform", openapi_extra=_OPENAPI)
+    async def dedicated(request: Request) -> Response:
+        return await answer(request)
+
+    @router.post(
+        "/api/models/{model}/predict", summary="The shared endpoint of Ultralytics Platform", openapi_extra=_OPENAPI
+    )
+    async def shared(request: Request, model: str) -> Response:
+        return await answer(request, model)
+
+    @router.post("/v1/predict/{model}", summary="Ultralytics HUB, until 2024", openapi_extra=_OPENAPI)
+    async def hub(request: Request, model: str) -> Response:
+        return await answer(request, model, hub=True)
+
+    @router.post("/", summary="Ultralytics HUB, with the model in a field", openapi_extra=_OPENAPI)
+    async def later_hub(request: Request) -> Response:
+        return await answer(request)
+
+    return router
+
+
+async def _read(service: Service, request: Request) -> tuple[Form, PredictForm, bytes]:
+    form = await read_form(request, body_limit(service, request))
+    fields = _parse({**request.query_params, **form.fields})
+    if form.file is None and not fields.source:
+        raise EmptyBody("there is no image: send it as the form's part 'file', or name it in the field 'source'")
+    image = (
+        await images.load(fields.source, service.settings, RequestContext.of(request.scope).share)
+        if form.file is None
+        else form.file
+    )
+    return form, fields, image
+
+
+def _parse(fields: dict[str, str]) -> PredictForm:
+    try:
+        return PredictForm.model_validate(fields)
+    except ValidationError as error:
+        raise explain_validation(error) from error
+
+
+def _require_model(name: str, model: ModelInfo) -> None:
+    if name not in ("", model.name):
+        raise NotFound(f"there is no model {name!r} here; there is {model.name}")
+
+
+def _old_json(prediction: Prediction, model: ModelInfo) -> dict[str, Any]:
+    found, (height, width) = prediction.detections, prediction.shape
+    shares = (upright(found.boxes) / (width, height, width, height)).tolist()
+    return {
+        "success": True,
+        "message": "Inference complete.",
+        "data": [
+            {
+                "class": class_id,
+                "name": model.names[class_id],
+                "confidence": round(score, 5),
+                "xcenter": (x1 + x2) / 2,
+                "ycenter": (y1 + y2) / 2,
+                "width": x2 - x1,
+                "height": y2 - y1,
+            }
+            for class_id, score, (x1, y1, x2, y2) in zip(
+                found.classes.tolist(), found.scores.tolist(), shares, strict=True
+            )
+        ],
+    }

@@ -1,0 +1,277 @@
+"""What `inference_sdk` asks of a Roboflow inference server, and older snippets of detect.roboflow.com."""
+
+import base64
+import time
+import uuid
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field, ValidationError
+
+from app import __version__
+from app.api.auth import described, require_key
+from app.api.context import RequestContext
+from app.api.docs import ERRORS
+from app.api.errors import explain_validation
+from app.api.protocols.predict import class_ids
+from app.api.request import images
+from app.api.request.body import is_multipart, parsed, read_body, read_form, read_json
+from app.api.routing import (
+    body_limit,
+    image_route,
+    predict,
+    protocol_route,
+    read_before_deadline,
+    require_boxes,
+    require_key_in_front,
+    respond,
+    small_limit,
+)
+from app.errors import EmptyBody, NotFound, TooManyFiles, YolopardError
+from app.model import ModelInfo
+from app.serving.prediction import Prediction
+from app.serving.service import Service
+from app.vision.postprocess import Thresholds, upright
+from app.vision.preprocess import KINDS, sniff
+
+M = TypeVar("M", bound=BaseModel)
+
+PROTOCOL = "roboflow"
+MAX_IMAGES, MAX_CLASSES = 1024, 10_000  # in a list, before anything is looked at; MAX_FILES may allow fewer
+ALIASES = {  # what inference_sdk makes of "yolov8n-640" and the like before it asks
+    **{f"yolov8{size}-640": f"coco/{version}" for size, version in zip("nsmlx", (3, 6, 8, 7, 5), strict=True)},
+    **{f"yolov8{size}-1280": f"coco/{version}" for size, version in zip("nsmlx", range(9, 14), strict=True)},
+}
+
+
+def _share(value: float) -> float:
+    """Old snippets ask for 40 where 0.4 is meant."""
+    return value / 100 if value > 1 else value
+
+
+Share = Annotated[float, Field(ge=0, le=100), AfterValidator(_share)]
+
+
+class PredictParams(BaseModel):
+    """Which boxes. Of the many other options those are refused by name that would change the answer."""
+
+    api_key: str = ""
+    confidence: Share = 0.4
+    iou: Share = Field(0.3, validation_alias=AliasChoices("iou_threshold", "overlap"))
+    max_detections: int = Field(300, ge=1, le=1024)
+    class_agnostic_nms: bool = False
+    disable_preproc_auto_orient: Literal[False, "false", "False"] = False
+
+    def thresholds(self, classes: list[str], model: ModelInfo) -> Thresholds:
+        """Raises BadParameter for a class that the model has not."""
+        ids = class_ids(classes, model)
+        return Thresholds(self.confidence, self.iou, self.max_detections, ids, self.class_agnostic_nms)
+
+
+class Image(BaseModel):
+    type: Literal["base64", "url"]  # never numpy: that is a pickle
+    value: str
+
+
+class Inference(PredictParams):
+    """The body of /infer/object_detection."""
+
+    model_id: str
+    image: Image | Annotated[list[Image], Field(max_length=MAX_IMAGES)]
+    class_filter: Annotated[list[str], Field(max_length=MAX_CLASSES)] | None = None
+    visualize_predictions: bool = False
+
+
+class Snippet(PredictParams):
+    """The query of /{project}/{version}."""
+
+    image: str = ""  # a URL
+    classes: str = ""
+    format: Literal["json", "image"] = "json"
+
+
+class Addition(BaseModel):
+    """The body of /model/add."""
+
+    api_key: str = ""
+    model_id: str = ""
+
+
+_INFERENCE = {
+    "model_id": "yolov8n-demo",
+    "image": {"type": "base64", "value": "/9j/4AAQ..."},
+    "confidence": 0.4,
+    "iou_threshold": 0.3,
+}
+
+
+def _json(example: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {"application/json": {"example": example}}}}
+
+
+def shape(error: YolopardError, request_id: str) -> tuple[int, dict[str, Any]]:
+    """The SDK shows `message`."""
+    return error.status, {"message": str(error), "code": error.code, "request_id": request_id}
+
+
+def model_ids(model: ModelInfo) -> list[str]:
+    """The names that the model answers to."""
+    alias = ALIASES.get(f"{model.name}-{model.imgsz}")
+    return [model.name, f"{model.name}/1", *([alias] if alias else [])]
+
+
+def routes(service: Service) -> APIRouter:
+    """The server's own calls, and last POST /{project}/{version}, where the version is a number."""
+    return APIRouter(routes=[*_registry(service).routes, *_inference(service).routes])
+
+
+def _registry(service: Service) -> APIRouter:
+    settings, identity = service.settings, str(uuid.uuid4())
+    router = APIRouter(
+        tags=[PROTOCOL],
+        route_class=protocol_route(PROTOCOL, shape),
+        responses=ERRORS,
+        dependencies=described(settings.api_keys),
+    )
+
+    def models() -> dict[str, Any]:
+        ids = model_ids(service.predictor.model)
+        return {"models": [{"model_id": each, "task_type": "object-detection"} for each in ids]}
+
+    @router.get("/info", summary="Which server this is")
+    async def info() -> dict[str, str]:
+        return {"name": "Yolopard", "version": __version__, "uuid": identity}
+
+    @router.get("/model/registry", summary="The names that the model answers to")
+    async def registry(request: Request, api_key: str = "") -> dict[str, Any]:
+        require_key(settings.api_keys, request.headers, api_key)
+        return models()
+
+    @router.post(
+        "/model/add", summary="The same: the model is there already", openapi_extra=_json({"model_id": "yolov8n-demo"})
+    )
+    async def add(request: Request) -> dict[str, Any]:
+        require_key_in_front(service, request.scope, RequestContext.of(request.scope), key_inside=True)
+        wanted = _validate(
+            await read_before_deadline(request, read_json(request, small_limit(service, request))), Addition
+        )
+        require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), wanted.api_key)
+        _require_model(wanted.model_id, service.predictor.model)
+        return models()
+
+    return router
+
+
+def _inference(service: Service) -> APIRouter:
+    settings = service.settings
+    router = APIRouter(
+        tags=[PROTOCOL],
+        route_class=image_route(service, PROTOCOL, shape, key_inside=True),
+        responses=ERRORS,
+        dependencies=described(settings.api_keys),
+    )
+
+    @router.post(
+        "/infer/object_detection", summary="Boxes of an image or of a list of them", openapi_extra=_json(_INFERENCE)
+    )
+    async def infer(request: Request) -> Response:
+        started = time.perf_counter()
+        requested = _validate(
+            await read_before_deadline(request, read_json(request, body_limit(service, request))), Inference
+        )
+        require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), requested.api_key)
+        predictor = service.predictor
+        _require_model(requested.model_id, predictor.model)
+        given = requested.image if isinstance(requested.image, list) else [requested.image]
+        if not 1 <= len(given) <= settings.max_files:
+            raise TooManyFiles(f"a request has 1 to {settings.max_files} images, not {len(given)}")
+        files = [await read_before_deadline(request, _load(service, request, image)) for image in given]
+        thresholds = requested.thresholds(requested.class_filter or [], predictor.model)
+        predictions = await predict(service, request, files, thresholds)
+        answers = [_to_json(request, each, predictor.model, started) for each in predictions]
+        if requested.visualize_predictions:
+            for answer, data, prediction in zip(answers, files, predictions, strict=True):
+                answer["visualization"] = base64.b64encode(await predictor.draw(data, prediction, "jpeg")).decode()
+        return await respond(service, predictions, lambda: answers if isinstance(requested.image, list) else answers[0])
+
+    @router.post("/{project}/{version:int}", summary="Boxes, as detect.roboflow.com answers")
+    async def snippet(request: Request, project: str, version: int) -> Response:
+        started = time.perf_counter()
+        requested = _parse_query(request)
+        require_key(settings.api_keys, request.headers, requested.api_key)
+        predictor = service.predictor
+        _require_model(f"{project}/{version}", predictor.model)
+        data = await read_before_deadline(request, _read(service, request, requested.image))
+        thresholds = requested.thresholds([name for name in requested.classes.split(",") if name], predictor.model)
+        predictions = await predict(service, request, [data], thresholds)
+        if requested.format == "image":
+            return Response(await predictor.draw(data, predictions[0], "jpeg"), media_type="image/jpeg")
+        return await respond(service, predictions, lambda: _to_json(request, predictions[0], predictor.model, started))
+
+    return router
+
+
+async def _load(service: Service, request: Request, image: Image) -> bytes:
+    if image.type == "base64":
+        return await images.from_text(image.value)
+    return await images.load(image.value, service.settings, RequestContext.of(request.scope).share)
+
+
+async def _read(service: Service, request: Request, url: str) -> bytes:
+    """Base64 whatever the Content-Type says, or a form's file, or the image itself."""
+    if url:
+        return await images.load(url, service.settings, RequestContext.of(request.scope).share)
+    if is_multipart(request):
+        form = await read_form(request, body_limit(service, request))
+        body = form.file or form.fields.get("file", "").encode()
+    else:
+        body = await read_body(request, body_limit(service, request))
+    if not body:
+        raise EmptyBody("the body is empty: send an image, or one in base64")
+    return body if sniff(body) in KINDS else await parsed(lambda: images.from_base64(body), body)
+
+
+def _validate(given: Any, wanted: type[M]) -> M:
+    try:
+        return wanted.model_validate(given)
+    except ValidationError as error:
+        raise explain_validation(error) from error
+
+
+def _parse_query(request: Request) -> Snippet:
+    try:
+        return Snippet.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        raise explain_validation(error) from error
+
+
+def _require_model(name: str, model: ModelInfo) -> None:
+    require_boxes(model)
+    if name not in model_ids(model):
+        raise NotFound(f"there is no model {name!r} here; there is {' or '.join(model_ids(model))}")
+
+
+def _to_json(request: Request, prediction: Prediction, model: ModelInfo, started: float) -> dict[str, Any]:
+    """Boxes by their centres, in px of the image as it was sent."""
+    found, (height, width) = prediction.detections, prediction.shape
+    return {
+        "inference_id": RequestContext.of(request.scope).request_id,
+        "time": round(time.perf_counter() - started, 5),
+        "image": {"width": width, "height": height},
+        "predictions": [
+            {
+                "x": (x1 + x2) / 2,
+                "y": (y1 + y2) / 2,
+                "width": x2 - x1,
+                "height": y2 - y1,
+                "confidence": score,
+                "class": model.names[label],
+                "class_id": label,
+                "detection_id": str(uuid.uuid4()),
+            }
+            for label, score, (x1, y1, x2, y2) in zip(
+                found.classes.tolist(), found.scores.tolist(), upright(found.boxes).tolist(), strict=True
+            )
+        ],
+    }

@@ -1,0 +1,1 @@
+"""What comes with a request: bodies, forms, URLs, and who hangs up."""

@@ -1,0 +1,1 @@
+"""Engines of TensorRT: building them, running them, and the CUDA calls for both."""

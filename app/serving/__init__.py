@@ -1,0 +1,1 @@
+"""What lives while the server lives: from images to detections."""

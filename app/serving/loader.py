@@ -1,0 +1,139 @@
+"""An engine of the store -> a loaded, warm engine."""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from app import backends
+from app.backends import Engine
+from app.errors import EngineFailed, EngineStale, SetupError
+from app.model import ModelInfo
+from app.progress import Progress, Report
+from app.serving import profile
+from app.serving.profile import EngineProfile
+from app.settings import Settings
+from app.store import store
+from app.store.manifest import StoredEngine
+from app.system import host
+from app.system.metrics import Engine as EngineLabels
+from app.vision.preprocess import Preprocessor
+
+log = logging.getLogger("yolopard.deployment")
+
+PATIENCE = {
+    True: 2,
+    False: 1,
+}  # sizes of batch tried in vain: a GPU may gain from the next, cores that are all busy do not
+
+
+class EngineProvider(Protocol):
+    """Where the engine comes from: app/building/process.py, or a test."""
+
+    def run(self, report: Report) -> StoredEngine:
+        """Find or build the engine; blocks. Raises a SetupError."""
+
+    def cancel(self) -> None:
+        """Make `run` give up; called from another thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """An engine that is ready for batches."""
+
+    built: StoredEngine
+    engine: Engine
+    instances: int
+    one_device: bool  # which the instances share
+    capacity: EngineProfile
+
+    @property
+    def name(self) -> str:
+        """What tells it apart from another engine of the same model."""
+        return self.built.manifest.fingerprint.backend
+
+    @property
+    def labels(self) -> EngineLabels:
+        fingerprint, model = self.built.manifest.fingerprint, self.built.manifest.model
+        return EngineLabels(
+            model=model.name,
+            engine=self.name,
+            backend=fingerprint.backend,
+            precision=fingerprint.precision,
+            imgsz=model.imgsz,
+            batch=fingerprint.batch,
+            device=fingerprint.device,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """For /v1/models."""
+        manifest, fingerprint = self.built.manifest, self.built.manifest.fingerprint
+        return {
+            "name": self.name,
+            "key": fingerprint.key,
+            "backend": fingerprint.backend,
+            "version": fingerprint.backend_version,
+            "precision": fingerprint.precision,
+            "batch": fingerprint.batch,
+            "device": fingerprint.device,
+            "instances": self.instances,
+            "images_per_second": round(self.capacity.images_per_second, 2),
+            "best_batch": self.capacity.batch,
+            "batch_ms": self.capacity.to_json(),
+            "gate": manifest.gate.to_json(),
+            "built": manifest.built,
+        }
+
+
+def load(source: EngineProvider, report: Report, *, instances: int | None, threads: int | None) -> LoadedEngine:
+    """Blocks. A stored engine that does not load here is built again, once. Raises a SetupError."""
+    built = source.run(report)
+    report(Progress.at("warm-up", built.manifest.model.name))
+    try:
+        return _open(built, instances, threads)
+    except EngineStale as stale:
+        log.warning("%s: building it again", stale)
+        store.discard(built)
+    built = source.run(report)
+    report(Progress.at("warm-up", built.manifest.model.name))
+    return _open(built, instances, threads)
+
+
+def _open(built: StoredEngine, instances: int | None, threads: int | None) -> LoadedEngine:
+    backend = backends.get(built.manifest.fingerprint.backend)
+    threads = threads or host.cpus()
+    instances = backends.instances(backend, instances, threads)
+    try:
+        engine = backend.load(built.folder, instances, threads)
+    except SetupError:
+        raise
+    except Exception as error:  # each library has its own words for a file that it cannot read
+        reason = str(error).strip().partition("\n")[0]
+        raise EngineStale(f"{built.folder} does not load: {type(error).__name__}: {reason}") from error
+    try:
+        found = _warm_up(engine, instances, backend.ONE_DEVICE, built.manifest.model, built.manifest.fingerprint.batch)
+    except Exception as error:
+        engine.close()
+        raise EngineFailed(f"{built.folder} fails in its first batches: {type(error).__name__}: {error}") from error
+    return LoadedEngine(built, engine, instances, backend.ONE_DEVICE, found)
+
+
+def _warm_up(engine: Engine, instances: int, one_device: bool, model: ModelInfo, largest: int) -> EngineProfile:
+    """Frames of every shape, by themselves and in every instance; the capacity is that of the largest shape."""
+    shapes = sorted(model.shapes or [(model.imgsz, model.imgsz)], key=math.prod)
+    frames = [np.zeros((*shape, 3), np.uint8) for shape in shapes]
+    for frame in frames:
+        engine.infer(0, [frame], low_latency=True)
+    for frame in frames[:-1]:
+        for instance in range(instances):
+            engine.infer(instance, [frame])
+    return profile.measure(engine, instances, frames[-1], largest, PATIENCE[one_device])
+
+
+def preprocessor(settings: Settings, model: ModelInfo) -> Preprocessor:
+    """How the model's images are made into frames."""
+    server, middle = settings.server, model.task == "classify"
+    fast = settings.model.decode == "fast" and not middle
+    return Preprocessor(model.imgsz, model.stride, model.shapes, fast, server.max_pixels, middle, server.max_side)

@@ -1,0 +1,1 @@
+"""Threads, processes, the machine, metrics and the log."""

@@ -1,0 +1,106 @@
+"""Every Prometheus series in one place. Names are stable; labels are few and never an id or a URL."""
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, exposition
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a _created series beside every other one says nothing here
+
+_SECONDS = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
+    *(0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+_BATCH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+REFUSALS = (
+    *("overloaded", "out_of_memory", "deadline_exceeded", "inference_failed", "work_stuck", "stopping"),
+    *("unsupported", "client_gone"),
+)
+STAGES = ("decode", "queue", "infer", "postprocess", "encode")
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What `engine_info` says of a loaded engine."""
+
+    model: str
+    engine: str  # the label that tells two engines of one model apart
+    backend: str
+    precision: str
+    imgsz: int
+    batch: int
+    device: str
+
+
+class Metrics:
+    """The registry of one server."""
+
+    def __init__(self) -> None:
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._registry = registry
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"yolopard_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"yolopard_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"yolopard_{name}", text, labels, buckets=buckets, registry=registry)
+
+        self.requests = counter("requests_total", "Requests answered", "model", "engine", "protocol", "code")
+        self.request_seconds = histogram(
+            "request_duration_seconds", "From the first byte to the last", _SECONDS, "model", "engine", "protocol"
+        )
+        self.stage_seconds = histogram("stage_duration_seconds", "Of one image", _SECONDS, "model", "engine", "stage")
+        self.images = counter("images_total", "Images inferred; the rate is the FPS", "model", "engine")
+        self.batch_size = histogram("batch_size", "Images a batch", _BATCH, "model", "engine")
+        self.batches = counter("batches_total", "Batches by why they left", "model", "engine", "reason")
+        self.queue_depth = gauge("queue_depth", "Images waiting for an instance of the engine", "model", "engine")
+        self.pending = gauge("pending", "Requests admitted and not yet answered", "model")
+        self.inflight_bytes = gauge("inflight_bytes", "Bytes that requests hold; MAX_INFLIGHT_BYTES is the limit")
+        self.inflight_pixels = gauge("inflight_pixels", "Pixels of images in flight; MAX_INFLIGHT_PIXELS is the limit")
+        self.decoders_stuck = gauge("decoders_stuck", "Images whose decoder has not come back in time")
+        self.rejected = counter("rejected_total", "Requests refused or given up", "model", "reason")
+        self.device_seconds = counter("device_seconds_total", "Time spent inside the engine", "model", "engine")
+        self.engine_rate = gauge("engine_images_per_second", "The engine alone, measured at warm-up", "model", "engine")
+        self.engine_info = gauge("engine_info", "1", *Engine.__slots__)
+        self.gate = gauge("gate", "Figures of the accuracy gate", "model", "engine", "figure")
+        self.fallback = gauge("fallback", "1 while something else than was asked for is served", "model", "reason")
+        self.shadow = counter(
+            "shadow_boxes_total",
+            "Boxes of live images by what the second engine says: both, only this engine, only the second one",
+            *("model", "engine", "found_by"),
+        )
+        self.shadow_images = counter(
+            "shadow_images_total",
+            "Live images by what the second engine did: seen, skipped, failed",
+            "model",
+            "outcome",
+        )
+        self.ready = gauge("ready", "1 when images are answered")
+
+    def announce(self, engine: Engine, images_per_second: float, gate: dict[str, float]) -> None:
+        """An engine is loaded and warm; `gate` is how it was evaluated."""
+        self.engine_info.labels(*(getattr(engine, label) for label in Engine.__slots__)).set(1)
+        self.engine_rate.labels(engine.model, engine.engine).set(images_per_second)
+        for reason in REFUSALS:  # from the start, or `rate` would not see the first ones
+            self.rejected.labels(engine.model, reason)
+        for figure, value in gate.items():
+            self.gate.labels(engine.model, engine.engine, figure).set(value)
+
+    def add(self, collector: Collector) -> None:
+        """Series that are read when they are asked for."""
+        self._registry.register(collector)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition and its content type, in the format that the scraper accepts."""
+        encode, content_type = exposition.choose_encoder(accept)
+        return encode(self._registry), content_type

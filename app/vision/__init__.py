@@ -1,0 +1,1 @@
+"""Images and detections as arrays: pure functions."""

@@ -1,0 +1,1 @@
+"""What weights files are, told without loading them."""

@@ -1,0 +1,132 @@
+"""The builder in a process of its own: killed, cancelled, started twice."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from app.building import builder
+from app.building.process import BuildProcess
+from app.errors import BuildFailed, WeightsError
+from app.progress import Progress
+from app.serving.spec import BuildRequest
+from app.settings import DEMO_WEIGHTS
+
+
+@pytest.fixture
+def order(tmp_path) -> BuildRequest:
+    return BuildRequest(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", tmp_path / "engines")
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+@pytest.mark.parametrize("phase", ["graph", "check", "publish"])
+def test_builder_killed_at_any_phase_leaves_nothing_that_breaks_the_next_start(order, phase):
+    process = BuildProcess(order)
+
+    def kill(progress: Progress) -> None:
+        if progress.phase == phase:
+            os.kill(process._process.pid, signal.SIGKILL)
+
+    with pytest.raises(BuildFailed, match="signal 9: most often the machine is out of memory"):
+        process.run(kill)
+    assert builder.find(order) is None
+    built = BuildProcess(order).run(lambda _: None)
+    assert visible(order.engines) == [built.folder.name]
+    assert builder.find(order) == built
+
+
+def test_two_starts_at_once_build_once(order):
+    phases: list[list[str]] = [[], []]
+    built: list = [None, None]
+
+    def start(i: int) -> None:
+        built[i] = BuildProcess(order).run(lambda progress: phases[i].append(progress.phase))
+
+    threads = [threading.Thread(target=start, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert built[0] == built[1] is not None
+    assert sum("engine" in seen for seen in phases) == 1
+
+
+def test_second_run_starts_no_process(order):
+    first = BuildProcess(order).run(lambda _: None)
+    again = BuildProcess(order)
+    assert again.run(lambda _: None) == first
+    assert again._process is None
+
+
+def test_errors_of_the_builder_arrive_as_they_are(order, tmp_path):
+    (tmp_path / "w.pt").write_bytes(b"garbage")
+    bad = BuildRequest(str(tmp_path / "w.pt"), 160, 2, "auto", "onnxruntime", order.engines)
+    with pytest.raises(WeightsError, match=r"w\.pt"):
+        BuildProcess(bad).run(lambda _: None)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from app.building.process import BuildProcess
+from app.serving.spec import BuildRequest
+from app.settings import DEMO_WEIGHTS
+process = BuildProcess(BuildRequest(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", Path(sys.argv[1])))
+process.run(lambda progress: print(progress.phase, process._process and process._process.pid, flush=True))
+"""
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_builder_ends_with_its_parent_however_that_ends(order, sent):
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(order.engines)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as parent:
+        line = next(line for line in parent.stdout if line.startswith("graph"))
+        child = os.pidfd_open(int(line.split()[1]))
+        parent.send_signal(sent)
+        assert parent.wait(10) != 0
+    ended, _, _ = select.select([child], [], [], 10)
+    os.close(child)
+    assert ended
+
+
+def test_a_build_that_holds_too_much_memory_is_ended_and_the_next_start_builds(order):
+    process = BuildProcess(order, memory_bytes=150_000_000)
+    with pytest.raises(BuildFailed, match=r"held [\d,]+ bytes .* BUILD_MEMORY_BYTES allows 150,000,000: give more"):
+        process.run(lambda _: None)
+    assert not process._process.is_alive()
+    assert builder.find(order) is None
+    built = BuildProcess(order, memory_bytes=8_000_000_000).run(lambda _: None)
+    assert visible(order.engines) == [built.folder.name]
+
+
+def test_what_a_build_makes_cannot_be_written_by_others_whatever_the_umask(order):
+    before = os.umask(0)
+    try:
+        built = BuildProcess(order).run(lambda _: None)
+    finally:
+        os.umask(before)
+    for path in (order.engines, *order.engines.rglob("*")):
+        assert not path.stat().st_mode & 0o022, path
+    assert builder.find(order) == built
+
+
+def test_cancel_ends_the_build(order):
+    process = BuildProcess(order)
+
+    def cancel(progress: Progress) -> None:
+        if progress.phase == "graph":
+            process.cancel()
+
+    with pytest.raises(BuildFailed, match="cancelled"):
+        process.run(cancel)
+    assert not process._process.is_alive()

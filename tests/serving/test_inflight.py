@@ -1,0 +1,100 @@
+"""The budget of bytes and pixels in flight."""
+
+import pytest
+
+from app.errors import BodyTooLarge, Overloaded, TooManyPixels
+from app.serving import inflight
+from app.serving.inflight import MIB, Inflight
+from app.system import host
+
+
+@pytest.fixture
+def budget() -> Inflight:
+    return Inflight(1000, 100)
+
+
+def test_what_is_held_is_counted_and_given_back(budget):
+    with budget.share() as share, budget.share() as other:
+        share.add_bytes(600)
+        other.add_bytes(400)
+        share.add_pixels(100)
+        assert (budget.bytes, budget.pixels) == (1000, 100)
+    assert (budget.bytes, budget.pixels) == (0, 0)
+
+
+def test_more_than_there_is_is_overload_and_changes_nothing(budget):
+    with budget.share() as share, budget.share() as other:
+        share.add_bytes(600)
+        share.add_pixels(60)
+        with pytest.raises(Overloaded):
+            other.add_bytes(500)
+        with pytest.raises(Overloaded):
+            other.add_pixels(50)
+        assert (budget.bytes, budget.pixels) == (600, 60)
+
+
+def test_what_no_such_server_could_take_is_too_large(budget):
+    with budget.share() as share:
+        with pytest.raises(BodyTooLarge, match="MAX_INFLIGHT_BYTES=1000"):
+            share.add_bytes(1001)
+        with pytest.raises(TooManyPixels, match="MAX_INFLIGHT_PIXELS=100"):
+            share.add_pixels(101)
+
+
+def test_an_answer_takes_the_place_of_its_request(budget):
+    with budget.share() as share:
+        share.add_bytes(900)
+        share.hold_only(50)
+        assert budget.bytes == 50
+
+
+def test_who_is_slow_to_send_loses_the_memory_to_who_needs_it(budget, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(inflight, "monotonic", lambda: now[0])
+    evicted = []
+    slow, quick = budget.share(), budget.share()
+    slow.begin_waiting(lambda: evicted.append("slow"))
+    slow.add_bytes(900)
+    now[0] += inflight.SLOW_S / 2
+    with pytest.raises(Overloaded):
+        quick.add_bytes(500)
+    now[0] += inflight.SLOW_S
+    quick.add_bytes(500)
+    assert evicted == ["slow"]
+    assert budget.bytes == 500
+    with pytest.raises(Overloaded):
+        slow.add_bytes(1)
+    slow.close()
+    assert budget.bytes == 500
+
+
+def test_who_has_been_read_loses_nothing(budget, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(inflight, "monotonic", lambda: now[0])
+    done, late = budget.share(), budget.share()
+    done.begin_waiting(pytest.fail)
+    done.add_bytes(900)
+    done.end_waiting()
+    now[0] += 60
+    with pytest.raises(Overloaded):
+        late.add_bytes(500)
+
+
+def test_what_no_request_alone_could_have_is_too_large_and_not_busy():
+    budget = Inflight(80 * MIB, 80_000_000)
+    with pytest.raises(BodyTooLarge):
+        budget.share().add_bytes(75 * MIB)
+    with pytest.raises(TooManyPixels):
+        budget.share().add_pixels(75_000_000)
+    budget.share().add_bytes(70 * MIB)
+    budget.share().add_pixels(70_000_000)
+
+
+@pytest.mark.parametrize(
+    ("memory", "size", "pixels"),
+    [(1 << 30, 128 * MIB, 64_000_000), (4 << 30, 512 * MIB, 134_217_728), (1 << 40, 1024 * MIB, 512_000_000)],
+)
+def test_the_defaults_follow_the_memory(monkeypatch, memory, size, pixels):
+    monkeypatch.setattr(host, "memory_bytes", lambda: memory)
+    budget = Inflight(None, None)
+    assert (budget.max_bytes, budget.max_pixels) == (size, pixels)
