@@ -1,1 +1,1 @@
-"""HTTP: the app and its lifespan, one file a protocol, the web page."""
+"""HTTP: the app and its lifespan, one module per protocol, the web page."""

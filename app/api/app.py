@@ -1,4 +1,4 @@
-"""create_app: the routes, the errors and the lifespan, put together."""
+"""create_app: assembles the routes, the error handlers and the lifespan."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -25,18 +25,18 @@ from app.api.routing import ImageRoute
 from app.errors import MethodNotAllowed, ServiceError, Unauthorized, YolopardError, forget
 from app.serving.service import Service
 
-_CLIENT_GONE = 499  # nginx's; nobody reads it, the metrics count it
+_CLIENT_GONE = 499  # nginx's code; only the metrics use it, the client has disconnected
 
 
 def create_app(service: Service) -> ASGIApp:
-    """The ASGI application around a service that it starts and stops."""
+    """Return the ASGI application for `service`. Its lifespan starts and stops the service."""
     models = Repository(service)
-    protocols: dict[str, Callable[[Service], APIRouter]] = {  # Roboflow's POST /{project}/{version} goes last
+    protocols: dict[str, Callable[[Service], APIRouter]] = {
         "v1": predict.routes,
         "kserve": partial(kserve.routes, models=models),
         "platform": platform.routes,
         "deepstack": deepstack.routes,
-        "roboflow": roboflow.routes,
+        "roboflow": roboflow.routes,  # last: its POST /{project}/{version} also matches paths of others
     }
 
     @asynccontextmanager
@@ -56,11 +56,11 @@ def create_app(service: Service) -> ASGIApp:
     )
     add_docs(app)
     app.include_router(system.routes(service))
-    spoken = [routes(service) for name, routes in protocols.items() if name in service.settings.protocols]
-    for router in spoken:
+    routers = [routes(service) for name, routes in protocols.items() if name in service.settings.protocols]
+    for router in routers:
         app.include_router(router)
     _handle_errors(app, service)
-    inner: ASGIApp = _Shortcut(app, [route for router in spoken for route in router.routes], service)
+    inner: ASGIApp = _Shortcut(app, [route for router in routers for route in router.routes], service)
     if origins := service.settings.cors_origins:
         inner = CORSMiddleware(
             inner, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["Server-Timing", "X-Request-Id"]
@@ -69,16 +69,16 @@ def create_app(service: Service) -> ASGIApp:
 
 
 def _grpc(service: Service, models: Repository) -> AbstractAsyncContextManager[None]:
-    """Serves gRPC too if GRPC_PORT is set."""
+    """Return a context that serves gRPC, or one that does nothing if GRPC_PORT or KServe is off."""
     if service.settings.grpc_port is None or "kserve" not in service.settings.protocols:
         return nullcontext()
-    from app.api.protocols.kserve import grpc  # noqa: PLC0415  # without the package only this door is missing
+    from app.api.protocols.kserve import grpc  # noqa: PLC0415  # grpcio is optional
 
     return grpc.serving(service, models, service.settings.grpc_port)
 
 
 class _Shortcut:
-    """Images go straight to their route: FastAPI's way there took longer than all that the route does in the loop."""
+    """Sends image requests directly to their route: FastAPI's routing took longer in the event loop than the route."""
 
     def __init__(self, app: FastAPI, routes: Sequence[BaseRoute], service: Service) -> None:
         self._app = app
@@ -105,25 +105,25 @@ class _Shortcut:
 
 def _handle_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(YolopardError)
-    async def ours(request: Request, error: YolopardError) -> Response:
+    async def handle_own(request: Request, error: YolopardError) -> Response:
         return _explain(service, request.scope, error)
 
     @app.exception_handler(Exception)
-    async def defects(request: Request, error: Exception) -> Response:
+    async def handle_defect(request: Request, error: Exception) -> Response:
         return RequestContext.of(request.scope).explain_defect(error)
 
     @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: ClientDisconnect) -> Response:
+    async def handle_disconnect(request: Request, error: ClientDisconnect) -> Response:
         return _hang_up(service, error)
 
     @app.exception_handler(HTTPException)
-    async def routers(request: Request, error: HTTPException) -> Response:
-        if request.url.path.startswith("/v2/"):  # also where no route is
+    async def handle_http(request: Request, error: HTTPException) -> Response:
+        if request.url.path.startswith("/v2/"):  # also for paths without a route
             RequestContext.of(request.scope).shape = kserve.shape
         return _explain(service, request.scope, explain_http(error, request))
 
     @app.exception_handler(RequestValidationError)
-    async def parameters(request: Request, error: RequestValidationError) -> Response:
+    async def handle_validation(request: Request, error: RequestValidationError) -> Response:
         return _explain(service, request.scope, explain_validation(error))
 
 

@@ -1,4 +1,4 @@
-"""Who may ask: everybody, or who shows one of API_KEYS in the way of their protocol."""
+"""API keys: without API_KEYS every request is allowed, otherwise only requests with one of them."""
 
 import hmac
 from collections.abc import Mapping, Sequence
@@ -13,26 +13,27 @@ _SCHEMES = (HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_er
 
 
 def described(keys: Sequence[str]) -> list[Depends]:
-    """For /docs, which then lets its reader give a key; `require_key` asks for it."""
+    """Return the security schemes that let users of /docs enter a key; empty without keys. `require_key` checks it."""
     return [Security(scheme) for scheme in _SCHEMES] if keys else []
 
 
 def require_key(keys: Sequence[str], headers: Mapping[str, str], *others: str) -> None:
-    """Raises Unauthorized where `has_key` is false."""
+    """Raises Unauthorized if `has_key` returns False."""
     if not has_key(keys, headers, *others):
-        text = "the key is none of this server's" if any(_shown(headers, others)) else "this server wants a key"
+        text = "the API key is not valid" if any(_sent_keys(headers, others)) else "this server requires an API key"
         raise Unauthorized(f"{text}: send one of its API_KEYS as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
 
 
 def has_key(keys: Sequence[str], headers: Mapping[str, str], *others: str) -> bool:
-    """Whether one of `keys` was shown, or none is wanted. `headers` have names in lower case, `others` are keys that
-    came elsewhere.
+    """Return True if `keys` is empty or the request has one of them. Names in `headers` are lower case, `others` are
+    keys from outside the headers (query, body).
     """
-    shown = _shown(headers, others)
-    fits = [hmac.compare_digest(key.encode(), one.encode()) for key in keys for one in shown]  # all, for equal times
-    return not keys or any(fits)
+    sent = _sent_keys(headers, others)
+    # Compares all of them, so that the time does not depend on which one matches.
+    matches = [hmac.compare_digest(key.encode(), other.encode()) for key in keys for other in sent]
+    return not keys or any(matches)
 
 
-def _shown(headers: Mapping[str, str], others: Sequence[str]) -> list[str]:
+def _sent_keys(headers: Mapping[str, str], others: Sequence[str]) -> list[str]:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""), *others]

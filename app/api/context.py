@@ -1,4 +1,4 @@
-"""What one HTTP exchange carries besides its request: an id, a protocol, its metrics and its line in the log."""
+"""The context of one HTTP request (id, protocol, deadline, resources held), its metrics and its access log line."""
 
 import itertools
 import logging
@@ -22,28 +22,28 @@ from app.serving.service import Service
 log = logging.getLogger("yolopard.access")
 crash_log = logging.getLogger("yolopard.crash")
 
-PIECE_BYTES = 128 << 10  # of an answer that are handed to the connection at a time
+PIECE_BYTES = 128 << 10  # maximum size of a response chunk passed to the connection at once
 
-_KEY = "yolopard.exchange"
-_START, _COUNT = secrets.token_hex(6), itertools.count()  # asking the system for each id takes 50 us
-# uvloop's, where uvicorn has closed the connection over what came behind this request and was no HTTP.
+_KEY = "yolopard.request_context"
+_START, _COUNT = secrets.token_hex(6), itertools.count()  # random bytes from the system for each id would take 50 us
+# uvloop's error message if uvicorn has closed the connection because the bytes after this request were not HTTP.
 _CLOSED = "the handler is closed"
 _ID = re.compile(rb"[\w.:-]{1,128}", re.ASCII)
 
 
 @dataclass(slots=True)
 class RequestContext:
-    """Lives in the ASGI scope from the first byte to the last."""
+    """Stored in the ASGI scope from the first byte of the request to the last byte of the response."""
 
     request_id: str
-    share: Share  # of all that is in flight
-    held: ExitStack = field(default_factory=ExitStack)  # places, given back when the answer is written
-    reading: ExitStack = field(default_factory=ExitStack)  # places, given back when the request has been read
-    key_inside: bool = False  # no key was seen yet: the body has to bring it
+    share: Share  # bytes and pixels this request holds of the in-flight budget
+    held: ExitStack = field(default_factory=ExitStack)  # slots, released when the response is written
+    reading: ExitStack = field(default_factory=ExitStack)  # slots, released when the request has been read
+    key_inside: bool = False  # no key in headers or query: the body must contain it
     started: float = field(default_factory=time.perf_counter)
-    protocol: str = ""  # set by a protocol's routes; others are not counted
-    shape: Shape = native  # of its errors
-    engine: str = ""  # set once it is known which one is asked
+    protocol: str = ""  # set by a protocol's routes; requests without one are not in the metrics
+    shape: Shape = native  # format of error responses
+    engine: str = ""  # name, set once it is known which engine serves the request
     deadline: float = math.inf  # loop time
     status: int = 0
     defect: bool = False
@@ -54,23 +54,22 @@ class RequestContext:
         return context
 
     def respond(self, error: YolopardError, headers: dict[str, str] | None = None) -> Response:
-        """The error, in the shape that the protocol's clients read."""
+        """Return the error in the response format of the protocol."""
         forget(error)
         status, content = self.shape(error, self.request_id)
         return Response(orjson.dumps(content), status, headers, "application/json")
 
     def explain_defect(self, error: Exception) -> Response:
-        """What the client is told; the log has the rest under the same id."""
+        """Log the traceback with the request id, and return a 500 without details."""
         self.defect = True
         crash_log.error("a defect, please report it", exc_info=error, extra={"request_id": self.request_id})
         forget(error)
-        return self.respond(YolopardError("an internal error; the server's log has more under this request id"))
+        return self.respond(YolopardError("internal error: the server's log has the details under this request id"))
 
 
 class RequestContextMiddleware:
-    """Pure ASGI: it hides neither the body nor the client's disconnect from the routes.
-
-    https://github.com/encode/starlette/issues/1438 tells what BaseHTTPMiddleware does to both.
+    """Creates the context and adds X-Request-Id. Pure ASGI, since BaseHTTPMiddleware breaks streamed bodies and the
+    detection of a disconnect: https://github.com/encode/starlette/issues/1438.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -81,7 +80,7 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] == "HEAD":  # as GET; uvicorn leaves out the body, by its own copy of the method
+        if scope["method"] == "HEAD":  # handled as GET; uvicorn keeps the original method and omits the body
             scope = {**scope, "method": "GET"}
         context = scope[_KEY] = RequestContext(_request_id(scope), self._service.inflight.share())
 
@@ -109,7 +108,7 @@ class RequestContextMiddleware:
             context.reading.close()
             context.held.close()
             context.share.close()
-            scope.pop("yolopard.cut_off", None)  # it holds the connection, which holds the scope
+            scope.pop("yolopard.cut_off", None)  # it references the connection, which references the scope
             self._count(scope, context)
 
     def _count(self, scope: Scope, context: RequestContext) -> None:
@@ -120,33 +119,33 @@ class RequestContextMiddleware:
             metrics.requests.labels(model, context.engine, context.protocol, str(context.status)).inc()
             metrics.request_seconds.labels(model, context.engine, context.protocol).observe(seconds)
         if self._service.settings.access_log:
-            facts = {
+            fields = {
                 "request_id": context.request_id,
                 "method": scope["method"],
                 "path": scope["path"],
                 "status": context.status,
                 "ms": round(seconds * 1000, 2),
             }
-            log.info("request", extra=facts)
+            log.info("request", extra=fields)
 
 
 async def _send(message: Message, send: Send, share: Share) -> None:
-    """A long answer goes out piece by piece, each when the client has taken most of the one before.
+    """Send a long body in chunks, each after the client has received most of the previous one.
 
-    Raises Overloaded where a client takes it too slowly, and its memory is needed.
+    Raises Overloaded if the client reads too slowly and its memory is needed for other requests.
     """
     body = message.get("body", b"")
     if len(body) <= PIECE_BYTES:
         await send(message)
         return
     async with Evictable(share):
-        for at in range(0, len(body), PIECE_BYTES):
-            last = at + PIECE_BYTES >= len(body) and not message.get("more_body", False)
-            await send({"type": message["type"], "body": body[at : at + PIECE_BYTES], "more_body": not last})
+        for start in range(0, len(body), PIECE_BYTES):
+            last = start + PIECE_BYTES >= len(body) and not message.get("more_body", False)
+            await send({"type": message["type"], "body": body[start : start + PIECE_BYTES], "more_body": not last})
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's own X-Request-Id if it is a harmless one."""
+    """Return the client's X-Request-Id if it matches `_ID`, otherwise a new id."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _ID.fullmatch(value):
             return str(value, "ascii")

@@ -1,4 +1,4 @@
-"""/docs without the internet: Swagger UI from the fastapi-swagger package, where FastAPI's own page asks a CDN."""
+"""/docs without internet access: Swagger UI from the fastapi-swagger package. FastAPI's page loads it from a CDN."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from starlette.staticfiles import StaticFiles
 
 _ERROR = {"error": {"code": "not_ready", "message": "the server is not ready yet (engine)", "request_id": "3f1c0a9e"}}
 
-# Replaces the body that FastAPI describes for a 422: app/api/errors.py answers another one.
+# Replaces FastAPI's description of a 422 body: app/api/errors.py returns a different one.
 ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "Any error, with the HTTP status of its code",
@@ -19,8 +19,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def add_docs(app: FastAPI) -> None:
-    """Serve /docs; the addresses on it are relative, so it works under a proxy's prefix too."""
-    # Only the files: the package's own patch_fastapi reads them anew for each request, and takes over `/`.
+    """Serve /docs. Its URLs are relative, so it also works under a proxy's path prefix."""
+    # Uses only the package's files: its patch_fastapi reads them again for each request and replaces the route `/`.
     assets = StaticFiles(packages=[("fastapi_swagger", "resources")])
     app.mount("/docs/assets", assets)
 

@@ -1,4 +1,4 @@
-"""Predictions -> the JSON of Ultralytics' hosted API, and Server-Timing."""
+"""Converts predictions to the JSON of Ultralytics' hosted API, and to the Server-Timing header."""
 
 import time
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from app.vision.matching import pairs
 from app.vision.postprocess import corners
 from app.vision.preprocess import LetterboxTransform
 
-_CORNERS = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")  # of a box the first two, of a turned one all
+_CORNERS = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")  # a box has the first two corners, a rotated box all four
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
-    """How an answer is put."""
+    """Format of the results in a response."""
 
-    rle: bool = False  # masks as run lengths and not as polygons
+    rle: bool = False  # masks as run lengths instead of polygons
     decimals: int = 5
-    normalize: bool = False  # sides and points as shares of the image's
+    normalize: bool = False  # coordinates divided by the image's width and height
 
 
 def to_json(
@@ -36,7 +36,10 @@ def to_json(
     started: float,
     response_format: ResponseFormat = ResponseFormat(),
 ) -> dict[str, Any]:
-    """The whole answer, with results as those of Ultralytics' `Results.summary()`."""
+    """Return the whole response; results are in the format of Ultralytics' `Results.summary()`.
+
+    `compared` has one list per image, with one prediction per engine. `started` is a time of `time.perf_counter`.
+    """
     requested = next(d for d in service.loaded if d.name == compared[0][0].engine)
     fingerprint, model = requested.built.manifest.fingerprint, requested.built.manifest.model
     return {
@@ -59,27 +62,28 @@ def _image_json(answers: list[Prediction], model: ModelInfo, response_format: Re
 
 
 def results_json(prediction: Prediction, model: ModelInfo, response_format: ResponseFormat) -> dict[str, Any]:
-    """`results` and `speed` of one image."""
-    found, timings = prediction.detections, prediction.timings
+    """Return `results` and `speed` (ms) of one image."""
+    detections, timings = prediction.detections, prediction.timings
     height, width = prediction.shape
     unit = np.array([width, height] if response_format.normalize else [1, 1])
     results: list[dict[str, Any]] = [
         {"name": model.names[class_id], "class": class_id, "confidence": round(score, response_format.decimals)}
-        for class_id, score in zip(found.classes.tolist(), found.scores.tolist(), strict=True)
+        for class_id, score in zip(detections.classes.tolist(), detections.scores.tolist(), strict=True)
     ]
-    if found.boxes.shape[1]:
-        points = corners(found.boxes) if found.boxes.shape[1] == 5 else found.boxes.reshape(-1, 2, 2)
+    if detections.boxes.shape[1]:
+        boxes = detections.boxes
+        points = corners(boxes) if boxes.shape[1] == 5 else boxes.reshape(-1, 2, 2)
         for result, box in zip(results, (points / unit).reshape(-1, 2 * points.shape[1]).tolist(), strict=True):
             result["box"] = {
                 side: round(value, response_format.decimals) for side, value in zip(_CORNERS, box, strict=False)
             }
-    if found.masks is not None:
-        for result, mask in zip(results, found.masks, strict=True):
+    if detections.masks is not None:
+        for result, mask in zip(results, detections.masks, strict=True):
             checkpoint()
             result.update(_mask_json(mask, prediction.transform, unit, response_format))
-    if found.keypoints is not None:
-        scale = np.append(unit, 1)[: found.keypoints.shape[-1]]
-        for result, points in zip(results, found.keypoints / scale, strict=True):
+    if detections.keypoints is not None:
+        scale = np.append(unit, 1)[: detections.keypoints.shape[-1]]
+        for result, points in zip(results, detections.keypoints / scale, strict=True):
             result["keypoints"] = dict(zip(("x", "y", "visible"), _columns(points, response_format), strict=False))
     speed = {"preprocess": timings.decode, "inference": timings.infer, "postprocess": timings.postprocess}
     return {"results": results, "speed": {stage: round(seconds * 1000, 3) for stage, seconds in speed.items()}}
@@ -94,7 +98,7 @@ def _mask_json(
 
 
 def _columns(points: NDArray[Any], response_format: ResponseFormat) -> list[list[float]]:
-    """Rounded as `Results.summary()` rounds them."""
+    """Return one list per coordinate, rounded as `Results.summary()` does."""
     columns: list[list[float]] = points.T.astype(float).round(response_format.decimals).tolist()
     return columns
 
@@ -102,24 +106,26 @@ def _columns(points: NDArray[Any], response_format: ResponseFormat) -> list[list
 def _compare_json(
     first: Prediction, other: Prediction, model: ModelInfo, response_format: ResponseFormat
 ) -> dict[str, Any]:
-    """What another engine found, and how far the two are apart; boxes are the same from IoU 0.9 and the same class."""
+    """Return the results of another engine and their difference from the first engine's: counts of matched and other
+    boxes, maximum differences of box sides (px) and scores. Two boxes match if they have the same class and IoU >= 0.9.
+    """
     ours, theirs = first.detections, other.detections
-    both = pairs(ours, theirs)
-    sides = np.abs(ours.boxes[both[:, 0], :4] - theirs.boxes[both[:, 1], :4])
-    scores = np.abs(ours.scores[both[:, 0]] - theirs.scores[both[:, 1]])
+    matched = pairs(ours, theirs)
+    sides = np.abs(ours.boxes[matched[:, 0], :4] - theirs.boxes[matched[:, 1], :4])
+    scores = np.abs(ours.scores[matched[:, 0]] - theirs.scores[matched[:, 1]])
     return {
         "engine": other.engine,
         **results_json(other, model, response_format),
-        "both": len(both),
-        "only_first": len(ours) - len(both),
-        "only_this": len(theirs) - len(both),
+        "both": len(matched),
+        "only_first": len(ours) - len(matched),
+        "only_this": len(theirs) - len(matched),
         "box_px": round(float(sides.max(initial=0)), 5),
         "score": round(float(scores.max(initial=0)), 5),
     }
 
 
 def server_timing(predictions: list[Prediction]) -> str:
-    """Of several images the slowest in each stage; they run at the same time."""
+    """Return the Server-Timing header, in ms; for several images the maximum of each stage, as they run in parallel."""
     stages = [
         f"{stage};dur={max(getattr(prediction.timings, stage) for prediction in predictions) * 1000:.3f}"
         for stage in Timings.__slots__

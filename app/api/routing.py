@@ -1,4 +1,4 @@
-"""What requests of every protocol pass through: key, admission, deadline, engine, and the times in the answer."""
+"""Request handling common to all protocols: key, admission, deadline, engine, and the times in the response."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.auth import has_key, require_key
 from app.api.context import RequestContext
 from app.api.errors import Shape, native
-from app.api.request.body import SMALL_BYTES, Limit
+from app.api.request.body import MAX_SMALL_BYTES, Limit
 from app.api.request.disconnect import unless_gone
 from app.api.request.eviction import Evictable
 from app.api.response import server_timing
@@ -31,27 +31,29 @@ from app.vision.postprocess import Thresholds
 
 T = TypeVar("T")
 
-UNMEASURED = 12_000_000  # pixels
-SMALL_S = 10.0  # deadline of a request without images
+UNMEASURED_PIXELS = 12_000_000  # of an ordinary photo
+SMALL_DEADLINE_S = 10.0  # deadline of a request without images
 
 _MAX_DEADLINE_MS = 3_600_000
 
 
 def protocol_route(protocol: str, shape: Shape) -> type[APIRoute]:
-    """Routes of a protocol that take no images."""
+    """Return the route class for a protocol's requests without images."""
 
     class ProtocolRoute(APIRoute):
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
             context = RequestContext.of(scope)
             context.protocol, context.shape = protocol, shape
-            context.deadline = asyncio.get_running_loop().time() + SMALL_S
+            context.deadline = asyncio.get_running_loop().time() + SMALL_DEADLINE_S
             await super().handle(scope, receive, send)
 
     return ProtocolRoute
 
 
 class ImageRoute(APIRoute):
-    """FastAPI describes it; running it took FastAPI more time than all else here but the image."""
+    """A route that FastAPI only describes in /docs. Its endpoint is called directly: FastAPI's call took more time than
+    everything else except the image.
+    """
 
 
 def image_route(
@@ -62,11 +64,11 @@ def image_route(
     given: Callable[[Request], Mapping[str, Any]] = lambda request: request.path_params,
     key_inside: bool = False,
 ) -> type[ImageRoute]:
-    """Routes of a protocol whose requests are admitted by the predictor once they have been read, and hold their place
-    until the answer is written.
+    """Return the route class for a protocol's requests with images. The predictor admits them when they have been read;
+    they hold their slot until the response is written.
 
-    `given` is what the endpoint gets besides the request. With `key_inside` the body may bring the key, and the
-    endpoint has to ask for it; few such bodies are read at a time.
+    `given` returns the endpoint's arguments besides the request. With `key_inside` the key may be in the body, and the
+    endpoint must check it; few such bodies are read at a time.
     """
 
     class Admitted(ImageRoute):
@@ -93,8 +95,8 @@ def image_route(
 
 
 def require_key_in_front(service: Service, scope: Scope, context: RequestContext, *, key_inside: bool) -> None:
-    """Look for a key in the headers and, where a protocol has it there, in the query. Without one the body may bring it
-    if it is `key_inside`; it then takes one of few places, from the one that is being read for longest.
+    """Check the key in the headers and, with `key_inside`, in the query. With `key_inside` it may also be in the body:
+    the request then takes one of few slots, and evicts the one that has been read the longest if none is free.
 
     Raises Unauthorized.
     """
@@ -109,33 +111,33 @@ def require_key_in_front(service: Service, scope: Scope, context: RequestContext
 
 
 def small_limit(service: Service, request: Request) -> Limit:
-    """What a body that holds no image may be."""
-    return body_limit(service, request, min(SMALL_BYTES, service.settings.max_body_bytes))
+    """Return the limit for a body without images."""
+    return body_limit(service, request, min(MAX_SMALL_BYTES, service.settings.max_body_bytes))
 
 
-def body_limit(service: Service, request: Request, most: int | None = None) -> Limit:
-    """What this request's body may be: MAX_BODY_BYTES, unless `most` says otherwise."""
+def body_limit(service: Service, request: Request, max_bytes: int | None = None) -> Limit:
+    """Return the limit for this request's body: `max_bytes`, by default MAX_BODY_BYTES."""
     settings, context = service.settings, RequestContext.of(request.scope)
     fits = partial(has_key, settings.api_keys, {}) if context.key_inside else None
-    return Limit(most or settings.max_body_bytes, context.share, fits, settings.max_json_bytes, service.pacing)
+    return Limit(max_bytes or settings.max_body_bytes, context.share, fits, settings.max_json_bytes, service.pacing)
 
 
-def _deadline_s(scope: Scope, longest_ms: float) -> float:
-    """The server's, or a shorter one that the client asks for. Raises BadParameter."""
-    value = Headers(scope=scope).get("x-deadline-ms", str(longest_ms))
+def _deadline_s(scope: Scope, max_ms: float) -> float:
+    """Return the deadline in seconds: X-Deadline-Ms, but at most `max_ms`. Raises BadParameter if it is not valid."""
+    value = Headers(scope=scope).get("x-deadline-ms", str(max_ms))
     try:
         milliseconds = float(value)
     except ValueError:
         milliseconds = 0
     if not 0 < milliseconds <= _MAX_DEADLINE_MS:
         raise BadParameter(f"X-Deadline-Ms: {value[:99]!r} is not a number of milliseconds up to {_MAX_DEADLINE_MS}")
-    return min(milliseconds, longest_ms) / 1000
+    return min(milliseconds, max_ms) / 1000
 
 
 async def read_before_deadline(request: Request, reading: Coroutine[Any, Any, T]) -> T:
-    """What is read, before the deadline.
+    """Return the result of `reading`.
 
-    Raises DeadlineExceeded, Overloaded where the memory or the place of a slow body is needed, and whatever `reading`
+    Raises DeadlineExceeded, Overloaded if the memory or slot of a slow body is needed, and everything that `reading`
     raises.
     """
     context = RequestContext.of(request.scope)
@@ -149,7 +151,7 @@ async def read_before_deadline(request: Request, reading: Coroutine[Any, Any, T]
 
 
 def count_pixels(files: Sequence[bytes], max_pixels: int) -> int:
-    """Count the pixels of these images by their headers; an ordinary photo's where the header gives them late.
+    """Return the total number of pixels by the images' headers; UNMEASURED_PIXELS if a header gives the size too late.
 
     An image of more than `max_pixels` counts as 0: it is refused before it is decoded.
     """
@@ -159,13 +161,13 @@ def count_pixels(files: Sequence[bytes], max_pixels: int) -> int:
 
 def _count_pixels(data: bytes) -> int:
     pixels = announced_pixels(data)
-    return pixels if pixels is not None else UNMEASURED * (sniff(data) in KINDS)
+    return pixels if pixels is not None else UNMEASURED_PIXELS * (sniff(data) in KINDS)
 
 
 def admit(service: Service, request: Request, pixels: int) -> None:
-    """Take a place and count so many pixels, until the answer is written.
+    """Take an admission slot and count `pixels`, until the response is written.
 
-    Raises Overloaded, and TooManyPixels for what no server like this one could take.
+    Raises Overloaded, and TooManyPixels if the request alone is over MAX_INFLIGHT_PIXELS.
     """
     context = RequestContext.of(request.scope)
     context.share.add_pixels(pixels)
@@ -175,9 +177,9 @@ def admit(service: Service, request: Request, pixels: int) -> None:
 
 
 async def predict(service: Service, request: Request, files: list[bytes], thresholds: Thresholds) -> list[Prediction]:
-    """Each image by the engine that serves, in the order of the files."""
+    """Return one prediction of the serving engine per image, in the order of the files."""
     engines = service.predictor.engines[:1]
-    return [answers[0] for answers in await compare(service, request, files, thresholds, engines, shadowed=True)]
+    return [found[0] for found in await compare(service, request, files, thresholds, engines, shadowed=True)]
 
 
 async def compare(
@@ -189,14 +191,14 @@ async def compare(
     *,
     shadowed: bool,
 ) -> list[list[Prediction]]:
-    """Each image by each of the engines, once there is room for them.
+    """Admit the request, and return a list per image with one prediction per engine.
 
-    Raises what `admit` and the predictor raise, and ClientDisconnect on a hang-up.
+    Raises everything that `admit` and the predictor raise, and ClientDisconnect if the client disconnects.
     """
     context = RequestContext.of(request.scope)
     context.engine = engines[0]
     admit(service, request, count_pixels(files, service.settings.max_pixels))
-    one = partial(
+    predict_one = partial(
         service.predictor.predict,
         thresholds=thresholds,
         deadline=context.deadline,
@@ -206,19 +208,19 @@ async def compare(
     )
     async with unless_gone(request):
         if len(files) == 1:
-            return [await one(files[0])]
-        return await together(map(one, files), "file")
+            return [await predict_one(files[0])]
+        return await together(map(predict_one, files), "file")
 
 
 def require_boxes(model: ModelInfo) -> None:
-    """For protocols that tell boxes and nothing else. Raises Unsupported."""
+    """Raises Unsupported if the model returns no boxes; for protocols that have only boxes."""
     if model.task == "classify":
-        raise Unsupported(f"{model.name} is a classify model, which finds no boxes: ask POST /v1/predict")
+        raise Unsupported(f"{model.name} is a classify model and returns no boxes: use POST /v1/predict")
 
 
 @contextmanager
 def encoding(service: Service, engine: str) -> Iterator[None]:
-    """Counted as the stage "encode"."""
+    """Record the time inside this context in the metrics as stage "encode"."""
     started = time.perf_counter()
     yield
     seconds = time.perf_counter() - started
@@ -226,7 +228,7 @@ def encoding(service: Service, engine: str) -> Iterator[None]:
 
 
 async def respond(service: Service, predictions: list[Prediction], content: Callable[[], Any]) -> Response:
-    """The JSON that `content` makes of the predictions; of masks on a thread, as their outlines take long."""
+    """Return `content()` as JSON; for masks it runs in the thread pool, because their outlines take long."""
 
     def write() -> bytes:
         return orjson.dumps(content())

@@ -1,4 +1,4 @@
-"""How the server is: health, readiness, metrics, models, and the web page."""
+"""Routes for health, readiness, metrics, models, and the web page."""
 
 import base64
 import hashlib
@@ -16,13 +16,15 @@ PAGE = Path(__file__).with_name("page.html")
 
 
 def _policy(page: str) -> str:
-    """Its Content-Security-Policy: the page's own script and style, by their hashes, and this server; nothing else."""
-    own = {}
+    """Return the page's Content-Security-Policy: it allows the page's script and style by their hashes, and requests to
+    this server; nothing else.
+    """
+    hashes = {}
     for tag in ("script", "style"):
         (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        own[tag] = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        hashes[tag] = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return (
-        f"default-src 'none'; script-src 'sha256-{own['script']}'; style-src 'sha256-{own['style']}'; "
+        f"default-src 'none'; script-src 'sha256-{hashes['script']}'; style-src 'sha256-{hashes['style']}'; "
         "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
     )
 
@@ -31,7 +33,7 @@ _PAGE_HEADERS = {"Cache-Control": "no-cache", "Content-Security-Policy": _policy
 
 
 def routes(service: Service) -> APIRouter:
-    """Open whatever state the engine is in; health and the page to everybody, the others to who shows a key."""
+    """Return the routes that respond in every state of the engine. Health and the page need no key, the others do."""
 
     def key(request: Request) -> None:
         require_key(service.settings.api_keys, request.headers)
@@ -39,13 +41,13 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["system"])
     keyed = [Depends(key), *described(service.settings.api_keys)]
 
-    @router.get("/healthz", summary="The process answers")
+    @router.get("/healthz", summary="200 while the process runs")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
     @router.get(
         "/readyz",
-        summary="Images are answered; until then how far the start has come",
+        summary="200 if the server is ready for images; until then 503 with the start-up progress",
         responses={
             503: {
                 "content": {
@@ -57,16 +59,16 @@ def routes(service: Service) -> APIRouter:
     async def readyz() -> JSONResponse:
         return JSONResponse(service.readiness(), 200 if service.ready else 503)
 
-    @router.get("/metrics", dependencies=keyed, summary="For Prometheus")
+    @router.get("/metrics", dependencies=keyed, summary="Metrics for Prometheus")
     async def metrics(request: Request) -> Response:
         body, content_type = service.metrics.render(request.headers.get("accept", ""))
         return Response(body, media_type=content_type)
 
-    @router.get("/v1/models", dependencies=keyed, summary="What is served, and how its engine was checked")
+    @router.get("/v1/models", dependencies=keyed, summary="The served model, and how its engine was checked")
     async def models() -> dict[str, Any]:
         return {"models": [_describe(service)] if service.built else []}
 
-    if "v1" in service.settings.protocols:  # which it speaks
+    if "v1" in service.settings.protocols:  # the page uses it
 
         @router.get("/", include_in_schema=False)
         async def page() -> FileResponse:

@@ -144,7 +144,7 @@ def test_progress_is_shown_until_the_server_is_ready(page):
     state = {"phase": "engine", "step": 3, "of": 6, "model": "m"}
     page.route("**/readyz", lambda route: route.fulfill(status=503, body=json.dumps(state)), times=1)
     page.goto("/")
-    expect(page.locator("#start p")).to_have_text("Getting m ready")
+    expect(page.locator("#start p")).to_have_text("Preparing m")
     expect(page.locator("#start small")).to_have_text("engine, step 3 of 6")
     expect(page.locator("#empty")).to_be_visible()
 
@@ -259,7 +259,7 @@ def test_server_with_keys_asks_for_one_and_the_page_keeps_it(browser, serve):
     expect(boxes(page)).to_have_count(2)
     page.reload()
     expect(page.locator("#model")).to_contain_text("pets")
-    assert requested == ["This server wants an API key"]
+    assert requested == ["This server requires an API key"]
     context.close()
 
 
@@ -268,5 +268,5 @@ def test_page_says_what_to_do_when_no_key_is_given(browser, serve):
     page = context.new_page()
     page.on("dialog", lambda dialog: dialog.dismiss())
     page.goto("/")
-    expect(page.locator("#start small")).to_have_text("reload the page to give an API key")
+    expect(page.locator("#start small")).to_have_text("reload the page to enter an API key")
     context.close()

@@ -6,7 +6,7 @@ import socket
 import pytest
 from conftest import eventually
 
-from app.api.request.body import KEYLESS_BYTES
+from app.api.request.body import MAX_KEYLESS_BYTES
 from app.serving import unauthenticated
 from app.serving.inflight import Inflight
 
@@ -50,7 +50,7 @@ def test_slow_strangers_do_not_keep_out_who_has_the_key_in_the_body(keyed, sampl
 
 
 def test_a_large_body_without_a_key_is_refused_before_it_is_whole(keyed):
-    large = b"x" * (KEYLESS_BYTES + 1_000_000)
+    large = b"x" * (MAX_KEYLESS_BYTES + 1_000_000)
     answer = keyed.client.post("/v1/vision/detection", files={"image": large})
     assert (answer.status_code, answer.json()["code"]) == (401, 401)
     answer = keyed.client.post("/infer/object_detection", content=b'{"image": "' + large)
@@ -58,7 +58,7 @@ def test_a_large_body_without_a_key_is_refused_before_it_is_whole(keyed):
 
 
 def test_a_large_body_whose_key_comes_first_is_read(keyed, sample):
-    padded = sample + b"\0" * (KEYLESS_BYTES + 1_000_000)
+    padded = sample + b"\0" * (MAX_KEYLESS_BYTES + 1_000_000)
     form = {"data": {"api_key": KEY}, "files": {"image": padded}}
     assert keyed.client.post("/v1/vision/detection", **form).status_code == 200
     text = json.dumps({"api_key": KEY, "model_id": "pets", "image": {"type": "base64", "value": "A" * (6 << 20)}})
@@ -66,7 +66,7 @@ def test_a_large_body_whose_key_comes_first_is_read(keyed, sample):
 
 
 def test_a_wrong_key_in_the_body_does_not_let_more_in(keyed):
-    form = {"data": {"api_key": "w" * 16}, "files": {"image": b"x" * (KEYLESS_BYTES + 1_000_000)}}
+    form = {"data": {"api_key": "w" * 16}, "files": {"image": b"x" * (MAX_KEYLESS_BYTES + 1_000_000)}}
     assert keyed.client.post("/v1/vision/detection", **form).status_code == 401
 
 

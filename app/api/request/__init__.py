@@ -1,1 +1,1 @@
-"""What comes with a request: bodies, forms, URLs, and who hangs up."""
+"""Reads requests: bodies, forms, images by URL, and client disconnects."""

@@ -1,4 +1,4 @@
-"""What a request's body holds, in memory and never beyond its limits: images, or a form with an image, or JSON."""
+"""Reads a request's body into memory, within limits: images, a form with an image, or JSON."""
 
 import asyncio
 import re
@@ -18,53 +18,54 @@ from app.serving.pacing import FREE_BYTES, Pacing
 
 T = TypeVar("T")
 
-SMALL_BYTES = 64 << 10  # of a body that holds no image
-KEYLESS_BYTES = 4 << 20  # of a body whose key is inside, before the key was seen
-MIN_THREAD_BYTES = 256 << 10  # of text that is parsed on a thread
-# In one JSON, as they take more memory than text: an empty list of two bytes takes 64, a text of four 60, a key 100.
+MAX_SMALL_BYTES = 64 << 10  # of a body without images
+MAX_KEYLESS_BYTES = 4 << 20  # of a body that contains the key, before the key has arrived
+MIN_THREAD_BYTES = 256 << 10  # longer text is parsed on a thread
+# In one JSON. Each takes more memory than its text: an empty list (2 bytes) 64 bytes, a string (4 bytes) 60, a key 100.
 MAX_CONTAINERS, MAX_STRINGS = 100_000, 100_000
-# One, so that only one text at a time takes the memory of its lists and objects, ten times its own.
+# One thread, so that only one text at a time is parsed: its lists and objects take ten times the memory of the text.
 _PARSER = ThreadPoolExecutor(1, "parse")
 _JSON_ADVICE = ": send images and tensors as bytes, or raise MAX_JSON_BYTES"
 _FORM = "application/x-www-form-urlencoded"
 _KEY = re.compile(rb'"api_key"\s*:\s*"([^"\\]{1,999})"')
-_KEY_WITHIN = 64 << 10  # bytes of JSON in which its key has to come
+_MAX_KEY_BYTES = 64 << 10  # at the start of a JSON, which must contain the key
 
 
 @dataclass(slots=True)
 class Limit:
-    """Bounds one body. `share` counts what has arrived."""
+    """Limits of one body. `share` counts the bytes received."""
 
     max_bytes: int
     share: Share
-    fits: Callable[[str], bool] | None = None  # whether a key is the server's; None = no key has to come in the body
-    max_json_bytes: int = SMALL_BYTES
+    fits: Callable[[str], bool] | None = None  # returns True if a key is valid; None = the body needs no key
+    max_json_bytes: int = MAX_SMALL_BYTES
     pacing: Pacing = field(default_factory=Pacing)
     advice: str = ""
 
     def require(self, size: int) -> None:
-        """Raises BodyTooLarge, or Unauthorized where a key would have let more in."""
+        """Raises BodyTooLarge, or Unauthorized if the size is only allowed with a key."""
         if size > self.max_bytes:
             raise BodyTooLarge(f"the body is larger than {self.max_bytes} bytes{self.advice}")
-        if self.fits is not None and size > KEYLESS_BYTES:
+        if self.fits is not None and size > MAX_KEYLESS_BYTES:
             raise Unauthorized(
-                f"no key came in the first {KEYLESS_BYTES} bytes: send it before the image, or as 'X-API-Key: KEY'"
+                f"no valid API key in the first {MAX_KEYLESS_BYTES} bytes of the body: send it before the image, or as "
+                "'X-API-Key: KEY'"
             )
 
     def as_text(self) -> None:
-        """The body is JSON or an urlencoded form, which have a limit of their own."""
+        """Lower the limit to `max_json_bytes`, for JSON and urlencoded forms."""
         if self.max_json_bytes < self.max_bytes:
             self.max_bytes, self.advice = self.max_json_bytes, _JSON_ADVICE
 
     def offer(self, key: str) -> None:
-        """A key has arrived: if it is the server's, the body may have its full size."""
+        """Check a key that has arrived: if it is valid, the body may have its full size."""
         if self.fits is not None and key and self.fits(key):
             self.fits = None
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A file at most, and fields by name; of those that are there twice the last."""
+    """At most one file, and fields by name. If a name occurs twice, the last value is kept."""
 
     file: bytes | None
     fields: dict[str, str]
@@ -72,9 +73,9 @@ class Form:
 
 
 async def read_images(request: Request, limit: Limit, *, max_files: int) -> list[bytes]:
-    """The bytes of each image, in order: the body itself, or multipart `file` parts.
+    """Return the bytes of each image, in order: the body itself, or multipart `file` parts.
 
-    Raises a RequestError or Overloaded; ClientDisconnect when the client goes away.
+    Raises a RequestError, Overloaded, or ClientDisconnect if the client disconnects.
     """
     if is_multipart(request):
         parts = await _read_parts(request, limit, max_files, fields=False)
@@ -86,15 +87,15 @@ async def read_images(request: Request, limit: Limit, *, max_files: int) -> list
 
 
 async def read_form(request: Request, limit: Limit) -> Form:
-    """Multipart or urlencoded; any other body is the file itself. Raises what `read_images` raises."""
+    """Read a multipart or urlencoded form; any other body is the file itself. Raises what `read_images` raises."""
     if is_multipart(request):
         return _form(await _read_parts(request, limit, 1, fields=True))
     if not request.headers.get("content-type", "").lower().startswith(_FORM):
         return Form(await read_body(request, limit), {})
     limit.as_text()
     body = await read_body(request, limit)
-    if body.count(b"%") > len(body) // 8 + MAX_STRINGS:  # of base64 a twentieth; unquoted, each takes 60 bytes
-        raise MalformedBody("the form has too many escapes")
+    if body.count(b"%") > len(body) // 8 + MAX_STRINGS:  # base64 has 1 in 20; each takes 60 bytes when unquoted
+        raise MalformedBody("the form has too many percent escapes")
     try:
         pairs = await parsed(lambda: parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS), body)
     except ValueError as error:
@@ -103,18 +104,18 @@ async def read_form(request: Request, limit: Limit) -> Form:
 
 
 async def read_json(request: Request, limit: Limit) -> Any:
-    """JSON of at most `limit.max_json_bytes`. Raises what `read_images` raises."""
+    """Parse a JSON body of at most `limit.max_json_bytes`. Raises what `read_images` raises."""
     limit.as_text()
     body = await read_body(request, limit)
     return await parsed(lambda: load_json(body, limit.max_json_bytes), body)
 
 
 def load_json(text: bytes | bytearray, max_bytes: int) -> Any:
-    """Raises BodyTooLarge or MalformedBody."""
+    """Parse JSON. Raises BodyTooLarge, or MalformedBody if it is invalid or has too many lists, objects or strings."""
     if len(text) > max_bytes:
         raise BodyTooLarge(f"the JSON is larger than {max_bytes} bytes{_JSON_ADVICE}")
     if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS or text.count(b'"') > 2 * MAX_STRINGS:
-        raise MalformedBody(f"the JSON has more than {MAX_CONTAINERS} lists and objects, or {MAX_STRINGS} texts")
+        raise MalformedBody(f"the JSON has more than {MAX_CONTAINERS} lists and objects, or {MAX_STRINGS} strings")
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -122,28 +123,28 @@ def load_json(text: bytes | bytearray, max_bytes: int) -> Any:
 
 
 async def parsed(parse: Callable[[], T], text: bytes) -> T:
-    """What `parse` returns, which of a long text runs on a thread."""
+    """Return `parse()`; it runs on the parser thread if `text` is longer than MIN_THREAD_BYTES."""
     return await on_parser(parse) if len(text) > MIN_THREAD_BYTES else parse()
 
 
 async def on_parser(parse: Callable[[], T]) -> T:
-    """What `parse` returns, on the thread for long texts."""
+    """Return `parse()`, run on the parser thread."""
     return await asyncio.get_running_loop().run_in_executor(_PARSER, parse)
 
 
 async def read_body(request: Request, limit: Limit) -> bytes:
-    """Whole. Raises what `read_images` raises."""
+    """Return the whole body. Raises what `read_images` raises."""
     chunks: list[bytes] = []
     async for chunk in _limited(request, limit):
         chunks.append(chunk)
-        if limit.fits is not None and sum(map(len, chunks)) <= _KEY_WITHIN + len(chunk):
-            found = _KEY.search(b"".join(chunks), 0, _KEY_WITHIN)
+        if limit.fits is not None and sum(map(len, chunks)) <= _MAX_KEY_BYTES + len(chunk):
+            found = _KEY.search(b"".join(chunks), 0, _MAX_KEY_BYTES)
             limit.offer(found[1].decode("utf-8", "replace") if found else "")
     return b"".join(chunks)
 
 
 def is_multipart(request: Request) -> bool:
-    """By the Content-Type."""
+    """Return True if the Content-Type is multipart/form-data."""
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
@@ -157,7 +158,7 @@ async def _read_parts(request: Request, limit: Limit, max_files: int, *, fields:
 
 
 def _form(parts: list[Part]) -> Form:
-    """Some clients leave out the name of their file: what is no text is a file too."""
+    """Convert parts to a Form. A part that is not UTF-8 is a file too, because some clients omit the file name."""
     fields, file, name = {}, None, ""
     for part in parts:
         text = None if part.is_file else _text(part)
@@ -176,7 +177,7 @@ def _text(part: Part) -> str | None:
 
 
 async def _limited(request: Request, limit: Limit) -> AsyncGenerator[bytes, None]:
-    """The body's chunks. Raises as soon as they are known to be too many, by the announced length or by counting."""
+    """Yield the body's chunks. Raises what `limit.require` (before reading, by Content-Length) or `share` raises."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit.max_bytes:
         limit.require(int(announced))

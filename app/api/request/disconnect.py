@@ -1,4 +1,4 @@
-"""Work that ends when the client goes away. FastAPI does not do it: https://github.com/fastapi/fastapi/issues/3766."""
+"""Cancels work when the client disconnects. FastAPI does not: https://github.com/fastapi/fastapi/issues/3766."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,23 +10,23 @@ from starlette.requests import ClientDisconnect
 
 @asynccontextmanager
 async def unless_gone(request: Request) -> AsyncIterator[None]:
-    """The body must have been read. On a hang-up the work inside is cancelled, and ClientDisconnect is raised."""
+    """Cancel the work inside and raise ClientDisconnect if the client disconnects. Read the body first."""
     task = asyncio.current_task()
     assert task is not None
-    left = False
+    disconnected = False
 
     async def watch() -> None:
-        nonlocal left
+        nonlocal disconnected
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        left = True
+        disconnected = True
         task.cancel()
 
     watching = asyncio.create_task(watch())
     try:
         yield
     except asyncio.CancelledError:
-        if left and not task.uncancel():  # nobody else has cancelled it
+        if disconnected and not task.uncancel():  # it was cancelled only here
             raise ClientDisconnect from None
         raise
     finally:

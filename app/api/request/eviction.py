@@ -1,4 +1,4 @@
-"""What waits for a client gives up where its memory or its place is needed."""
+"""Ends a request that waits for its client when its memory or slot is needed for other requests."""
 
 import asyncio
 import math
@@ -11,7 +11,7 @@ from app.serving.inflight import Share
 
 
 class Evictable:
-    """While entered, the share may be evicted, which raises Overloaded; TimeoutError at the deadline, a loop time."""
+    """While entered, the share may be evicted: raises Overloaded. Raises TimeoutError at the deadline (loop time)."""
 
     __slots__ = ("_loop", "_share", "_timeout")
 
@@ -34,12 +34,12 @@ class Evictable:
         except TimeoutError:
             if not self._share.evicted:
                 raise
-            raise Overloaded("the client was too slow, and what its request held was needed") from None
+            raise Overloaded("the client was too slow, and the memory or slot of its request was needed") from None
 
     def _evict(self) -> None:
-        """Called on any thread."""
+        """May be called on any thread."""
         self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
-        with suppress(RuntimeError):  # it is over
+        with suppress(RuntimeError):  # the context has already ended
             self._timeout.reschedule(self._loop.time())

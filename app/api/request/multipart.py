@@ -1,4 +1,4 @@
-"""multipart/form-data -> its parts, in memory. Starlette's own parser goes by temporary files."""
+"""Parses multipart/form-data into parts in memory. Starlette's parser uses temporary files."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,12 +21,12 @@ class Part:
 
 
 class Parts:
-    """Fed with the body's chunks, it holds the parts in order: files, all named `file`, or with `fields` any."""
+    """Collects the parts, in order, from the body's chunks. Without `fields` all parts must be files named `file`."""
 
     def __init__(self, content_type: str, max_files: int, *, fields: bool) -> None:
         boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
         if not boundary:
-            raise MalformedBody("the Content-Type of a multipart body names its boundary; this one does not")
+            raise MalformedBody("the Content-Type of the multipart body has no boundary")
         self._collector = _Collector(max_files, fields=fields)
         self._delimiter, self._preamble = b"--" + boundary, bytearray()
         self._begun = False
@@ -34,14 +34,14 @@ class Parts:
             self._parser = MultipartParser(boundary, self._collector.callbacks())  # type: ignore[arg-type]
 
     def feed(self, chunk: bytes) -> None:
-        """Raises MalformedBody, BadParameter for a part that may not be, or TooManyFiles."""
+        """Parse the next chunk. Raises MalformedBody, BadParameter for a part that is not allowed, or TooManyFiles."""
         if not self._begun:
             chunk = self._after_preamble(chunk)
         with _explained():
             self._parser.write(chunk)
 
     def parts(self) -> list[Part]:
-        """After the last chunk. Raises MalformedBody for a body that was cut short, EmptyBody for one without parts."""
+        """Return the parts, after the last chunk. Raises MalformedBody if the body is cut off, EmptyBody for none."""
         if not self._collector.complete:
             raise MalformedBody("the multipart body ends before its closing boundary")
         if not self._collector.parts:
@@ -49,13 +49,13 @@ class Parts:
         return self._collector.parts
 
     def field(self, name: str) -> str:
-        """The field of this name, if it has arrived whole; else empty."""
+        """Return the field's value if it has fully arrived, otherwise an empty string."""
         parts = self._collector.parts
         whole = parts if self._collector.complete else parts[:-1]
         return next((part.data.decode("utf-8", "replace") for part in whole if part.name == name), "")
 
     def _after_preamble(self, chunk: bytes) -> bytes:
-        """What belongs to the first part. Some clients write a text before it, for readers without MIME."""
+        """Return the bytes from the first boundary on. Some clients write text before it, for readers without MIME."""
         self._preamble += chunk
         at = self._preamble.find(self._delimiter)
         while at > 0 and self._preamble[at - 1] != 10:
@@ -69,7 +69,7 @@ class Parts:
 
 
 class _Collector:
-    """Called by the parser, of which it knows nothing: in a circle with it, each body would be freed late."""
+    """The parser's callbacks. Has no reference to the parser: with a reference cycle each body would be freed late."""
 
     def __init__(self, max_files: int, *, fields: bool) -> None:
         self.parts: list[Part] = []
@@ -104,10 +104,10 @@ class _Collector:
         part = Part(name, not self._fields or b"filename" in options or b"filename*=" in self._disposition.lower())
         if not self._fields and name != "file":
             raise BadParameter(f"part {name[:99]!r}: images go in parts named 'file', parameters in the query")
-        before = sum(each.is_file == part.is_file for each in self.parts)
-        if part.is_file and before == self._max_files:
+        count = sum(other.is_file == part.is_file for other in self.parts)
+        if part.is_file and count == self._max_files:
             raise TooManyFiles(f"a request may have {self._max_files} file{'s' * (self._max_files > 1)}")
-        if before == MAX_FIELDS and not part.is_file:
+        if count == MAX_FIELDS and not part.is_file:
             raise MalformedBody(f"the form has more than {MAX_FIELDS} fields")
         self.parts.append(part)
 

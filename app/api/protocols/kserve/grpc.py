@@ -17,8 +17,8 @@ from app.api.protocols.kserve.grpc_calls import aborting, handler, refusal, unti
 from app.api.protocols.kserve.messages import InferRequest, read, read_request, write_response
 from app.api.protocols.kserve.reading import Reads
 from app.api.protocols.kserve.repository import Repository
-from app.api.request.body import SMALL_BYTES
-from app.api.routing import SMALL_S
+from app.api.request.body import MAX_SMALL_BYTES
+from app.api.routing import SMALL_DEADLINE_S
 from app.errors import (
     BodyTooLarge,
     NotReady,
@@ -143,9 +143,9 @@ class _Calls:
         async def call(_: AsyncIterator[bytes], context: Any) -> Any:
             with self._active(), self._service.inflight.share() as share:
                 self._require_key(name, context)
-                data = await self._reads.receive(context, SMALL_S, share)
-                if len(data) > SMALL_BYTES:
-                    raise BodyTooLarge(f"the message is larger than {SMALL_BYTES} bytes")
+                data = await self._reads.receive(context, SMALL_DEADLINE_S, share)
+                if len(data) > MAX_SMALL_BYTES:
+                    raise BodyTooLarge(f"the message is larger than {MAX_SMALL_BYTES} bytes")
                 return ParseDict(fact(read(requested, data)) or {}, reported())
 
         return aborting(call)
