@@ -331,7 +331,9 @@ def image(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(path, target) if path.is_dir() else shutil.copy(path, target)
-    command = "import sys; sys.modules['torch'] = None; from app.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    # An editable install would find in the repository what the folder lacks.
+    command = "import sys; sys.meta_path[:] = [each for each in sys.meta_path if 'editable' not in repr(each)]; "
+    command += "sys.modules['torch'] = None; from app.__main__ import main; sys.exit(main(sys.argv[1:]))"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
 
     def run(*options: str) -> subprocess.CompletedProcess:

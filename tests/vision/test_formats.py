@@ -388,13 +388,14 @@ def test_no_library_prints_anything_about_a_hostile_file(capfd):
 
 LIMITED = """
 import resource, sys
-from app import errors, images
+from app import errors
+from app.vision import preprocess
 data = sys.stdin.buffer.read()
-images.decode(images_small := open(sys.argv[2], "rb").read(), 10**9)
+preprocess.decode(images_small := open(sys.argv[2], "rb").read(), 10**9)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]), -1))
 try:
-    print(images.decode(data, 10**9).shape)
+    print(preprocess.decode(data, 10**9).shape)
 except errors.YolopardError as error:
     print(error.status, error.code)
 """
@@ -424,12 +425,13 @@ def test_a_sound_image_that_finds_no_memory_is_the_server_s_fault(kind, tmp_path
 
 MEASURED = """
 import io, resource, sys, time
-from app import errors, images
+from app import errors
+from app.vision import preprocess
 data, small = sys.stdin.buffer.read(), open(sys.argv[1], "rb").read()
-images.decode(small, 10**9)
+preprocess.decode(small, 10**9)
 before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 try:
-    images.decode(data, 50_000_000)
+    preprocess.decode(data, 50_000_000)
     what = "decoded"
 except errors.TooManyPixels:
     what = "refused"

@@ -265,9 +265,9 @@ def test_bad_images_print_nothing(tmp_path):
         (tmp_path / name).write_bytes(data)
         (tmp_path / f"{name} cut").write_bytes(data[: len(data) * 6 // 10])
     code = (
-        "import pathlib, sys\nfrom app import errors, images\n"
+        "import pathlib, sys\nfrom app import errors\nfrom app.vision import preprocess\n"
         "for path in pathlib.Path(sys.argv[1]).iterdir():\n"
-        "    try: images.decode(path.read_bytes(), 10_000_000)\n"
+        "    try: preprocess.decode(path.read_bytes(), 10_000_000)\n"
         "    except errors.UndecodableImage: pass\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
