@@ -1,4 +1,4 @@
-"""Yolopard: YOLOv8 weights in, boxes over HTTP at the speed of the engine out."""
+"""Yolopard: serves YOLOv8 over HTTP at the speed of the engine."""
 
 import importlib
 import os
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 __all__ = ["Yolopard", "__version__"]
 __version__ = "0.1.0"
 
-# Serving phones nobody. Left alone, importing openvino reports to Google Analytics and onnxruntime to Microsoft.
+# No telemetry. By default, importing openvino reports to Google Analytics, and onnxruntime to Microsoft.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:
-    """`from app import Yolopard` loads what it needs only then."""
+    """Import app.embed only on `from app import Yolopard`."""
     if name == "Yolopard":
         return importlib.import_module("app.embed").Yolopard
     raise AttributeError(f"module 'app' has no attribute {name!r}")

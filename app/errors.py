@@ -1,7 +1,7 @@
-"""Everything that can go wrong, as one tree. A class is one HTTP status and one code.
+"""All errors as one tree. Each class has one HTTP status and one code.
 
 YolopardError                  500 internal
-├── RequestError               the client can mend it
+├── RequestError               the client can correct it
 │   ├── EmptyBody              400 empty_body
 │   ├── MalformedBody          400 malformed_body
 │   ├── Unauthorized           401 unauthorized
@@ -15,7 +15,7 @@ YolopardError                  500 internal
 │   ├── UndecodableImage       422 undecodable_image
 │   ├── UrlFailed              422 url_failed
 │   └── BadParameter           422 bad_parameter
-├── ServiceError               the server's fault or limit; the same request may work later
+├── ServiceError               a fault or limit of the server; the same request may work later
 │   ├── NotReady               503 not_ready
 │   ├── Overloaded             503 overloaded
 │   ├── Stopping               503 stopping
@@ -27,20 +27,20 @@ YolopardError                  500 internal
 └── SetupError                 start-up only, never over HTTP: ends the process with one line
     ├── SettingsError          a setting is wrong
     ├── BackendUnavailable     the wheel or the device is missing
-    ├── WeightsError           the weights cannot be had or turned into a serving graph
+    ├── WeightsError           the weights cannot be loaded or converted to a serving graph
     ├── StoreError             the engines folder cannot be read or written
-    ├── BuildFailed            the builder died, or the engine's compiler gave up
+    ├── BuildFailed            the build process died, or the engine's compiler failed
     ├── EngineFailed           the device refused something that a loaded engine needs
-    ├── EngineStale            a stored engine does not load here any more: it has to be built again
-    ├── GateFailed             no precision of the engine gives the boxes of the reference
-    └── BenchFailed            there is no server to measure, or nothing to measure it with
+    ├── EngineStale            a stored engine cannot be loaded here any more: build it again
+    ├── GateFailed             no precision of the engine reproduces the boxes of the reference
+    └── BenchFailed            no server to measure, or nothing to measure it with
 """
 
 from typing import ClassVar
 
 
 class YolopardError(Exception):
-    """The message is for the user: it names the thing and says what to do."""
+    """The message is for the user: it says what is wrong and what to do."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
@@ -180,10 +180,10 @@ class BenchFailed(SetupError):
 
 
 def forget(error: BaseException | None) -> None:
-    """Let go of the frames in the error's tracebacks and in those that it came from, once it has been answered or told.
+    """Drop the tracebacks of the error and of its causes, once it has been answered or logged.
 
-    Frames hold the request's bytes, and one of them the future that holds the error: a circle that only the garbage
-    collector breaks, much later.
+    Their frames hold the request's bytes, and one holds the future that holds the error: a reference cycle that only
+    the garbage collector breaks, much later.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

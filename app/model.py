@@ -1,4 +1,4 @@
-"""What a model is, apart from any engine: the facts that its weights carry."""
+"""Facts about a model that its weights carry, independent of any engine."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,16 +10,16 @@ TASKS = ("detect", "segment", "pose", "classify", "obb")  # as Ultralytics names
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Read from the model's own metadata."""
+    """Facts from the model's metadata."""
 
     name: str
     task: str
     names: dict[int, str]  # class id: class name
     stride: int  # every frame side is a multiple of it
     imgsz: int  # longest side of a frame, px
-    shapes: tuple[Shape, ...] | None  # that frames may have; None: multiples of the stride, up to imgsz
-    kpt_shape: tuple[int, int] | None = None  # of pose: keypoints of an object, and 2 (x y) or 3 (x y visible)
-    end_to_end: bool = False  # its rows are the detections: there is nothing left for NMS
+    shapes: tuple[Shape, ...] | None  # allowed frame shapes; None: multiples of the stride, up to imgsz
+    kpt_shape: tuple[int, int] | None = None  # pose: keypoints per object, and 2 (x y) or 3 (x y visible)
+    end_to_end: bool = False  # the output rows are the detections, without NMS
 
     def to_json(self) -> dict[str, Any]:
         fields = {field: getattr(self, field) for field in self.__slots__}
@@ -27,11 +27,11 @@ class ModelInfo:
 
 
 def format_shapes(*shapes: Shape) -> str:
-    """As in the setting IMGSZ: 384x640,640x640."""
+    """Return shapes in the form of the setting IMGSZ: 384x640,640x640."""
     return ",".join(f"{height}x{width}" for height, width in shapes)
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
-    """What `spell` has written."""
+    """Parse the form of `format_shapes`. Raises ValueError if it is malformed."""
     sides = (shape.split("x") for shape in text.split(",") if shape)
     return tuple((int(height), int(width)) for height, width in sides)

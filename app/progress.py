@@ -1,4 +1,4 @@
-"""Where a start-up stands, for the terminal and /readyz."""
+"""Progress of a start-up, for the terminal and /readyz."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ PHASES = ("weights", "graph", "engine", "check", "publish", "warm-up")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A phase has begun, or come further; `step` of `of`."""
+    """A phase that has begun or advanced; it is number `step` of `of` phases."""
 
     phase: str
     step: int
@@ -19,7 +19,7 @@ class Progress:
 
     @classmethod
     def at(cls, phase: str, model: str, detail: str = "") -> "Progress":
-        """The place of a phase in the whole start-up."""
+        """Return the progress of a phase of PHASES. Raises ValueError for another one."""
         return cls(phase, PHASES.index(phase) + 1, len(PHASES), model, detail)
 
     def __str__(self) -> str:

@@ -1,1 +1,1 @@
-"""Exports and graphs in ONNX: the one graph that every engine runs, and its precisions."""
+"""ONNX exports and graphs: makes the serving graph that every engine runs, in FP32, FP16 and INT8."""

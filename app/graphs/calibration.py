@@ -1,4 +1,4 @@
-"""Statistics of a graph's tensors over calibration images, and the rules that make INT8 ranges of them."""
+"""Collects statistics of tensors over calibration images, and derives INT8 ranges from them by several rules."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,31 +11,31 @@ from onnx import TensorProto, helper, numpy_helper
 
 from app.vision.preprocess import Pixels
 
-STEPS = 127  # of int8 to either side of 0; -128 is not used
+STEPS = 127  # int8 steps on each side of 0; -128 is not used
 
-_SAMPLE = 1 << 17  # values of a tensor that are counted for each image
-_SHIFT = 17  # of a float's bits: what is left are 8 bits of exponent and 6 of mantissa, so bins are 1.6 % wide
+_MAX_SAMPLES = 1 << 17  # values counted per tensor and image
+_SHIFT = 17  # drops these bits of a float: 8 bits of exponent and 6 of mantissa remain, so bins are 1.6 % wide
 _BINS = 1 << 14
 CENTRES = ((np.arange(_BINS, dtype=np.uint32) << _SHIFT) + (1 << (_SHIFT - 1))).view(np.float32)
-_CLIPS = np.linspace(0.1, 1, 91)  # shares of the greatest value that are tried as the range
+_CLIP_RATIOS = np.linspace(0.1, 1, 91)  # ratios of range to maximum that are tried
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Values of T tensors over F images."""
+    """Statistics of the values of T tensors over F images."""
 
-    peaks: NDArray[np.float32]  # [F, T] greatest absolute value
-    lows: NDArray[np.float32]  # [T] least value of all images, at most 0
-    counts: NDArray[np.int64]  # [T, _BINS] of absolute values
-    means: list[NDArray[np.float32]]  # T times [channels]
+    peaks: NDArray[np.float32]  # [F, T] maximum absolute value
+    lows: NDArray[np.float32]  # [T] minimum over all images, at most 0
+    counts: NDArray[np.int64]  # [T, _BINS] histogram of the absolute values
+    means: list[NDArray[np.float32]]  # T arrays [channels]
 
     def symmetric(self) -> "Statistics":
-        """The same for ranges whose middle is 0."""
+        """Return a copy for ranges that are symmetric about 0."""
         return replace(self, lows=-self.peaks.max(0))
 
 
 def collect(model: onnx.ModelProto, names: Sequence[str], frames: Iterable[Pixels]) -> Statistics:
-    """The statistics of the tensors [1, channels, ...] of these names, of frames uint8 [H, W, 3]."""
+    """Return the statistics of the tensors `names`, each [1, channels, ...], over frames uint8 [H, W, 3]."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     del probe.graph.output[:]
@@ -44,18 +44,18 @@ def collect(model: onnx.ModelProto, names: Sequence[str], frames: Iterable[Pixel
     for i, name in enumerate(names):
         probe.graph.node.append(helper.make_node("ReduceMean", [name, "mean/axes"], [f"mean/{i}"], keepdims=0))
         probe.graph.output.append(helper.make_tensor_value_info(f"mean/{i}", TensorProto.FLOAT, None))
-    run = session(probe.SerializeToString())
+    runtime = session(probe.SerializeToString())
     counts = np.zeros((len(names), _BINS), np.int64)
     peaks, lows, means = [], [], []
     for frame in frames:
-        outputs = run.run(None, {"images": frame[None]})
+        outputs = runtime.run(None, {"images": frame[None]})
         lows.append([min(output.min(), 0) for output in outputs[: len(names)]])
         values = [np.abs(output.ravel()) for output in outputs[: len(names)]]
         peaks.append([each.max() for each in values])
         means.append(np.concatenate(outputs[len(names) :]))
         for i, each in enumerate(values):
-            some = np.ascontiguousarray(each[:: -(-each.size // _SAMPLE)])
-            counts[i] += np.bincount(some.view(np.uint32) >> _SHIFT, minlength=_BINS)
+            sampled = np.ascontiguousarray(each[:: -(-each.size // _MAX_SAMPLES)])
+            counts[i] += np.bincount(sampled.view(np.uint32) >> _SHIFT, minlength=_BINS)
     channels = np.cumsum([len(output) for output in outputs[len(names) :]])
     return Statistics(
         np.array(peaks, np.float32),
@@ -66,29 +66,29 @@ def collect(model: onnx.ModelProto, names: Sequence[str], frames: Iterable[Pixel
 
 
 def session(model: bytes) -> onnxruntime.InferenceSession:
-    """An ONNX model on the CPU, which logs errors only."""
+    """Return an ONNX Runtime session on the CPU that logs errors only."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def greatest(statistics: Statistics) -> NDArray[np.float32]:
-    """[T] the greatest value of any image: nothing is clipped."""
+    """Return ranges [T]: the maximum over all images, so nothing is clipped."""
     return np.asarray(statistics.peaks.max(0), np.float32)
 
 
 def mean_of_peaks(statistics: Statistics) -> NDArray[np.float32]:
-    """[T] the mean over the images of the greatest value of each."""
+    """Return ranges [T]: the mean of the maxima of the images."""
     return np.asarray(statistics.peaks.mean(0), np.float32)
 
 
 def least_square_error(statistics: Statistics) -> NDArray[np.float32]:
-    """[T] the range for which clipping and rounding together cost the least, in squares of the values."""
+    """Return ranges [T]: those with the least squared error of clipping and rounding."""
     tensors = zip(statistics.counts, statistics.peaks.max(0), statistics.lows, strict=True)
-    return np.array([_best(*each) for each in tensors], np.float32)
+    return np.array([_best_range(*each) for each in tensors], np.float32)
 
 
-def _best(counts: NDArray[np.int64], peak: float, low: float) -> float:
+def _best_range(counts: NDArray[np.int64], peak: float, low: float) -> float:
     filled = np.flatnonzero(counts)
     values, weights = CENTRES[filled].astype(np.float64), counts[filled]
 
@@ -97,7 +97,7 @@ def _best(counts: NDArray[np.int64], peak: float, low: float) -> float:
         rounded = np.where(values < step / 2, values**2, step**2 / 12)
         return float(weights @ np.where(values > peak * clip, (values - peak * clip) ** 2, rounded))
 
-    return float(peak * min(_CLIPS, key=error))
+    return float(peak * min(_CLIP_RATIOS, key=error))
 
 
 RULES: dict[str, Callable[[Statistics], NDArray[np.float32]]] = {

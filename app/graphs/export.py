@@ -1,4 +1,4 @@
-"""Weights -> plain Ultralytics ONNX. With backends/pytorch the only room with torch and ultralytics."""
+"""Exports weights to plain Ultralytics ONNX. Only this module and backends/pytorch import torch and ultralytics."""
 
 import contextlib
 import importlib
@@ -21,42 +21,43 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("yolopard.export")
 
-# Ultralytics reads these when it is imported: no pip installs of its own, no network unless `fetch` is asked for.
+# Ultralytics reads these at import: no pip installs, and no network until `fetch` is called.
 os.environ |= {"YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
 os.environ.setdefault("YOLO_OFFLINE", "true")
 
 
 def fetch(name: str, folder: Path) -> Path:
-    """Let Ultralytics download weights of its own, such as yolov8n.pt, into the folder; whole or not at all."""
+    """Download Ultralytics weights, such as yolov8n.pt, into the folder, and return their path. Raises WeightsError.
+
+    A partial download is removed.
+    """
     os.environ["YOLO_OFFLINE"] = "false"
     from ultralytics.utils.downloads import attempt_download_asset
 
     target = folder / name
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as partial:
-        with contextlib.suppress(Exception):  # whatever stopped it, the file is not there
+        with contextlib.suppress(Exception):  # after any error the file is missing
             attempt_download_asset(Path(partial) / name)
         if not (Path(partial) / name).is_file():
             raise WeightsError(
-                f"{name} is no file here and Ultralytics could not download it. Without a network, copy it to "
-                f"{target} or give its path: WEIGHTS=/path/to/{name}"
+                f"{name} does not exist, and Ultralytics could not download it. Without a network, copy it to "
+                f"{target} or set its path: WEIGHTS=/path/to/{name}"
             )
         (Path(partial) / name).replace(target)
     return target
 
 
 def to_plain_onnx(weights: Path, size: int | Shape | None, folder: Path, *, static: bool = False) -> Path:
-    """The weights as Ultralytics' own ONNX export, any batch and any H, W; an .onnx file is taken as it is.
+    """Return the path of a plain ONNX export with dynamic batch, H and W; an .onnx file is returned as it is.
 
-    With `static` H and W are fixed, so that anchors are constants.
-
-    `size` is the longest frame side or a frame's height and width in px, None = the side the model was trained at.
-    Raises WeightsError.
+    With `static` H and W are fixed, so that anchors are constants. `size` is the longest frame side, or height and
+    width, in px; None = the side that the model was trained with. Raises WeightsError.
     """
     if weights.suffix == ".onnx":
         return _fix_shape(weights, size, folder / "static.onnx") if static else weights
     if weights.suffix != ".pt":
         raise WeightsError(f"{weights}: weights are .pt or .onnx files")
-    copy = Path(shutil.copy(weights, folder / "weights.pt"))  # the export lies beside its weights
+    copy = Path(shutil.copy(weights, folder / "weights.pt"))  # Ultralytics writes the export next to its weights
     model = _load(copy, weights)
     if problem := _complete_names(model.model):
         log.warning("%s: %s", weights, problem)
@@ -73,7 +74,7 @@ def to_plain_onnx(weights: Path, size: int | Shape | None, folder: Path, *, stat
 
 
 def _fix_shape(weights: Path, size: int | Shape | None, target: Path) -> Path:
-    """The export with H and W fixed and folded, if they were open; as it is if it is fixed."""
+    """Return an export with fixed H and W, constants folded: `target`, or `weights` itself if its sides are fixed."""
     import onnx
     import onnxslim
 
@@ -90,18 +91,18 @@ def _fix_shape(weights: Path, size: int | Shape | None, target: Path) -> Path:
 
 
 def load_module(weights: Path) -> "torch.nn.Module":
-    """The fused FP32 model of .pt weights; its forward gives (head, ...), of segment ((head, protos), ...)."""
+    """Return the fused FP32 model of .pt weights. Its forward returns (head, ...); segment: ((head, protos), ...)."""
     module: torch.nn.Module = _load(weights, weights).model.float().fuse().eval()
     _complete_names(module)
     return module
 
 
 def _load(file: Path, weights: Path) -> Any:
-    """Ultralytics' YOLO object; errors name the `weights` that the user gave."""
+    """Return Ultralytics' YOLO object of `file`. Raises WeightsError, which names the user's `weights`."""
     from ultralytics import YOLO  # type: ignore[attr-defined]
     from ultralytics.nn import tasks
 
-    # weights_only semantics; the environment variable for it counts only before the first import.
+    # Same as weights_only; its environment variable only works before the first import.
     tasks.SAFE_LOAD = True  # type: ignore[attr-defined]
     try:
         model = YOLO(file)
@@ -110,15 +111,15 @@ def _load(file: Path, weights: Path) -> Any:
         raise WeightsError(f"{weights}: Ultralytics cannot load it: {reason}") from error
     require_task(weights, str(model.task))
     if hasattr(model.model, "end2end"):
-        # Of two heads the one with NMS, as Ultralytics itself predicts and exports.
+        # Use the head that needs NMS if there are two, as Ultralytics predicts and exports.
         model.model.end2end = False  # type: ignore[union-attr]
     return model
 
 
 def _complete_names(module: Any) -> str:
-    """Give the module a name for each of its classes: Ultralytics exports no others, and fails on gaps in the ids.
+    """Set a name for each class of the module; return a text on what was wrong with its names, "" if nothing.
 
-    What was wrong with the names it had, in words; "" if nothing.
+    Ultralytics only exports classes with names, and fails if ids are missing.
     """
     head = module.model[-1]
     classes = head.linear.out_features if hasattr(head, "linear") else head.nc
@@ -128,7 +129,7 @@ def _complete_names(module: Any) -> str:
 
 
 def _unknown_classes(file: Path) -> str:
-    """What the checkpoint names that this Ultralytics has not, as those of changed copies of it do; "" if nothing."""
+    """Return a text on Ultralytics classes in the checkpoint that this version lacks (from modified copies); or ""."""
     try:
         classes = checkpoint.read(file).classes
     except checkpoint.NotPickled:
@@ -137,7 +138,7 @@ def _unknown_classes(file: Path) -> str:
     unknown = [name for name in named if not hasattr(_module(name.rpartition(".")[0]), name.rpartition(".")[2])]
     if not unknown:
         return ""
-    return f"{version('ultralytics')} has no {', '.join(unknown[:3])}. Export it to ONNX where it was trained"
+    return f"version {version('ultralytics')} has no {', '.join(unknown[:3])}. Export it to ONNX where it was trained"
 
 
 def _module(name: str) -> Any:

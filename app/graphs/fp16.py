@@ -1,7 +1,7 @@
-"""Serving graph FP32 -> FP16. Precision is a property of the graph, never a switch of an engine's compiler.
+"""Converts a serving graph from FP32 to FP16. The graph sets the precision, never an option of an engine's compiler.
 
-What makes features runs in the lower precision: every convolution and all that lies before one. What decodes them into
-boxes, DFL's convolution included, stays in FP32: half steps by 0.5 px from 512 px on.
+The layers that compute features are converted: every convolution and everything before it. The layers that decode
+boxes, including DFL's convolution, stay in FP32, because FP16 has steps of 0.5 px from 512 px on.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ _FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
 
 def to_half(graph: Path, target: Path) -> None:
-    """Write the FP16 graph. Raises WeightsError for weights that are beyond FP16."""
+    """Write the FP16 graph to `target`. Raises WeightsError for weights outside of the range of FP16."""
     model = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True)
     lower = features(model.graph)
     floats = _floats(model.graph)
@@ -36,7 +36,7 @@ def to_half(graph: Path, target: Path) -> None:
                 node.input[i] = f"{name}/half"
         node.output[:] = [f"{name}/half" if name in floats else name for name in node.output]
         _retype(node)
-        # The casts back to FP32: of what only features read, they are dropped below.
+        # Cast each output back to FP32. Casts that nothing reads are dropped below.
         nodes += [node, *(helper.make_node("Cast", [f"{name}/half"], [name], to=_FLOAT) for name in outputs)]
     read = {name for node in nodes for name in node.input} | {output.name for output in model.graph.output}
     nodes = [node for node in nodes if read & set(node.output)]
@@ -50,31 +50,31 @@ def to_half(graph: Path, target: Path) -> None:
 
 
 def features(graph: onnx.GraphProto) -> set[str]:
-    """The nodes, by their first output, that a convolution of features ends in or depends on."""
+    """Return the first outputs of all nodes that compute features: convolutions except DFL, and their inputs' nodes."""
     producers = {name: node for node in graph.node for name in node.output}
-    waiting = [node for node in graph.node if node.op_type == "Conv" and not _is_dfl(node, graph)]
+    pending = [node for node in graph.node if node.op_type == "Conv" and not _is_dfl(node, graph)]
     found: set[str] = set()
-    while waiting:
-        node = waiting.pop()
+    while pending:
+        node = pending.pop()
         if node.output[0] not in found:
             found.add(node.output[0])
-            waiting += [producers[node.input[i]] for i in _data_inputs(node) if node.input[i] in producers]
+            pending += [producers[node.input[i]] for i in _data_inputs(node) if node.input[i] in producers]
     return found
 
 
 def _is_dfl(node: NodeProto, graph: onnx.GraphProto) -> bool:
-    """The expectation of a box side's distribution, written as a convolution with the weights 0, 1, 2, ..."""
+    """Return True for DFL, the mean of a box side's distribution: a convolution with the weights 0, 1, 2, ..."""
     tensors = (numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == node.input[1])
     return any(np.array_equal(weight.ravel(), np.arange(weight.size)) for weight in tensors)
 
 
 def _data_inputs(node: NodeProto) -> range:
-    """Of Resize only the first: its scales are FP32 in every precision."""
+    """Return the indices of the inputs to convert; only the first for Resize, whose scales are always FP32."""
     return range(1 if node.op_type == "Resize" else len(node.input))
 
 
 def _floats(graph: onnx.GraphProto) -> set[str]:
-    """Names of the FP32 tensors."""
+    """Return the names of the FP32 tensors."""
     values = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == _FLOAT}
     return values | {tensor.name for tensor in graph.initializer if tensor.data_type == _FLOAT}
 
@@ -93,5 +93,5 @@ def _retype(node: NodeProto) -> None:
 def _half(tensor: TensorProto, name: str) -> TensorProto:
     values = numpy_helper.to_array(tensor)
     if np.abs(values).max(initial=0) > np.finfo(np.float16).max:
-        raise WeightsError(f"{tensor.name} holds values beyond FP16: use PRECISION=fp32")
+        raise WeightsError(f"{tensor.name} has values outside of the range of FP16: use PRECISION=fp32")
     return numpy_helper.from_array(values.astype(np.float16), name)

@@ -1,14 +1,14 @@
-"""Serving graph FP32 -> INT8: QuantizeLinear and DequantizeLinear, as TensorRT, OpenVINO and ONNX Runtime read them.
+"""Converts a serving graph from FP32 to INT8 with QuantizeLinear and DequantizeLinear nodes.
 
-Convolutions of features (precision.py) run in INT8: int8 weights with a scale for each output channel, biases
-as they are, and inputs with one scale each. Zero points are 0 for TensorRT, which knows no other, and for ONNX Runtime,
-which tells how accurate TensorRT's will be; OpenVINO's use all 255 steps of what SiLU gives. A tensor is quantized
-where its values are made, in front of Concat, Split, MaxPool and Resize, which only move them; what a Concat joins
-shares one scale. So these run in INT8 as well and engines need no rounding between two convolutions. Convolutions that
-the method leaves in float, and what decodes, stay FP32.
+TensorRT, OpenVINO and ONNX Runtime read these. Convolutions of features (fp16.py) run in INT8: int8 weights with one
+scale per output channel, float biases, and one scale per input tensor. Zero points are 0 for TensorRT, which supports
+no others, and for ONNX Runtime, whose accuracy predicts TensorRT's. OpenVINO's use all 255 steps for outputs of SiLU.
+A tensor is quantized where its values are computed, before Concat, Split, MaxPool and Resize, which only move values;
+inputs of one Concat share a scale. So these layers also run in INT8, and engines do not round between two convolutions.
+The layers that decode, and convolutions that the method keeps in float, stay in FP32.
 
 CPUs without VNNI (AVX2, early AVX-512) add the products of two neighbouring input channels in 16 bits, which saturate:
-255 * (127 + 127) is twice what fits. Weights are scaled so that no two of them do, and any CPU computes the same.
+255 * (127 + 127) is twice the maximum. The scales of weights prevent this, so that all CPUs compute the same.
 """
 
 import math
@@ -25,14 +25,12 @@ from app.graphs import fp16
 from app.graphs.calibration import RULES, STEPS, collect
 from app.vision.preprocess import Pixels
 
-# The first in which scales may be FP16. From 21 on ONNX Runtime 1.32 moves QuantizeLinear behind MaxPool, and fails.
+# The first opset with FP16 scales. From 21 on ONNX Runtime 1.32 moves QuantizeLinear behind MaxPool, and fails.
 OPSET = 19
-VALUE = (
-    100  # multiplications that take as long as a value that is written, about (AVX-512): the first layers write most
-)
+WRITE_COST = 100  # of an output value, in multiplications, about (AVX-512); the first layers write the most values
 
-_MOVE = {"Concat", "Split", "MaxPool", "Resize"}  # layers whose outputs are values of their inputs
-_LEAST = float(np.finfo(np.float16).tiny)  # of a scale: it must survive FP16, and TensorRT refuses 0
+_MOVING_LAYERS = {"Concat", "Split", "MaxPool", "Resize"}  # their outputs are values of their inputs
+_MIN_SCALE = float(np.finfo(np.float16).tiny)  # not 0 in FP16, as TensorRT refuses 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +38,16 @@ class Method:
     """How a graph is quantized."""
 
     rule: str = "greatest value"  # a key of calibration.RULES
-    floats: frozenset[str] = frozenset()  # convolutions, by their output, that stay as they are
+    floats: frozenset[str] = frozenset()  # convolutions that stay in float, by their output
 
     def __str__(self) -> str:
         return f"{self.rule}, {len(self.floats)} convolutions in float" if self.floats else self.rule
 
 
 class Quantizer:
-    """A graph and the statistics of its tensors, from which INT8 graphs are made by one method or another.
+    """Writes INT8 graphs of one FP32 graph by different methods. Keeps the statistics of the graph's tensors.
 
-    `frames` are uint8 [H, W, 3]; some 30 are as good as 300. Without `zero_points` they are all 0, as TensorRT needs.
+    `frames` are uint8 [H, W, 3]; about 30 are as good as 300. Without `zero_points` all are 0, as TensorRT requires.
     """
 
     def __init__(self, graph: Path, frames: Iterable[Pixels], zero_points: bool) -> None:
@@ -61,7 +59,7 @@ class Quantizer:
         self._statistics = statistics if zero_points else statistics.symmetric()
 
     def work(self, height: int, width: int) -> dict[str, float]:
-        """The share of the time that each convolution, by its output, takes in frames of this shape: an estimate."""
+        """Return the estimated share of the time of each convolution, by its output, for frames of this shape."""
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         for size, dimension in zip((1, height, width), model.graph.input[0].type.tensor_type.shape.dim, strict=False):
@@ -70,13 +68,13 @@ class Quantizer:
         shapes = {each.name: [size.dim_value for size in each.type.tensor_type.shape.dim] for each in graph.value_info}
         weights = {tensor.name: math.prod(tensor.dims[1:]) for tensor in graph.initializer}
         work = {
-            conv.output[0]: math.prod(shapes[conv.output[0]]) * (weights[conv.input[1]] + VALUE)
+            conv.output[0]: math.prod(shapes[conv.output[0]]) * (weights[conv.input[1]] + WRITE_COST)
             for conv in _convs(self._model)
         }
         return {name: each / sum(work.values()) for name, each in work.items()}
 
     def write(self, target: Path, method: Method) -> None:
-        """The INT8 graph, biases corrected for what rounding the weights changes on average."""
+        """Write the INT8 graph to `target`. Biases are corrected for the mean error of the rounded weights."""
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -93,12 +91,12 @@ class Quantizer:
             zero = np.round(-STEPS - low / scale).astype(np.int8)
             names = f"{group[0]}/scale", f"{group[0]}/zero"
             new += [numpy_helper.from_array(array, name) for array, name in zip((scale, zero), names, strict=True)]
-            inserted |= {name: _pair(name, *names) for name in group}
+            inserted |= {name: _quantize_pair(name, *names) for name in group}
         means = _Means(model.graph, dict(zip(self._names, self._statistics.means, strict=True)))
         _correct_biases(convs, weights, means)
         for node in model.graph.node:
             node.input[:] = [f"{name}/int8/float" if name in inserted else name for name in node.input]
-        nodes = [added for node in model.graph.node for added in (node, *_behind(node, inserted))]
+        nodes = [added for node in model.graph.node for added in (node, *_inserted_after(node, inserted))]
         for name in sorted({conv.input[1] for conv in convs}):
             nodes.insert(0, _quantize_weights(weights[name], new))
         for conv in convs:
@@ -120,14 +118,14 @@ def _convs(model: onnx.ModelProto) -> list[NodeProto]:
 
 
 class _Means:
-    """The mean of every channel of what a convolution reads."""
+    """The channel means of the inputs of convolutions."""
 
     def __init__(self, graph: onnx.GraphProto, known: dict[str, NDArray[np.float32]]) -> None:
         self._known = known
         self._producers = {name: node for node in graph.node for name in node.output}
 
     def of(self, name: str) -> NDArray[np.float32]:
-        """[channels]; what MaxPool gives is taken for what it reads, Split's parts are equal."""
+        """Return the means [channels] of a tensor. Ignores the effect of MaxPool; assumes equal parts of Split."""
         if name in self._known:
             return self._known[name]
         node = self._producers[name]
@@ -138,26 +136,26 @@ class _Means:
 
 
 def _correct_biases(convs: list[NodeProto], weights: dict[str, TensorProto], means: _Means) -> None:
-    """Adds to each bias what the rounded weights lack, times the mean of what they are multiplied with."""
+    """Add the rounding error of the weights, times the mean of their inputs, to each bias, in place."""
     for conv in convs:
         if len(conv.input) < 3:
             continue
         values, bias = (numpy_helper.to_array(weights[name]) for name in conv.input[1:3])
         steps, scale = _rounded(values)
-        lacking = (values - steps * scale.reshape(-1, *[1] * (values.ndim - 1))).sum((2, 3))
-        mean = means.of(conv.input[0]).reshape(-1, lacking.shape[1])  # [groups, channels of a group]
-        each = np.repeat(mean, len(lacking) // len(mean), axis=0)
-        corrected = (bias + (lacking * each).sum(1)).astype(np.float32)
+        error = (values - steps * scale.reshape(-1, *[1] * (values.ndim - 1))).sum((2, 3))
+        mean = means.of(conv.input[0]).reshape(-1, error.shape[1])  # [groups, channels of a group]
+        each = np.repeat(mean, len(error) // len(mean), axis=0)
+        corrected = (bias + (error * each).sum(1)).astype(np.float32)
         weights[conv.input[2]].CopyFrom(numpy_helper.from_array(corrected, conv.input[2]))
 
 
 def _groups(graph: onnx.GraphProto, convs: list[NodeProto]) -> list[list[str]]:
-    """The tensors to quantize, those together that share a scale because some convolution reads them joined."""
+    """Return the tensors to quantize, grouped by scale: tensors that a convolution reads joined share one."""
     producers = {name: node for node in graph.node for name in node.output}
 
     def sources(name: str) -> set[str]:
         node = producers.get(name)
-        if node is None or node.op_type not in _MOVE:
+        if node is None or node.op_type not in _MOVING_LAYERS:
             return {name}
         inputs = node.input if node.op_type == "Concat" else node.input[:1]
         return {source for each in inputs for source in sources(each)}
@@ -173,36 +171,36 @@ def _groups(graph: onnx.GraphProto, convs: list[NodeProto]) -> list[list[str]]:
 
 
 def peaks_of_pairs(weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[O] of weights [O, I, H, W]: the most that one of them, or two neighbouring input channels together, reach."""
+    """Return [O] for weights [O, I, H, W]: the maximum of |w|, and of |sum| of two neighbouring input channels."""
     odd = weights[:, 1::2]
     even = weights[:, ::2][:, : odd.shape[1]]
-    alone, together = (np.abs(each).max(axis=(1, 2, 3), initial=0) for each in (weights, even + odd))
-    return np.asarray(np.maximum(alone, together), np.float32)
+    single, paired = (np.abs(each).max(axis=(1, 2, 3), initial=0) for each in (weights, even + odd))
+    return np.asarray(np.maximum(single, paired), np.float32)
 
 
 def _scale(peak: float | NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(np.maximum(np.asarray(peak) / STEPS, _LEAST), np.float32)
+    return np.asarray(np.maximum(np.asarray(peak) / STEPS, _MIN_SCALE), np.float32)
 
 
-def _pair(name: str, scale: str, zero: str) -> list[NodeProto]:
+def _quantize_pair(name: str, scale: str, zero: str) -> list[NodeProto]:
     return [
         helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}/int8"]),
         helper.make_node("DequantizeLinear", [f"{name}/int8", scale, zero], [f"{name}/int8/float"]),
     ]
 
 
-def _behind(node: NodeProto, inserted: dict[str, list[NodeProto]]) -> list[NodeProto]:
+def _inserted_after(node: NodeProto, inserted: dict[str, list[NodeProto]]) -> list[NodeProto]:
     return [added for name in node.output for added in inserted.get(name, [])]
 
 
 def _rounded(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Weights [O, I, H, W] as steps, int8, and the scale [O] of a step."""
+    """Return weights [O, I, H, W] as int8 steps, and the scales [O]."""
     scale = _scale(peaks_of_pairs(values))
     return np.round(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8), scale
 
 
 def _quantize_weights(tensor: TensorProto, new: list[TensorProto]) -> NodeProto:
-    """Adds the weights as int8 to `new`; the node that reads them."""
+    """Append the int8 weights to `new`; return the node that dequantizes them."""
     steps, scale = _rounded(numpy_helper.to_array(tensor))
     name = tensor.name
     for array, suffix in ((steps, "int8"), (scale, "scale"), (np.zeros(len(scale), np.int8), "zero")):

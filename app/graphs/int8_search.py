@@ -1,4 +1,4 @@
-"""INT8 graphs by several methods, of which the one nearest to the float graph is kept."""
+"""Tries several INT8 methods and keeps the one whose outputs are nearest to those of the float graph."""
 
 import logging
 from collections.abc import Iterable
@@ -15,16 +15,16 @@ from app.vision.preprocess import Pixels
 
 log = logging.getLogger("yolopard.candidates")
 
-HELD_BACK = 3  # every third calibration image: methods are compared on these, calibrated on the others
-LIKELIEST = 30  # rows before NMS: few photos hold enough boxes to tell methods apart by what is found
-MAX_DISTANCE = 0.007  # distance from the float graph that is near enough (docs/accuracy.md)
-MIN_INT8_RATIO = 0.5  # share of the convolutions' work: with less there is little left to gain over FP32
-STEP = 4  # convolutions that are added to those in float at a time
-SWEPT = 8  # images on which each convolution is tried alone
+HELD_BACK = 3  # methods are compared on every third calibration image, and calibrated on the others
+TOP_ROWS = 30  # rows before NMS that are compared: few photos have enough boxes to compare methods by boxes
+MAX_DISTANCE = 0.007  # from the float graph (docs/accuracy.md)
+MIN_INT8_RATIO = 0.5  # of the convolutions' work: with less INT8 gains little over FP32
+STEP = 4  # convolutions that are moved to float at a time
+SWEEP_IMAGES = 8  # for trying each convolution alone
 
 
 class _Comparison:
-    """The distances from the float graph of INT8 graphs by different methods."""
+    """Compares INT8 methods by the distance of their graphs from the float graph."""
 
     def __init__(self, graph: Path, target: Path, frames: list[Pixels], zero_points: bool) -> None:
         self._target = target
@@ -47,19 +47,19 @@ class _Comparison:
             self._add(Method(rule))
 
     def keep_in_float(self) -> None:
-        """Compares methods with more and more convolutions in float, until one is near or too little is left in INT8.
+        """Move more and more convolutions to float, until the graph is near enough or too little work is in INT8.
 
-        Errors of convolutions add up in squares, so those come first whose own one, squared, is the greatest for the
-        work they save. Nothing is clipped: what calibration has not seen is clipped furthest.
+        The squared errors of convolutions add up, so those with the largest squared error per work are moved first.
+        The range is the maximum, since the other rules clip values beyond the calibration data more.
         """
-        some = slice(SWEPT)
+        images = slice(SWEEP_IMAGES)
         log.info(
-            "int8: no method is within %.3f, each of %d convolutions is tried alone", MAX_DISTANCE, len(self._work)
+            "int8: no method is within distance %.3f, trying each of %d convolutions", MAX_DISTANCE, len(self._work)
         )
-        alone = {
-            name: self._distance(Method(floats=frozenset(self._work.keys() - {name})), some) for name in self._work
+        errors = {
+            name: self._distance(Method(floats=frozenset(self._work.keys() - {name})), images) for name in self._work
         }
-        order = sorted(alone, key=lambda name: alone[name] ** 2 / self._work[name], reverse=True)
+        order = sorted(errors, key=lambda name: errors[name] ** 2 / self._work[name], reverse=True)
         for count in range(STEP, len(order), STEP):
             method = Method(floats=frozenset(order[:count]))
             if self.is_near() or self._share_of_int8(method) < MIN_INT8_RATIO:
@@ -72,7 +72,7 @@ class _Comparison:
     def _add(self, method: Method) -> None:
         distance, share = round(self._distance(method), 4), round(self._share_of_int8(method), 3)
         self._found[method] = {"distance": distance, "int8": share}
-        log.info("int8 by %s: distance %.4f, %.0f %% of the work in int8", method, distance, 100 * share)
+        log.info("int8: %s: distance %.4f, %.0f %% of the work in int8", method, distance, 100 * share)
 
     def _distance(self, method: Method, images: slice = slice(None)) -> float:
         self._quantizer.write(self._target, method)
@@ -83,9 +83,9 @@ class _Comparison:
 
 
 def to_int8(graph: Path, target: Path, frames: Iterable[Pixels], *, zero_points: bool) -> dict[str, Any]:
-    """Write the INT8 graph of the best method, calibrated on `frames`, uint8 [H, W, 3]; what was compared.
+    """Write the INT8 graph of the best method, calibrated on all `frames`, uint8 [H, W, 3]; return the comparison.
 
-    ONNX Runtime runs the candidates, whatever engine will serve. The one that is kept is calibrated on all frames.
+    ONNX Runtime runs the candidates for every backend.
     """
     frames = list(frames)
     comparison = _Comparison(graph, target, frames, zero_points)
@@ -93,7 +93,7 @@ def to_int8(graph: Path, target: Path, frames: Iterable[Pixels], *, zero_points:
     if not comparison.is_near():
         comparison.keep_in_float()
     Quantizer(graph, frames, zero_points).write(target, comparison.best())
-    log.info("int8 is made by %s", comparison.best())
+    log.info("int8: using %s", comparison.best())
     return {"int8": comparison.to_json()}
 
 
@@ -103,7 +103,7 @@ def outputs(graph: Path, frames: list[Pixels]) -> list[Outputs]:
 
 
 def distance(expected: list[Outputs], found: list[Outputs]) -> float:
-    """The mean difference of the LIKELIEST scores, best first; of classify of all probabilities, class by class."""
+    """Return the mean difference of the TOP_ROWS best scores; for classify, of the probabilities of all classes."""
     return float(
         np.mean([np.abs(_scores(one) - _scores(other)).mean() for one, other in zip(expected, found, strict=True)])
     )
@@ -111,4 +111,4 @@ def distance(expected: list[Outputs], found: list[Outputs]) -> float:
 
 def _scores(outputs: Outputs) -> NDArray[np.float32]:
     first = outputs[0]
-    return first if first.ndim == 1 else np.sort(first[:, 4])[::-1][:LIKELIEST]
+    return first if first.ndim == 1 else np.sort(first[:, 4])[::-1][:TOP_ROWS]

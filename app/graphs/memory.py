@@ -1,4 +1,4 @@
-"""How much device memory a serving graph will need, estimated from its shapes before anything is compiled."""
+"""Estimates the device memory of a serving graph from its shapes, without compiling it."""
 
 from pathlib import Path
 
@@ -8,19 +8,19 @@ from onnx import NodeProto, helper
 
 from app.model import Shape
 
-# A compiler fuses these into their neighbours: they work in place, or never write their output.
+# Compilers fuse these layers into their neighbours, so they need no memory for an output.
 _IN_PLACE = frozenset(("Add", "Cast", "Mul", "Relu", "Reshape", "Clip", "QuantizeLinear"))
-_TAKES_OVER = frozenset(("Sigmoid", "DequantizeLinear"))  # no output of their own: they stand for the input they free
+_REUSES_INPUT = frozenset(("Sigmoid", "DequantizeLinear"))  # the output has the size of the input that is freed
 _NEVER_WRITTEN = frozenset(("Shape", "Constant"))
 
 
 def weight_bytes(graph: Path) -> int:
-    """Of all its constants."""
+    """Return the bytes of all constants."""
     return sum(_size(tensor.data_type, tensor.dims) for tensor in onnx.load(graph).graph.initializer)
 
 
 def activation_bytes(graph: Path, batch: int, shape: Shape) -> int:
-    """The most that is alive at a time while a batch of frames of this shape goes through, in- and output included."""
+    """Return the maximum bytes of tensors alive at a time, inputs and outputs included, for a batch of this shape."""
     model = onnx.load(graph)
     for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (batch, *shape, 3), strict=True):
         dim.dim_value = size
@@ -30,19 +30,19 @@ def activation_bytes(graph: Path, batch: int, shape: Shape) -> int:
     for node in model.graph.node:
         for name in set(node.input):
             readers[name] = readers.get(name, 0) + 1
-    alive = most = sizes.get(model.graph.input[0].name, 0)
+    alive = peak = sizes.get(model.graph.input[0].name, 0)
     for node in model.graph.node:
-        freed = _read(node, readers, sizes)
-        if node.op_type in _TAKES_OVER | _NEVER_WRITTEN:
-            sizes[node.output[0]] = freed if node.op_type in _TAKES_OVER else 0
+        freed = _release_inputs(node, readers, sizes)
+        if node.op_type in _REUSES_INPUT | _NEVER_WRITTEN:
+            sizes[node.output[0]] = freed if node.op_type in _REUSES_INPUT else 0
         written = sum(sizes.get(name, 0) for name in node.output)
-        most = max(most, alive + (written - freed if node.op_type in _IN_PLACE | _TAKES_OVER else written))
+        peak = max(peak, alive + (written - freed if node.op_type in _IN_PLACE | _REUSES_INPUT else written))
         alive += written - freed
-    return most
+    return peak
 
 
-def _read(node: NodeProto, readers: dict[str, int], sizes: dict[str, int]) -> int:
-    """Bytes of the inputs that nobody reads after this node."""
+def _release_inputs(node: NodeProto, readers: dict[str, int], sizes: dict[str, int]) -> int:
+    """Count one reader less for each input; return the bytes of inputs that no later node reads."""
     freed = 0
     for name in set(node.input):
         readers[name] -= 1

@@ -1,7 +1,7 @@
-"""A plain Ultralytics ONNX export of any age and precision -> the form that all later steps work on.
+"""Normalizes plain Ultralytics ONNX exports of any release and precision for all later steps.
 
-Nodes are sorted, floats are FP32, the opset is 19, constants are folded, external data is inside, and outputs have the
-sizes that follow from the graph.
+Afterwards nodes are sorted, floats are FP32, the opset is 19, constants are folded, external data is inside the model,
+and output sizes are those inferred from the graph.
 """
 
 import graphlib
@@ -16,13 +16,13 @@ from onnx import NodeProto, TensorProto, numpy_helper, version_converter
 
 from app.errors import WeightsError
 
-OPSET = 19  # of the exports made here; the first in which the scales of int8 may be FP16
+OPSET = 19  # of exports; the first with FP16 scales for int8
 
 _FLOAT, _NARROW = TensorProto.FLOAT, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def load(weights: Path) -> onnx.ModelProto:
-    """The export sorted and with FP32 floats, otherwise as it is. Raises WeightsError for a damaged file."""
+    """Load an export; sort its nodes and make its floats FP32. Raises WeightsError for a damaged file."""
     try:
         model = onnx.load(weights)
         constants = {tensor.name for tensor in model.graph.initializer}
@@ -31,12 +31,12 @@ def load(weights: Path) -> onnx.ModelProto:
         onnx.checker.check_model(model)
         widen(model)
     except Exception as error:
-        raise WeightsError(f"{weights} is not a sound ONNX file: {_first_line(error)}") from error
+        raise WeightsError(f"{weights} is not a valid ONNX file: {_first_line(error)}") from error
     return model
 
 
 def read(export: Path, weights: Path) -> onnx.ModelProto:
-    """The export in the form above. Raises WeightsError, which names the user's `weights`."""
+    """Load and normalize an export. Raises WeightsError, which names the user's `weights`."""
     model = load(export)
     try:
         model = with_opset(model)
@@ -44,12 +44,12 @@ def read(export: Path, weights: Path) -> onnx.ModelProto:
             model = onnxslim.slim(model)
         _size_outputs(model)
     except Exception as error:
-        raise WeightsError(f"{weights} cannot be raised to opset {OPSET}: {_first_line(error)}") from error
+        raise WeightsError(f"{weights} cannot be converted to opset {OPSET}: {_first_line(error)}") from error
     return model
 
 
 def sort(graph: onnx.GraphProto) -> None:
-    """Put every node behind those that it reads from; Ultralytics' FP16 exports have casts at the end of the list.
+    """Sort nodes so that each follows its inputs' nodes; Ultralytics' FP16 exports have casts at the end of the list.
 
     Raises graphlib.CycleError.
     """
@@ -61,7 +61,7 @@ def sort(graph: onnx.GraphProto) -> None:
 
 
 def widen(model: onnx.ModelProto) -> None:
-    """Make every FP16 and BF16 tensor FP32 and drop the casts that this makes needless."""
+    """Convert every FP16 and BF16 tensor to FP32, and drop casts that are no longer needed."""
     graph = model.graph
     tensors = [*graph.initializer, *(each.t for node in graph.node for each in node.attribute if each.HasField("t"))]
     narrow = [tensor for tensor in tensors if tensor.data_type in _NARROW]
@@ -82,7 +82,7 @@ def widen(model: onnx.ModelProto) -> None:
 
 
 def _drop_casts(model: onnx.ModelProto) -> None:
-    """Without those from FP32 to FP32; one that writes an output of the graph stays."""
+    """Drop casts from FP32 to FP32, except those that write an output of the graph."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     kinds = {each.name: each.type.tensor_type.elem_type for each in (*graph.input, *graph.value_info)}
     kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -100,8 +100,10 @@ def _drop_casts(model: onnx.ModelProto) -> None:
 
 
 def with_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in opset 19: ONNX Runtime 1.32 fails on graphs of int8 from 21 on ("output_dtype INT8 does not match
-    y_zero_point type UINT8"). One that uses what came later is given back as it is.
+    """Return the model in opset 19, or unchanged if it needs a later one.
+
+    ONNX Runtime 1.32 fails on int8 graphs from opset 21 on: "output_dtype INT8 does not match y_zero_point type
+    UINT8".
     """
     ours = next(entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if ours.version == OPSET:
@@ -110,8 +112,8 @@ def with_opset(model: onnx.ModelProto) -> onnx.ModelProto:
         model = version_converter.convert_version(model, OPSET)
         model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for(model.opset_import))
         return model
-    # Layers of these exports have only been given more types since then. onnx's own converter knows no way back for
-    # some of them, and the full check tells whether the graph is one of opset 19.
+    # Later opsets only add types to the layers of these exports. onnx's converter cannot downgrade some layers, so set
+    # the version; the full check fails if the graph is not valid in opset 19.
     older = onnx.ModelProto()
     older.CopyFrom(model)
     next(entry for entry in older.opset_import if entry.domain == ours.domain).version = OPSET
@@ -123,7 +125,7 @@ def with_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _size_outputs(model: onnx.ModelProto) -> None:
-    """Sizes that depend on those of the input are left open; releases before 8.1 wrote those that they traced with."""
+    """Set the inferred output sizes, make others dynamic; releases before 8.1 wrote sizes of the traced input."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     del bare.graph.value_info[:]

@@ -1,15 +1,15 @@
-"""Plain Ultralytics ONNX -> serving graph.
+"""Converts a plain Ultralytics ONNX export to the serving graph.
 
-The serving graph takes `images`, uint8 [B, H, W, 3], RGB, letterboxed, and gives, all float32,
+The input of the serving graph is `images`, uint8 [B, H, W, 3], RGB, letterboxed. The outputs are float32:
 
-    rows    [B, K, 6 + E]       x1 y1 x2 y2 in frame px (obb: cx cy w h), score, class and E extras of the K best
-                                anchors by score, before NMS; those of an end-to-end export are as it selects them
-    protos  [B, E, H/4, W/4]    behind the rows of segment: E mask prototypes
-    probs   [B, classes]        of classify, and nothing else
+    rows    [B, K, 6 + E]       x1 y1 x2 y2 in frame px (obb: cx cy w h), score, class and E extras of the K anchors
+                                with the best scores, before NMS; an end-to-end export selects its own rows
+    protos  [B, E, H/4, W/4]    segment, second output: E mask prototypes
+    probs   [B, classes]        classify, the only output
 
-The extras: segment, a coefficient for each prototype; pose, x y (visible) in frame px of each keypoint; obb, the angle
-in radians, by which the box is turned about its centre. A plain export gets Cast, Transpose and 1/255 in front and the
-class maximum and TopK behind. K = min(1024, anchors): of detect 24 KB an image leave the device and not 2.8 MB.
+The extras: segment, a coefficient per prototype; pose, x y (visible) in frame px per keypoint; obb, the angle of the
+box about its centre, in radians. Cast, Transpose and 1/255 are added before the export, class maximum and TopK behind.
+K = min(1024, anchors): for detect the device returns 24 KB per image, not 2.8 MB.
 """
 
 from pathlib import Path
@@ -32,25 +32,25 @@ def to_serving_graph(
     shapes: tuple[Shape, ...] | None = None,
     weights: Path | None = None,
 ) -> ModelInfo:
-    """Wrap a plain Ultralytics ONNX export into the serving graph at `target`, for frames of these shapes if any.
+    """Write the serving graph of a plain Ultralytics ONNX export to `target`; return its ModelInfo.
 
-    `weights` is the user's file, which errors name, where the export was made from another one. Raises WeightsError for
-    what cannot be wrapped: other tasks, exports with NMS inside or without metadata.
+    `imgsz` and `shapes` are the requested frame sizes. `weights` is the user's file for error messages, if it is not
+    the export itself. Raises WeightsError for unsupported tasks, and for exports with NMS or without metadata.
     """
     weights = weights or export
     model = normalize.read(export, weights)
     info = describe(model, weights, name, imgsz, shapes)
-    _free_batch(model)
-    _put_in_front(model.graph)
-    _put_behind(model, info)
+    _make_batch_dynamic(model)
+    _add_input_layers(model.graph)
+    _add_output_layers(model, info)
     del model.graph.value_info[:]
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, target)
     return info
 
 
-def _free_batch(model: onnx.ModelProto) -> None:
-    """Make a fixed batch dynamic: every Reshape that spells the batch out copies it from its input instead."""
+def _make_batch_dynamic(model: onnx.ModelProto) -> None:
+    """Make a fixed batch dynamic: each Reshape with the batch as a constant gets 0, which copies it from the input."""
     graph = model.graph
     batch = dims(graph.input[0])[0]
     if batch:
@@ -66,8 +66,8 @@ def _free_batch(model: onnx.ModelProto) -> None:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
 
 
-def _put_in_front(graph: onnx.GraphProto) -> None:
-    """uint8 NHWC -> the export's own input, NCHW 0..1. The Cast comes first: TensorRT takes uint8 nowhere else."""
+def _add_input_layers(graph: onnx.GraphProto) -> None:
+    """Convert uint8 NHWC to the export's input, NCHW 0..1. Cast is first: TensorRT only supports uint8 there."""
     inner = graph.input[0]
     kind = inner.type.tensor_type.elem_type
     _, channels, height, width = inner.type.tensor_type.shape.dim
@@ -93,14 +93,14 @@ def _prepend(nodes: Any, front: list[NodeProto]) -> None:
     nodes.extend(front + rest)
 
 
-def _put_behind(model: onnx.ModelProto, info: ModelInfo) -> None:
-    """The export's own outputs -> those of the serving graph."""
+def _add_output_layers(model: onnx.ModelProto, info: ModelInfo) -> None:
+    """Convert the export's outputs to those of the serving graph."""
     graph = model.graph
     outputs = list(graph.output)
     if info.task == "classify":
         targets = [_as_float(graph, outputs[0], "probs")]
     elif info.end_to_end:
-        _soften_selection(graph)
+        _limit_selection(graph)
         targets = [_as_float(graph, outputs[0], "rows")]
     else:
         targets = [_pick_rows(graph, len(info.names), centred=info.task == "obb")]
@@ -109,8 +109,8 @@ def _put_behind(model: onnx.ModelProto, info: ModelInfo) -> None:
     graph.output.extend(targets)
 
 
-def _soften_selection(graph: onnx.GraphProto) -> None:
-    """An end-to-end export selects 300 of the anchors; of a frame that has fewer it shall select all."""
+def _limit_selection(graph: onnx.GraphProto) -> None:
+    """Limit k of TopK to the number of anchors: an end-to-end export selects 300, and small frames have fewer."""
     if all(dims(graph.input[0])[1:3]):
         return
     for name, values in (("last", [-1]), ("end", [2**31]), ("first", [0])):
@@ -120,26 +120,27 @@ def _soften_selection(graph: onnx.GraphProto) -> None:
     for node in nodes:
         if node.op_type == "TopK":
             data, k = node.input
-            size, most, softened = (f"{node.output[0]}/{name}" for name in ("size", "most", "k"))
+            size, anchors, limited = (f"{node.output[0]}/{name}" for name in ("size", "most", "k"))
             span = [size, "select/last", "select/end", "select/first"]
             graph.node.append(helper.make_node("Shape", [data], [size]))
-            graph.node.append(helper.make_node("Slice", span, [most]))
-            graph.node.append(helper.make_node("Min", [k, most], [softened]))
-            node.input[1] = softened
+            graph.node.append(helper.make_node("Slice", span, [anchors]))
+            graph.node.append(helper.make_node("Min", [k, anchors], [limited]))
+            node.input[1] = limited
         graph.node.append(node)
     graph.output[0].type.tensor_type.shape.dim[1].dim_param = "k"
 
 
 def _as_float(graph: onnx.GraphProto, output: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
-    """An output as it is, but FP32 and by this name."""
+    """Add a cast of an output to FP32; return its value info with this name."""
     graph.node.append(helper.make_node("Cast", [output.name], [name], to=TensorProto.FLOAT))
     shape = ["batch", *(size or f"{name}{i}" for i, size in enumerate(dims(output)[1:], 1))]
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
 def _pick_rows(graph: onnx.GraphProto, classes: int, *, centred: bool) -> onnx.ValueInfoProto:
-    """[B, 4 + nc + E, A] of cx cy w h, class scores and extras -> rows [B, K, 6 + E], best first; boxes as they are if
-    `centred`.
+    """Add layers from [B, 4 + classes + E, A], which are cx cy w h, class scores and extras, to rows [B, K, 6 + E].
+
+    Rows are sorted by score, best first. Boxes stay cx cy w h if `centred`, else x1 y1 x2 y2. Returns the value info.
     """
     raw = graph.output[0].name
     _, channels, anchors = dims(graph.output[0])
@@ -163,8 +164,8 @@ def _pick_rows(graph: onnx.GraphProto, classes: int, *, centred: bool) -> onnx.V
     if anchors:
         k = ints("k", [min(K, anchors)])
     else:
-        there = node("Slice", [node("Shape", [best], "shape"), axis1, two, zero], "anchors")
-        k = node("Min", [there, ints("max", [K])], "k")
+        count = node("Slice", [node("Shape", [best], "shape"), axis1, two, zero], "anchors")
+        k = node("Min", [count, ints("max", [K])], "k")
     graph.node.append(helper.make_node("TopK", [best, k], ["out/score", "out/anchor"], axis=1, sorted=1))
     picked = node("GatherElements", [label, "out/anchor"], "picked", axis=1)
     kept = node("Slice", [head, zero, four, axis1], "boxes")

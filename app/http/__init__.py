@@ -1,5 +1,5 @@
-"""The HTTP server: uvicorn with limits that a public service can live with.
+"""The HTTP server: uvicorn with the limits that a public service needs.
 
-`connection` is the protocol class, `connections` all of them with their limits and their clock, `server` starts and
-stops. Requests reach the application as ASGI.
+`connection` is the asyncio protocol, `connections` keeps all of them within their limits and timeouts, `server` starts
+and stops. Requests reach the application as ASGI.
 """

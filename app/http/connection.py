@@ -1,7 +1,7 @@
 """One HTTP connection: uvicorn's protocol on httptools, with limits.
 
-uvicorn reads a head of any length at any pace, closes on a client that still sends (which then never sees the answer),
-takes a half-closed request for a hang-up and an `Upgrade: h2c` for the end of the request.
+Plain uvicorn reads a head of any length at any rate, closes while a client still sends (which then never sees the
+response), treats a half-closed connection as a disconnect, and treats `Upgrade: h2c` as the end of the request.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from app.http.refusal import Refused, answer
 
 
 class Connection(RequestReader):
-    """`check` is called twice a second; all else is an asyncio protocol."""
+    """An asyncio protocol. `Connections.watch` calls `check` every SWEEP_S."""
 
     def __init__(
         self,
@@ -40,9 +40,9 @@ class Connection(RequestReader):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(connections.limits, config, server_state, app_state, _loop)
-        self._all = connections
+        self._connections = connections
         self.peer = ""
-        self._answering: RequestResponseCycle | None = None  # `cycle` is that of the last head, which may have to wait
+        self._answering: RequestResponseCycle | None = None  # `cycle` belongs to the last head, which may be queued
         self._lingering_since = math.inf
         self._stopping_since = math.inf
 
@@ -50,22 +50,22 @@ class Connection(RequestReader):
         super().connection_made(transport)
         self.peer = self.client[0] if self.client else ""
         self._outlet = Outlet(self.finish, transport)
-        self._all.add(self)
+        self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._all.remove(self)
+        self._connections.remove(self)
         super().connection_lost(exc)
         if self._answering is not None:
             self._answering.disconnected = True
             self._answering.message_event.set()
-        self._outlet.close = self.transport.close  # not the connection's: circles are freed late
+        self._outlet.close = self.transport.close  # not self.finish: reference cycles are freed late
         self.pipeline.clear()
         self.scope = self.cycle = self._answering = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        self._came.add(len(data))
+        self._measure.add(len(data))
         if self._lingering_since < math.inf:
-            if self._came.bytes > LINGER_BYTES:
+            if self._measure.bytes > LINGER_BYTES:
                 self.transport.abort()
             self.flow.pause_reading()
             self.loop.call_later(LINGER_PAUSE_S, self.flow.resume_reading)
@@ -78,10 +78,10 @@ class Connection(RequestReader):
             if isinstance(refusal, Refused):
                 self._refuse(refusal.status, str(refusal))
             else:
-                self._refuse(400, "this is no HTTP/1.1")
+                self._refuse(400, "this is not valid HTTP/1.1")
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """A client that has sent its request and shuts its writing side still gets its answer."""
+        """Keep the connection of a client that has sent its whole request and shut its writing side: it gets its response."""
         if self._working and self._message_complete and not self.transport.is_closing():
             self._half_closed = True
             self.cycle.keep_alive = False
@@ -93,7 +93,7 @@ class Connection(RequestReader):
         super().resume_writing()
 
     def shutdown(self) -> None:
-        """The server stops: what has been received whole is answered."""
+        """Stop: finish the request in progress, drop pipelined ones, close idle connections."""
         self._stopping_since = self.loop.time()
         self.pipeline.clear()
         if self._working:
@@ -102,46 +102,46 @@ class Connection(RequestReader):
             self.transport.close()
 
     def finish(self) -> None:
-        """Close once the answer is out; what the client still sends is read and dropped for a while.
+        """Close after the response; until then read and drop what the client still sends, for at most LINGER_S.
 
-        The kernel resets a connection that is closed with bytes unread, and the client then loses the answer. nginx
+        The kernel resets a connection that is closed with unread bytes, and the client then loses the response. nginx
         calls this lingering close: https://nginx.org/en/docs/http/ngx_http_core_module.html#lingering_close
         """
         if self._message_complete or self.transport.is_closing():
             self.transport.close()
             return
-        self.pipeline.clear()  # nothing can be written behind the end
+        self.pipeline.clear()  # nothing can be written after the last response
         if self.cycle is not None:
             self.cycle.waiting_for_100_continue = False
         self._lingering_since = self.waiting_since = now = self.loop.time()
-        self._came.begin()
+        self._measure.begin()
         self._rate.begin(now)
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
     def cut_off(self) -> None:
-        """The application gives up an answer that its client does not take."""
+        """Abort the connection: the client does not read the response, and the application gives up."""
         if self._answering is not None:
             self._answering.disconnected = True
         self.transport.abort()
 
     def give_way(self) -> None:
-        """Another connection needs the place."""
+        """Close this connection to make room for another one."""
         if self._lingering_since < math.inf or (self._working and not self._reads_body):
             self.transport.abort()
             return
-        if self._in_head or self._reads_body or not self._has_answered:  # else nobody waits for an answer
-            self._refuse(503, "the server has as many connections as it takes")
+        if self._in_head or self._reads_body or not self._has_answered:  # else the connection is idle
+            self._refuse(503, "the server has reached its maximum number of connections")
         self.transport.close()
 
     def check(self, now: float) -> None:
-        """Close what has kept the server waiting for too long."""
+        """Close the connection if a timeout or a minimum rate is violated. `now`: loop time, s."""
         limits = self._limits
         waited = now - self.waiting_since
         if self._lingering_since < math.inf:
-            longest = LINGER_S if self._stopping_since == math.inf else SWEEP_S
-            if now - self._lingering_since > longest or self._too_slow(now, WINDOW_S):
+            limit_s = LINGER_S if self._stopping_since == math.inf else SWEEP_S
+            if now - self._lingering_since > limit_s or self._too_slow(now, WINDOW_S):
                 self.transport.abort()
         elif now - self._stopping_since > DRAIN_S and self._stalls(now):
             if self._reads_body:
@@ -153,8 +153,8 @@ class Connection(RequestReader):
         elif self._in_head:
             if waited > limits.head_s:
                 self._refuse(408, f"the request's head took more than {limits.head_s:g} s")
-        elif not self._message_complete:  # answered, and the rest of the body comes
-            if waited > LINGER_S or self._too_slow(now, WINDOW_S) or self._came.body_bytes > LINGER_BYTES:
+        elif not self._message_complete:  # answered, and the client still sends the body
+            if waited > LINGER_S or self._too_slow(now, WINDOW_S) or self._measure.body_bytes > LINGER_BYTES:
                 self.transport.abort()
         elif waited > (limits.keep_alive_s if self._has_answered else limits.head_s):
             self.transport.close()
@@ -167,49 +167,49 @@ class Connection(RequestReader):
         limits = self._limits
         left = self.transport.get_write_buffer_size()
         if self._reads_body:
-            if self.flow.read_paused:  # the application has enough for now
-                self._rate.begin(now, self._came.body_bytes)
+            if self.flow.read_paused:  # the application has paused reading
+                self._rate.begin(now, self._measure.body_bytes)
             elif self._too_slow(now, WINDOW_S):
-                self._refuse(408, f"the body comes at less than {limits.bytes_per_s} bytes a second")
+                self._refuse(408, f"the body arrives at less than {limits.bytes_per_s} bytes a second")
         elif not left:
             self.waiting_since = math.inf
-            self._rate.begin(now, self._came.body_bytes)
+            self._rate.begin(now, self._measure.body_bytes)
             self._probe()
-        elif not self._rate.sends:  # it has begun to send
+        elif not self._rate.sends:  # the response has begun
             self.waiting_since = now
-            self._rate.begin(now, self._came.body_bytes, left)
+            self._rate.begin(now, self._measure.body_bytes, left)
         elif self._too_slow(now, limits.send_s):
             self.transport.abort()
 
     def _probe(self) -> None:
-        """Find out whether a client that has shut its writing side is gone: its kernel then refuses this line, which a
-        client that waits passes over.
+        """Detect whether a half-closed client is gone: its kernel then resets the connection. A waiting client skips
+        this line.
         """
         if self._half_closed and not self.cycle.response_started and self.cycle.scope["http_version"] == "1.1":
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _too_slow(self, now: float, window_s: float) -> bool:
-        received = self._came.bytes if self._lingering_since < math.inf else self._came.body_bytes
+        received = self._measure.bytes if self._lingering_since < math.inf else self._measure.body_bytes
         return self._rate.too_slow(now, window_s, received, self.transport.get_write_buffer_size())
 
     def _stalls(self, now: float) -> bool:
-        """Whether it is the client that keeps the server from stopping."""
+        """Return True if the client, not the application, delays the stop."""
         if not self._working or self._reads_body:
             return True
         return bool(self.transport.get_write_buffer_size()) and self._too_slow(now, DRAIN_S)
 
     def _refuse(self, status: int, message: str) -> None:
-        """An answer without the application; the connection ends."""
+        """Send an error response without the application, and close."""
         if self.transport.is_closing():
             return
         if self.pipeline or (self._working and not (self._reads_body and not self.cycle.response_started)):
-            self.transport.close()  # another answer is on its way: this one would stand in its middle, or before it
+            self.transport.close()  # another response is due first, or already being sent
             return
         if self._working:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self._in_head:
-            self.headers.clear()  # the connection may stay for a while
+            self.headers.clear()  # frees memory: the connection may linger
         self._in_head = self._message_complete = False
         self.transport.write(answer(status, message))
         self.finish()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 class Outlet:
-    """Whose close is the connection's own: it waits for a client that still sends."""
+    """Replaces the transport's `close` by the connection's, which waits for a client that still sends."""
 
     __slots__ = ("close", "is_closing", "write")
 

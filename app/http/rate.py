@@ -1,10 +1,10 @@
-"""How fast a client sends and takes."""
+"""How fast a client sends its request and reads its response."""
 
 import math
 
 
 class Rate:
-    """Looks at counters now and then, and tells whether they have moved enough since the last look."""
+    """Compares byte counters with those of the last check."""
 
     def __init__(self, bytes_per_s: int) -> None:
         self._bytes_per_s = bytes_per_s
@@ -13,23 +13,26 @@ class Rate:
         self._drained = False
 
     def begin(self, now: float, received: int = 0, left: int = 0) -> None:
-        """A new look back starts here. `left` are the bytes that are still to go out."""
+        """Start a new window. `now`: s; `received`: bytes so far; `left`: response bytes not yet sent."""
         self._since, self._received, self._left, self._drained = now, received, left, False
 
     def drained(self) -> None:
-        """What was to go out has gone out, almost all of it; more may have followed."""
+        """Note that the write buffer ran almost empty; it may have been filled again."""
         self._drained = True
 
     @property
     def sends(self) -> bool:
-        """True when there was something to go out at the last look."""
+        """True if response bytes were left at the last check."""
         return self._left > 0
 
     def too_slow(self, now: float, window_s: float, received: int, left: int) -> bool:
-        """Whether less than the least rate came in, and less was taken, in at least `window_s`."""
+        """Return True if in at least `window_s` the client both sent and read less than the minimum rate.
+
+        Starts a new window once `window_s` have passed.
+        """
         if now - self._since < window_s:
             return False
-        taken = math.inf if self._drained else self._left - left
-        moved = max(taken, received - self._received)
+        sent = math.inf if self._drained else self._left - left
+        moved = max(sent, received - self._received)
         self.begin(now, received, left)
         return moved < self._bytes_per_s * window_s

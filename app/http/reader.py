@@ -1,4 +1,4 @@
-"""Requests of one HTTP connection as they arrive: uvicorn's protocol on httptools, with limits on heads and bodies."""
+"""Reads the requests of one HTTP connection: uvicorn's protocol on httptools, with limits on heads and bodies."""
 
 import asyncio
 import math
@@ -16,11 +16,11 @@ from app.http.outlet import Outlet
 from app.http.rate import Rate
 from app.http.refusal import Refused
 
-_AGAIN = b"POST / HTTP/1.1\r\nhost: again\r\n%s\r\n"
+_REPLAYED_HEAD = b"POST / HTTP/1.1\r\nhost: again\r\n%s\r\n"
 
 
 class RequestReader(HttpToolsProtocol):
-    """The parser's callbacks. `_feed` raises Refused for what is not to be read."""
+    """The parser's callbacks. `_feed` raises Refused, or httptools' HttpParserError."""
 
     _outlet: Outlet
 
@@ -34,61 +34,61 @@ class RequestReader(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, loop)
         self._limits = limits
-        self.waiting_since = self.loop.time()  # when the server began to wait for this client; inf while it works
+        self.waiting_since = self.loop.time()  # loop time, s; inf while the server works
         self._has_answered = False
         self._in_head = False
-        self._message_complete = True  # the request, whatever became of its answer
+        self._message_complete = True  # the request is received in full, answered or not
         self._half_closed = False  # the client has shut its writing side
-        self._came = Measure(limits.head_bytes)
+        self._measure = Measure(limits.head_bytes)
         self._rate = Rate(limits.bytes_per_s)
-        self._muted = False  # while the parser reads a head a second time
-        self._without_upgrade = False
+        self._replaying_head = False  # callbacks are ignored meanwhile
+        self._ignores_upgrade = False
 
     def cut_off(self) -> None:
-        """The application gives up an answer that its client does not take."""
+        """Abort the connection: the client does not read the response, and the application gives up."""
         raise NotImplementedError
 
     def on_message_begin(self) -> None:
-        if self._muted:
+        if self._replaying_head:
             return
         super().on_message_begin()
         if self._has_answered and not self._working:
             self.waiting_since = self.loop.time()
         self._in_head, self._message_complete = True, False
-        self._came.begin()
+        self._measure.begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._muted:
+        if self._replaying_head:
             return
-        self._came.add_line(in_head=self._in_head)
-        if self._in_head:  # else a trailer, which is nobody's
+        self._measure.add_line(in_head=self._in_head)
+        if self._in_head:  # trailers are dropped
             super().on_header(name, value)
 
     def on_url(self, url: bytes) -> None:
-        if not self._muted:
+        if not self._replaying_head:
             super().on_url(url)
 
     def on_headers_complete(self) -> None:
-        if self._muted:
+        if self._replaying_head:
             return
         if len(self.pipeline) >= MAX_PIPELINE:
-            raise Refused(400, f"more than {MAX_PIPELINE} requests wait on one connection")
-        long = self._came.head_may_be_long
-        head.check(self.headers, self.url, self.parser.get_http_version(), self._limits, measure=long)
+            raise Refused(400, f"more than {MAX_PIPELINE} requests are waiting on one connection")
+        measure = self._measure.head_may_be_long
+        head.check(self.headers, self.url, self.parser.get_http_version(), self._limits, measure=measure)
         self._in_head = False
         self.scope["yolopard.cut_off"] = self.cut_off  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
         self.cycle.transport = self._outlet  # type: ignore[assignment]
-        self._without_upgrade = self.parser.should_upgrade() and bool(head.framing(self.headers))
+        self._ignores_upgrade = self.parser.should_upgrade() and bool(head.framing(self.headers))
         self.waiting_since = now = self.loop.time()
         self._rate.begin(now)
 
     def on_body(self, body: bytes) -> None:
-        self._came.add_body(len(body))
+        self._measure.add_body(len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._muted or self._without_upgrade:
+        if self._replaying_head or self._ignores_upgrade:
             return
         self._message_complete = True
         if self._working:
@@ -99,7 +99,7 @@ class RequestReader(HttpToolsProtocol):
         self._has_answered = True
         self.waiting_since = self.loop.time()
         super().on_response_complete()
-        self._unset_keepalive_if_required()  # `check` has the time
+        self._unset_keepalive_if_required()  # `check` enforces the keep-alive timeout
         if self._working and self._message_complete:  # pipelined
             self.waiting_since = math.inf
         if self._half_closed and not self.pipeline:
@@ -121,20 +121,21 @@ class RequestReader(HttpToolsProtocol):
                 break
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
-                self._go_on()
-        self._came.end_piece(
+                self._skip_upgrade()
+        self._measure.end_piece(
             alone=alone, in_head=self._in_head, complete=self._message_complete, has_lines=bool(self.headers)
         )
 
-    def _go_on(self) -> None:
-        """Read on after a head that offers an upgrade, which is not taken up.
+    def _skip_upgrade(self) -> None:
+        """Ignore the upgrade that a head offers, and go on with the body: a new parser replays the lines that frame it.
 
-        httptools stops there: it tells llhttp that no body follows, whatever the head says (`cb_on_headers_complete`).
+        httptools stops at such a head: it makes llhttp expect no body, whatever the head says
+        (`cb_on_headers_complete`).
         """
-        if self._without_upgrade:
-            self._without_upgrade = False
+        if self._ignores_upgrade:
+            self._ignores_upgrade = False
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            self._muted = True
-            self.parser.feed_data(_AGAIN % head.framing(self.cycle.scope["headers"]))
-            self._muted = False
+            self._replaying_head = True
+            self.parser.feed_data(_REPLAYED_HEAD % head.framing(self.cycle.scope["headers"]))
+            self._replaying_head = False

@@ -1,4 +1,4 @@
-"""Answers of the server itself, in the JSON of /v1's errors: the application has not seen the request."""
+"""Error responses for requests that the application has not seen, in the JSON of /v1's errors."""
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -7,7 +7,7 @@ _CODES = {400: "bad_http", 408: "too_slow", 414: "url_too_long", 431: "head_too_
 
 
 class Refused(Exception):
-    """Raised inside a callback of the parser."""
+    """The request is refused with `status`. Raised inside a callback of the parser."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -15,7 +15,7 @@ class Refused(Exception):
 
 
 def answer(status: int, message: str) -> bytes:
-    """The whole answer, after which the connection ends."""
+    """Return the whole error response, with `Connection: close`."""
     body = orjson.dumps({"error": {"code": _CODES[status], "message": message, "request_id": ""}})
     head = [
         STATUS_LINE[status],

@@ -1,4 +1,4 @@
-"""Start and stop: uvicorn's server around our connections."""
+"""Starts and stops the HTTP server: uvicorn's, with app.http.connection as its protocol."""
 
 import asyncio
 import contextlib
@@ -19,17 +19,17 @@ from app.system import host
 
 log = logging.getLogger("yolopard.http")
 
-LINGER_S = 0.25
-OTHER_FILES = 64  # that the process has open besides connections: engines, logs, gRPC, images by URL
+ACCEPT_GRACE_S = 0.25  # for accepting what has reached the socket before a stop
+RESERVED_FILES = 64  # open files besides connections: engines, logs, gRPC, images by URL
 
 
 class Server(uvicorn.Server):
-    """Accepts the connections that have reached the socket before it stops; uvicorn itself would reset them."""
+    """Before it stops, accepts the connections that have reached the socket; plain uvicorn would reset them."""
 
     def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
         self.connections = connections
-        self.on_stop: Callable[[], None] = lambda: None  # called when nothing more is to be taken in
+        self.on_stop: Callable[[], None] = lambda: None  # called when no more requests are accepted
         self._watch: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -37,7 +37,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await asyncio.sleep(LINGER_S)
+        await asyncio.sleep(ACCEPT_GRACE_S)
         self.on_stop()
         await super().shutdown(sockets)
         if self._watch is not None:
@@ -45,7 +45,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """SIGHUP, which a closing terminal sends, stops the server as SIGTERM does; `nohup` has it ignored."""
+        """Stop on SIGHUP, which a closing terminal sends, as on SIGTERM, unless it is ignored (`nohup`)."""
         before = signal.getsignal(signal.SIGHUP)
         if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
             with super().capture_signals():
@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
 
 
 def make_server(settings: ServerSettings, app: ASGIApp | str = "unset") -> Server:
-    """The server of an application, not yet started. Without one, `config.app` has to be set before it is."""
+    """Return the server of `app`, not yet started. Without `app`, set `config.app` before the start."""
     connections = Connections(_limits(settings))
     config = uvicorn.Config(
         app,
@@ -77,10 +77,10 @@ def make_server(settings: ServerSettings, app: ASGIApp | str = "unset") -> Serve
 
 
 def _limits(settings: ServerSettings) -> Limits:
-    files = host.allow_open_files(settings.max_connections + OTHER_FILES)
-    connections = max(1, min(settings.max_connections, files - OTHER_FILES))
+    files = host.allow_open_files(settings.max_connections + RESERVED_FILES)
+    connections = max(1, min(settings.max_connections, files - RESERVED_FILES))
     if connections < settings.max_connections:
-        log.warning("the process may have %d files open: MAX_CONNECTIONS is %d", files, connections)
+        log.warning("the process may open only %d files: MAX_CONNECTIONS is lowered to %d", files, connections)
     return Limits(
         connections=connections,
         per_peer=settings.max_connections_per_peer,

@@ -1,1 +1,1 @@
-"""What weights files are, told without loading them."""
+"""Identifies weights files without loading them."""

@@ -1,7 +1,7 @@
-"""A PyTorch checkpoint, looked into without torch and without running anything that its pickle names.
+"""Reads PyTorch checkpoints without torch and without running any code of the pickle.
 
-Every class and function of the pickle becomes an inert stand-in, so the structure can be read: which classes there are,
-and what the model says of itself.
+Each class and function of the pickle is replaced by a stand-in without behaviour, so that only the structure is read:
+the classes and the attributes of the model.
 """
 
 import pickle
@@ -15,39 +15,39 @@ import numpy as np
 
 from app.weights import metadata
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first in what torch.save wrote before PyTorch 1.6
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # start of files by torch.save before PyTorch 1.6
 _STORAGES = {"FloatStorage": np.float32, "HalfStorage": np.float16, "DoubleStorage": np.float64}
 
 
 class NotPickled(ValueError):
-    """The file is none that torch.save writes."""
+    """The file was not written by torch.save, or is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a file of torch.save holds."""
+    """The contents of a file by torch.save."""
 
-    classes: frozenset[str]  # and functions, by module and name, that the pickle names
-    root: Any  # its outermost object, of stand-ins and plain values
-    model: str  # class of the model; "" if there is none
+    classes: frozenset[str]  # of the pickle, functions too, as module.name
+    root: Any  # outermost object, made of stand-ins and plain values
+    model: str  # class of the model; "" if there is no model
     attributes: dict[str, Any] = field(default_factory=dict)  # of the model
     stride: int = metadata.STRIDE
-    legacy: bool = False  # in the format before PyTorch 1.6
+    legacy: bool = False  # True: in the format before PyTorch 1.6
 
     @property
     def imgsz(self) -> int:
-        """The side of the frames that it was trained on, px."""
+        """The longest side of the training frames in px, rounded up to a multiple of the stride."""
         args = self.root.get("train_args") if isinstance(self.root, dict) else None
         return metadata.trained_size(args.get("imgsz") if isinstance(args, dict) else None, self.stride)
 
     @property
     def classifies(self) -> bool:
-        """Whether it is for whole images."""
+        """True for classification models."""
         return self.attributes.get("task") == "classify" or self.model.endswith("ClassificationModel")
 
 
 class _StandIn:
-    """An object of a class of the pickle. It keeps what it is given and does nothing with it."""
+    """Replaces an object of the pickle. Keeps the arguments and the state, and does nothing else."""
 
     path = ""
 
@@ -64,16 +64,16 @@ class _StandIn:
         self.state = state if isinstance(state, dict) else {}
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Of classes that are like dict."""
+        """Ignore an entry; pickles of dict-like classes call this."""
 
     def append(self, value: Any) -> None:
-        """Of classes that are like list."""
+        """Ignore an item; pickles of list-like classes call this."""
 
     def extend(self, values: Any) -> None:
-        """The same."""
+        """Ignore items; pickles of list-like classes call this."""
 
     def add(self, value: Any) -> None:
-        """Of classes that are like set."""
+        """Ignore an item; pickles of set-like classes call this."""
 
 
 class _Reader(pickle.Unpickler):
@@ -88,11 +88,11 @@ class _Reader(pickle.Unpickler):
         return self.classes.setdefault(path, type(global_name, (_StandIn,), {"path": path}))
 
     def persistent_load(self, pid: Any) -> Any:
-        return pid[1] if pid[0] == "module" else pid  # of the legacy format: a class with its source
+        return pid[1] if pid[0] == "module" else pid  # legacy format: ("module", class, source)
 
 
 def read(path: Path) -> Checkpoint:
-    """Raises NotPickled for what torch.save has not written, or not to its end."""
+    """Read a checkpoint. Raises NotPickled if torch.save did not write the file, or if it is cut short."""
     try:
         if not zipfile.is_zipfile(path):
             return _read_legacy(path)
@@ -109,8 +109,8 @@ def read(path: Path) -> Checkpoint:
 def _read_legacy(path: Path) -> Checkpoint:
     with path.open("rb") as file:
         if _Reader(file).load() != _LEGACY_MAGIC:
-            raise NotPickled("torch.save has not written it")
-        for _ in range(2):  # the version and facts of the system
+            raise NotPickled("torch.save did not write it")
+        for _ in range(2):  # protocol version and system info
             _Reader(file).load()
         reader = _Reader(file)
         return _describe(reader.load(), reader, None, "")
@@ -121,12 +121,12 @@ def _describe(root: Any, reader: _Reader, archive: zipfile.ZipFile | None, folde
     classes = frozenset(reader.classes)
     if not isinstance(model, _StandIn) or _is_tensor(model):
         return Checkpoint(classes, root, "", legacy=archive is None)
-    stride = _tensor(model.state.get("stride"), archive, folder) if archive else None
+    stride = _max_of_tensor(model.state.get("stride"), archive, folder) if archive else None
     return Checkpoint(classes, root, model.path, model.state, stride or metadata.STRIDE, archive is None)
 
 
 def holds_tensors(content: Any) -> bool:
-    """Whether it is a dict of tensors, or one that has such a dict in it."""
+    """Return True for a dict of tensors, or a dict with such a dict in it."""
     entries = list(content.values()) if isinstance(content, dict) else []
     entries += [value for entry in entries if isinstance(entry, dict) for value in entry.values()]
     return any(map(_is_tensor, entries))
@@ -136,8 +136,8 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, _StandIn) and value.path.startswith("torch._utils._rebuild")
 
 
-def _tensor(value: Any, archive: zipfile.ZipFile, folder: str) -> int | None:
-    """The greatest value of a tensor of floats; None for anything else."""
+def _max_of_tensor(value: Any, archive: zipfile.ZipFile, folder: str) -> int | None:
+    """Return the maximum of a float tensor; None for anything else."""
     if not (_is_tensor(value) and value.path.endswith("_rebuild_tensor_v2")):
         return None
     (_, storage, key, *_), offset, shape = value.arguments[:3]

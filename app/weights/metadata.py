@@ -1,6 +1,6 @@
-"""The metadata that Ultralytics writes into its exports, in the forms of all its releases -> plain values.
+"""Parses the metadata of Ultralytics exports, in the formats of all releases.
 
-Texts are the repr of Python values or JSON. Releases before 8.0.50 wrote `stride` and `names` alone.
+Values are the repr of Python values, or JSON. Releases before 8.0.50 only wrote `stride` and `names`.
 """
 
 import ast
@@ -9,13 +9,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-STRIDE, IMGSZ = 32, 640  # as Ultralytics has it where nothing is written
+STRIDE, IMGSZ = 32, 640  # Ultralytics' defaults
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def value(text: Any) -> Any:
-    """The value that a text stands for: a Python literal or JSON; other texts and values as they are."""
+    """Return the value of a Python literal or of JSON; return other texts and values unchanged."""
     if isinstance(text, str):
         for parse in (ast.literal_eval, json.loads):
             try:
@@ -26,37 +26,36 @@ def value(text: Any) -> Any:
 
 
 def largest(given: Any, default: int) -> int:
-    """The largest number of 32, "32.0", [640, 480] or "tensor([8., 16., 32.])"; the default where there is none."""
+    """Return the largest number in 32, "32.0", [640, 480] or "tensor([8., 16., 32.])"; the default if there is none."""
     return int(max(map(float, _NUMBER.findall(str(given))), default=0)) or default
 
 
 def shape(imgsz: Any) -> tuple[int, int] | None:
-    """Height and width of frames, px; None where they are not written."""
+    """Return height and width of the frames in px; None if `imgsz` does not have them."""
     numbers = [int(float(each)) for each in _NUMBER.findall(str(imgsz))]
     return (numbers[0], numbers[-1]) if len(numbers) in (1, 2) else None
 
 
 def trained_size(imgsz: Any, stride: int) -> int:
-    """The longest side of the frames that weights were trained on, as their `imgsz` says it, up to a full stride."""
+    """Return the longest side of the training frames by `imgsz`, rounded up to a multiple of the stride, px."""
     return -(-largest(imgsz, IMGSZ) // stride) * stride
 
 
 def flag(given: Any) -> bool:
-    """Whether True, "True" or "true" is written."""
+    """Return True for True, "True" and "true"."""
     return str(given).lower() == "true"
 
 
 def kpt_shape(given: Any) -> tuple[int, int] | None:
-    """Keypoints of an object and values of a keypoint, 2 or 3; None where that is not written."""
+    """Return the number of keypoints per object and of values per keypoint (2 or 3); None if `given` does not have them."""
     numbers = [int(each) for each in _NUMBER.findall(str(given))]
     return (numbers[0], numbers[1]) if len(numbers) == 2 and numbers[1] in (2, 3) else None
 
 
 def names(given: Any, count: int | None) -> dict[int, str]:
-    """Class id -> name of `count` classes, or of as many as there are names.
+    """Return the names of `count` classes by id; of all classes up to the last name if `count` is None.
 
-    A class without a name is called class7, as Ultralytics calls it; names of classes that the model has not are left
-    out.
+    A class without a name is called class7, as in Ultralytics. Names with ids from `count` on are ignored.
     """
     known = _names(given)
     if count is None:
@@ -65,17 +64,17 @@ def names(given: Any, count: int | None) -> dict[int, str]:
 
 
 def names_problem(given: Any, count: int) -> str:
-    """In what the names do not fit so many classes, in words; "" if they do."""
+    """Return a text on how the names do not fit `count` classes; "" if they fit."""
     known = _names(given)
-    lacking = [f"class{i}" for i in range(count) if i not in known]
-    if lacking:
-        called = ", ".join(lacking[:3]) + (" and so on" if len(lacking) > 3 else "")
-        return f"it names {count - len(lacking)} of its {count} classes; the others are called {called}"
-    return f"it names {len(known)} classes and has {count}: the last names are left out" if len(known) > count else ""
+    missing = [f"class{i}" for i in range(count) if i not in known]
+    if missing:
+        called = ", ".join(missing[:3]) + (" and so on" if len(missing) > 3 else "")
+        return f"it names {count - len(missing)} of its {count} classes; the others are called {called}"
+    return f"it names {len(known)} classes and has {count}: the last names are ignored" if len(known) > count else ""
 
 
 def _names(given: Any) -> dict[int, str]:
-    """Of a dict by ids, be they texts, or of a list."""
+    """Return the names by id. Accepts a dict with int or text ids, a dict without ids, or a list."""
     listed = value(given)
     if isinstance(listed, Mapping) and all(str(i).strip().isdecimal() for i in listed):
         return {int(i): str(name) for i, name in listed.items()}

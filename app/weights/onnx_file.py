@@ -1,6 +1,6 @@
-"""An ONNX file, looked into without the onnx package: its metadata, the sides of its input, and its other files.
+"""Reads ONNX files without the onnx package: the metadata, the input size and the names of external data files.
 
-https://github.com/onnx/onnx/blob/main/onnx/onnx.proto has the numbers of the fields.
+Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
 
 import mmap
@@ -12,35 +12,35 @@ from app.model import Shape
 from app.weights import metadata
 
 _VARINT, _LENGTH = 0, 2
-_WIDTHS = {1: 8, 5: 4}  # bytes of the other kinds of fields
+_WIDTHS = {1: 8, 5: 4}  # wire type -> bytes, for the other types
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxFile:
-    """What a file says of itself."""
+    """The contents of an ONNX file that are needed to identify it."""
 
     facts: dict[str, str]  # its metadata
-    sides: tuple[int, ...]  # height and width of the input, px; 0 where they are open
-    data: dict[str, int]  # file with weights, as it is named: bytes that it has to have
+    sides: tuple[int, ...]  # height and width of the input, px; 0 = dynamic
+    data: dict[str, int]  # external data file, as named in the model -> its minimum size in bytes
 
     @property
     def shape(self) -> Shape | None:
-        """Height and width of the only frames that it takes, px; None if others than one are possible."""
+        """Height and width of the frames, px; None if they are dynamic."""
         return (self.sides[0], self.sides[1]) if len(self.sides) == 2 and all(self.sides) else None
 
     @property
     def imgsz(self) -> int:
-        """The longest side of its frames, px."""
+        """The longest side of the frames, px."""
         return max(self.shape) if self.shape else metadata.largest(self.facts.get("imgsz"), metadata.IMGSZ)
 
     @property
     def classifies(self) -> bool:
-        """Whether it is for whole images."""
+        """True for classification models."""
         return self.facts.get("task") == "classify"
 
 
 def read(path: Path) -> OnnxFile:
-    """Raises ValueError for what is no ONNX file, or one that is cut short."""
+    """Read an ONNX file. Raises ValueError if it is cut short or not an ONNX file."""
     with path.open("rb") as file:
         return _model(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
@@ -63,7 +63,7 @@ def _model(content: memoryview) -> OnnxFile:
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and content of each field; that of a number is what encodes it."""
+    """Yield number and content of each field; the content of a varint is its encoded bytes. Raises ValueError."""
     at, end = 0, len(content)
     while at < end:
         key, at = _varint(content, at)
@@ -74,7 +74,7 @@ def _fields(content: memoryview) -> Iterator[tuple[int, memoryview]]:
             size, at = _varint(content, at) if key & 7 == _LENGTH else (_WIDTHS.get(key & 7, end + 1), at)
             start, at = at, at + size
         if at > end or not key >> 3:
-            raise ValueError("it ends too early or is no ONNX file")
+            raise ValueError("it ends too early or is not an ONNX file")
         yield key >> 3, content[start:at]
 
 
@@ -86,11 +86,11 @@ def _varint(content: memoryview, at: int) -> tuple[int, int]:
         shift, at = shift + 7, at + 1
         if byte < 128:
             return value, at
-    raise ValueError("it ends too early or is no ONNX file")
+    raise ValueError("it ends too early or is not an ONNX file")
 
 
 def _all(content: memoryview, *numbers: int) -> Iterator[memoryview]:
-    """The fields of these numbers, each inside the one before."""
+    """Yield the fields at a path of field numbers: each number is inside of the one before."""
     first, *rest = numbers
     for number, value in _fields(content):
         if number == first:
@@ -103,7 +103,7 @@ def _pair(content: memoryview) -> tuple[str, str]:
 
 
 def _sides(graph: memoryview) -> tuple[int, ...]:
-    """Of the first input: the sizes behind batch and channels, 0 where they are open."""
+    """Return height and width of the first input; 0 for a dynamic size."""
     for source in _all(graph, 11):
         dims = list(_all(source, 2, 1, 2, 1))
         return tuple(next((_varint(size, 0)[0] for size in _all(dim, 1)), 0) for dim in dims[2:])
@@ -111,7 +111,7 @@ def _sides(graph: memoryview) -> tuple[int, ...]:
 
 
 def _locations(graph: memoryview) -> Iterator[tuple[str, int]]:
-    """Files in which tensors of the graph lie, and how long they have to be at least."""
+    """Yield the external data file and its minimum size in bytes for each tensor of the graph that has one."""
     for tensor in (*_all(graph, 5), *_all(graph, 15, 1), *_all(graph, 15, 2), *_all(graph, 1, 5, 5)):
         entries = dict(map(_pair, _all(tensor, 13)))
         if location := entries.get("location"):

@@ -1,41 +1,41 @@
-"""Files and folders that are given as weights and are none, told by their first bytes."""
+"""Recognizes files and folders that are not weights: files by their first bytes, folders by their contents."""
 
 import struct
 import zipfile
 from pathlib import Path
 
-_HEAD = 4096
+_HEAD_BYTES = 4096
 
-_AGAIN = "download the weights again"
-_SOURCE = "give the .pt or .onnx that it was made from"
-_BINARY = (  # place in the file, bytes there, what that is and what to do
+_DOWNLOAD_AGAIN = "download the weights again"
+_USE_SOURCE = "use the .pt or .onnx that it was made from"
+_BINARY = (  # offset, bytes there, what the file is and what to do
     (0, b"\x89HDF\r\n", f"is an HDF5 file, as Keras writes: {_SOURCE}"),
     (4, b"TFL3", f"is a TensorFlow Lite model: {_SOURCE}"),
-    (0, b"ftrt", "is a TensorRT plan without Ultralytics' header: export it with format=engine, or give the .pt"),
-    (0, b"ptrt", "is a TensorRT plan without Ultralytics' header: export it with format=engine, or give the .pt"),
-    (0, b"\x1f\x8b", "is a gzip archive: unpack it and give the weights inside"),
-    (0, b"7z\xbc\xaf", "is a 7z archive: unpack it and give the weights inside"),
-    (0, b"Rar!", "is a RAR archive: unpack it and give the weights inside"),
-    (257, b"ustar", "is a tar archive: unpack it and give the weights inside"),
+    (0, b"ftrt", "is a TensorRT plan without Ultralytics' header: export it with format=engine, or use the .pt"),
+    (0, b"ptrt", "is a TensorRT plan without Ultralytics' header: export it with format=engine, or use the .pt"),
+    (0, b"\x1f\x8b", "is a gzip archive: unpack it and use the weights inside"),
+    (0, b"7z\xbc\xaf", "is a 7z archive: unpack it and use the weights inside"),
+    (0, b"Rar!", "is a RAR archive: unpack it and use the weights inside"),
+    (257, b"ustar", "is a tar archive: unpack it and use the weights inside"),
     (0, b"\xff\xd8\xff", "is a JPEG image, not weights"),
     (0, b"\x89PNG", "is a PNG image, not weights"),
     (0, b"%PDF", "is a PDF document, not weights"),
     (0, b"\x93NUMPY", "is a NumPy array, not weights"),
-    (0, b"GGUF", "is a GGUF file of a language model, not weights of YOLO"),
-    (0, b"RKNN", f"is a model for Rockchip's NPU: {_SOURCE}"),
+    (0, b"GGUF", "is a GGUF file of a language model, not YOLO weights"),
+    (0, b"RKNN", f"is a model for Rockchip NPUs: {_SOURCE}"),
 )
-_TEXTS = (  # first words of a text, in lower case
+_TEXTS = (  # first words of the text in lower case, what the file is and what to do
     (
         ("version https://git-lfs", "version https://hawser"),
-        "is a Git LFS pointer, no weights: run `git lfs pull`",
+        "is a Git LFS pointer, not the weights: run `git lfs pull`",
     ),
     (("/annex/", "../.git/annex/", ".git/annex/"), "is a git-annex pointer, not the weights: run `git annex get`"),
-    (("<!doctype html", "<html", "<head", "<body"), f"is a web page, of a sign-in or an error perhaps: {_AGAIN}"),
-    (("<net ", '<?xml version="1.0"?>\n<net'), f"is a model of OpenVINO: {_SOURCE}"),
-    (("<",), f"is a text in XML or HTML, not weights: {_AGAIN}"),
-    (("{", "["), f"is a text in JSON, an error message perhaps, not weights: {_AGAIN}"),
+    (("<!doctype html", "<html", "<head", "<body"), f"is a web page, maybe a sign-in or error page: {_DOWNLOAD_AGAIN}"),
+    (("<net ", '<?xml version="1.0"?>\n<net'), f"is an OpenVINO model: {_SOURCE}"),
+    (("<",), f"is a text in XML or HTML, not weights: {_DOWNLOAD_AGAIN}"),
+    (("{", "["), f"is a text in JSON, maybe an error message, not weights: {_DOWNLOAD_AGAIN}"),
 )
-_FOLDERS = (  # a file in the folder, what the folder is
+_FOLDERS = (  # pattern of a file in the folder, what the folder is
     ("*.xml", "a folder of `format=openvino`"),
     ("saved_model.pb", "a folder of `format=saved_model`"),
     ("*.ncnn.param", "a folder of `format=ncnn`"),
@@ -46,49 +46,49 @@ _FOLDERS = (  # a file in the folder, what the folder is
 
 
 def of_file(path: Path) -> str:
-    """What a file is that holds no weights, and what to do; "" for what may hold some."""
+    """Return what a file without weights is, and what to do; "" if the file may have weights."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(_HEAD)
+        head = file.read(_HEAD_BYTES)
     if not head.strip(b"\0 \t\r\n"):
-        what = "is empty" if not size else f"holds nothing in its {size} bytes" if size <= _HEAD else ""
+        what = "is empty" if not size else f"holds nothing in its {size} bytes" if size <= _HEAD_BYTES else ""
         if what:
-            return f"{what}: {_AGAIN}"
-    for place, magic, text in _BINARY:
-        if head[place:].startswith(magic):
+            return f"{what}: {_DOWNLOAD_AGAIN}"
+    for offset, magic, text in _BINARY:
+        if head[offset:].startswith(magic):
             return text
     if _is_safetensors(head, size):
-        return "is a safetensors file, tensors without their model: give the .pt that Ultralytics saved"
+        return "is a safetensors file, tensors without their model: use the .pt that Ultralytics saved"
     if head.startswith(b"PK"):
         return _of_zip(path)
     return _of_text(head)
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:
-    """A length of 8 bytes, and JSON of that length."""
+    """Return True if the file begins with 8 bytes of header length and JSON."""
     return len(head) > 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < size
 
 
 def _of_zip(path: Path) -> str:
     if not zipfile.is_zipfile(path):
-        return f"is cut short, or a ZIP archive that is damaged: copy it again or {_AGAIN}"
+        return f"is cut short, or a damaged ZIP archive: copy it again or {_DOWNLOAD_AGAIN}"
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith(("/constants.pkl", "/model.json")) or "/code/" in name for name in names):
-        return f"is a TorchScript file, of `format=torchscript` perhaps: {_SOURCE}"
+        return f"is a TorchScript file, maybe of `format=torchscript`: {_SOURCE}"
     if any(name.endswith("/data.pkl") for name in names):
         return ""
     if {"config.json", "model.weights.h5"} <= set(names):
-        return f"is a model of Keras: {_SOURCE}"
+        return f"is a Keras model: {_SOURCE}"
     inside = next((name for name in names if name.endswith((".pt", ".onnx"))), "")
-    return f"is a ZIP archive that is no weights: unpack it{f' and give {inside}' if inside else ''}"
+    return f"is a ZIP archive, not weights: unpack it{f' and use {inside}' if inside else ''}"
 
 
 def _of_text(head: bytes) -> str:
     try:
         text = head.decode("utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        if error.end < len(head):  # else the head ends inside a character
+        if error.end < len(head):  # otherwise the head ends inside a character
             return ""
         text = head[: error.start].decode("utf-8-sig").strip()
     if not all(letter.isprintable() or letter.isspace() for letter in text):
@@ -98,15 +98,15 @@ def _of_text(head: bytes) -> str:
         if start.startswith(words):
             return what
     if "backbone:" in text:
-        return "describes a network and has no weights: train it, and give the best.pt"
+        return "describes a network and has no weights: train it, and use the best.pt"
     first = text.partition("\n")[0].strip()[:40]
-    return f"is a text ({first!r} is its beginning), not weights: {_AGAIN}"
+    return f"is a text that begins with {first!r}, not weights: {_DOWNLOAD_AGAIN}"
 
 
 def of_folder(path: Path) -> str:
-    """What a folder is, and what to do."""
+    """Return what a folder is, and what to do."""
     inside = sorted((*path.glob("*.pt"), *path.glob("weights/*.pt"), *path.glob("*.onnx")))
-    advice = f"give the file, such as {inside[0]}" if inside else _SOURCE
+    advice = f"use the file, such as {inside[0]}" if inside else _USE_SOURCE
     for pattern, what in _FOLDERS:
         if not inside and next(path.glob(pattern), None):
             return f"{what}: {_SOURCE}"
