@@ -1,4 +1,7 @@
-"""Exports weights to plain Ultralytics ONNX. Only this module and backends/pytorch import torch and ultralytics."""
+"""Exports weights to plain Ultralytics ONNX.
+
+Only this module, backends/pytorch and evaluation/mean_ap import torch or ultralytics.
+"""
 
 import contextlib
 import importlib

@@ -16,7 +16,7 @@ _FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
 
 def to_half(graph: Path, target: Path) -> None:
-    """Write the FP16 graph to `target`. Raises WeightsError for weights outside of the range of FP16."""
+    """Write the FP16 graph to `target`. Raises WeightsError for weights beyond the range of FP16."""
     model = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True)
     lower = features(model.graph)
     floats = _floats(model.graph)
@@ -93,5 +93,5 @@ def _retype(node: NodeProto) -> None:
 def _half(tensor: TensorProto, name: str) -> TensorProto:
     values = numpy_helper.to_array(tensor)
     if np.abs(values).max(initial=0) > np.finfo(np.float16).max:
-        raise WeightsError(f"{tensor.name} has values outside of the range of FP16: use PRECISION=fp32")
+        raise WeightsError(f"{tensor.name} has values beyond the range of FP16: use PRECISION=fp32")
     return numpy_helper.from_array(values.astype(np.float16), name)

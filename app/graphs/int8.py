@@ -25,7 +25,7 @@ from app.graphs import fp16
 from app.graphs.calibration import RULES, STEPS, collect
 from app.vision.preprocess import Pixels
 
-# The first opset with FP16 scales. From 21 on ONNX Runtime 1.32 moves QuantizeLinear behind MaxPool, and fails.
+# The first opset with FP16 scales. From 21 on ONNX Runtime 1.32 moves QuantizeLinear after MaxPool, and fails.
 OPSET = 19
 WRITE_COST = 100  # of an output value, in multiplications, about (AVX-512); the first layers write the most values
 
@@ -35,7 +35,7 @@ _MIN_SCALE = float(np.finfo(np.float16).tiny)  # not 0 in FP16, as TensorRT refu
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How a graph is quantized."""
+    """A quantization method: the rule for the ranges, and the convolutions that stay in float."""
 
     rule: str = "greatest value"  # a key of calibration.RULES
     floats: frozenset[str] = frozenset()  # convolutions that stay in float, by their output

@@ -8,8 +8,8 @@ The input of the serving graph is `images`, uint8 [B, H, W, 3], RGB, letterboxed
     probs   [B, classes]        classify, the only output
 
 The extras: segment, a coefficient per prototype; pose, x y (visible) in frame px per keypoint; obb, the angle of the
-box about its centre, in radians. Cast, Transpose and 1/255 are added before the export, class maximum and TopK behind.
-K = min(1024, anchors): for detect the device returns 24 KB per image, not 2.8 MB.
+box about its centre, in radians. The graph is the export with Cast, Transpose and 1/255 before it, and class maximum
+and TopK after it. K = min(1024, anchors): for detect the device returns 24 KB per image, not 2.8 MB.
 """
 
 from pathlib import Path

@@ -81,7 +81,7 @@ class Connection(RequestReader):
                 self._refuse(400, "this is not valid HTTP/1.1")
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep the connection of a client that has sent its whole request and shut its writing side: it gets its response."""
+        """Keep the connection if the request is complete: a half-closed client still gets its response."""
         if self._working and self._message_complete and not self.transport.is_closing():
             self._half_closed = True
             self.cycle.keep_alive = False
@@ -102,7 +102,7 @@ class Connection(RequestReader):
             self.transport.close()
 
     def finish(self) -> None:
-        """Close after the response; until then read and drop what the client still sends, for at most LINGER_S.
+        """Close after the response, but first read and drop what the client still sends, for at most LINGER_S.
 
         The kernel resets a connection that is closed with unread bytes, and the client then loses the response. nginx
         calls this lingering close: https://nginx.org/en/docs/http/ngx_http_core_module.html#lingering_close

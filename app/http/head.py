@@ -18,7 +18,7 @@ def check(headers: Sequence[Header], url: bytes, version: str, limits: Limits, *
     if len(hosts) != 1 and (hosts or version == "1.1"):
         raise Refused(400, f"a request must have one Host header; this one has {len(hosts)}")
     if limits.hosts is not None and hosts and _name(hosts[0]) not in limits.hosts:
-        raise Refused(400, "the Host header is not a name of this server: send its address, or add the name to ALLOW_HOSTS")
+        raise Refused(400, "the Host header is no name of this server: use its address, or add the name to ALLOW_HOSTS")
 
 
 def framing(headers: Iterable[Header]) -> bytes:

@@ -1,1 +1,1 @@
-"""Engines on disk."""
+"""Stores engines on disk."""

@@ -1,19 +1,19 @@
-"""How accurate an engine was found to be, and what it must reach to be served. Figures are stored, verdicts are not."""
+"""Accuracy reports of engines, and the limits of the gate. Reports are stored; each start compares them anew."""
 
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-MAX_BOX_PX = 0.5  # of a row before NMS
+MAX_BOX_PX = 0.5  # difference of a row before NMS
 MAX_SHIFT_PX = 0.5
-MIN_BOXES = 100  # boxes from which on a share counts as it is; of fewer its confidence interval does (docs/accuracy.md)
-Z = 1.96  # standard deviations: 95 % of a normal distribution lie within
-MIN_PROVEN_RATIO = 0.5  # a lossy engine must be proven to find more than this share: broken ones find less
+MIN_BOXES = 100  # for comparing a share with its limit; with fewer its confidence interval counts (docs/accuracy.md)
+Z = 1.96  # standard deviations that contain 95 % of a normal distribution
+MIN_PROVEN_RATIO = 0.5  # with 95 % confidence, an int8 engine must find more than this share: broken ones find less
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an engine must reach. `int8` counts where there are no labels; `map_loss` of classify is that of top-1."""
+    """Limits of the gate. `int8` only applies without labels; for classify, `map_loss` limits the loss of top-1."""
 
     fp32: float = 0.99
     fp16: float = 0.98
@@ -23,67 +23,67 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class AccuracyReport:
-    """How far an engine is from its reference. Shares are of 1; px are the frame's."""
+    """Differences between an engine and its reference. Shares are from 0 to 1, px are frame px."""
 
     images: int
-    boxes: int  # that the reference finds, of score >= CONF
-    agreement: float  # share of them that the engine finds too: same class, IoU >= 0.9; so its mask; its keypoints
+    boxes: int  # of the reference, with score >= CONF
+    agreement: float  # share of them that the engine finds too: same class, IoU >= 0.9 (mask too), keypoints alike
     false_positives: float  # share of the engine's boxes that the reference does not find
-    box_px: float  # greatest difference of a side between two boxes of a pair
+    box_px: float  # maximum difference of a side between the boxes of a pair
     box_px_mean: float
-    shift_px: float  # median of the signed differences, of the worst side: what a wrong pad does
-    score: float  # greatest difference of the scores of a pair
+    shift_px: float  # median of the signed differences, of the worst side; shows wrong padding
+    score: float  # maximum difference between the scores of a pair
     score_mean: float
     rows: int  # compared before NMS
     rows_agreement: float  # share of them within MAX_BOX_PX and MAX_SCORE
-    engine_boxes: int = 0  # that the engine finds, of score >= CONF
-    proven_shift_px: float = 0.0  # the least shift, of the worst side, that its 95 % confidence interval allows
-    map50: float | None = None  # with labels: of the engine; by masks, keypoints or turned boxes where there are any
+    engine_boxes: int = 0  # of the engine, with score >= CONF
+    proven_shift_px: float = 0.0  # minimum shift in the 95 % confidence interval, of the worst side
+    map50: float | None = None  # of the engine, with labels; by masks, keypoints or rotated boxes if the task has them
     map50_95: float | None = None
     reference_map50: float | None = None
     reference_map50_95: float | None = None
-    top1: float | None = None  # of classify, with labels: of the engine
+    top1: float | None = None  # of the engine, classify with labels
     top5: float | None = None
     reference_top1: float | None = None
     reference_top5: float | None = None
-    mask_iou: float | None = None  # of segment: mean over the pairs
-    keypoint_px: float | None = None  # of pose: greatest difference of a visible keypoint of a pair
+    mask_iou: float | None = None  # segment: mean of the pairs
+    keypoint_px: float | None = None  # pose: maximum difference of a visible keypoint of a pair
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def lost(self) -> float | None:
-        """How much less accurate than its reference the engine is: mAP50-95, of classify top-1; None without labels."""
+        """Return the loss of mAP50-95 (classify: top-1) against the reference; None without labels."""
         if self.top1 is not None:
             return (self.reference_top1 or 0) - self.top1
         return None if self.map50_95 is None else (self.reference_map50_95 or 0) - self.map50_95
 
     def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of `agreement`."""
+        """Return the 95 % confidence interval of `agreement`."""
         return wilson(self.agreement, self.boxes)
 
     def doubts(self, precision: str, limits: Limits) -> list[str]:
-        """What the figures of an engine that passes leave open, and how many images would settle it."""
-        least: float = getattr(limits, precision)
+        """Return warnings on what the report of a passing engine does not prove, and how many images would."""
+        limit: float = getattr(limits, precision)
         low, high = self.interval()
         proven = precision != "int8" or self.lost() is not None  # by the rows before NMS, or by labels
-        if proven or not 0 < self.boxes < MIN_BOXES or low >= least:
+        if proven or not 0 < self.boxes < MIN_BOXES or low >= limit:
             return []
         return [
-            f"{self.boxes} boxes do not prove that it finds {least} of the reference's: with 95 % confidence it finds "
-            f"{low:.2f} to {high:.2f}. {self._images_asked_for()}"
+            f"{self.boxes} boxes do not prove that it finds {limit} of the reference's: with 95 % confidence it finds "
+            f"{low:.2f} to {high:.2f}. {self._images_needed()}"
         ]
 
-    def _images_asked_for(self) -> str:
+    def _images_needed(self) -> str:
         images = math.ceil(MIN_BOXES * self.images / max(1, self.boxes))
-        return f"About {images} images like these would tell (GATE_DIR)"
+        return f"About {images} images like these are needed (GATE_DIR)"
 
     def shortcomings(self, precision: str, limits: Limits) -> list[str]:
-        """Why an engine of these figures must not be served; none = it may.
+        """Return the reasons why the engine must not be served; empty = it may be served.
 
-        From fewer than ENOUGH boxes a share is below its limit only if its whole confidence interval is.
+        With fewer than MIN_BOXES boxes, a share is below its limit only if its whole confidence interval is.
         """
-        least: float = getattr(limits, precision)
+        limit: float = getattr(limits, precision)
         lossy = precision == "int8"
         low, high = self.interval()
         found = high if self.boxes < MIN_BOXES else self.agreement
@@ -97,18 +97,18 @@ class AccuracyReport:
         share_counts = not (lossy and lost is not None)
         rules = {
             "there are no images to evaluate it on": not self.images,
-            "the reference finds nothing in the images: give others with GATE_DIR": lossy and not self.boxes,
-            f"it finds {self.agreement:.4f} of the reference's boxes, {least} are asked for": (
-                share_counts and self.boxes and not found >= least
+            "the reference finds nothing in the images: set GATE_DIR to other images": lossy and not self.boxes,
+            f"it finds {self.agreement:.4f} of the reference's boxes, {limit} are required": (
+                share_counts and self.boxes and not found >= limit
             ),
-            f"{self.boxes} boxes, of which it finds {self.agreement:.4f}, prove nothing. {self._images_asked_for()}": (
-                share_counts and lossy and self.boxes and found >= least and not low > MIN_PROVEN_RATIO
+            f"{self.boxes} boxes, of which it finds {self.agreement:.4f}, are too few. {self._images_needed()}": (
+                share_counts and lossy and self.boxes and found >= limit and not low > MIN_PROVEN_RATIO
             ),
-            f"{self.false_positives:.4f} of its boxes are not the reference's, {1 - least:.2f} are allowed": (
-                share_counts and not false_positives <= 1 - least
+            f"{self.false_positives:.4f} of its boxes are not the reference's, {1 - limit:.2f} are allowed": (
+                share_counts and not false_positives <= 1 - limit
             ),
             f"only {self.rows_agreement:.4f} of the rows are within {MAX_BOX_PX} px and the score's tolerance": (
-                not lossy and not self.rows_agreement >= least
+                not lossy and not self.rows_agreement >= limit
             ),
             f"its boxes are off by {self.shift_px:.2f} px to one side": not shift <= MAX_SHIFT_PX,
             f"it loses {lost or 0:.4f} {what}, {limits.map_loss} are allowed": (
@@ -119,7 +119,7 @@ class AccuracyReport:
 
 
 def wilson(share: float, of: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share (E. B. Wilson, 1927, JASA 22); 0 to 1 of nothing."""
+    """Return the 95 % confidence interval of a share of `of` (E. B. Wilson, 1927, JASA 22); (0, 1) if `of` is 0."""
     if not of:
         return 0.0, 1.0
     z = Z * Z / of

@@ -1,4 +1,4 @@
-"""manifest.json: what an engine is, what it depends on, and how it was evaluated."""
+"""manifest.json: describes an engine, everything that it depends on, and its gate result."""
 
 import hashlib
 import json
@@ -14,19 +14,19 @@ from app.store import permissions
 from app.store.accuracy import AccuracyReport, Limits
 
 MANIFEST = "manifest.json"
-MAX_BYTES = 1 << 20  # the manifest of a thousand classes has 40 KB
+MAX_BYTES = 1 << 20  # a manifest with a thousand classes has 40 KB
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """All that an engine depends on. Anything different is another engine."""
+    """Everything that an engine depends on. Two engines are the same if their fingerprints are equal."""
 
     name: str
     weights_sha256: str
-    graph_revision: str  # of the code that makes the graph, and of images and detections
-    evaluation_revision: str  # of the code that builds and evaluates
+    graph_revision: str  # digest of the code for graphs, images and detections
+    evaluation_revision: str  # digest of the code for building and evaluation
     imgsz: int  # longest side of a frame, px
-    shapes: str | None  # asked for, such as "384x640,640x640"; None = the smallest rectangle, or the engine's only one
+    shapes: str | None  # requested, such as "384x640,640x640"; None = the smallest rectangle, or the only shape
     batch: int
     precision: str
     backend: str
@@ -42,39 +42,39 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """How an engine was evaluated. Whether that is enough is asked anew at every start, with the limits of that day."""
+    """The evaluation of an engine. Every start compares the accuracy report with the limits that are set then."""
 
-    on: str  # the images, in words
-    images: str  # their digest, if they are a folder's
-    figures: AccuracyReport | None  # None: there was nothing to compare with
-    reference: str = ""  # what it was compared with, in words
+    on: str  # the images, as text
+    images: str  # their digest, if they are from a folder
+    figures: AccuracyReport | None  # the accuracy report; None = there was no reference
+    reference: str = ""  # what it was compared with, as text
 
     def to_json(self) -> dict[str, Any]:
         figures = self.figures and self.figures.to_json()
         return {"on": self.on, "images": self.images, "reference": self.reference, "figures": figures}
 
     def shortcomings(self, precision: str, limits: Limits) -> list[str]:
-        """Why the engine must not be served."""
+        """Return the reasons why the engine must not be served; empty = it may be served."""
         return self.figures.shortcomings(precision, limits) if self.figures else []
 
     def nothing_found(self) -> str:
-        """A warning where the engine passed on images that say little; "" where they say enough."""
+        """Return a warning if the reference finds nothing in the images, else ""."""
         if self.figures is None or self.figures.boxes:
             return ""
         return (
-            f"{self.reference} finds nothing in {self.on}, so that the gate compared the rows before NMS alone: give "
-            "images like those to be served with GATE_DIR"
+            f"{self.reference} finds nothing in {self.on}, so the gate only compared rows before NMS: set GATE_DIR to "
+            "images like those to be served"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What stands beside an engine's files, or in their place where the gate refused the engine."""
+    """The manifest next to an engine's files. It has no files if the gate refused the engine."""
 
     fingerprint: Fingerprint
     model: ModelInfo
     gate: GateResult
-    built: dict[str, Any]  # when, where, with what: for people, nothing depends on it
+    built: dict[str, Any]  # time, machine, versions: only shown, never compared
     files: dict[str, str]  # file name: sha256
 
     def to_json(self) -> dict[str, Any]:
@@ -93,17 +93,17 @@ class StoredEngine:
 
 
 class Damaged(StoreError):
-    """A stored engine is not what its manifest says. The message names the file."""
+    """A stored engine does not match its manifest. The message names the file."""
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in this folder, whose files are not checked. Raises Damaged."""
+    """Read the manifest in a folder without checking the files. Raises Damaged."""
     path = folder / MANIFEST
     try:
         return _MANIFEST.validate_json(permissions.read_plain(path, MAX_BYTES), strict=True, extra="forbid")
@@ -112,10 +112,10 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "the file"
-        raise Damaged(f"{path} is no manifest ({shortened(where)}: {shortened(problem['msg'])})") from error
+        raise Damaged(f"{path} is not a valid manifest ({shortened(where)}: {shortened(problem['msg'])})") from error
 
 
 def shortened(text: object) -> str:
-    """For a log line: without control characters, and of no more than 80 characters."""
+    """Return the repr for a log line, without control characters and at most 80 characters long."""
     shown = repr(text)
     return shown if len(shown) <= 80 else f"{shown[:79]}…"

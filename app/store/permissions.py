@@ -1,8 +1,8 @@
-"""Files that nobody else can have changed. Engines and weights are code: they run with this user's rights.
+"""Checks that no other user can change a file. Engines and weights are code: they run with this user's rights.
 
-The rule is that of SSH's StrictModes: every folder and link on the way from / to a file, and the file itself, belongs
-to root, to this user or to the owner of Yolopard's own code, and nobody else can write to it: no other users, except in
-a sticky parent such as /tmp, and no group, except the private group of root or of this user.
+The rule is that of SSH's StrictModes. The file, and every folder and link on the path from / to it, must belong to
+root, to this user or to the owner of Yolopard's code, and must not be writable for others: neither for other users,
+except in a sticky parent such as /tmp, nor for a group, except the private group of root or of this user.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ from pathlib import Path
 
 from app.errors import StoreError
 
-_CODE = Path(__file__)  # whoever owns it decides already what runs here
+_CODE = Path(__file__)  # its owner already controls what runs here
 
 
 def require_safe(path: Path, engines: Path) -> None:
-    """Raises StoreError, with the command that mends it, if somebody else can change what this path leads to.
+    """Raise StoreError, with the command that corrects the permissions, if another user can change the file at `path`.
 
-    What does not exist yet is safe. `engines` is the setting ENGINES_DIR. Raises OSError.
+    A path that does not exist is safe. `engines` is the setting ENGINES_DIR. Raises OSError.
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        path.stat()  # fails for links in a circle, which _steps would follow for ever
+        path.stat()  # raises for cyclic links, which _steps would follow forever
     root = engines.resolve()
     for step in _steps(path.absolute()):
         try:
@@ -36,42 +36,42 @@ def require_safe(path: Path, engines: Path) -> None:
         inside = not stat.S_ISLNK(found.st_mode) and step.resolve().is_relative_to(root)
         if danger := _danger(found, sticky_is_safe=not inside):
             what, program, *change = danger
-            mend = shlex.join([program, "-R", *change, str(root)] if inside else [program, *change, str(step)])
+            command = shlex.join([program, "-R", *change, str(root)] if inside else [program, *change, str(step)])
             raise StoreError(
-                f"{step} {what}, who could replace what is loaded from {engines}: run `{mend}`, "
-                "or give another folder with ENGINES_DIR"
+                f"{step} {what}, who could replace what is loaded from {engines}: run `{command}`, "
+                "or set ENGINES_DIR to another folder"
             )
 
 
 def make_folder(path: Path) -> None:
-    """Make it and its parents, writable only for this user whatever the umask is. Raises OSError."""
+    """Make a folder and its parents, writable only for this user with any umask. Raises OSError."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
-        folder.mkdir(mode=0o755, exist_ok=True)  # another start may make it at the same time
+        folder.mkdir(mode=0o755, exist_ok=True)  # another process may make it at the same time
     if not path.is_dir():
-        path.mkdir()  # raises the error that tells what is in its place
+        path.mkdir()  # raises the OSError for what is there instead
 
 
 def close_to_others(path: Path, mode: int) -> None:
-    """Take away all rights that are not in `mode`, which the umask may have left open."""
+    """Remove all permissions that are not in `mode`; the umask may have allowed more."""
     path.chmod(stat.S_IMODE(path.stat().st_mode) & mode)
 
 
 def is_plain(path: Path) -> bool:
-    """Whether it is a file itself: no folder, link, pipe or device. Raises OSError."""
+    """Return True for a regular file, False for a folder, link, pipe or device. Raises OSError."""
     return stat.S_ISREG(path.lstat().st_mode)
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """A plain file, opened for reading. Never waits for a pipe, follows no link. Raises OSError."""
+    """Open a regular file for reading. Does not block on a pipe or follow a link. Raises OSError."""
     if not is_plain(path):
-        raise OSError("it is no plain file")
+        raise OSError("it is not a regular file")
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     return os.fdopen(handle, "rb")
 
 
 def read_plain(path: Path, limit: int) -> bytes:
-    """The content of a plain file of at most so many bytes. Raises OSError."""
+    """Return the content of a regular file. Raises OSError, also if it has more than `limit` bytes."""
     with open_plain(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -80,7 +80,7 @@ def read_plain(path: Path, limit: int) -> bytes:
 
 
 def _steps(path: Path) -> Iterator[Path]:
-    """Every folder and link that the system goes through from / to this path, and the path itself."""
+    """Yield every folder and link that is resolved from / to `path`, and `path` itself."""
     for step in (*reversed(path.parents), path):
         yield step
         if step.is_symlink():
@@ -88,7 +88,7 @@ def _steps(path: Path) -> Iterator[Path]:
 
 
 def _danger(found: os.stat_result, *, sticky_is_safe: bool) -> list[str]:
-    """Who else can write there, and the words of the command that takes the right away; empty if nobody else can."""
+    """Return who else can write there, followed by the command that prevents it; empty if nobody else can."""
     link, user = stat.S_ISLNK(found.st_mode), os.geteuid()
     if found.st_uid not in (0, user, _CODE.stat().st_uid):
         return [f"belongs to the user {_name_of_user(found.st_uid)}", "chown", *(["-h"] if link else []), str(user)]
@@ -102,7 +102,7 @@ def _danger(found: os.stat_result, *, sticky_is_safe: bool) -> list[str]:
 
 
 def _is_private(gid: int) -> bool:
-    """Whether it is the group of root or of this user alone: of the same name, and without other members."""
+    """Return True for the private group of root or of this user: it has the same name and no other members."""
     users = pwd.getpwall()
     own = {user.pw_name for user in users if user.pw_uid in (0, os.geteuid())}
     try:

@@ -1,8 +1,8 @@
-"""engines/<key>/: what the builder made, and the proof that it is whole.
+"""Stores engines in engines/<key>/, and checks that they are complete.
 
-An engine is a folder of files and a manifest.json that is written last, names every file with its sha256, and holds
-the fingerprint of all that the engine depends on. A folder appears under its key in one rename: it is whole or absent.
-It is read only if nobody else can have changed it, by the rule of app/store/permissions.py.
+An engine is a folder of files with a manifest.json, which is written last. It has the sha256 of every file and the
+fingerprint of everything that the engine depends on. One rename publishes the folder under its key, so it is complete
+or absent. It is only read if no other user can have changed it (app/store/permissions.py).
 """
 
 import contextlib
@@ -30,13 +30,13 @@ from app.store.manifest import (
     shortened,
 )
 
-_FULL_BYTES = 1 << 20
+_MIN_FREE_BYTES = 1 << 20  # with less free space a failed build is reported as a full disk
 
 
 def find(engines: Path, fingerprint: Fingerprint) -> Manifest | None:
-    """The manifest of this engine, every file checked; None when there is no such engine.
+    """Return the manifest of this engine with every file checked; None if there is no such engine.
 
-    Raises Damaged, and StoreError if somebody else can have changed it.
+    Raises Damaged, and StoreError if another user can have changed the engine.
     """
     folder = engines / fingerprint.key
     with explained(engines):
@@ -44,18 +44,18 @@ def find(engines: Path, fingerprint: Fingerprint) -> Manifest | None:
         if not os.path.lexists(folder):
             return None
         if folder.is_symlink() or not folder.is_dir():
-            raise Damaged(f"{folder} is no folder")
+            raise Damaged(f"{folder} is not a folder")
         present = _present(folder)
         for path in present:
             if not permissions.is_plain(path):
-                raise Damaged(f"{path} is no plain file")
+                raise Damaged(f"{path} is not a regular file")
             permissions.require_safe(path, engines)
     manifest = read_manifest(folder)
     if manifest.fingerprint != fingerprint:
         raise Damaged(f"{folder / MANIFEST} belongs to another engine")
     for name, digest in manifest.files.items():
         if not _is_file_name(name):
-            raise Damaged(f"{folder / MANIFEST} names the file {shortened(name)}, which is no plain file name")
+            raise Damaged(f"{folder / MANIFEST} names the file {shortened(name)}, which is not a plain file name")
         _require_digest(folder / name, digest)
     if unknown := [path for path in present if path.name not in (MANIFEST, *manifest.files)]:
         raise Damaged(f"{unknown[0]} is not in the manifest")
@@ -63,52 +63,52 @@ def find(engines: Path, fingerprint: Fingerprint) -> Manifest | None:
 
 
 def _present(folder: Path) -> list[Path]:
-    """What is in the folder, except hidden files such as NFS's .nfs0001, which no engine has."""
+    """Return the paths in the folder, except hidden files such as .nfs0001 of NFS. Raises Damaged."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except FileNotFoundError as error:  # another start builds it again
+    except FileNotFoundError as error:  # another process is building it again
         raise Damaged(f"{folder} was removed meanwhile") from error
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether it names something in the folder itself, and not the manifest."""
+    """Return True for the name of a visible file in the folder itself, other than the manifest."""
     return name not in ("", MANIFEST) and not name.startswith(".") and not set(name) & set("/\\\0")
 
 
 def _require_digest(path: Path, digest: str) -> None:
-    """Raises Damaged unless it is a plain file with this sha256."""
+    """Raise Damaged unless the path is a regular file with this sha256."""
     try:
         with permissions.open_plain(path) as file:
             if hashlib.file_digest(file, "sha256").hexdigest() == digest:
                 return
-    except OSError:  # it is not there, or the disk cannot read it
+    except OSError:  # the file is missing or unreadable
         pass
     raise Damaged(f"{path} is missing, cut short or was replaced since it was built")
 
 
 def match(engines: Path, fingerprint: Fingerprint) -> StoredEngine | None:
-    """The newest engine of this fingerprint, whatever images it was calibrated on and whatever code evaluated it."""
+    """Return the newest engine with this fingerprint, ignoring its calibration images and evaluation code; or None."""
     folders = engines.glob(f"{fingerprint.name}-{fingerprint.backend}-{fingerprint.precision}-*/{MANIFEST}")
     for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         with contextlib.suppress(Damaged):
             own = read_manifest(path.parent).fingerprint
-            wanted = replace(fingerprint, calibration=own.calibration, evaluation_revision=own.evaluation_revision)
-            if own == wanted and (manifest := find(engines, own)):
+            expected = replace(fingerprint, calibration=own.calibration, evaluation_revision=own.evaluation_revision)
+            if own == expected and (manifest := find(engines, own)):
                 return StoredEngine(path.parent, manifest)
     return None
 
 
 def difference(engines: Path, fingerprint: Fingerprint) -> str | None:
-    """In what the stored engine that is most like this one differs from it, in one line; None when there is none."""
-    wanted, nearest = asdict(fingerprint), None
+    """Return a line on how the most similar stored engine differs from the fingerprint; None if there is no engine."""
+    requested, nearest = asdict(fingerprint), None
     for path in sorted(engines.glob(f"{fingerprint.name}-{fingerprint.backend}-{fingerprint.precision}-*/{MANIFEST}")):
         if path.parent.name == fingerprint.key:
-            continue  # its own place, damaged: `find` has told
+            continue  # the engine itself, which is damaged: `find` has reported it
         try:
             stored = json.loads(permissions.read_plain(path, MAX_BYTES))["fingerprint"]
             fields = [
                 f"{name} {shortened(stored.get(name))}, now {value!r}"
-                for name, value in wanted.items()
+                for name, value in requested.items()
                 if stored.get(name) != value
             ]
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -119,7 +119,7 @@ def difference(engines: Path, fingerprint: Fingerprint) -> str | None:
 
 
 def subfolder(engines: Path, name: str) -> Path:
-    """The folder of this name beside the engines, if there is one. Raises StoreError if others can change it."""
+    """Return the path of a folder in `engines`. Raises StoreError if other users can change it or its files."""
     folder = engines / name
     with explained(engines):
         for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
@@ -128,24 +128,24 @@ def subfolder(engines: Path, name: str) -> Path:
 
 
 def safe_path(engines: Path, name: str) -> Path:
-    """A file beside the engines. Raises StoreError if others can change it."""
+    """Return the path of a file in `engines`. Raises StoreError if other users can change it."""
     path = engines / name
     with explained(engines):
         permissions.require_safe(path, engines)
     return path
 
 
-def discard(built: StoredEngine) -> None:
-    """Remove an engine that does not load any more."""
-    with explained(built.folder.parent):
-        shutil.rmtree(built.folder)
+def discard(stored: StoredEngine) -> None:
+    """Remove an engine that no longer loads. Raises StoreError."""
+    with explained(stored.folder.parent):
+        shutil.rmtree(stored.folder)
 
 
 @contextlib.contextmanager
 def lock(engines: Path, key: str, wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the right to build this key; `wait` is called when somebody else holds it.
+    """Hold the lock for building this key. Calls `wait` before it waits for another process.
 
-    The kernel lets go of it when the holder dies, however it dies.
+    The kernel releases the lock when its process ends, even after a crash.
     """
     with explained(engines):
         permissions.require_safe(engines, engines)
@@ -164,33 +164,33 @@ def lock(engines: Path, key: str, wait: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def workplace(engines: Path, key: str) -> Iterator[Path]:
-    """An empty folder to build this key in; under the key's lock, so what is left of a killed build can go."""
+    """Yield an empty folder to build this key in. Hold the key's lock: files of a killed build are removed."""
     folder = engines / f".{key}.building"
     with explained(engines):
         _remove(folder)
-        folder.mkdir(mode=0o700)  # what libraries write there has the umask's modes until it is published
+        folder.mkdir(mode=0o700)  # until it is published, its files have the modes of the umask
         try:
             yield folder
-        except Exception as error:  # exporters and engines have many words for a full disk
-            if shutil.disk_usage(engines).free < _FULL_BYTES:
+        except Exception as error:  # exporters and engines report a full disk in many ways
+            if shutil.disk_usage(engines).free < _MIN_FREE_BYTES:
                 raise OSError(errno.ENOSPC, "disk full", str(engines)) from error
             raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(engines: Path, built: Path, manifest: Manifest) -> Path:
-    """Write the manifest into the built folder and move it to its key, in place of what may be there."""
+def publish(engines: Path, folder: Path, manifest: Manifest) -> Path:
+    """Write the manifest into the folder and move it to its key, replacing any other; return the new path."""
     target = engines / manifest.fingerprint.key
     with explained(engines):
-        (built / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=2) + "\n")
+        (folder / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=2) + "\n")
         for name in (*manifest.files, MANIFEST):
-            permissions.close_to_others(built / name, 0o644)
-            _sync(built / name)
-        permissions.close_to_others(built, 0o755)
-        _sync(built)
+            permissions.close_to_others(folder / name, 0o644)
+            _sync(folder / name)
+        permissions.close_to_others(folder, 0o755)
+        _sync(folder)
         _remove(target)
-        built.rename(target)
+        folder.rename(target)
         _sync(engines)
     return target
 
@@ -198,12 +198,12 @@ def publish(engines: Path, built: Path, manifest: Manifest) -> Path:
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-    else:  # rmtree would wait for the writer of a pipe
+    else:  # rmtree would block on a pipe
         path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
-    """To the disk, so that a power cut cannot leave a manifest without its files."""
+    """Write a file to the disk, so that a power failure cannot leave a manifest without its files."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -213,7 +213,7 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def explained(engines: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one line that names the file and says what to do."""
+    """Convert an OSError to a StoreError of one line with the file and the advice."""
     try:
         yield
     except OSError as error:
@@ -224,8 +224,8 @@ def explained(engines: Path) -> Iterator[None]:
             errno.EACCES: "no permission to read or write there",
             errno.EPERM: "no permission to read or write there",
             errno.EROFS: "the file system is read-only",
-            errno.EEXIST: "it is no folder: move it away",
-            errno.ENOTDIR: "it is no folder: move it away",
+            errno.EEXIST: "it is not a folder: move it away",
+            errno.ENOTDIR: "it is not a folder: move it away",
             errno.ENOENT: "it was removed meanwhile: start again",
         }.get(error.errno or 0, error.strerror or str(error))
-        raise StoreError(f"{path}: {advice}, or give another folder with ENGINES_DIR") from error
+        raise StoreError(f"{path}: {advice}, or set ENGINES_DIR to another folder") from error

@@ -1,1 +1,1 @@
-"""Threads, processes, the machine, metrics and the log."""
+"""Threads, processes, host, GPU, metrics and logging."""

@@ -1,4 +1,4 @@
-"""Coroutines that run at the same time, of which the first failure ends all."""
+"""Runs coroutines at the same time and stops all of them at the first error."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 async def together(works: Iterable[Coroutine[Any, Any, T]], what: str = "") -> list[T]:
-    """The results, in the order of the works. The first error ends the others.
+    """Return the results in the order of `works`. Raises the first error and cancels the others.
 
-    With `what` a YolopardError says which of several it was: "file 2 of 3: ...".
+    With `what`, a YolopardError says which one failed: "file 2 of 3: ...".
     """
     tasks = [asyncio.create_task(work) for work in works]
     try:
@@ -25,10 +25,10 @@ async def together(works: Iterable[Coroutine[Any, Any, T]], what: str = "") -> l
     finally:
         for task in tasks:
             task.cancel()
-            task.add_done_callback(_let_go)
+            task.add_done_callback(_forget_error)
 
 
-def _let_go(task: asyncio.Task[Any]) -> None:
-    """Only one error is raised, others are nobody's."""
+def _forget_error(task: asyncio.Task[Any]) -> None:
+    """Retrieve the error of a task whose error is not raised, or asyncio would log it."""
     if not task.cancelled():
         forget(task.exception())

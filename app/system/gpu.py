@@ -1,4 +1,4 @@
-"""The GPU as NVML sees it, read at every scrape."""
+"""GPU metrics and facts from NVML, read at every scrape."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,47 +9,47 @@ from prometheus_client.registry import Collector
 
 try:
     import pynvml
-except ImportError:  # it comes with TensorRT
+except ImportError:  # installed with TensorRT
     pynvml = None
 
 _GAUGES: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
     (
         "utilization_ratio",
-        "Share of the last moments in which the GPU had work, however little",
+        "Share of the last sample period in which at least one kernel ran on the GPU",
         lambda gpu: float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu) / 100,
     ),
     (
         "memory_used_bytes",
-        "Device memory in use, by whomever",
+        "Device memory used by all processes",
         lambda gpu: float(pynvml.nvmlDeviceGetMemoryInfo(gpu).used),
     ),
     (
         "memory_total_bytes",
-        "Device memory there is",
+        "Total device memory",
         lambda gpu: float(pynvml.nvmlDeviceGetMemoryInfo(gpu).total),
     ),
     (
         "temperature_celsius",
-        "Of the GPU",
+        "Temperature of the GPU",
         lambda gpu: float(pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU)),
     ),
     (
         "power_watts",
-        "What the GPU draws",
+        "Power draw of the GPU",
         lambda gpu: float(pynvml.nvmlDeviceGetPowerUsage(gpu)) / 1000,
     ),
 )
 
 
 class GpuCollector(Collector):
-    """Gauges of one GPU. A value that NVML does not tell is left out."""
+    """Gauges of one GPU. A value that NVML does not report is left out."""
 
     def __init__(self, gpu: Any) -> None:
         self._gpu = gpu
         self._labels = (str(pynvml.nvmlDeviceGetIndex(gpu)), str(pynvml.nvmlDeviceGetName(gpu)))
 
     def facts(self) -> dict[str, str]:
-        """Name, driver, and the newest CUDA version that the driver knows."""
+        """Return name, driver version, and the newest CUDA version that the driver supports. Raises NVMLError."""
         cuda = int(pynvml.nvmlSystemGetCudaDriverVersion())
         return {
             "name": self._labels[1],
@@ -68,7 +68,7 @@ class GpuCollector(Collector):
 
 
 def open_gpu() -> GpuCollector | None:
-    """The GPU that engines use; None where NVML, its driver or the GPU is missing."""
+    """Return the GPU that engines use; None if NVML, its driver or the GPU is missing."""
     if pynvml is None:
         return None
     try:
@@ -79,9 +79,9 @@ def open_gpu() -> GpuCollector | None:
 
 
 def _visible() -> Any:
-    """CUDA's device 0: the first that CUDA_VISIBLE_DEVICES names, by index or UUID.
+    """Return the NVML handle of CUDA's device 0: the first in CUDA_VISIBLE_DEVICES, by index or UUID.
 
-    Of several GPUs, CUDA and NVML count alike only under CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    With several GPUs, CUDA and NVML use the same indices only under CUDA_DEVICE_ORDER=PCI_BUS_ID.
     """
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
     if first.isdecimal():
@@ -90,6 +90,6 @@ def _visible() -> Any:
 
 
 def facts() -> dict[str, str] | None:
-    """Name, driver and newest CUDA version of the GPU; None where there is none."""
+    """Return name, driver version and newest CUDA version of the GPU; None if there is none."""
     gpu = open_gpu()
     return gpu.facts() if gpu else None

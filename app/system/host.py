@@ -1,4 +1,4 @@
-"""The host as this process may use it."""
+"""The CPUs, memory and files that this process may use, and malloc settings."""
 
 import contextlib
 import ctypes
@@ -11,31 +11,27 @@ from pathlib import Path
 from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
-IDLE_S = 10.0  # between two looks whether there is something to do
-LOOK_S, MAX_KEPT_BYTES = (
-    1.0,
-    256 << 20,
-)  # between two looks at what malloc keeps, and bytes of it that go back under any load
-MAX_IDLE_RATIO = 0.02  # of a core, under which there is not
-MAX_QUIET_RATIO, MAX_QUIET_KEPT_BYTES = (
-    0.25,
-    64 << 20,
-)  # of a core, under which there is little; bytes that malloc keeps and that are many
+IDLE_S = 10.0  # interval of the checks of this process's CPU use
+TRIM_CHECK_S = 1.0  # interval of the checks of resident memory
+MAX_KEPT_BYTES = 256 << 20  # freed memory that malloc may keep under any load
+MAX_QUIET_KEPT_BYTES = 64 << 20  # the same under little load
+MAX_IDLE_RATIO = 0.02  # CPU use below which the process is idle, as a share of one core
+MAX_QUIET_RATIO = 0.25  # CPU use below which its load is little, as a share of one core
 
 
 _MALLINFO = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 
 
 class _MallInfo(ctypes.Structure):
-    """malloc.h; `fordblks` are the bytes that are free and kept."""
+    """struct mallinfo2 of malloc.h; `fordblks` is the number of free bytes that malloc keeps."""
 
     _fields_ = tuple((name, ctypes.c_size_t) for name in _MALLINFO)
 
 
 def cpus() -> int:
-    """Cores this process may use: its affinity, less where a cgroup quota (containers) gives fewer; at least 1.
+    """Return the number of cores this process may use: its affinity or the cgroup v2 quota (containers), at least 1.
 
-    OpenVINO and ONNX Runtime ignore quotas by themselves: https://github.com/openvinotoolkit/openvino/issues/37838
+    OpenVINO and ONNX Runtime ignore quotas: https://github.com/openvinotoolkit/openvino/issues/37838
     """
     cores = len(os.sched_getaffinity(0))
     try:
@@ -46,16 +42,16 @@ def cpus() -> int:
 
 
 def memory_bytes() -> int:
-    """Memory this process may use: the machine's, less where a cgroup (containers) gives fewer; bytes."""
+    """Return the memory this process may use, bytes: the machine's or the cgroup's limit (containers)."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # cgroup v2, v1
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+        with contextlib.suppress(OSError, ValueError):  # missing, or "max"
             memory = min(memory, int(Path(path).read_text()))
     return memory
 
 
 def held_bytes(pid: int) -> int:
-    """Memory that a process holds and the kernel cannot drop: all but pages of files. Bytes; 0 if it has ended."""
+    """Return the memory of a process without file pages, which the kernel can drop, in bytes; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -65,7 +61,9 @@ def held_bytes(pid: int) -> int:
 
 
 def allow_open_files(wanted: int) -> int:
-    """Files and connections this process may have open, raised to `wanted` where the system permits it."""
+    """Raise the limit of open files to `wanted` if permitted. Return the number that may be open, at most `wanted`
+    if there is no limit.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -74,7 +72,7 @@ def allow_open_files(wanted: int) -> int:
 
 
 def cpu_name() -> str:
-    """As the kernel names it, such as "AMD EPYC"."""
+    """Return the CPU's model name from the kernel, such as "AMD EPYC"."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -84,7 +82,7 @@ def cpu_name() -> str:
 
 
 def facts() -> dict[str, object]:
-    """What to know of a machine whose figures one reads."""
+    """Return the facts about this machine that belong beside measurements."""
     return {
         "cpu": cpu_name(),
         "cpus": cpus(),
@@ -95,16 +93,16 @@ def facts() -> dict[str, object]:
 
 
 def architecture() -> str:
-    """What portable CPU engines depend on, such as "cpu x86_64"."""
+    """Return the architecture that portable CPU engines depend on, such as "cpu x86_64"."""
     return f"cpu {platform.machine()}"
 
 
 def keep_freed_memory() -> None:
-    """Make malloc keep what is freed, for the next image, instead of giving it back to the system page by page.
+    """Make malloc keep freed memory for the next image instead of returning it to the system.
 
-    Images are megabytes each: as glibc comes, every one is mapped anew, and touching new pages cost as much as decoding
-    (loadtest/RESULTS.md). Blocks over 16 MiB still go back. All threads share one arena: with one each, what one had
-    freed was no use to the others, and memory grew for hours. Other C libraries have no such knobs.
+    Images take megabytes each. By default glibc maps new pages for every one, and touching them cost as much as
+    decoding (loadtest/RESULTS.md). Blocks over 16 MiB are still returned. All threads share one arena: with one arena
+    per thread, no thread could reuse what another had freed, and memory grew for hours. Does nothing without mallopt.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -114,9 +112,9 @@ def keep_freed_memory() -> None:
 
 
 def give_back_when_idle() -> None:
-    """Give the system what malloc keeps, once this process has little to do, or keeps more than it will want again.
+    """Start a thread that returns malloc's free memory to the system when the load is little or too much is kept.
 
-    That is as much as was ever wanted at once, and rises as long as larger requests happen to meet.
+    malloc keeps the peak of all memory ever used at once, which grows whenever more large requests coincide.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim") and hasattr(libc, "mallinfo2"):  # glibc from 2.33 on
@@ -129,7 +127,7 @@ def _give_back(libc: Any) -> None:
     while True:
         in_use, until = 0, time.monotonic() + IDLE_S
         while time.monotonic() < until:
-            time.sleep(min(LOOK_S, IDLE_S))
+            time.sleep(min(TRIM_CHECK_S, IDLE_S))
             if (resident := _resident_bytes()) - in_use > MAX_KEPT_BYTES:
                 in_use = resident - _trim(libc, MAX_KEPT_BYTES)
         before, used = used, time.process_time()
@@ -140,13 +138,13 @@ def _give_back(libc: Any) -> None:
             _trim(libc, MAX_QUIET_KEPT_BYTES)
 
 
-def _trim(libc: Any, most: int) -> int:
-    """Give back what malloc keeps if it is more than `most` bytes. Returns how much it kept.
+def _trim(libc: Any, max_bytes: int) -> int:
+    """Return malloc's free memory to the system if it is more than `max_bytes`. Returns its size before, bytes.
 
-    mallinfo2 goes through all free blocks with malloc locked: once a second it took 2 % of a busy event loop.
+    mallinfo2 walks all free blocks with malloc locked: once a second it took 2 % of a busy event loop.
     """
     kept: int = libc.mallinfo2().fordblks
-    if kept > most:
+    if kept > max_bytes:
         libc.malloc_trim(0)
     return kept
 

@@ -1,4 +1,4 @@
-"""The log's format, text or JSON, one line a record, on standard error."""
+"""Logging to standard error as text or JSON, one line per record."""
 
 import json
 import logging
@@ -6,15 +6,15 @@ import logging.config
 import re
 from datetime import UTC, datetime
 
-FLOOD, FLOOD_S = 20, 10.0  # records of one kind, and the time in which there may be so many
-FLOOD_KINDS = 1000
-_EVERY = {"yolopard.access"}  # loggers of which every line is wanted
+MAX_RECORDS, MAX_RECORDS_S = 20, 10.0  # maximum number of records of one kind in this time
+MAX_KINDS = 1000  # that are counted
+_UNLIMITED = {"yolopard.access"}  # loggers whose records are never dropped
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
 class JsonLines(logging.Formatter):
-    """Time, level, logger, message, and whatever `extra` a record carries."""
+    """Time, level, logger, message, and every `extra` of the record."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -30,7 +30,7 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """Time, level, message, then `extra` as name=value."""
+    """Time, level, message, then every `extra` as name=value."""
 
     def format(self, record: logging.LogRecord) -> str:
         extra = [f"{name}={value}" for name, value in vars(record).items() if name not in _STANDARD]
@@ -48,36 +48,36 @@ def _with_message(record: logging.LogRecord) -> logging.LogRecord:
 
 
 def escaped(text: str) -> str:
-    """Without control characters, which a client may have put there: they would forge lines and steer a terminal."""
+    """Return text with control characters escaped: in a client's input they could forge log lines or control a terminal."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class Flood(logging.Filter):
-    """Lets so many records of one kind, which share a text before its values are in it, through in a while; the first
-    one after it tells how many were left out.
+    """Passes at most MAX_RECORDS of one kind, meaning of one unformatted text, in MAX_RECORDS_S. The next one after that
+    says how many were dropped.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: dict[tuple[str, str], tuple[float, int]] = {}  # logger and text: since when, how many
+        self._seen: dict[tuple[str, str], tuple[float, int]] = {}  # (logger, text): (start of the window, number of records)
 
     def filter(self, record: logging.LogRecord) -> bool:
         kind = record.name, str(record.msg)
-        if record.name in _EVERY:
+        if record.name in _UNLIMITED:
             return True
         since, count = self._seen.get(kind, (record.created, 0))
-        if record.created - since >= FLOOD_S:
-            if count > FLOOD:
-                record.msg = f"{record.msg} (and {count - FLOOD} more like this in {FLOOD_S:.0f} s)"
+        if record.created - since >= MAX_RECORDS_S:
+            if count > MAX_RECORDS:
+                record.msg = f"{record.msg} (and {count - MAX_RECORDS} more like this in {MAX_RECORDS_S:.0f} s)"
             since, count = record.created, 0
         self._seen[kind] = since, count + 1
-        if len(self._seen) > FLOOD_KINDS:
+        if len(self._seen) > MAX_KINDS:
             del self._seen[next(iter(self._seen))]
-        return count < FLOOD
+        return count < MAX_RECORDS
 
 
 def configure(level: str, style: str) -> None:
-    """Send everything, uvicorn's lines too, through one handler."""
+    """Send all records, uvicorn's too, to one handler. `level`: of our loggers; `style`: "text" or "json"."""
     logging.config.dictConfig(
         {
             "version": 1,
@@ -91,7 +91,7 @@ def configure(level: str, style: str) -> None:
             "root": {"level": "WARNING", "handlers": ["stderr"]},
             "loggers": {
                 "yolopard": {"level": level.upper()},
-                "python_multipart": {"level": "ERROR"},  # what ails a form is the client's news
+                "python_multipart": {"level": "ERROR"},  # the client gets errors in its form as a response
                 "uvicorn": {"level": "WARNING", "handlers": [], "propagate": True},
             },
         }

@@ -1,4 +1,4 @@
-"""Every Prometheus series in one place. Names are stable; labels are few and never an id or a URL."""
+"""All Prometheus metrics. Names are stable; labels are few and never an id or a URL."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a _created series beside every other one says nothing here
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the _created series are not used
 
 _SECONDS = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
@@ -25,10 +25,10 @@ STAGES = ("decode", "queue", "infer", "postprocess", "encode")
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What `engine_info` says of a loaded engine."""
+    """Labels of `engine_info` for one loaded engine."""
 
     model: str
-    engine: str  # the label that tells two engines of one model apart
+    engine: str  # label `engine`, unique among the engines of one model
     backend: str
     precision: str
     imgsz: int
@@ -37,7 +37,7 @@ class Engine:
 
 
 class Metrics:
-    """The registry of one server."""
+    """The metrics of one server, in a registry of their own."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
@@ -55,52 +55,52 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"yolopard_{name}", text, labels, buckets=buckets, registry=registry)
 
-        self.requests = counter("requests_total", "Requests answered", "model", "engine", "protocol", "code")
+        self.requests = counter("requests_total", "Requests answered, by status code", "model", "engine", "protocol", "code")
         self.request_seconds = histogram(
-            "request_duration_seconds", "From the first byte to the last", _SECONDS, "model", "engine", "protocol"
+            "request_duration_seconds", "Time from first byte to last", _SECONDS, "model", "engine", "protocol"
         )
-        self.stage_seconds = histogram("stage_duration_seconds", "Of one image", _SECONDS, "model", "engine", "stage")
+        self.stage_seconds = histogram("stage_duration_seconds", "Time of one image", _SECONDS, "model", "engine", "stage")
         self.images = counter("images_total", "Images inferred; the rate is the FPS", "model", "engine")
-        self.batch_size = histogram("batch_size", "Images a batch", _BATCH, "model", "engine")
-        self.batches = counter("batches_total", "Batches by why they left", "model", "engine", "reason")
+        self.batch_size = histogram("batch_size", "Images per batch", _BATCH, "model", "engine")
+        self.batches = counter("batches_total", "Batches by why they started", "model", "engine", "reason")
         self.queue_depth = gauge("queue_depth", "Images waiting for an instance of the engine", "model", "engine")
         self.pending = gauge("pending", "Requests admitted and not yet answered", "model")
-        self.inflight_bytes = gauge("inflight_bytes", "Bytes that requests hold; MAX_INFLIGHT_BYTES is the limit")
+        self.inflight_bytes = gauge("inflight_bytes", "Bytes of requests in flight; MAX_INFLIGHT_BYTES is the limit")
         self.inflight_pixels = gauge("inflight_pixels", "Pixels of images in flight; MAX_INFLIGHT_PIXELS is the limit")
-        self.decoders_stuck = gauge("decoders_stuck", "Images whose decoder has not come back in time")
-        self.rejected = counter("rejected_total", "Requests refused or given up", "model", "reason")
-        self.device_seconds = counter("device_seconds_total", "Time spent inside the engine", "model", "engine")
-        self.engine_rate = gauge("engine_images_per_second", "The engine alone, measured at warm-up", "model", "engine")
-        self.engine_info = gauge("engine_info", "1", *Engine.__slots__)
-        self.gate = gauge("gate", "Figures of the accuracy gate", "model", "engine", "figure")
-        self.fallback = gauge("fallback", "1 while something else than was asked for is served", "model", "reason")
+        self.decoders_stuck = gauge("decoders_stuck", "Decoder threads that exceeded their time limit and still run")
+        self.rejected = counter("rejected_total", "Requests refused, failed or canceled", "model", "reason")
+        self.device_seconds = counter("device_seconds_total", "Time that batches spent in the engine", "model", "engine")
+        self.engine_rate = gauge("engine_images_per_second", "Rate of the engine itself at warm-up", "model", "engine")
+        self.engine_info = gauge("engine_info", "1 for each loaded engine", *Engine.__slots__)
+        self.gate = gauge("gate", "Accuracy report of the gate", "model", "engine", "figure")
+        self.fallback = gauge("fallback", "1 while not the requested engine is served", "model", "reason")
         self.shadow = counter(
             "shadow_boxes_total",
-            "Boxes of live images by what the second engine says: both, only this engine, only the second one",
+            "Boxes of shadowed images, by which engine found them: both, only this one, only the second one",
             *("model", "engine", "found_by"),
         )
         self.shadow_images = counter(
             "shadow_images_total",
-            "Live images by what the second engine did: seen, skipped, failed",
+            "Images for the second engine, by outcome: seen, skipped, failed",
             "model",
             "outcome",
         )
-        self.ready = gauge("ready", "1 when images are answered")
+        self.ready = gauge("ready", "1 if the server is ready for images")
 
     def announce(self, engine: Engine, images_per_second: float, gate: dict[str, float]) -> None:
-        """An engine is loaded and warm; `gate` is how it was evaluated."""
+        """Set the series of an engine that is loaded and warm. `gate`: its accuracy report, value by figure."""
         self.engine_info.labels(*(getattr(engine, label) for label in Engine.__slots__)).set(1)
         self.engine_rate.labels(engine.model, engine.engine).set(images_per_second)
-        for reason in REFUSALS:  # from the start, or `rate` would not see the first ones
+        for reason in REFUSALS:  # start at 0, or `rate` would miss the first ones
             self.rejected.labels(engine.model, reason)
         for figure, value in gate.items():
             self.gate.labels(engine.model, engine.engine, figure).set(value)
 
     def add(self, collector: Collector) -> None:
-        """Series that are read when they are asked for."""
+        """Add a collector, which is read at every scrape."""
         self._registry.register(collector)
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """The exposition and its content type, in the format that the scraper accepts."""
+        """Return all metrics and their content type, in a format that the scraper accepts. `accept`: its header Accept."""
         encode, content_type = exposition.choose_encoder(accept)
         return encode(self._registry), content_type

@@ -1,4 +1,4 @@
-"""Work in a process of its own, which does not outlive the one that asked for it."""
+"""Runs work in a child process that ends with its parent."""
 
 import multiprocessing
 import os
@@ -19,11 +19,14 @@ _starting = threading.Lock()
 
 
 class ChildDied(Exception):
-    """It ended without an answer."""
+    """The child process ended without a result."""
 
 
 def call(work: Callable[..., T], *arguments: Any) -> T:
-    """What `work` returns there; pickle must be able to name it. Raises ChildDied if it crashed, also if it raised."""
+    """Return `work(*arguments)`, run in a child process. Both must be picklable.
+
+    Raises ChildDied if the child crashed or `work` raised.
+    """
     receiver, sender = SPAWN.Pipe(duplex=False)
     child = SPAWN.Process(target=_answer, args=(sender, work, arguments))
     start(child)
@@ -32,7 +35,7 @@ def call(work: Callable[..., T], *arguments: Any) -> T:
         answer: T = receiver.recv()
     except EOFError:
         raise ChildDied from None
-    except BaseException:  # Ctrl-C or SIGTERM: it must not be waited for
+    except BaseException:  # Ctrl-C or SIGTERM: do not wait for the child
         child.kill()
         raise
     else:
@@ -42,8 +45,10 @@ def call(work: Callable[..., T], *arguments: Any) -> T:
 
 
 def start(child: BaseProcess) -> None:
-    """Start it without the program's main module, which multiprocessing would run in the child too: a script that uses
-    Yolopard without `if __name__ == "__main__"` would start itself again. What the child runs is not of that module.
+    """Start `child` without the program's main module. Its target must not be defined in that module.
+
+    multiprocessing would run the main module in the child too, and a script that uses Yolopard without
+    `if __name__ == "__main__"` would start itself again.
 
     https://docs.python.org/3/library/multiprocessing.html#the-spawn-and-forkserver-start-methods
     """
@@ -57,9 +62,9 @@ def start(child: BaseProcess) -> None:
 
 
 def exit_with_parent() -> None:
-    """Called in a child: end when the parent does, however that ends; and leave Ctrl-C, which reaches all, to it."""
+    """In a child: exit as soon as the parent ends for any reason, and ignore Ctrl-C, which the parent handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_the_parent, daemon=True).start()
+    threading.Thread(target=_exit_when_parent_ends, daemon=True).start()
 
 
 def _answer(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -67,7 +72,7 @@ def _answer(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, 
     sender.send(work(*arguments))
 
 
-def _die_with_the_parent() -> None:
+def _exit_when_parent_ends() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

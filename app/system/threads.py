@@ -1,4 +1,4 @@
-"""Blocking work on threads, awaited in an event loop."""
+"""A thread pool for blocking work, awaited in an event loop."""
 
 import asyncio
 import contextlib
@@ -13,26 +13,26 @@ from app.errors import WorkStuck
 
 T = TypeVar("T")
 
-CLOSE_S = 2.0  # for which closing waits for threads that may be given up
+CLOSE_S = 2.0  # maximum wait of `close` if `patience_s` is set
 
-_own = threading.local()
+_current = threading.local()
 
 
 class Abandoned(Exception):
-    """Nobody waits for this work any more."""
+    """The caller of this work was cancelled."""
 
 
 def checkpoint() -> None:
-    """Called now and then by work that takes long: raises Abandoned where its caller was cancelled, by a deadline or a
-    client that hung up.
+    """Raise Abandoned if the caller was cancelled, by a deadline or a disconnected client. Long work calls this
+    regularly.
     """
-    done: asyncio.Future[Any] | None = getattr(_own, "done", None)
+    done: asyncio.Future[Any] | None = getattr(_current, "done", None)
     if done is not None and done.cancelled():
         raise Abandoned
 
 
 class _Worker:
-    """A thread, and the work it is at: its future, and when it began."""
+    """A thread and its current job: its future, and its start by time.monotonic()."""
 
     thread: threading.Thread
     job: tuple[asyncio.Future[Any], float] | None = None
@@ -40,44 +40,45 @@ class _Worker:
 
 
 class Threads:
-    """So many threads that share one queue. Belongs to the event loop in which it is made.
+    """`count` threads that share one queue. Belongs to the event loop in which it is created.
 
-    asyncio's `run_in_executor` goes by two futures for each call, with locks and callbacks of their own.
+    Cheaper than asyncio's `run_in_executor`, which needs two futures per call, each with locks and callbacks.
     """
 
     def __init__(
         self, count: int, name: str, begin: Callable[[], None] = lambda: None, patience_s: float | None = None
     ) -> None:
-        """`begin` is called on each thread first. A thread whose work takes longer than `patience_s` is given up: the
-        work fails with WorkStuck, and another thread takes its place.
+        """Start the threads, named `name`-0 and so on; each calls `begin` first.
+
+        If work takes longer than `patience_s`, it fails with WorkStuck, and a new thread replaces its thread.
         """
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._begin, self._patience_s = begin, patience_s
         self._timer: asyncio.TimerHandle | None = None
-        self._given = False  # whether there was work since the timer went off
+        self._had_work = False  # work was queued since the timer last fired
         self._stuck: set[_Worker] = set()
         self._names = (f"{name}-{i}" for i in itertools.count())
         self._workers = [self._start() for _ in range(count)]
 
     @property
     def stuck(self) -> int:
-        """Threads that were given up and have not come back yet."""
+        """Number of replaced threads that are still in their work."""
         return len(self._stuck)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises; WorkStuck if it does neither in time. Cancelled before it has begun, it never
-        begins.
+        """Return or raise what `work` does. Raises WorkStuck if it exceeds `patience_s`. If cancelled before it begins,
+        `work` is not run.
         """
         done: asyncio.Future[T] = self._loop.create_future()
         self._queue.put((done, work))
-        self._given = True
+        self._had_work = True
         if self._timer is None and self._patience_s is not None:
             self._timer = self._loop.call_later(self._patience_s, self._look_for_stuck, self._patience_s)
         return await done
 
     def close(self) -> None:
-        """Drop what has not begun, and wait for what has, though not for what is stuck."""
+        """Cancel the queued work and wait for the running work, except for stuck threads."""
         if self._timer is not None:
             self._timer.cancel()
         with contextlib.suppress(Empty):
@@ -96,11 +97,11 @@ class Threads:
         return worker
 
     def _look_for_stuck(self, patience_s: float) -> None:
-        """Runs in the event loop, once or twice for every `patience_s` in which there is work."""
-        again, self._given, self._timer = self._given, False, None
+        """Replace threads whose job exceeds `patience_s`. Runs in the event loop while there is work."""
+        again, self._had_work, self._timer = self._had_work, False, None
         now = soonest = time.monotonic()
         for i, worker in enumerate(self._workers):
-            job = worker.job  # the thread may change it at any time
+            job = worker.job  # read once: the thread may change it at any time
             if job is None:
                 continue
             again = True
@@ -115,7 +116,7 @@ class Threads:
     def _give_up(self, worker: _Worker, done: asyncio.Future[Any], patience_s: float) -> None:
         worker.stuck = True
         self._stuck.add(worker)
-        _fail(done, WorkStuck(f"the work on {worker.thread.name} did not come back in {patience_s:g} s"))
+        _fail(done, WorkStuck(f"the work on {worker.thread.name} did not finish in {patience_s:g} s"))
 
     def _serve(self, worker: _Worker) -> None:
         self._begin()
@@ -123,23 +124,23 @@ class Threads:
             done, work = entry
             if not done.cancelled():
                 worker.job = done, time.monotonic()
-                _own.done = done
+                _current.done = done
                 self._answer(done, work)
-                worker.job = _own.done = None
-            del entry, done, work  # or an image would be kept until the next one comes
+                worker.job = _current.done = None
+            del entry, done, work  # or they would keep an image until the next one arrives
         if worker.stuck:
-            self._tell(self._stuck.discard, worker)
+            self._post(self._stuck.discard, worker)
 
     def _answer(self, done: asyncio.Future[T], work: Callable[[], T]) -> None:
         try:
             result = work()
-        except BaseException as error:  # whoever waits must hear of it
-            self._tell(_fail, done, error)
+        except BaseException as error:  # passed on to the caller of `run`
+            self._post(_fail, done, error)
         else:
-            self._tell(_succeed, done, result)
+            self._post(_succeed, done, result)
 
-    def _tell(self, settle: Callable[..., None], *outcome: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+    def _post(self, settle: Callable[..., None], *outcome: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(settle, *outcome)
 
 

@@ -74,7 +74,7 @@ def _kind(path: Path) -> str:
         return ".onnx"
     if engine_header(path)[0] or path.suffix == ".engine":
         return ".engine"
-    raise WeightsError(f"{path} is not a known kind of file: weights are .pt or .onnx files, or an .engine by Ultralytics")
+    raise WeightsError(f"{path} is not a known kind of file: weights are .pt or .onnx, or an .engine by Ultralytics")
 
 
 def _engine(path: Path) -> Weights:
@@ -136,8 +136,8 @@ def _foreign_classes(found: checkpoint.Checkpoint) -> str:
     foreign = sorted(name for name in found.classes if not name.startswith((*_LIBRARIES, *_STANDARD)))
     if any(name.startswith(("models.", "utils.")) for name in foreign):
         return (
-            "is a checkpoint of YOLOv5 or YOLOv7, or of a similar project, whose networks are not supported: use weights "
-            "of Ultralytics' YOLOv8 or later, such as yolov5nu.pt"
+            "is a checkpoint of YOLOv5 or YOLOv7, or of a similar project, whose networks are not supported: use "
+            "weights of Ultralytics' YOLOv8 or later, such as yolov5nu.pt"
         )
     if foreign:
         return (

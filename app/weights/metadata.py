@@ -31,7 +31,7 @@ def largest(given: Any, default: int) -> int:
 
 
 def shape(imgsz: Any) -> tuple[int, int] | None:
-    """Return height and width of the frames in px; None if `imgsz` does not have them."""
+    """Return height and width of the frames in px; None if they are missing."""
     numbers = [int(float(each)) for each in _NUMBER.findall(str(imgsz))]
     return (numbers[0], numbers[-1]) if len(numbers) in (1, 2) else None
 
@@ -47,7 +47,7 @@ def flag(given: Any) -> bool:
 
 
 def kpt_shape(given: Any) -> tuple[int, int] | None:
-    """Return the number of keypoints per object and of values per keypoint (2 or 3); None if `given` does not have them."""
+    """Return the number of keypoints per object and of values per keypoint (2 or 3); None if they are missing."""
     numbers = [int(each) for each in _NUMBER.findall(str(given))]
     return (numbers[0], numbers[1]) if len(numbers) == 2 and numbers[1] in (2, 3) else None
 

@@ -9,8 +9,8 @@ _HEAD_BYTES = 4096
 _DOWNLOAD_AGAIN = "download the weights again"
 _USE_SOURCE = "use the .pt or .onnx that it was made from"
 _BINARY = (  # offset, bytes there, what the file is and what to do
-    (0, b"\x89HDF\r\n", f"is an HDF5 file, as Keras writes: {_SOURCE}"),
-    (4, b"TFL3", f"is a TensorFlow Lite model: {_SOURCE}"),
+    (0, b"\x89HDF\r\n", f"is an HDF5 file, as Keras writes: {_USE_SOURCE}"),
+    (4, b"TFL3", f"is a TensorFlow Lite model: {_USE_SOURCE}"),
     (0, b"ftrt", "is a TensorRT plan without Ultralytics' header: export it with format=engine, or use the .pt"),
     (0, b"ptrt", "is a TensorRT plan without Ultralytics' header: export it with format=engine, or use the .pt"),
     (0, b"\x1f\x8b", "is a gzip archive: unpack it and use the weights inside"),
@@ -22,7 +22,7 @@ _BINARY = (  # offset, bytes there, what the file is and what to do
     (0, b"%PDF", "is a PDF document, not weights"),
     (0, b"\x93NUMPY", "is a NumPy array, not weights"),
     (0, b"GGUF", "is a GGUF file of a language model, not YOLO weights"),
-    (0, b"RKNN", f"is a model for Rockchip NPUs: {_SOURCE}"),
+    (0, b"RKNN", f"is a model for Rockchip NPUs: {_USE_SOURCE}"),
 )
 _TEXTS = (  # first words of the text in lower case, what the file is and what to do
     (
@@ -31,7 +31,7 @@ _TEXTS = (  # first words of the text in lower case, what the file is and what t
     ),
     (("/annex/", "../.git/annex/", ".git/annex/"), "is a git-annex pointer, not the weights: run `git annex get`"),
     (("<!doctype html", "<html", "<head", "<body"), f"is a web page, maybe a sign-in or error page: {_DOWNLOAD_AGAIN}"),
-    (("<net ", '<?xml version="1.0"?>\n<net'), f"is an OpenVINO model: {_SOURCE}"),
+    (("<net ", '<?xml version="1.0"?>\n<net'), f"is an OpenVINO model: {_USE_SOURCE}"),
     (("<",), f"is a text in XML or HTML, not weights: {_DOWNLOAD_AGAIN}"),
     (("{", "["), f"is a text in JSON, maybe an error message, not weights: {_DOWNLOAD_AGAIN}"),
 )
@@ -75,11 +75,11 @@ def _of_zip(path: Path) -> str:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith(("/constants.pkl", "/model.json")) or "/code/" in name for name in names):
-        return f"is a TorchScript file, maybe of `format=torchscript`: {_SOURCE}"
+        return f"is a TorchScript file, maybe of `format=torchscript`: {_USE_SOURCE}"
     if any(name.endswith("/data.pkl") for name in names):
         return ""
     if {"config.json", "model.weights.h5"} <= set(names):
-        return f"is a Keras model: {_SOURCE}"
+        return f"is a Keras model: {_USE_SOURCE}"
     inside = next((name for name in names if name.endswith((".pt", ".onnx"))), "")
     return f"is a ZIP archive, not weights: unpack it{f' and use {inside}' if inside else ''}"
 
@@ -109,5 +109,5 @@ def of_folder(path: Path) -> str:
     advice = f"use the file, such as {inside[0]}" if inside else _USE_SOURCE
     for pattern, what in _FOLDERS:
         if not inside and next(path.glob(pattern), None):
-            return f"{what}: {_SOURCE}"
+            return f"{what}: {_USE_SOURCE}"
     return f"a folder: {advice}"

@@ -276,7 +276,7 @@ def test_weights_of_another_kind_are_named_before_anything_is_built(order, tmp_p
     for run in (builder.find, lambda order: builder.build(order, lambda _: None)):
         with pytest.raises(WeightsError, match=r"w\.pt is a Git LFS pointer"):
             run(dataclasses.replace(order, weights=str(tmp_path / "w.pt")))
-    with pytest.raises(WeightsError, match="is a folder: give the file"):
+    with pytest.raises(WeightsError, match="is a folder: use the file"):
         builder.find(dataclasses.replace(order, weights=str(DEMO_WEIGHTS.parent)))
     with pytest.raises(WeightsError, match=r"gone\.onnx: no such file"):  # which nobody could download
         builder.find(dataclasses.replace(order, weights="gone.onnx"))
@@ -305,9 +305,7 @@ def test_full_disk_at_any_step_is_named_with_what_to_do(order, mib):
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        with pytest.raises(
-            StoreError, match="the disk is full: free some space, or give another folder with ENGINES_DIR"
-        ):
+        with pytest.raises(StoreError, match="the disk is full: free some space, or set ENGINES_DIR to another folder"):
             builder.build(order, lambda _: None)
         assert visible(order.engines) == []
     finally:

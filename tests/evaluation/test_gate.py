@@ -73,7 +73,7 @@ def test_a_box_that_is_missing_lowers_the_agreement():
     figures = evaluated((some_rows(), without))
     assert figures.agreement == pytest.approx(1 - 4 / SEEN)
     assert figures.false_positives == 0
-    assert "it finds 0.9000 of the reference's boxes, 0.99 are asked for" in figures.shortcomings("fp32", LIMITS)
+    assert "it finds 0.9000 of the reference's boxes, 0.99 are required" in figures.shortcomings("fp32", LIMITS)
 
 
 def test_a_box_that_the_reference_has_not_is_a_false_positive():
@@ -154,7 +154,7 @@ def test_weights_that_see_nothing_are_compared_by_their_best_rows():
 def test_int8_is_not_trusted_where_the_reference_sees_nothing():
     unsure = some_rows(best=0.2)
     assert evaluated((unsure, unsure), precision="int8").shortcomings("int8", LIMITS) == [
-        "the reference finds nothing in the images: give others with GATE_DIR"
+        "the reference finds nothing in the images: set GATE_DIR to other images"
     ]
 
 
@@ -247,9 +247,9 @@ def test_int8_passes_unless_it_is_proven_to_fall_short_or_nothing_is_proven(boxe
 
 
 def test_the_message_tells_how_many_images_would_settle_it():
-    assert "About 200 images like these would tell" in figures_of(5, 5).doubts("int8", LIMITS)[0]
+    assert "About 200 images like these are needed" in figures_of(5, 5).doubts("int8", LIMITS)[0]
     assert figures_of(5, 5).doubts("fp32", LIMITS) == []  # its rows before NMS prove it
-    assert "About 200 images like these would tell" in figures_of(5, 4).shortcomings("int8", LIMITS)[0]
+    assert "About 200 images like these are needed" in figures_of(5, 4).shortcomings("int8", LIMITS)[0]
 
 
 @pytest.mark.parametrize("boxes", [10, 20, 50, 99])

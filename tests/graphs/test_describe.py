@@ -87,7 +87,7 @@ def export_of(
     ids=["told by end2end", "told by args", "told by its layers"],
 )
 def test_nms_inside_is_refused(model):
-    with pytest.raises(WeightsError, match=r"w\.onnx gives \[300, 6\] an image.*NMS inside.* nms=False"):
+    with pytest.raises(WeightsError, match=r"w\.onnx outputs \[300, 6\] per image.*NMS inside.* nms=False"):
         describe(model, WEIGHTS, "w", None, None)
 
 

@@ -122,7 +122,7 @@ def test_nodes_are_sorted_and_those_in_order_stay_as_they_are():
 def test_a_graph_that_reads_its_own_end_is_refused(tmp_path):
     nodes = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Abs", ["a"], ["b"])]
     onnx.save(small(*nodes, helper.make_node("Relu", ["b"], ["y"])), tmp_path / "loop.onnx")
-    with pytest.raises(WeightsError, match=r"loop\.onnx is not a sound ONNX file: .*cycle"):
+    with pytest.raises(WeightsError, match=r"loop\.onnx is not a valid ONNX file: .*cycle"):
         normalize.load(tmp_path / "loop.onnx")
 
 

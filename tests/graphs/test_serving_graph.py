@@ -145,7 +145,7 @@ def test_other_tasks_are_refused_by_name_as_weights_and_as_export(tmp_path, plai
     from ultralytics import YOLO
 
     YOLO("yolo26n-sem.yaml").save(tmp_path / "sem.pt")
-    text = r" is a semantic model; served are detect, segment, pose, classify, obb"
+    text = r" is a semantic model; supported tasks are detect, segment, pose, classify, obb"
     with pytest.raises(WeightsError, match=rf"sem\.pt{text}"):
         export.to_plain_onnx(tmp_path / "sem.pt", None, tmp_path_of(tmp_path))
     model = onnx.load(plain)
@@ -232,7 +232,7 @@ def test_outputs_of_other_tasks_are_those_of_pytorch_and_of_the_plain_export(of_
 
 
 def test_classes_of_rectangles_are_refused(tmp_path, of_task):
-    with pytest.raises(WeightsError, match="classifies squares; IMGSZ=96x160 is not one: give one number"):
+    with pytest.raises(WeightsError, match="classifies square frames; IMGSZ=96x160 is not square: set one number"):
         serving_graph.to_serving_graph(of_task("classify").plain, "x", None, tmp_path / "graph.onnx", ((96, 160),))
 
 

@@ -38,7 +38,7 @@ def mended(engines: Path, *, path: Path, why: str) -> None:
     """It is refused with the path and the reason; the command in the message mends it."""
     with pytest.raises(StoreError, match=re.escape(f"{path} {why}, who could replace")) as refused:
         check(engines)
-    assert "or give another folder with ENGINES_DIR" in str(refused.value)
+    assert "or set ENGINES_DIR to another folder" in str(refused.value)
     command = re.search("run `(.*)`", str(refused.value)).group(1)
     subprocess.run(shlex.split(command), check=True)
     check(engines)
@@ -231,5 +231,5 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
 
 def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="no plain file"):
+    with pytest.raises(OSError, match="not a regular file"):
         permissions.open_plain(tmp_path / "pipe")

@@ -145,11 +145,11 @@ def test_a_traceback_begins_no_line_of_its_own(lines):
 def test_a_flood_of_one_kind_is_cut_short_and_counted(lines, monkeypatch):
     log.configure("info", "text")
     logger = logging.getLogger("yolopard.http")
-    for number in range(log.FLOOD + 30):
+    for number in range(log.MAX_RECORDS + 30):
         logger.warning("connection %d was closed", number)
     logger.warning("another kind")
-    assert len(lines()) == log.FLOOD + 1
-    monkeypatch.setattr(log, "FLOOD_S", 0)
+    assert len(lines()) == log.MAX_RECORDS + 1
+    monkeypatch.setattr(log, "MAX_RECORDS_S", 0)
     logger.warning("connection %d was closed", 99)
     (line,) = lines()
     assert "connection 99 was closed (and 30 more like this" in line
@@ -157,6 +157,6 @@ def test_a_flood_of_one_kind_is_cut_short_and_counted(lines, monkeypatch):
 
 def test_every_line_of_the_access_log_is_written(lines):
     log.configure("info", "text")
-    for _ in range(log.FLOOD * 3):
+    for _ in range(log.MAX_RECORDS * 3):
         logging.getLogger("yolopard.access").info("request")
-    assert len(lines()) == log.FLOOD * 3
+    assert len(lines()) == log.MAX_RECORDS * 3

@@ -44,7 +44,7 @@ def test_too_few_and_too_many_names_are_told():
     assert metadata.names({0: "a", 3: "b"}, 4) == {0: "a", 1: "class1", 2: "class2", 3: "b"}
     assert metadata.names_problem({0: "a", 3: "b"}, 7).endswith("class1, class2, class4 and so on")
     assert metadata.names(["a", "b", "c"], 2) == {0: "a", 1: "b"}
-    assert metadata.names_problem(["a", "b", "c"], 2) == "it names 3 classes and has 2: the last names are left out"
+    assert metadata.names_problem(["a", "b", "c"], 2) == "it names 3 classes and has 2: the last names are ignored"
 
 
 @pytest.mark.parametrize("given", [32, "32", "[32]", [8, 16, 32], "32.0", "tensor([ 8., 16., 32.])", (32,)], ids=str)
