@@ -207,7 +207,7 @@ def test_what_cannot_be_done_is_one_line_and_a_status(tmp_path, arguments, envir
 def test_a_host_that_lets_others_in_wants_keys_before_anything_is_built(tmp_path):
     ended = yolopard("serve", "--host", "0.0.0.0", "--engines-dir", str(tmp_path))
     assert ended.returncode == 1
-    assert ended.stderr.startswith("yolopard: HOST=0.0.0.0 lets others in: give API_KEYS")
+    assert ended.stderr.startswith("yolopard: HOST=0.0.0.0 is open to other machines: give API_KEYS")
     assert list(tmp_path.iterdir()) == []
 
 

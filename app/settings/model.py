@@ -1,4 +1,4 @@
-"""What is served and how: one a model."""
+"""Settings of one model: weights, engine, accuracy gate."""
 
 import re
 from pathlib import Path
@@ -19,11 +19,14 @@ from app.settings.places import DEMO_WEIGHTS
 
 MIN_SIDE, MAX_SIDE = 32, 8192  # of a frame, px
 MAX_SHAPES = 16
-UNABLE = {".onnx": ("pytorch",), ".engine": ("openvino", "onnxruntime", "pytorch")}  # to run such weights
+UNSUPPORTED_BACKENDS = {".onnx": ("pytorch",), ".engine": ("openvino", "onnxruntime", "pytorch")}  # by weights suffix
 
 
 def _read_imgsz(value: Any) -> Any:
-    """640, or the shapes of 640x640,384x640 sorted: in another order they are the same engine."""
+    """Parse "640" to 640, and "640x640,384x640" to sorted shapes, so that their order does not change the engine.
+
+    Returns other types unchanged. Raises ValueError.
+    """
     if not isinstance(value, str):
         return value
     if re.fullmatch(r"\d+", value):
@@ -33,10 +36,10 @@ def _read_imgsz(value: Any) -> Any:
     shapes = sorted(parse_shapes(value))
     for side in (side for shape in shapes for side in shape):
         _require_side(side)
-    if twice := [shape for i, shape in enumerate(shapes) if shape in shapes[:i]]:
-        raise ValueError(f"{format_shapes(twice[0])} is there twice")
+    if repeated := [shape for i, shape in enumerate(shapes) if shape in shapes[:i]]:
+        raise ValueError(f"{format_shapes(repeated[0])} is given twice")
     if len(shapes) > MAX_SHAPES:
-        raise ValueError(f"at most {MAX_SHAPES} shapes, since each may be an engine of its own")
+        raise ValueError(f"give at most {MAX_SHAPES} shapes: each may need an engine of its own")
     return tuple(shapes)
 
 
@@ -47,7 +50,7 @@ def _require_side(side: int) -> int:
 
 
 def _write_imgsz(value: int | tuple[Shape, ...] | None) -> str | int | None:
-    """As it was given, for a server that the bench starts."""
+    """Return the text or number that `_read_imgsz` accepts, for a server that the bench starts."""
     return format_shapes(*value) if isinstance(value, tuple) else value
 
 
@@ -66,40 +69,40 @@ class ModelSettings(BaseModel):
     weights: str = Field(str(DEMO_WEIGHTS), description=".pt or .onnx file, or an Ultralytics name such as yolov8n.pt")
     imgsz: Imgsz = Field(
         None,
-        description="640: frames are the smallest rectangles, of at most 640 px a side; 640x640,384x640: frames have "
-        "one of these heights and widths; the model's own size, in rectangles, if unset",
+        description="640: smallest rectangles with sides of at most 640 px; 640x640,384x640: only these heights and "
+        "widths; if unset, smallest rectangles up to the model's own size",
     )
-    batch: int = Field(8, ge=1, le=1024, description="most images in one batch")
+    batch: int = Field(8, ge=1, le=1024, description="maximum number of images in one batch")
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
         "auto", description="auto, fp32, fp16 or int8; auto = fp16 on TensorRT, fp32 on the CPU"
     )
     backend: Literal["auto", "tensorrt", "openvino", "onnxruntime", "pytorch", "simulated"] = Field(
         "auto",
-        description="auto, tensorrt, openvino, onnxruntime, pytorch or simulated; auto = the first real one here",
+        description="auto, tensorrt, openvino, onnxruntime, pytorch or simulated; auto = the first available one",
     )
     simulated_ms: str = Field("0,0", description="a,b: BACKEND=simulated takes a + b * n ms for a batch of n images")
     fallback: Literal["none", "onnxruntime", "pytorch"] = Field(
-        "none", description="none, onnxruntime or pytorch: what serves, loudly, when the backend cannot"
+        "none", description="none, onnxruntime or pytorch: the backend to use, with warnings, if BACKEND fails"
     )
     decode: Literal["exact", "fast"] = Field(
-        "exact", description="exact or fast: large JPEGs are decoded at 1/2, 1/4 or 1/8, and boxes move a little"
+        "exact", description="exact or fast; fast decodes large JPEGs at 1/2, 1/4 or 1/8, which moves boxes a little"
     )
     instances: int | None = Field(
-        None, ge=1, le=64, description="batches at a time; 2 on TensorRT, one a core on OpenVINO, else 1, if unset"
+        None, ge=1, le=64, description="batches at a time; if unset, 2 on TensorRT, one per core on OpenVINO, else 1"
     )
     max_wait_ms: float = Field(
-        0, ge=0, le=10_000, description="longest wait for a fuller batch while an instance is free"
+        0, ge=0, le=10_000, description="maximum wait for a fuller batch while an instance is free"
     )
-    gate_dir: Path | None = Field(None, description="images, best with labels, that every engine is evaluated on")
-    gate_fp32: float = Field(0.99, ge=0, le=1, description="least share of PyTorch's boxes that fp32 must find")
-    gate_fp16: float = Field(0.98, ge=0, le=1, description="least share of PyTorch's boxes that fp16 must find")
-    gate_int8: float = Field(0.9, ge=0, le=1, description="the same for int8, where there are no labels")
-    gate_map_loss: float = Field(0.01, ge=0, le=1, description="most mAP50-95 that may be lost, where there are labels")
-    calibration_dir: Path | None = Field(None, description="images that int8 is calibrated on")
+    gate_dir: Path | None = Field(None, description="images, preferably labelled, to evaluate every engine on")
+    gate_fp32: float = Field(0.99, ge=0, le=1, description="minimum share of PyTorch's boxes that fp32 must find")
+    gate_fp16: float = Field(0.98, ge=0, le=1, description="minimum share of PyTorch's boxes that fp16 must find")
+    gate_int8: float = Field(0.9, ge=0, le=1, description="the same for int8, used if there are no labels")
+    gate_map_loss: float = Field(0.01, ge=0, le=1, description="maximum loss of mAP50-95 if there are labels")
+    calibration_dir: Path | None = Field(None, description="images for the calibration of int8")
     compare: Literal["none", "pytorch"] = Field(
-        "none", description="none or pytorch: a second engine beside the first, for ?engine= and ?compare=1"
+        "none", description="none or pytorch: backend of a second engine, for ?engine= and ?compare=1"
     )
-    shadow: float = Field(0, ge=0, le=1, description="share of the images that the second engine looks at as well")
+    shadow: float = Field(0, ge=0, le=1, description="share of the images that the second engine also predicts")
 
     @field_validator("weights")
     @classmethod
@@ -112,7 +115,7 @@ class ModelSettings(BaseModel):
     @classmethod
     def _two_numbers(cls, value: str) -> str:
         if not re.fullmatch(r"\d+(\.\d+)?,\d+(\.\d+)?", value):
-            raise ValueError("give two numbers of milliseconds, a batch's and an image's, such as 5,6.9")
+            raise ValueError("give two numbers, milliseconds per batch and per image, such as 5,6.9")
         return value
 
     @model_validator(mode="after")
@@ -124,17 +127,17 @@ class ModelSettings(BaseModel):
         if self.shadow and self.compare == "none":
             raise ValueError(f"SHADOW={self.shadow:g} needs a second engine: give COMPARE=pytorch too")
         for setting in ("backend", "fallback", "compare"):
-            if getattr(self, setting) in UNABLE.get(Path(self.weights).suffix, ()):
+            if getattr(self, setting) in UNSUPPORTED_BACKENDS.get(Path(self.weights).suffix, ()):
                 text = f"{setting.upper()}={getattr(self, setting)} cannot run {self.weights}"
                 raise ValueError(f"{text}: give the .pt that it was exported from, or leave {setting.upper()} out")
         return self
 
     @property
     def shapes(self) -> tuple[Shape, ...] | None:
-        """Heights and widths that frames may have, px; None = the smallest rectangles."""
+        """(height, width) of the allowed frames, px; None = the smallest rectangles."""
         return self.imgsz if isinstance(self.imgsz, tuple) else None
 
     @property
     def longest_side(self) -> int | None:
-        """Of all frames, px; None = the model's own."""
+        """Longest side of all frames, px; None = the model's own size."""
         return max(map(max, self.imgsz)) if isinstance(self.imgsz, tuple) else self.imgsz

@@ -1,4 +1,4 @@
-"""Where the demo model and the engines lie unless a setting says otherwise."""
+"""Default paths of the demo model and the engines."""
 
 from pathlib import Path
 

@@ -29,6 +29,6 @@ async def together(works: Iterable[Coroutine[Any, Any, T]], what: str = "") -> l
 
 
 def _forget_error(task: asyncio.Task[Any]) -> None:
-    """Retrieve the error of a task whose error is not raised, or asyncio would log it."""
+    """Mark the task's error as retrieved, or asyncio would log it, and drop its tracebacks."""
     if not task.cancelled():
         forget(task.exception())

@@ -29,7 +29,7 @@ class _MallInfo(ctypes.Structure):
 
 
 def cpus() -> int:
-    """Return the number of cores this process may use: its affinity or the cgroup v2 quota (containers), at least 1.
+    """Return the number of cores this process may use: its affinity or, if smaller, its cgroup v2 quota; at least 1.
 
     OpenVINO and ONNX Runtime ignore quotas: https://github.com/openvinotoolkit/openvino/issues/37838
     """
@@ -42,7 +42,7 @@ def cpus() -> int:
 
 
 def memory_bytes() -> int:
-    """Return the memory this process may use, bytes: the machine's or the cgroup's limit (containers)."""
+    """Return the memory this process may use, bytes: the machine's or, if smaller, the cgroup's limit (containers)."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # cgroup v2, v1
         with contextlib.suppress(OSError, ValueError):  # missing, or "max"
@@ -51,7 +51,7 @@ def memory_bytes() -> int:
 
 
 def held_bytes(pid: int) -> int:
-    """Return the memory of a process without file pages, which the kernel can drop, in bytes; 0 if it has ended."""
+    """Return the memory of a process that the kernel cannot drop (no file pages), bytes; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -61,8 +61,8 @@ def held_bytes(pid: int) -> int:
 
 
 def allow_open_files(wanted: int) -> int:
-    """Raise the limit of open files to `wanted` if permitted. Return the number that may be open, at most `wanted`
-    if there is no limit.
+    """Raise the limit of open files to `wanted` if permitted. Return the number that may be open; `wanted` if there
+    is no limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:

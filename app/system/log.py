@@ -48,18 +48,18 @@ def _with_message(record: logging.LogRecord) -> logging.LogRecord:
 
 
 def escaped(text: str) -> str:
-    """Return text with control characters escaped: in a client's input they could forge log lines or control a terminal."""
+    """Return text with control characters escaped: from a client they could forge log lines or control a terminal."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class Flood(logging.Filter):
-    """Passes at most MAX_RECORDS of one kind, meaning of one unformatted text, in MAX_RECORDS_S. The next one after that
+    """Passes at most MAX_RECORDS with the same logger and unformatted text in MAX_RECORDS_S. The next one after that
     says how many were dropped.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: dict[tuple[str, str], tuple[float, int]] = {}  # (logger, text): (start of the window, number of records)
+        self._seen: dict[tuple[str, str], tuple[float, int]] = {}  # (logger, text): (window start, records)
 
     def filter(self, record: logging.LogRecord) -> bool:
         kind = record.name, str(record.msg)

@@ -55,11 +55,11 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"yolopard_{name}", text, labels, buckets=buckets, registry=registry)
 
-        self.requests = counter("requests_total", "Requests answered, by status code", "model", "engine", "protocol", "code")
+        self.requests = counter("requests_total", "Requests answered", "model", "engine", "protocol", "code")
         self.request_seconds = histogram(
             "request_duration_seconds", "Time from first byte to last", _SECONDS, "model", "engine", "protocol"
         )
-        self.stage_seconds = histogram("stage_duration_seconds", "Time of one image", _SECONDS, "model", "engine", "stage")
+        self.stage_seconds = histogram("stage_duration_seconds", "Time per image", _SECONDS, "model", "engine", "stage")
         self.images = counter("images_total", "Images inferred; the rate is the FPS", "model", "engine")
         self.batch_size = histogram("batch_size", "Images per batch", _BATCH, "model", "engine")
         self.batches = counter("batches_total", "Batches by why they started", "model", "engine", "reason")
@@ -67,13 +67,13 @@ class Metrics:
         self.pending = gauge("pending", "Requests admitted and not yet answered", "model")
         self.inflight_bytes = gauge("inflight_bytes", "Bytes of requests in flight; MAX_INFLIGHT_BYTES is the limit")
         self.inflight_pixels = gauge("inflight_pixels", "Pixels of images in flight; MAX_INFLIGHT_PIXELS is the limit")
-        self.decoders_stuck = gauge("decoders_stuck", "Decoder threads that exceeded their time limit and still run")
+        self.decoders_stuck = gauge("decoders_stuck", "Image threads over their time limit that still run")
         self.rejected = counter("rejected_total", "Requests refused, failed or canceled", "model", "reason")
-        self.device_seconds = counter("device_seconds_total", "Time that batches spent in the engine", "model", "engine")
+        self.device_seconds = counter("device_seconds_total", "Time batches spent in the engine", "model", "engine")
         self.engine_rate = gauge("engine_images_per_second", "Rate of the engine itself at warm-up", "model", "engine")
         self.engine_info = gauge("engine_info", "1 for each loaded engine", *Engine.__slots__)
         self.gate = gauge("gate", "Accuracy report of the gate", "model", "engine", "figure")
-        self.fallback = gauge("fallback", "1 while not the requested engine is served", "model", "reason")
+        self.fallback = gauge("fallback", "1 while the served engine is not the requested one", "model", "reason")
         self.shadow = counter(
             "shadow_boxes_total",
             "Boxes of shadowed images, by which engine found them: both, only this one, only the second one",
@@ -101,6 +101,6 @@ class Metrics:
         self._registry.register(collector)
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """Return all metrics and their content type, in a format that the scraper accepts. `accept`: its header Accept."""
+        """Return all metrics and their content type, in a format that the request's header `accept` allows."""
         encode, content_type = exposition.choose_encoder(accept)
         return encode(self._registry), content_type

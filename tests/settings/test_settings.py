@@ -108,7 +108,7 @@ def test_other_variables_are_nobody_s_business():
     ids=["option", "environment"],
 )
 def test_an_unknown_name_is_refused_with_the_names_that_there_are(options, environ):
-    with pytest.raises(SettingsError, match=r"BACH: no such setting; there are WEIGHTS, .*BATCH"):
+    with pytest.raises(SettingsError, match=r"BACH: no such setting; the settings are WEIGHTS, .*BATCH"):
         Settings.read(options, environ)
 
 
@@ -199,8 +199,8 @@ def test_settings_that_do_not_fit_together_are_refused_in_one_line_that_names_bo
         ("big", "give the longest side in px, such as 640, or HEIGHTxWIDTH,... such as 640x640,384x640"),
         ("31", "a side is 32 to 8192 px, not 31"),
         ("640x640,16x640", "a side is 32 to 8192 px, not 16"),
-        ("640x640,384x640,640x640", "640x640 is there twice"),
-        (",".join(f"{32 * i}x640" for i in range(1, 18)), "at most 16 shapes, since each may be an engine of its own"),
+        ("640x640,384x640,640x640", "640x640 is given twice"),
+        (",".join(f"{32 * i}x640" for i in range(1, 18)), "give at most 16 shapes: each may need an engine of its own"),
     ],
 )
 def test_sizes_are_refused_with_what_is_wrong_with_them(text, message):
@@ -265,7 +265,7 @@ def test_on_loopback_nobody_needs_keys(host):
 @pytest.mark.parametrize("host", ELSEWHERE)
 def test_elsewhere_keys_or_the_wish_to_have_none_must_be_given(host):
     with pytest.raises(
-        SettingsError, match=rf"^HOST={re.escape(host)} lets others in: give API_KEYS, .*ALLOW_ANONYMOUS=1"
+        SettingsError, match=rf"^HOST={re.escape(host)} is open to other machines: give API_KEYS, .*ALLOW_ANONYMOUS=1"
     ):
         Settings.of(host=host).server.require_keys()
     Settings.of(host=host, api_keys="k" * 16).server.require_keys()
