@@ -1,1 +1,1 @@
-"""One module a protocol that clients speak."""
+"""The protocols that clients use, one module or package each."""

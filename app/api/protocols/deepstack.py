@@ -1,7 +1,7 @@
-"""What Frigate, Home Assistant, Blue Iris, Agent DVR and others ask of DeepStack and of CodeProject.AI.
+"""The DeepStack and CodeProject.AI API, used by Frigate, Home Assistant, Blue Iris, Agent DVR and others.
 
-Every answer is JSON of a known length: Blue Iris reads no chunked one. The best comes first, and there are twenty at
-most: Frigate stops at the first that is weak, and dies of the twenty-first.
+Every response is JSON with a Content-Length, because Blue Iris cannot read chunked ones. It has at most 20 boxes,
+highest score first: Frigate stops reading at the first low score and crashes on the 21st box.
 """
 
 import time
@@ -37,9 +37,9 @@ from app.serving.service import Service
 from app.vision.postprocess import Thresholds, upright
 
 PROTOCOL = "deepstack"
-MAX_BOXES = 20  # boxes
-IOU = 0.45  # of DeepStack's and CodeProject.AI's own YOLOv5
-GENERAL = "general"  # what clients call the model that is there anyway
+MAX_BOXES = 20
+IOU = 0.45  # the value in DeepStack's and CodeProject.AI's own YOLOv5
+GENERAL = "general"  # name that clients use for the default model
 _FIELDS = {
     "image": {"type": "string", "format": "binary"},
     "min_confidence": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.4},
@@ -56,12 +56,12 @@ _OPENAPI = {
 
 
 def _lenient(value: str) -> str:
-    """SynoAI writes its numbers as its country does: 0,45."""
+    """Accept a decimal comma, and "" for the default: SynoAI sends 0,45 in some locales."""
     return value.strip().replace(",", ".") or "0.4"
 
 
 class DetectionForm(BaseModel):
-    """The fields beside the image; others are nobody's business."""
+    """The form fields besides the image file. Other fields are ignored."""
 
     min_confidence: Annotated[float, Field(ge=0, le=1), BeforeValidator(_lenient)] = 0.4
     api_key: str = ""
@@ -69,7 +69,7 @@ class DetectionForm(BaseModel):
 
 
 def shape(error: YolopardError, request_id: str) -> tuple[int, dict[str, Any]]:
-    """DeepStack's errors and CodeProject.AI's."""
+    """Return status and body of an error, with the keys of DeepStack and CodeProject.AI."""
     return error.status, {
         "success": False,
         "error": str(error),
@@ -80,7 +80,7 @@ def shape(error: YolopardError, request_id: str) -> tuple[int, dict[str, Any]]:
 
 
 def routes(service: Service) -> APIRouter:
-    """Detection, custom models of which there is one, their list, and the ping."""
+    """Routes for detection, the one custom model, the list of models, and ping."""
     return APIRouter(routes=[*_server(service).routes, *_vision(service).routes])
 
 
@@ -88,12 +88,12 @@ def _server(service: Service) -> APIRouter:
     settings = service.settings
     router = APIRouter(tags=[PROTOCOL], route_class=protocol_route(PROTOCOL, shape), responses=ERRORS)
 
-    @router.get("/v1/status/ping", summary="The process answers")
-    @router.get("/v1/server/status/ping", summary="The process answers")
+    @router.get("/v1/status/ping", summary="Liveness of the process")
+    @router.get("/v1/server/status/ping", summary="Liveness of the process")
     async def ping() -> dict[str, Any]:
         return {"success": True, "message": __version__}
 
-    @router.post("/v1/vision/custom/list", summary="The models' names", dependencies=described(settings.api_keys))
+    @router.post("/v1/vision/custom/list", summary="Names of the models", dependencies=described(settings.api_keys))
     async def models(request: Request) -> dict[str, Any]:
         require_key_in_front(service, request.scope, RequestContext.of(request.scope), key_inside=True)
         form = await read_before_deadline(request, read_form(request, small_limit(service, request)))
@@ -121,7 +121,7 @@ def _vision(service: Service) -> APIRouter:
         require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), fields.api_key)
         _require_model(model, service.predictor.model)
         if form.file is None and not fields.image:
-            raise EmptyBody("there is no image: send it as the form's part 'image'")
+            raise EmptyBody("the form has no image: send it as the part 'image'")
         image = await images.from_text(fields.image) if form.file is None else form.file
         predictions = await predict(service, request, [image], Thresholds(fields.min_confidence, IOU, MAX_BOXES))
         return await respond(
@@ -132,11 +132,11 @@ def _vision(service: Service) -> APIRouter:
             ),
         )
 
-    @router.post("/v1/vision/detection", summary="Boxes, as DeepStack answers", openapi_extra=_OPENAPI)
+    @router.post("/v1/vision/detection", summary="Boxes in DeepStack's response format", openapi_extra=_OPENAPI)
     async def detection(request: Request) -> Response:
         return await answer(request)
 
-    @router.post("/v1/vision/custom/{model}", summary="The same by the model's name", openapi_extra=_OPENAPI)
+    @router.post("/v1/vision/custom/{model}", summary="Boxes of the named model", openapi_extra=_OPENAPI)
     async def custom(request: Request, model: str) -> Response:
         return await answer(request, model)
 
@@ -153,11 +153,11 @@ def _parse(form: Form) -> DetectionForm:
 def _require_model(name: str, model: ModelInfo) -> None:
     require_boxes(model)
     if name not in (model.name, GENERAL):
-        raise NotFound(f"there is no model {name!r} here; there is {model.name}")
+        raise NotFound(f"there is no model {name!r} here; the model is {model.name}")
 
 
 def _to_json(service: Service, prediction: Prediction, started: float) -> dict[str, Any]:
-    """The keys of both: `duration` is DeepStack's, most of the others CodeProject.AI's."""
+    """Return the response with the keys of both APIs: `duration` is DeepStack's, most others are CodeProject.AI's."""
     found, names = prediction.detections, service.predictor.model.names
     predictions = [
         {

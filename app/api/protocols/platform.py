@@ -1,6 +1,7 @@
-"""What clients of Ultralytics Platform, and of HUB before it, ask: https://docs.ultralytics.com/platform/.
+"""The inference API of Ultralytics Platform and of its predecessor HUB: https://docs.ultralytics.com/platform/.
 
-Both of HUB's answers are given: the old one, of centres and sizes as shares, to those who ask in its words.
+HUB had two response formats. Requests with HUB's old field names get the old one: box centres and sizes as fractions of
+the image's width and height.
 """
 
 import time
@@ -25,7 +26,7 @@ from app.serving.service import Service
 from app.vision.postprocess import Thresholds, upright
 
 PROTOCOL = "platform"
-_OLD = {"image", "url", "size", "confidence"}
+_OLD_FIELDS = {"image", "url", "size", "confidence"}  # of HUB; one of them selects its old response format
 _OPENAPI = {
     "requestBody": {
         "content": {
@@ -33,8 +34,8 @@ _OPENAPI = {
                 "schema": {
                     "type": "object",
                     "properties": {
-                        "file": {"type": "string", "format": "binary", "description": "an image; or `image`"},
-                        "source": {"type": "string", "description": "its URL, or base64, instead; or `url`"},
+                        "file": {"type": "string", "format": "binary", "description": "an image; `image` works too"},
+                        "source": {"type": "string", "description": "or its URL, or base64; `url` works too"},
                         "conf": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.25},
                         "iou": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.7},
                         "normalize": {"type": "boolean", "default": False},
@@ -48,18 +49,18 @@ _OPENAPI = {
 
 
 class PredictForm(BaseModel):
-    """The fields that matter here; of the others, `imgsz` among them, the engine knows better."""
+    """The supported fields. Others are ignored, also `imgsz`: the engine determines the size."""
 
     conf: Annotated[float, Field(ge=0, le=1, validation_alias=AliasChoices("conf", "confidence"))] = 0.25
     iou: Annotated[float, Field(ge=0, le=1)] = 0.7
     normalize: bool = False
     decimals: Annotated[int, Field(ge=0, le=10)] = 5
     source: Annotated[str, Field(validation_alias=AliasChoices("source", "url", "image", "file"))] = ""
-    model: str = ""  # HUB's: a name, or a URL that ends with it
+    model: str = ""  # from HUB clients: a name, or a URL that ends with one
 
 
 def shape(error: YolopardError, request_id: str) -> tuple[int, dict[str, Any]]:
-    """The Platform's errors have no documented shape; `success` and `message` are the old HUB's."""
+    """Return status and body of an error. The Platform documents no format; `success` and `message` are HUB's."""
     return error.status, {
         "error": str(error),
         "success": False,
@@ -70,7 +71,7 @@ def shape(error: YolopardError, request_id: str) -> tuple[int, dict[str, Any]]:
 
 
 def routes(service: Service) -> APIRouter:
-    """Shared and dedicated endpoints of the Platform, and both of HUB's."""
+    """Routes for the Platform's shared and dedicated endpoints, and for both of HUB's."""
     settings = service.settings
     router = APIRouter(
         tags=[PROTOCOL],
@@ -83,7 +84,7 @@ def routes(service: Service) -> APIRouter:
         started = time.perf_counter()
         form, fields, image = await read_before_deadline(request, _read(service, request))
         _require_model(model or fields.model.rstrip("/").rpartition("/")[2], service.predictor.model)
-        old = hub and bool(_OLD & {*form.fields, form.file_name})
+        old = hub and bool(_OLD_FIELDS & {*form.fields, form.file_name})
         if old:
             require_boxes(service.predictor.model)
         predictions = await predict(service, request, [image], Thresholds(fields.conf, fields.iou))
@@ -97,12 +98,12 @@ def routes(service: Service) -> APIRouter:
             ),
         )
 
-    @router.post("/predict", summary="An endpoint of its own, on Ultralytics Platform", openapi_extra=_OPENAPI)
+    @router.post("/predict", summary="Dedicated endpoint of Ultralytics Platform", openapi_extra=_OPENAPI)
     async def dedicated(request: Request) -> Response:
         return await answer(request)
 
     @router.post(
-        "/api/models/{model}/predict", summary="The shared endpoint of Ultralytics Platform", openapi_extra=_OPENAPI
+        "/api/models/{model}/predict", summary="Shared endpoint of Ultralytics Platform", openapi_extra=_OPENAPI
     )
     async def shared(request: Request, model: str) -> Response:
         return await answer(request, model)
@@ -122,7 +123,7 @@ async def _read(service: Service, request: Request) -> tuple[Form, PredictForm, 
     form = await read_form(request, body_limit(service, request))
     fields = _parse({**request.query_params, **form.fields})
     if form.file is None and not fields.source:
-        raise EmptyBody("there is no image: send it as the form's part 'file', or name it in the field 'source'")
+        raise EmptyBody("the form has no image: send it as the part 'file', or as URL or base64 in the field 'source'")
     image = (
         await images.load(fields.source, service.settings, RequestContext.of(request.scope).share)
         if form.file is None
@@ -140,12 +141,12 @@ def _parse(fields: dict[str, str]) -> PredictForm:
 
 def _require_model(name: str, model: ModelInfo) -> None:
     if name not in ("", model.name):
-        raise NotFound(f"there is no model {name!r} here; there is {model.name}")
+        raise NotFound(f"there is no model {name!r} here; the model is {model.name}")
 
 
 def _old_json(prediction: Prediction, model: ModelInfo) -> dict[str, Any]:
     found, (height, width) = prediction.detections, prediction.shape
-    shares = (upright(found.boxes) / (width, height, width, height)).tolist()
+    fractions = (upright(found.boxes) / (width, height, width, height)).tolist()
     return {
         "success": True,
         "message": "Inference complete.",
@@ -160,7 +161,7 @@ def _old_json(prediction: Prediction, model: ModelInfo) -> dict[str, Any]:
                 "height": y2 - y1,
             }
             for class_id, score, (x1, y1, x2, y2) in zip(
-                found.classes.tolist(), found.scores.tolist(), shares, strict=True
+                found.classes.tolist(), found.scores.tolist(), fractions, strict=True
             )
         ],
     }

@@ -1,4 +1,4 @@
-"""POST /v1/predict: images in, what is on them out, in the JSON of Ultralytics' hosted API. /v1/detect is the same."""
+"""POST /v1/predict, alias /v1/detect: predict on images. Responds in the JSON format of Ultralytics' hosted API."""
 
 import time
 from functools import lru_cache
@@ -69,28 +69,28 @@ _OPENAPI = {
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "What was found, or a picture",
+        "description": "Predictions, or the image with them drawn on it",
         "content": {"application/json": {"examples": _EXAMPLES}, "image/jpeg": _IMAGE},
     }
 }
 
 
 class PredictParams(BaseModel):
-    """Which of the boxes are wanted."""
+    """Predict parameters: which of the model's boxes to return."""
 
     model_config = ConfigDict(extra="forbid")
 
-    conf: float = Field(0.25, ge=0, le=1, description="least score of a box")
-    iou: float = Field(0.7, ge=0, le=1, description="overlap above which the weaker of two boxes goes")
-    max_det: int = Field(300, ge=1, le=1024, description="most boxes an image")
-    classes: list[str] = Field([], description="names or ids of the classes wanted, repeated or separated by commas")
-    agnostic: bool = Field(False, description="boxes of different classes compete too")
+    conf: float = Field(0.25, ge=0, le=1, description="minimum score of a box")
+    iou: float = Field(0.7, ge=0, le=1, description="overlap above which the box with the lower score is removed")
+    max_det: int = Field(300, ge=1, le=1024, description="maximum number of boxes per image")
+    classes: list[str] = Field([], description="names or ids of classes to return, repeated or separated by commas")
+    agnostic: bool = Field(False, description="remove overlapping boxes of different classes too")
 
     def thresholds(self, model: ModelInfo) -> Thresholds:
-        """Raises BadParameter for a class that the model has not."""
-        known = model.names.values()  # a name may itself hold a comma
-        wanted = [name for entry in self.classes for name in ([entry] if entry in known else entry.split(","))]
-        ids = class_ids([name.strip() for name in wanted if name.strip()], model)
+        """Return the thresholds for postprocessing. Raises BadParameter for a class the model does not have."""
+        known = model.names.values()  # a name may contain a comma
+        requested = [name for entry in self.classes for name in ([entry] if entry in known else entry.split(","))]
+        ids = class_ids([name.strip() for name in requested if name.strip()], model)
         return Thresholds(self.conf, self.iou, self.max_det, ids, self.agnostic)
 
 
@@ -98,14 +98,14 @@ class DetectQuery(PredictParams):
     """The query of /v1/predict."""
 
     masks: Literal["polygon", "rle"] = Field(
-        "polygon", description="of segment models: outlines, or rle = COCO's compressed run lengths"
+        "polygon", description="mask format of segment models: polygon = outlines, rle = COCO's compressed run lengths"
     )
-    engine: str | None = Field(None, description="which engine is asked, where COMPARE has a second one run")
-    compare: bool = Field(False, description="every engine is asked, and their differences are told")
-    format: Literal["json", "image"] = Field("json", description="image = a JPEG, or PNG after Accept, with the boxes")
+    engine: str | None = Field(None, description="name of the engine to use, if COMPARE runs a second one")
+    compare: bool = Field(False, description="run all engines and return their differences")
+    format: Literal["json", "image"] = Field("json", description="image = with the boxes drawn, JPEG or PNG by Accept")
 
     def engines(self, predictor: Predictor) -> list[str]:
-        """Those that are asked. Raises BadParameter."""
+        """Return the names of the engines to run. Raises BadParameter for an unknown engine or a useless `compare`."""
         if self.engine not in (None, *predictor.engines):
             raise BadParameter(f"engine: {self.engine!r} does not run here; there is {', '.join(predictor.engines)}")
         if not self.compare:
@@ -116,13 +116,13 @@ class DetectQuery(PredictParams):
                 f"compare: there is one engine only, {only}; COMPARE=pytorch starts a second one beside it"
             )
         if self.engine or self.format == "image":
-            raise BadParameter("compare: answers JSON of all engines; leave out engine and format")
+            raise BadParameter("compare: returns JSON of all engines; leave out engine and format")
         return predictor.engines
 
 
 @lru_cache(256)
 def parse_query(query: bytes) -> DetectQuery:
-    """A query string, as it stands in the URL. Raises BadParameter."""
+    """Parse a raw query string. Raises BadParameter."""
     given = QueryParams(query)
     try:
         return DetectQuery.model_validate({**given, "classes": given.getlist("classes")})
@@ -131,9 +131,9 @@ def parse_query(query: bytes) -> DetectQuery:
 
 
 def class_ids(wanted: list[str], model: ModelInfo) -> tuple[int, ...] | None:
-    """The ids of classes that are given by names or numbers, all ids of a name; None = no class is given.
+    """Return the ids of classes given by name or number, all ids of a name; None if no class is given.
 
-    Raises BadParameter for a class that the model has not.
+    Raises BadParameter for a class the model does not have.
     """
     ids: list[int] = []
     for name in wanted:
@@ -147,21 +147,21 @@ def class_ids(wanted: list[str], model: ModelInfo) -> tuple[int, ...] | None:
 
 
 def routes(service: Service) -> APIRouter:
-    """The native protocol."""
+    """Routes of the native protocol."""
 
     def given(request: Request) -> dict[str, DetectQuery]:
         return {"query": parse_query(request.scope["query_string"])}
 
     router = APIRouter(tags=["detect"], route_class=image_route(service, "v1", given=given))
 
-    facts: dict[str, Any] = {
+    options: dict[str, Any] = {
         "responses": _RESPONSES | ERRORS,
         "openapi_extra": _OPENAPI,
         "dependencies": described(service.settings.api_keys),
     }
 
-    @router.post("/v1/predict", summary="What is on the images in the body", **facts)
-    @router.post("/v1/detect", summary="The same as /v1/predict", **facts)
+    @router.post("/v1/predict", summary="Predictions for the images in the body", **options)
+    @router.post("/v1/detect", summary="Alias of /v1/predict", **options)
     async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
         started = time.perf_counter()
         predictor, settings = service.predictor, service.settings
@@ -170,7 +170,7 @@ def routes(service: Service) -> APIRouter:
         RequestContext.of(request.scope).engine = engines[0]
         files = await read_before_deadline(request, reading)
         if query.format == "image" and len(files) > 1:
-            raise BadParameter("format=image answers one image: send one file")
+            raise BadParameter("format=image works for one image only: send one file")
         shadowed = not (query.engine or query.compare)
         compared = await compare(service, request, files, thresholds, engines, shadowed=shadowed)
         predictions = [answers[0] for answers in compared]
@@ -178,13 +178,13 @@ def routes(service: Service) -> APIRouter:
             response_format = ResponseFormat(rle=query.masks == "rle")
             return await respond(service, predictions, lambda: to_json(service, compared, started, response_format))
         with encoding(service, engines[0]):
-            response = await _picture(predictor, files[0], predictions[0], request.headers.get("accept", ""))
+            response = await _drawn(predictor, files[0], predictions[0], request.headers.get("accept", ""))
         response.headers["Server-Timing"] = server_timing(predictions)
         return response
 
     return router
 
 
-async def _picture(predictor: Predictor, data: bytes, prediction: Prediction, accept: str) -> Response:
+async def _drawn(predictor: Predictor, data: bytes, prediction: Prediction, accept: str) -> Response:
     kind = "png" if "image/png" in accept and "image/jpeg" not in accept else "jpeg"
     return Response(await predictor.draw(data, prediction, kind), media_type=f"image/{kind}")

@@ -1,4 +1,4 @@
-"""What `inference_sdk` asks of a Roboflow inference server, and older snippets of detect.roboflow.com."""
+"""The API of a Roboflow inference server, as `inference_sdk` uses it, and that of detect.roboflow.com."""
 
 import base64
 import time
@@ -38,39 +38,39 @@ from app.vision.preprocess import KINDS, sniff
 M = TypeVar("M", bound=BaseModel)
 
 PROTOCOL = "roboflow"
-MAX_IMAGES, MAX_CLASSES = 1024, 10_000  # in a list, before anything is looked at; MAX_FILES may allow fewer
-ALIASES = {  # what inference_sdk makes of "yolov8n-640" and the like before it asks
+MAX_IMAGES, MAX_CLASSES = 1024, 10_000  # per list, checked when the body is parsed; MAX_FILES may allow fewer images
+ALIASES = {  # inference_sdk replaces names such as "yolov8n-640" by these before it sends the request
     **{f"yolov8{size}-640": f"coco/{version}" for size, version in zip("nsmlx", (3, 6, 8, 7, 5), strict=True)},
     **{f"yolov8{size}-1280": f"coco/{version}" for size, version in zip("nsmlx", range(9, 14), strict=True)},
 }
 
 
-def _share(value: float) -> float:
-    """Old snippets ask for 40 where 0.4 is meant."""
+def _fraction(value: float) -> float:
+    """Return 0.4 for 40: clients of detect.roboflow.com send percentages."""
     return value / 100 if value > 1 else value
 
 
-Share = Annotated[float, Field(ge=0, le=100), AfterValidator(_share)]
+Fraction = Annotated[float, Field(ge=0, le=100), AfterValidator(_fraction)]
 
 
 class PredictParams(BaseModel):
-    """Which boxes. Of the many other options those are refused by name that would change the answer."""
+    """Parameters that select boxes. Options that would change the result and are not supported are refused by name."""
 
     api_key: str = ""
-    confidence: Share = 0.4
-    iou: Share = Field(0.3, validation_alias=AliasChoices("iou_threshold", "overlap"))
+    confidence: Fraction = 0.4
+    iou: Fraction = Field(0.3, validation_alias=AliasChoices("iou_threshold", "overlap"))
     max_detections: int = Field(300, ge=1, le=1024)
     class_agnostic_nms: bool = False
     disable_preproc_auto_orient: Literal[False, "false", "False"] = False
 
     def thresholds(self, classes: list[str], model: ModelInfo) -> Thresholds:
-        """Raises BadParameter for a class that the model has not."""
+        """Return the thresholds for postprocessing. Raises BadParameter for a class the model does not have."""
         ids = class_ids(classes, model)
         return Thresholds(self.confidence, self.iou, self.max_detections, ids, self.class_agnostic_nms)
 
 
 class Image(BaseModel):
-    type: Literal["base64", "url"]  # never numpy: that is a pickle
+    type: Literal["base64", "url"]  # not numpy: the SDK sends it as a pickle
     value: str
 
 
@@ -111,18 +111,18 @@ def _json(example: dict[str, Any]) -> dict[str, Any]:
 
 
 def shape(error: YolopardError, request_id: str) -> tuple[int, dict[str, Any]]:
-    """The SDK shows `message`."""
+    """Return status and body of an error. The SDK shows `message`."""
     return error.status, {"message": str(error), "code": error.code, "request_id": request_id}
 
 
 def model_ids(model: ModelInfo) -> list[str]:
-    """The names that the model answers to."""
+    """Return the ids that clients may use for the model."""
     alias = ALIASES.get(f"{model.name}-{model.imgsz}")
     return [model.name, f"{model.name}/1", *([alias] if alias else [])]
 
 
 def routes(service: Service) -> APIRouter:
-    """The server's own calls, and last POST /{project}/{version}, where the version is a number."""
+    """Routes for models and inference. POST /{project}/{version} is the last one; the version is an integer."""
     return APIRouter(routes=[*_registry(service).routes, *_inference(service).routes])
 
 
@@ -139,25 +139,25 @@ def _registry(service: Service) -> APIRouter:
         ids = model_ids(service.predictor.model)
         return {"models": [{"model_id": each, "task_type": "object-detection"} for each in ids]}
 
-    @router.get("/info", summary="Which server this is")
+    @router.get("/info", summary="Name and version of the server")
     async def info() -> dict[str, str]:
         return {"name": "Yolopard", "version": __version__, "uuid": identity}
 
-    @router.get("/model/registry", summary="The names that the model answers to")
+    @router.get("/model/registry", summary="Ids of the model")
     async def registry(request: Request, api_key: str = "") -> dict[str, Any]:
         require_key(settings.api_keys, request.headers, api_key)
         return models()
 
     @router.post(
-        "/model/add", summary="The same: the model is there already", openapi_extra=_json({"model_id": "yolov8n-demo"})
+        "/model/add", summary="Ids of the model, already loaded", openapi_extra=_json({"model_id": "yolov8n-demo"})
     )
     async def add(request: Request) -> dict[str, Any]:
         require_key_in_front(service, request.scope, RequestContext.of(request.scope), key_inside=True)
-        wanted = _validate(
+        addition = _validate(
             await read_before_deadline(request, read_json(request, small_limit(service, request))), Addition
         )
-        require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), wanted.api_key)
-        _require_model(wanted.model_id, service.predictor.model)
+        require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), addition.api_key)
+        _require_model(addition.model_id, service.predictor.model)
         return models()
 
     return router
@@ -173,7 +173,7 @@ def _inference(service: Service) -> APIRouter:
     )
 
     @router.post(
-        "/infer/object_detection", summary="Boxes of an image or of a list of them", openapi_extra=_json(_INFERENCE)
+        "/infer/object_detection", summary="Boxes of an image, or of a list of images", openapi_extra=_json(_INFERENCE)
     )
     async def infer(request: Request) -> Response:
         started = time.perf_counter()
@@ -195,7 +195,7 @@ def _inference(service: Service) -> APIRouter:
                 answer["visualization"] = base64.b64encode(await predictor.draw(data, prediction, "jpeg")).decode()
         return await respond(service, predictions, lambda: answers if isinstance(requested.image, list) else answers[0])
 
-    @router.post("/{project}/{version:int}", summary="Boxes, as detect.roboflow.com answers")
+    @router.post("/{project}/{version:int}", summary="Boxes in detect.roboflow.com's response format")
     async def snippet(request: Request, project: str, version: int) -> Response:
         started = time.perf_counter()
         requested = _parse_query(request)
@@ -219,7 +219,7 @@ async def _load(service: Service, request: Request, image: Image) -> bytes:
 
 
 async def _read(service: Service, request: Request, url: str) -> bytes:
-    """Base64 whatever the Content-Type says, or a form's file, or the image itself."""
+    """Read the image from `url`, the form's file or the body: raw bytes or base64, whatever the Content-Type says."""
     if url:
         return await images.load(url, service.settings, RequestContext.of(request.scope).share)
     if is_multipart(request):
@@ -228,13 +228,13 @@ async def _read(service: Service, request: Request, url: str) -> bytes:
     else:
         body = await read_body(request, body_limit(service, request))
     if not body:
-        raise EmptyBody("the body is empty: send an image, or one in base64")
+        raise EmptyBody("the body is empty: send an image, raw or in base64")
     return body if sniff(body) in KINDS else await parsed(lambda: images.from_base64(body), body)
 
 
-def _validate(given: Any, wanted: type[M]) -> M:
+def _validate(body: Any, kind: type[M]) -> M:
     try:
-        return wanted.model_validate(given)
+        return kind.model_validate(body)
     except ValidationError as error:
         raise explain_validation(error) from error
 
@@ -249,11 +249,11 @@ def _parse_query(request: Request) -> Snippet:
 def _require_model(name: str, model: ModelInfo) -> None:
     require_boxes(model)
     if name not in model_ids(model):
-        raise NotFound(f"there is no model {name!r} here; there is {' or '.join(model_ids(model))}")
+        raise NotFound(f"there is no model {name!r} here; the model is {' or '.join(model_ids(model))}")
 
 
 def _to_json(request: Request, prediction: Prediction, model: ModelInfo, started: float) -> dict[str, Any]:
-    """Boxes by their centres, in px of the image as it was sent."""
+    """Return the response: boxes as centre and size, in px of the original image."""
     found, (height, width) = prediction.detections, prediction.shape
     return {
         "inference_id": RequestContext.of(request.scope).request_id,

@@ -104,7 +104,7 @@ def test_the_model_has_its_own_path_and_one_that_is_general(shared_server, name)
 def test_another_model_is_not_found_and_the_one_that_is_there_is_named(shared_server):
     answer = ask(shared_server, "/v1/vision/custom/ipcam-combined")
     assert refused(answer) == 404
-    assert "there is pets" in answer.json()["error"]
+    assert "the model is pets" in answer.json()["error"]
 
 
 def test_list_of_models_needs_no_body(shared_server):

@@ -98,7 +98,7 @@ def test_hub_s_model_field_may_be_a_url_that_ends_with_the_name(shared_server, m
 def test_another_model_is_not_found_and_the_one_that_is_there_is_named(serve, device, path, fields):
     answer = ask(serve(), path, **fields)
     assert refused(answer) == (404, "not_found")
-    assert answer.json()["error"] == "there is no model 'birds' here; there is pets"
+    assert answer.json()["error"] == "there is no model 'birds' here; the model is pets"
     assert device.batches == []
 
 

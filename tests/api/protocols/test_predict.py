@@ -467,8 +467,8 @@ def test_picture_can_be_that_of_the_second_engine(serve, device):
         ({}, "engine=pytorch", "engine: 'pytorch' does not run here; there is fake"),
         ({}, "engine=", "engine: '' does not run here; there is fake"),
         ({}, "compare=1", "compare: there is one engine only, fake; COMPARE=pytorch starts a second one beside it"),
-        ({"compare": "pytorch"}, "compare=1&format=image", "compare: answers JSON of all engines"),
-        ({"compare": "pytorch"}, "compare=1&engine=fake", "compare: answers JSON of all engines"),
+        ({"compare": "pytorch"}, "compare=1&format=image", "compare: returns JSON of all engines"),
+        ({"compare": "pytorch"}, "compare=1&engine=fake", "compare: returns JSON of all engines"),
         ({"compare": "pytorch"}, "compare=often", "compare: "),
     ],
 )

@@ -1,5 +1,5 @@
-"""The Open Inference Protocol (KServe v2) as Triton's clients speak it.
+"""The Open Inference Protocol (KServe v2) as Triton's clients use it.
 
-`tensors` are bytes <-> NumPy, `slots` what goes in and comes out for each task, `models` what can be asked,
-`statistics` what they count, `repository` all of what is there, `http` and `grpc` the two ways in.
+`tensors` converts bytes and JSON to NumPy and back, `specs` lists inputs and outputs per task, `models` has the two
+models, `statistics` their counters, `repository` both for any transport, `http` and `grpc` the transports.
 """

@@ -1,4 +1,4 @@
-"""inference.GRPCInferenceService on a port of its own, with the messages of Triton's client package."""
+"""inference.GRPCInferenceService on a separate port, with the messages of Triton's client package."""
 
 import asyncio
 import logging
@@ -34,34 +34,34 @@ crash_log = logging.getLogger("yolopard.crash")
 
 CALLS_PER_CONNECTION = 256
 PING_MS = 30_000
-MIN_STREAMS = 16  # that may be open, however small the budget is
-LINGER_S = 0.5
+MIN_STREAMS = 16  # lower bound of the limit of open streams, for a small budget
+LINGER_S = 0.5  # maximum wait for gRPC's stop() once the last call has been answered
 
 _SERVICE = "inference.GRPCInferenceService"
-_OPEN = ("ServerLive", "ServerReady", "ModelReady")  # to who shows no key
+_KEYLESS = ("ServerLive", "ServerReady", "ModelReady")  # calls that need no API key
 
 
 @asynccontextmanager
 async def serving(service: Service, models: Repository, port: int) -> AsyncIterator[None]:
-    """Open meanwhile; at the end what has come in is still answered. Raises RuntimeError for a port that is taken."""
+    """Serve gRPC inside the block; on exit, answer the open calls first. Raises RuntimeError if the port is in use."""
     settings = service.settings
-    most = max(settings.max_tensor_bytes, settings.max_body_bytes)
+    max_message_bytes = max(settings.max_tensor_bytes, settings.max_body_bytes)
     limits = {
-        "grpc.max_receive_message_length": most,
+        "grpc.max_receive_message_length": max_message_bytes,
         "grpc.max_send_message_length": -1,
         "grpc.max_metadata_size": settings.max_head_bytes,
         "grpc.absolute_max_metadata_size": settings.max_head_bytes,
         "grpc.max_concurrent_streams": CALLS_PER_CONNECTION,
         "grpc.max_allowed_incoming_connections": settings.max_connections,
         "grpc.server_handshake_timeout_ms": round(settings.head_timeout_ms),
-        # gRPC looks once in so long: a connection is idle for one to two of these. Clients connect again by themselves.
+        # gRPC checks at this interval, so it closes connections idle for one to two intervals. Clients reconnect.
         "grpc.max_connection_idle_ms": round(settings.keep_alive_ms / 2),
-        "grpc.compression_enabled_algorithms_bitset": 1,  # none: 90 KB would be 90 MB before anybody can count it
-        "grpc.keepalive_time_ms": PING_MS,  # a peer that is gone without a word is noticed
+        "grpc.compression_enabled_algorithms_bitset": 1,  # none: 90 KB could inflate to 90 MB before it is counted
+        "grpc.keepalive_time_ms": PING_MS,  # detects clients that vanished without closing
         "grpc.keepalive_timeout_ms": round(settings.send_timeout_ms),
         "grpc.so_reuseport": 0,
     }
-    calls = _Calls(service, models, most)
+    calls = _Calls(service, models, max_message_bytes)
     server = grpc.aio.server(options=list(limits.items()), maximum_concurrent_rpcs=settings.max_connections)
     server.add_registered_method_handlers(_SERVICE, calls.handlers())
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -73,72 +73,70 @@ async def serving(service: Service, models: Repository, port: int) -> AsyncItera
         calls.close()
         stopping = asyncio.create_task(server.stop(settings.deadline_ms / 1000))
         await calls.idle.wait()
-        await asyncio.wait({stopping}, timeout=LINGER_S)  # alone it would wait for peers that are half way in, too
+        await asyncio.wait({stopping}, timeout=LINGER_S)  # stop() also waits for clients stuck in the handshake
 
 
 class _Calls:
-    """Those of the service that are answered here. gRPC itself answers UNIMPLEMENTED to the others.
+    """The implemented calls of the service. gRPC itself answers UNIMPLEMENTED to all others.
 
-    Every call is a stream of requests to gRPC, be it of one: so its key is looked at before its first message is read,
-    and few messages are in memory before they are counted.
+    Every call is registered as a stream of requests, also those with one request: so the API key is checked before the
+    first message is read, and the number of messages in memory that are not counted yet is limited.
     """
 
-    def __init__(self, service: Service, models: Repository, most: int) -> None:
+    def __init__(self, service: Service, models: Repository, max_message_bytes: int) -> None:
         self._service, self._models = service, models
-        self.closing = asyncio.Event()  # streams take no further request
+        self.closing = asyncio.Event()  # set: streams accept no further request
         budget = service.inflight.max_bytes
-        self._reads = Reads(max(1, budget // (2 * most)))
-        self._streams = max(MIN_STREAMS, budget // most)  # that may still be opened
-        self._open = 0  # calls
+        self._reads = Reads(max(1, budget // (2 * max_message_bytes)))
+        self._free_streams = max(MIN_STREAMS, budget // max_message_bytes)
+        self._open_calls = 0
         self.idle = asyncio.Event()
         self.idle.set()
 
     def close(self) -> None:
-        """Take in no more: what is being read has a moment left."""
+        """Accept no more requests, and shorten the time limit of messages that are being read."""
         self.closing.set()
         self._reads.close()
 
     @contextmanager
     def _active(self) -> Iterator[None]:
-        """A call is being answered."""
-        self._open += 1
+        """Count an open call."""
+        self._open_calls += 1
         self.idle.clear()
         try:
             yield
         finally:
-            self._open -= 1
-            if not self._open:
+            self._open_calls -= 1
+            if not self._open_calls:
                 self.idle.set()
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
-        """By name."""
+        """Return the handlers by method name."""
         models = self._models
-        facts: dict[str, Callable[[Any], dict[str, Any] | None]] = {
+        by_request: dict[str, Callable[[Any], dict[str, Any] | None]] = {
             "ModelReady": self._model_ready,
-            "ModelMetadata": lambda requested: models.metadata(requested.name, requested.version),
-            "ModelConfig": lambda requested: {"config": models.config(requested.name, requested.version)},
-            "ModelStatistics": lambda requested: models.statistics(requested.name, requested.version),
-            "RepositoryModelLoad": lambda requested: models.load(
-                requested.model_name, changed=bool(requested.parameters)
-            ),
-            "RepositoryModelUnload": lambda requested: models.unload(requested.model_name),
+            "ModelMetadata": lambda request: models.metadata(request.name, request.version),
+            "ModelConfig": lambda request: {"config": models.config(request.name, request.version)},
+            "ModelStatistics": lambda request: models.statistics(request.name, request.version),
+            "RepositoryModelLoad": lambda request: models.load(request.model_name, changed=bool(request.parameters)),
+            "RepositoryModelUnload": lambda request: models.unload(request.model_name),
         }
-        of_all: dict[str, Callable[[], dict[str, Any]]] = {  # whose messages are empty, and not read
+        without_request: dict[str, Callable[[], dict[str, Any]]] = {  # their request messages are empty and not read
             "ServerLive": lambda: {"live": True},
             "ServerReady": lambda: {"ready": self._service.ready},
             "ServerMetadata": models.server,
             "RepositoryIndex": lambda: {"models": models.index()},
         }
         one, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-        calls = {name: self._fact(name, fact) for name, fact in facts.items()}
-        calls |= {name: self._fact_of_all(name, fact) for name, fact in of_all.items()}
+        calls = {name: self._call(name, reply) for name, reply in by_request.items()}
+        calls |= {name: self._empty_call(name, reply) for name, reply in without_request.items()}
         return {name: handler(one, name, call) for name, call in calls.items()} | {
             "ModelInfer": handler(one, "ModelInfer", aborting(self._infer_one)),
             "ModelStreamInfer": handler(stream, "ModelStreamInfer", self._infer_stream),
         }
 
-    def _fact(self, name: str, fact: Callable[[Any], dict[str, Any] | None]) -> Callable[[Any, Any], Any]:
-        requested, reported = (getattr(messages, f"{name}{side}") for side in ("Request", "Response"))
+    def _call(self, name: str, reply: Callable[[Any], dict[str, Any] | None]) -> Callable[[Any, Any], Any]:
+        request_type, response_type = (getattr(messages, f"{name}{side}") for side in ("Request", "Response"))
 
         async def call(_: AsyncIterator[bytes], context: Any) -> Any:
             with self._active(), self._service.inflight.share() as share:
@@ -146,28 +144,28 @@ class _Calls:
                 data = await self._reads.receive(context, SMALL_DEADLINE_S, share)
                 if len(data) > MAX_SMALL_BYTES:
                     raise BodyTooLarge(f"the message is larger than {MAX_SMALL_BYTES} bytes")
-                return ParseDict(fact(read(requested, data)) or {}, reported())
+                return ParseDict(reply(read(request_type, data)) or {}, response_type())
 
         return aborting(call)
 
-    def _fact_of_all(self, name: str, fact: Callable[[], dict[str, Any]]) -> Callable[[Any, Any], Any]:
-        reported = getattr(messages, f"{name}Response")
+    def _empty_call(self, name: str, reply: Callable[[], dict[str, Any]]) -> Callable[[Any, Any], Any]:
+        response_type = getattr(messages, f"{name}Response")
 
         async def call(_: AsyncIterator[bytes], context: Any) -> Any:
             self._require_key(name, context)
-            return ParseDict(fact(), reported())
+            return ParseDict(reply(), response_type())
 
         return aborting(call)
 
     def _require_key(self, name: str, context: Any) -> None:
-        """Raises Unauthorized."""
-        if name not in _OPEN:
-            shown = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
-            require_key(self._service.settings.api_keys, shown)
+        """Raises Unauthorized if the call needs an API key and its metadata has no valid one."""
+        if name not in _KEYLESS:
+            headers = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+            require_key(self._service.settings.api_keys, headers)
 
-    def _model_ready(self, requested: Any) -> dict[str, Any]:
+    def _model_ready(self, request: Any) -> dict[str, Any]:
         try:
-            self._models.require_ready(requested.name, requested.version)
+            self._models.require_ready(request.name, request.version)
         except NotReady:
             return {"ready": False}
         return {"ready": True}
@@ -181,28 +179,28 @@ class _Calls:
             return await self._infer(request, share, context)
 
     async def _infer_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
-        """One after the other, as they came; an error ends only its own request."""
+        """Answer the requests of a stream one by one, in order. An error ends only its own request."""
         if refusal := self._refuse_stream(context):
             await context.abort(*refusal)
-        self._streams -= 1
+        self._free_streams -= 1
         try:
             with self._active():
                 async for data in until(self.closing, requests):
                     yield await self._infer_next(data, context)
         finally:
-            self._streams += 1
+            self._free_streams += 1
 
     def _refuse_stream(self, context: Any) -> tuple[grpc.StatusCode, str] | None:
         try:
             self._require_key("ModelStreamInfer", context)
-            if not self._streams:
-                raise Overloaded("as many streams are open as the server takes")
+            if not self._free_streams:
+                raise Overloaded("the maximum number of open streams is reached")
         except YolopardError as error:
             return refusal(error)
         return None
 
     async def _infer_next(self, data: bytes, context: Any) -> Any:
-        """The answer to one request of a stream."""
+        """Return the response to one request of a stream; for a YolopardError, one with its error message."""
         request_id = ""
         try:
             with self._counted(), self._service.inflight.share() as share:
@@ -212,8 +210,8 @@ class _Calls:
                 response = await self._infer(request, share, context)
         except YolopardError as error:
             forget(error)
-            nothing = messages.ModelInferResponse(id=request_id)
-            return messages.ModelStreamInferResponse(error_message=str(error), infer_response=nothing)
+            empty = messages.ModelInferResponse(id=request_id)
+            return messages.ModelStreamInferResponse(error_message=str(error), infer_response=empty)
         response.parameters["triton_final_response"].bool_param = True
         return messages.ModelStreamInferResponse(infer_response=response)
 
@@ -239,7 +237,7 @@ class _Calls:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """In the metrics, with the status that HTTP would have."""
+        """Count the request in the metrics, with the HTTP status that its outcome maps to."""
         service, started, status = self._service, time.perf_counter(), 200
         try:
             yield

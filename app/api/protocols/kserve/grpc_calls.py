@@ -1,4 +1,4 @@
-"""What every gRPC call needs: its handler, its refusals, and an end when the server stops."""
+"""Helpers for gRPC calls: handlers, statuses of errors, and the end of streams when the server stops."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -16,11 +16,11 @@ _STATUS = {
     501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}  # what else there is, the client can mend: INVALID_ARGUMENT
+}  # other errors are the client's: INVALID_ARGUMENT
 
 
 async def until(closing: asyncio.Event, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """A stream's requests: its client may keep it open without any, which must not keep the server."""
+    """Yield a stream's requests until it ends or `closing` is set: an idle stream must not keep the server running."""
     ended = asyncio.ensure_future(closing.wait())
     following = asyncio.ensure_future(anext(requests, None))
     try:
@@ -36,12 +36,12 @@ async def until(closing: asyncio.Event, requests: AsyncIterator[Any]) -> AsyncIt
 
 
 def handler(kind: Callable[..., grpc.RpcMethodHandler], name: str, call: Callable[..., Any]) -> grpc.RpcMethodHandler:
-    """Requests reach `call` as bytes: what gRPC itself cannot read would be a defect of the server, by its status."""
+    """Return a handler that passes requests to `call` as bytes: gRPC would report unreadable ones as INTERNAL."""
     return kind(call, response_serializer=getattr(messages, f"{name}Response").SerializeToString)
 
 
 def aborting(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """The call, whose YolopardErrors end it with their status."""
+    """Wrap `call` so that a YolopardError ends it with the error's gRPC status."""
 
     async def answer(requests: AsyncIterator[bytes], context: Any) -> Any:
         try:
@@ -54,6 +54,6 @@ def aborting(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
 
 def refusal(error: YolopardError) -> tuple[grpc.StatusCode, str]:
-    """For `context.abort`, called when the error is gone: its traceback holds the message, and gRPC would keep it."""
+    """Return status and text for `context.abort`. Clears the traceback, which gRPC would keep with the message."""
     forget(error)
     return _STATUS.get(error.status, grpc.StatusCode.INVALID_ARGUMENT), str(error)

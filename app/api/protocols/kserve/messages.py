@@ -1,4 +1,4 @@
-"""Messages of Triton's client package <-> what the models take and give."""
+"""Converts messages of Triton's client package to the models' requests, and outputs to messages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ _CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
 
 
 def read(kind: Any, data: bytes) -> Any:
-    """Raises MalformedBody."""
+    """Parse a message of class `kind`. Raises MalformedBody if `data` is not one."""
     try:
         return kind.FromString(data)
     except DecodeError as error:
-        raise MalformedBody(f"the message is no {kind.DESCRIPTOR.name}") from error
+        raise MalformedBody(f"the message is not a {kind.DESCRIPTOR.name}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """What a ModelInferRequest asks."""
+    """The content of a ModelInferRequest."""
 
     model: str
     version: str
@@ -35,16 +35,16 @@ class InferRequest:
 
 
 def read_request(data: bytes, max_numbers: int) -> InferRequest:
-    """Raises BadParameter, and MalformedBody for what is none or holds too much."""
+    """Parse a ModelInferRequest. Raises BadParameter, or MalformedBody if it is not one or has too many fields."""
     small, raw = split(data, max_numbers)
     request = read(messages.ModelInferRequest, small)
     return InferRequest(request.model_name, request.model_version, request.id, read_inference(request, raw))
 
 
 def read_inference(request: Any, raw: Sequence[bytes | memoryview]) -> Inference:
-    """`raw` are its raw_input_contents. Raises BadParameter."""
+    """Return the inference; `raw` has the raw_input_contents. Raises BadParameter if the inputs do not fit."""
     if raw and len(raw) != len(request.inputs):
-        raise BadParameter(f"raw_input_contents are those of {len(raw)} inputs, and there are {len(request.inputs)}")
+        raise BadParameter(f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs")
     inputs = [
         from_raw(each.name, each.datatype, tuple(each.shape), raw[i]) if raw else _typed(each)
         for i, each in enumerate(request.inputs)
@@ -54,12 +54,12 @@ def read_inference(request: Any, raw: Sequence[bytes | memoryview]) -> Inference
 
 
 def _typed(given: Any) -> Tensor:
-    """An input whose values are in `contents`."""
+    """Return the tensor of an input with its values in `contents`. Raises BadParameter."""
     name, shape, contents = given.name, tuple(given.shape), given.contents
     if given.datatype == BYTES:
         return from_elements(name, shape, list(contents.bytes_contents))
     if given.datatype not in _CONTENTS:
-        raise BadParameter(f"{name}: {given.datatype} is read from raw_input_contents")
+        raise BadParameter(f"{name}: {given.datatype} must be sent as raw_input_contents")
     return from_values(name, given.datatype, shape, list(getattr(contents, _CONTENTS[given.datatype])))
 
 

@@ -1,8 +1,8 @@
-"""What can be asked: the model by tensors, which Ultralytics' and Triton's clients send, and the model by images.
+"""The two models: one takes tensors, as Ultralytics' and Triton's clients send them, the other encoded images.
 
-Both are served by the same engine. `NAME` takes frames that the client has letterboxed, or cropped for
-classify, and gives what the engine gives, of the rows those that NMS leaves, in their px. `NAME_image` takes encoded
-images and gives what is on them, in px of each.
+Both are served by the same engine. `NAME` takes frames that the client has letterboxed, or cropped for classify, and
+returns the engine's outputs, only the rows left after NMS, in px of the frame. `NAME_image` takes encoded images and
+returns predictions in px of each image.
 """
 
 from collections.abc import Coroutine, Sequence
@@ -28,42 +28,42 @@ from app.vision.preprocess import Pixels
 
 P = TypeVar("P", Prediction, FramePrediction)
 
-_PIXELS = ("FP32", "FP16", "UINT8")  # the last one 0..255; only the first can be announced
-_LARGEST = 2  # times the model's own size, each side of a frame; the memory of a frame grows with its area
-_LEAST_CONF = 0.001  # `yolo val` wants boxes from here on
+_PIXELS = ("FP32", "FP16", "UINT8")  # UINT8 is 0..255, the others 0..1; the metadata has only FP32
+_MAX_SIDE_RATIO = 2  # of a frame's side to the model's own size; memory grows with the frame's area
+_DEFAULT_CONF = 0.001  # `yolo val` needs boxes down to this score
 
 
 class Model(Generic[P]):
-    """One of the two. Of one moment: made anew for each request."""
+    """Base class of the two models. An instance is created for each request."""
 
     suffix: ClassVar[str]
     input: TensorSpec
     outputs: Sequence[TensorSpec]
-    max_batch: int  # as Triton means it: 0 = the first side of the shapes is none of a batch
+    max_batch: int  # as in Triton: 0 = shapes have no batch dimension
     defaults: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, info: ModelInfo, most_images: int) -> None:
-        self.info, self.most_images = info, most_images
+    def __init__(self, info: ModelInfo, max_images: int) -> None:
+        self.info, self.max_images = info, max_images
         self.name = info.name + self.suffix
 
     def works(
         self, given: Tensor, predictor: Predictor, thresholds: Thresholds, deadline: float
     ) -> list[Coroutine[Any, Any, P]]:
-        """One for each image. Raises BadParameter."""
+        """Return one coroutine per image; `deadline` is a loop time. Raises BadParameter if the input does not fit."""
         raise NotImplementedError
 
     def tensors(self, found: Sequence[P], thresholds: Thresholds, names: Sequence[str]) -> list[Tensor]:
-        """The outputs of these names."""
+        """Return the outputs with these names for the images' predictions, batched."""
         raise NotImplementedError
 
 
 class TensorModel(Model[FramePrediction]):
     suffix = ""
-    defaults: ClassVar[dict[str, Any]] = {"conf": _LEAST_CONF}
+    defaults: ClassVar[dict[str, Any]] = {"conf": _DEFAULT_CONF}
 
-    def __init__(self, info: ModelInfo, most_images: int) -> None:
-        super().__init__(info, most_images)
-        self.max_batch = most_images
+    def __init__(self, info: ModelInfo, max_images: int) -> None:
+        super().__init__(info, max_images)
+        self.max_batch = max_images
         self.input, self.outputs = specs.frames(info), specs.of_frames(info)
 
     def works(
@@ -71,7 +71,7 @@ class TensorModel(Model[FramePrediction]):
     ) -> list[Coroutine[Any, Any, FramePrediction]]:
         planes = given.numbers
         if given.datatype not in _PIXELS:
-            raise BadParameter(f"images: {given.datatype} where one of {', '.join(_PIXELS)} is wanted")
+            raise BadParameter(f"images: {given.datatype} where one of {', '.join(_PIXELS)} is expected")
         if planes.ndim != 4 or planes.shape[1] != 3:
             raise BadParameter(f"images: shape {list(planes.shape)} is not [images, 3, height, width]")
         self._check_sides(planes.shape[2], planes.shape[3])
@@ -79,17 +79,17 @@ class TensorModel(Model[FramePrediction]):
         return [predictor.predict_frame(partial(to_frame, image), thresholds, deadline, turns) for image in planes]
 
     def _check_sides(self, height: int, width: int) -> None:
-        stride, shapes, most = self.info.stride, self.info.shapes, self.info.imgsz * _LARGEST
+        stride, shapes, max_side = self.info.stride, self.info.shapes, self.info.imgsz * _MAX_SIDE_RATIO
         if shapes and (height, width) not in shapes:
             raise BadParameter(
-                f"images: {height}x{width} px is no shape of this engine; it has {format_shapes(*shapes)}"
+                f"images: {height}x{width} px is not a shape of this engine; it has {format_shapes(*shapes)}"
             )
-        if min(height, width) < stride or max(height, width) > most or height % stride or width % stride:
-            raise BadParameter(f"images: {height}x{width} px; a side is a multiple of {stride} px, at most {most}")
+        if min(height, width) < stride or max(height, width) > max_side or height % stride or width % stride:
+            raise BadParameter(f"images: {height}x{width} px; a side is a multiple of {stride} px, at most {max_side}")
 
     def tensors(self, found: Sequence[FramePrediction], thresholds: Thresholds, names: Sequence[str]) -> list[Tensor]:
-        places = [slot.name for slot in self.outputs]
-        return [self._tensor(name, [each.outputs[places.index(name)] for each in found], thresholds) for name in names]
+        order = [spec.name for spec in self.outputs]
+        return [self._tensor(name, [each.outputs[order.index(name)] for each in found], thresholds) for name in names]
 
     def _tensor(self, name: str, parts: list[NDArray[np.float32]], thresholds: Thresholds) -> Tensor:
         if name != "output0" or self.info.task == "classify":
@@ -105,8 +105,8 @@ class ImageModel(Model[Prediction]):
     max_batch = 0
     input = specs.IMAGE
 
-    def __init__(self, info: ModelInfo, most_images: int) -> None:
-        super().__init__(info, most_images)
+    def __init__(self, info: ModelInfo, max_images: int) -> None:
+        super().__init__(info, max_images)
         self.outputs = specs.of_images(info)
 
     def works(
@@ -123,11 +123,11 @@ class ImageModel(Model[Prediction]):
         return [predict(data) for data in given.elements]
 
     def tensors(self, found: Sequence[Prediction], thresholds: Thresholds, names: Sequence[str]) -> list[Tensor]:
-        return [Tensor.of(name, _together([_part(name, each) for each in found])) for name in names]
+        return [Tensor.of(name, _stack([_output(name, each) for each in found])) for name in names]
 
 
-def _part(name: str, prediction: Prediction) -> NDArray[Any]:
-    """One image's part of an output of the model by images."""
+def _output(name: str, prediction: Prediction) -> NDArray[Any]:
+    """Return one image's values of the image model's output `name`, without the batch dimension."""
     found = prediction.detections
     match name:
         case "num_detections":
@@ -138,8 +138,8 @@ def _part(name: str, prediction: Prediction) -> NDArray[Any]:
             return corners(found.boxes)
         case "masks":
             return np.array([_coco(mask, prediction) for mask in found.masks or ()], object)
-    part: NDArray[Any] = getattr(found, name)
-    return part
+    values: NDArray[Any] = getattr(found, name)
+    return values
 
 
 def _coco(mask: masks.Mask, prediction: Prediction) -> bytes:
@@ -148,22 +148,22 @@ def _coco(mask: masks.Mask, prediction: Prediction) -> bytes:
     return orjson.dumps({"size": prediction.transform.image, "counts": counts})
 
 
-def _together(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """[N, ...], each side as long as the longest; behind what is shorter are zeros, or empty bytes."""
+def _stack(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Stack N arrays to [N, ...]. Pads each dimension to the longest with zeros, or with b"" for objects."""
     sides = np.max([part.shape for part in parts], axis=0).astype(int)
-    nothing = b"" if parts[0].dtype.kind == "O" else 0
-    array = np.full((len(parts), *sides), nothing, parts[0].dtype)
+    padding = b"" if parts[0].dtype.kind == "O" else 0
+    array = np.full((len(parts), *sides), padding, parts[0].dtype)
     for i, part in enumerate(parts):
-        place: tuple[int | slice, ...] = (i, *map(slice, part.shape))
-        array[place] = part
+        index: tuple[int | slice, ...] = (i, *map(slice, part.shape))
+        array[index] = part
     return array
 
 
 def export_metadata(info: ModelInfo) -> dict[str, Any]:
-    """What Ultralytics writes into an export, of which its client reads the str().
+    """Return the metadata that Ultralytics writes into an export. Its client parses the str() of it.
 
-    Where the engine takes any shape, its client sends rectangles, and as many as it likes; otherwise one image at a
-    time, of the largest shape. Rows are announced as an end-to-end model's, which come after NMS.
+    If the engine takes any shape, the client sends rectangles in batches of any size; otherwise one image at a time, of
+    the largest shape. `end2end` is true because the rows are those left after NMS.
     """
     dynamic = info.shapes is None
     height, width = max(info.shapes or [(info.imgsz, info.imgsz)], key=lambda shape: shape[0] * shape[1])
@@ -181,13 +181,13 @@ def export_metadata(info: ModelInfo) -> dict[str, Any]:
 
 
 def to_frame(planes: NDArray[Any]) -> Pixels:
-    """[3, H, W], floats 0..1 or uint8 -> [H, W, 3], uint8.
+    """Convert [3, H, W], floats 0..1 or uint8, to [H, W, 3], uint8.
 
-    Exact for multiples of 1/255, which images are; others go to the nearest one, and what is out of range to an end of
-    it. Nothing is refused, not even NaN: Ultralytics' client warms up with memory as it finds it.
+    Exact for multiples of 1/255, as images have; other values are rounded, and values out of range clipped. Refuses
+    nothing, not even NaN: Ultralytics' client warms up with uninitialized memory.
     """
     if planes.dtype != np.uint8:
         rows = planes.astype(np.float32, copy=False).reshape(-1, planes.shape[-1])
-        rows = np.clip(rows, 0, 1)  # what is far out of range would come back at the other end
-        planes = cv2.addWeighted(rows, 255, rows, 0, 0, dtype=cv2.CV_8U).reshape(planes.shape)  # it rounds
+        rows = np.clip(rows, 0, 1)  # addWeighted wraps values far out of range
+        planes = cv2.addWeighted(rows, 255, rows, 0, 0, dtype=cv2.CV_8U).reshape(planes.shape)  # rounds
     return np.asarray(cv2.merge(list(planes)), np.uint8)

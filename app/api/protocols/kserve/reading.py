@@ -1,4 +1,4 @@
-"""Messages of gRPC calls, few of them in memory before they are counted."""
+"""Reads messages of gRPC calls, with a limit on those in memory that are not counted yet."""
 
 import asyncio
 from typing import Any
@@ -8,13 +8,14 @@ import grpc
 from app.errors import DeadlineExceeded, MalformedBody
 from app.serving.inflight import Share
 
-MAX_S, SLOW_S = 10.0, 2.0  # for which a message may be on its way; the second where others wait
-DRAIN_S = 2.0  # the same, once the server stops
+MAX_S, MAX_CONTENDED_S = 10.0, 2.0  # time limits for reading a message; the second while other calls wait
+DRAIN_S = 2.0  # time limit for reading a message once the server stops
 
 
 class Reads:
-    """Places for messages that are being read. gRPC tells nothing of a message before it is whole. Belongs to one event
-    loop.
+    """Reads at most `places` messages at a time, since gRPC reports a message only when it is complete.
+
+    Use from one event loop only.
     """
 
     def __init__(self, places: int) -> None:
@@ -23,9 +24,9 @@ class Reads:
         self._begun: dict[asyncio.Timeout, float] = {}  # loop time
 
     async def receive(self, context: Any, seconds: float, share: Share) -> bytes:
-        """The one message of a call, counted in `share`. Raises DeadlineExceeded, MalformedBody or Overloaded.
+        """Read the one message of a call and count it in `share`. Raises DeadlineExceeded, MalformedBody or Overloaded.
 
-        From its context: gRPC's iterator of messages would keep the last one until the garbage is collected.
+        Reads from `context`: gRPC's iterator of messages would keep the last one until garbage collection.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -34,7 +35,7 @@ class Reads:
                 try:
                     self._begun[timeout] = loop.time()
                     if self._waiting:
-                        self._hurry(SLOW_S)
+                        self._limit_reads(MAX_CONTENDED_S)
                     data = await context.read()
                 finally:
                     del self._begun[timeout]
@@ -50,18 +51,18 @@ class Reads:
     async def _take_place(self) -> None:
         self._waiting += 1
         if self._places.locked():
-            self._hurry(SLOW_S)
+            self._limit_reads(MAX_CONTENDED_S)
         try:
             await self._places.acquire()
         finally:
             self._waiting -= 1
 
     def close(self) -> None:
-        """What is being read has a moment left."""
-        self._hurry(DRAIN_S)
+        """Limit the reads in progress to DRAIN_S each."""
+        self._limit_reads(DRAIN_S)
 
-    def _hurry(self, seconds: float) -> None:
-        """End what has been read for so long already, and the others when they have."""
+    def _limit_reads(self, seconds: float) -> None:
+        """Shorten the time limit of the reads in progress to `seconds` from their start."""
         now = asyncio.get_running_loop().time()
         for timeout, began in self._begun.items():
             end = max(now, began + seconds)

@@ -1,4 +1,4 @@
-"""All of what can be asked over KServe: facts of the models, what they have done, and inference."""
+"""The KServe calls, independent of the transport: metadata, statistics and inference."""
 
 import asyncio
 import math
@@ -24,8 +24,8 @@ from app.serving.service import Service
 from app.system.gather import together
 from app.vision.postprocess import Thresholds
 
-PROTO_BYTES = 8  # of segment's mask prototypes for each pixel of a frame: 32 in FP32, a quarter of its sides
-VERSION = "1"  # of every model; there is no other
+PROTO_BYTES = 8  # of segment's mask prototypes per pixel of a frame: 32 in FP32, a quarter of its height and width
+VERSION = "1"  # the only version of both models
 
 _PLATFORMS = {"tensorrt": "tensorrt_plan", "onnxruntime": "onnxruntime_onnx", "pytorch": "pytorch_libtorch"}
 _KINDS = (TensorModel, ImageModel)
@@ -33,33 +33,33 @@ _KINDS = (TensorModel, ImageModel)
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """One request, however it came."""
+    """An inference request, from either transport."""
 
     inputs: Sequence[Tensor]
-    outputs: Sequence[str] = ()  # that are asked for; none = all
+    outputs: Sequence[str] = ()  # requested names; empty = all
     parameters: dict[str, Any] | None = None
     id: str = ""
 
 
 class Repository:
-    """Both models and what they count, for every way in."""
+    """Both models and their statistics, shared by HTTP and gRPC."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._statistics = {kind.suffix: Statistics() for kind in _KINDS}
 
     def find(self, name: str, version: str = "") -> Model[Any]:
-        """Raises NotFound for another name or version, and NotReady before there is a model at all."""
-        info, most = self._service.predictor.model, self._service.settings.max_files
+        """Raises NotFound for an unknown name or version, and NotReady before the model is known."""
+        info, max_images = self._service.predictor.model, self._service.settings.max_files
         for kind in _KINDS:
             if name == info.name + kind.suffix and version in ("", VERSION):
-                return kind(info, most)
-        there = f"there is {info.name}, which takes tensors, and {info.name}{ImageModel.suffix}, which takes images"
+                return kind(info, max_images)
+        known = f"there is {info.name}, which takes tensors, and {info.name}{ImageModel.suffix}, which takes images"
         requested = f"{name!r} version {version}" if version else repr(name)
-        raise NotFound(f"Request for unknown model: {requested} is not found; {there}, version {VERSION} of each")
+        raise NotFound(f"Request for unknown model: {requested} is not found; {known}, version {VERSION} of each")
 
     def require_ready(self, name: str, version: str = "") -> None:
-        """Raises what `find` raises, and NotReady."""
+        """Raises NotFound as `find` does, and NotReady."""
         self.find(name, version)
         if not self._service.ready:
             raise NotReady(f"Model {name!r} is not ready: {self._service.readiness()['phase']}")
@@ -71,29 +71,29 @@ class Repository:
     def metadata(self, name: str, version: str = "") -> dict[str, Any]:
         model = self.find(name, version)
 
-        def slots(all_: Sequence[TensorSpec]) -> list[dict[str, Any]]:
-            return [{"name": slot.name, "datatype": slot.datatype, "shape": list(slot.shape)} for slot in all_]
+        def to_json(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
+            return [{"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in specs]
 
         return {
             "name": model.name,
             "versions": [VERSION],
             "platform": self._platform,
-            "inputs": slots([model.input]),
-            "outputs": slots(model.outputs),
+            "inputs": to_json([model.input]),
+            "outputs": to_json(model.outputs),
         }
 
     def config(self, name: str, version: str = "") -> dict[str, Any]:
         model, loaded = self.find(name, version), self._service.loaded[0]
 
-        def slots(all_: Sequence[TensorSpec]) -> list[dict[str, Any]]:
+        def to_json(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
             types = {BYTES: "TYPE_STRING"}
             return [
                 {
-                    "name": slot.name,
-                    "data_type": types.get(slot.datatype, f"TYPE_{slot.datatype}"),
-                    "dims": list(slot.shape[1:] if model.max_batch else slot.shape),
+                    "name": spec.name,
+                    "data_type": types.get(spec.datatype, f"TYPE_{spec.datatype}"),
+                    "dims": list(spec.shape[1:] if model.max_batch else spec.shape),
                 }
-                for slot in all_
+                for spec in specs
             ]
 
         return {
@@ -101,14 +101,14 @@ class Repository:
             "platform": self._platform,
             "backend": loaded.name,
             "max_batch_size": model.max_batch,
-            "input": slots([model.input]),
-            "output": slots(model.outputs),
+            "input": to_json([model.input]),
+            "output": to_json(model.outputs),
             "dynamic_batching": {
                 "preferred_batch_size": [loaded.capacity.batch],
                 "max_queue_delay_microseconds": round(self._service.model_settings.max_wait_ms * 1000),
             },
             "parameters": {"metadata": {"string_value": str(export_metadata(model.info))}}
-            | {slot.name: {"string_value": slot.layout} for slot in (model.input, *model.outputs)},
+            | {spec.name: {"string_value": spec.layout} for spec in (model.input, *model.outputs)},
         }
 
     @property
@@ -117,7 +117,7 @@ class Repository:
         return _PLATFORMS.get(name, name)
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
-        """Of one model, or without a name of both."""
+        """Return the statistics of one model, or of both without a name. Raises NotFound."""
         own = self._service.predictor.model.name
         models = [self.find(name, version)] if name else [self.find(own + kind.suffix) for kind in _KINDS]
         return {
@@ -127,7 +127,7 @@ class Repository:
         }
 
     def index(self) -> list[dict[str, str]]:
-        """Empty while it is not known yet what will be served."""
+        """Return name, version and state of both models; empty before the model is known."""
         if not self._service.built:
             return []
         own = self._service.built.manifest.model.name
@@ -135,35 +135,35 @@ class Repository:
         return [{"name": own + kind.suffix, "version": VERSION, **state} for kind in _KINDS]
 
     def load(self, name: str, *, changed: bool) -> None:
-        """What is served is loaded already. Raises NotFound, and Unsupported for files or a configuration."""
+        """Do nothing: the model is loaded. Raises NotFound, and Unsupported if files or a configuration are given."""
         self.find(name)
         if changed:
-            raise Unsupported("models are not changed while they are served: give WEIGHTS and start the server again")
+            raise Unsupported("models cannot be changed while the server runs: set WEIGHTS and restart it")
 
     def unload(self, name: str) -> None:
-        """Raises NotFound or Unsupported."""
+        """Raises NotFound, else Unsupported."""
         self.find(name)
-        raise Unsupported("models are not unloaded while the server runs: stop it")
+        raise Unsupported("models cannot be unloaded while the server runs: stop it")
 
     def weigh(self, model: Model[Any], requested: Inference) -> tuple[int, int]:
-        """The pixels of the images in this request, and the bytes of what the engine will answer."""
-        most = self._service.settings.max_pixels
+        """Return the number of pixels in the request's images, and the bytes of mask prototypes in the response."""
+        max_pixels = self._service.settings.max_pixels
         pixels = sum(
-            count_pixels(tensor.elements, most) if tensor.datatype == BYTES else math.prod(tensor.shape) // 3
+            count_pixels(tensor.elements, max_pixels) if tensor.datatype == BYTES else math.prod(tensor.shape) // 3
             for tensor in requested.inputs
         )
         has_protos = model.info.task == "segment" and isinstance(model, TensorModel)
         return pixels, PROTO_BYTES * pixels if has_protos else 0
 
     async def infer(self, model: Model[Any], requested: Inference, deadline: float) -> list[Tensor]:
-        """The outputs asked for, in the order of the question. `deadline` is a loop time.
+        """Return the requested outputs, in the requested order. `deadline` is a loop time.
 
-        Raises BadParameter, and what the predictor raises.
+        Raises BadParameter, and the predictor's errors.
         """
         statistics, started = self._statistics[model.suffix], time.perf_counter()
         try:
             predictions, outputs = await self._infer(model, requested, deadline)
-        except BaseException:  # also when the client goes away
+        except BaseException:  # also if the client disconnects
             statistics.fail(time.perf_counter() - started)
             raise
         statistics.succeed(time.perf_counter() - started, predictions)
@@ -171,35 +171,35 @@ class Repository:
 
     async def _infer(self, model: Model[P], requested: Inference, deadline: float) -> tuple[list[P], list[Tensor]]:
         parameters = dict(requested.parameters or {})
-        parameters.pop("priority", None)  # everybody has the same
-        parameters.pop("triton_enable_empty_final_response", None)  # perf_analyzer's; each request has one answer
+        parameters.pop("priority", None)  # ignored: all requests have the same priority
+        parameters.pop("triton_enable_empty_final_response", None)  # from perf_analyzer; each request has one response
         deadline = min(deadline, _deadline(parameters.pop("timeout", None)))
         thresholds = _thresholds(model.defaults | parameters, model.info)
-        given, there = _only_input(model, requested.inputs), [slot.name for slot in model.outputs]
-        if unknown := [name for name in requested.outputs if name not in there]:
+        given, known = _only_input(model, requested.inputs), [spec.name for spec in model.outputs]
+        if unknown := [name for name in requested.outputs if name not in known]:
             raise BadParameter(f"unexpected inference output {unknown[0]!r} for model {model.name!r}")
         if len(set(requested.outputs)) < len(requested.outputs):
-            raise BadParameter(f"outputs: {', '.join(requested.outputs[:9])}: each may be asked for once")
+            raise BadParameter(f"outputs: {', '.join(requested.outputs[:9])}: each may be requested once")
         predictor = self._service.predictor
         found = await together(model.works(given, predictor, thresholds, deadline), "image")
-        write = partial(model.tensors, found, thresholds, requested.outputs or there)
+        write = partial(model.tensors, found, thresholds, requested.outputs or known)
         return found, await predictor.finish(write) if model.info.task == "segment" else write()  # masks take long
 
 
 def _only_input(model: Model[Any], inputs: Sequence[Tensor]) -> Tensor:
-    """Raises BadParameter."""
-    wanted = model.input
-    if [tensor.name for tensor in inputs] != [wanted.name]:
+    """Return the model's one input. Raises BadParameter for other inputs or a wrong number of images."""
+    spec = model.input
+    if [tensor.name for tensor in inputs] != [spec.name]:
         names = ", ".join(tensor.name for tensor in inputs)
-        raise BadParameter(f"model {model.name!r} has one input, {wanted.name!r}; there is {names or 'none'}")
+        raise BadParameter(f"model {model.name!r} has one input, {spec.name!r}; the request has {names or 'none'}")
     given = inputs[0]
-    if not 0 < (count := given.shape[0] if given.shape else 0) <= model.most_images:
-        raise BadParameter(f"{wanted.name}: {count} images; a request has 1 to {model.most_images}")
+    if not 0 < (count := given.shape[0] if given.shape else 0) <= model.max_images:
+        raise BadParameter(f"{spec.name}: {count} images; a request has 1 to {model.max_images}")
     return given
 
 
 def _thresholds(parameters: dict[str, Any], info: ModelInfo) -> Thresholds:
-    """Raises BadParameter."""
+    """Return the thresholds for postprocessing. Raises BadParameter."""
     classes = parameters.get("classes", "")
     try:
         return PredictParams.model_validate(parameters | {"classes": [str(classes)]}).thresholds(info)
@@ -208,7 +208,7 @@ def _thresholds(parameters: dict[str, Any], info: ModelInfo) -> Thresholds:
 
 
 def _deadline(timeout_us: Any) -> float:
-    """Loop time. Raises BadParameter."""
+    """Return the loop time of the deadline, inf without a timeout. Raises BadParameter."""
     if timeout_us is None:
         return float("inf")
     if not isinstance(timeout_us, int) or timeout_us <= 0:

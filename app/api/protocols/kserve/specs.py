@@ -1,4 +1,4 @@
-"""What goes into the models and what comes out, task by task."""
+"""The inputs and outputs of the models, per task."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _POINT = {2: "x y", 3: "x y visible"}
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An input or output, with -1 for what is open, and what is in it. The first side is that of the batch."""
+    """An input or output. `shape` has -1 for variable dimensions, batch first; `layout` describes the content."""
 
     name: str
     datatype: str
@@ -21,13 +21,13 @@ class TensorSpec:
 
 
 def frames(info: ModelInfo) -> TensorSpec:
-    """The input of the model by tensors."""
+    """Return the input of the tensor model."""
     height, width = info.shapes[0] if info.shapes and len(info.shapes) == 1 else (-1, -1)
     return TensorSpec("images", "FP32", (-1, 3, height, width), "RGB, 0 to 1")
 
 
 def of_frames(info: ModelInfo) -> Sequence[TensorSpec]:
-    """The outputs of the model by tensors, in the engine's order. How many prototypes there are, the weights say."""
+    """Return the tensor model's outputs, in the engine's order. The number of prototypes depends on the weights."""
 
     def rows(width: int, layout: str) -> TensorSpec:
         return TensorSpec("output0", "FP32", (-1, -1, width), f"{layout}; px of the frame, best first, then zeros")
@@ -49,12 +49,12 @@ IMAGE = TensorSpec("image", BYTES, (-1,), "encoded images")
 
 
 def of_images(info: ModelInfo) -> Sequence[TensorSpec]:
-    """The outputs of the model by images, in px of each image."""
+    """Return the image model's outputs, in px of each image."""
     scores = TensorSpec("scores", "FP32", (-1, -1), "best first, then zeros")
     classes = TensorSpec("classes", "INT32", (-1, -1), "ids")
     if info.task == "classify":
         return [scores, classes]
-    counts = TensorSpec("num_detections", "INT32", (-1,), "in each image")
+    counts = TensorSpec("num_detections", "INT32", (-1,), "number of boxes in each image")
     boxes = TensorSpec("boxes", "FP32", (-1, -1, 4), "x1 y1 x2 y2")
     match info:
         case ModelInfo(task="segment"):

@@ -1,4 +1,4 @@
-"""What a model has done since the start, in the words of Triton's statistics extension."""
+"""Counters of a model since the start, in the format of Triton's statistics extension."""
 
 import time
 from collections import Counter, defaultdict
@@ -9,23 +9,23 @@ from app.serving.prediction import FramePrediction, Prediction
 
 
 class Statistics:
-    """Of one model. Times are kept in s and told in ns."""
+    """Statistics of one model. Stores times in s, reports them in ns."""
 
     def __init__(self) -> None:
         self._successes, self._failures = 0, 0
         self._success_s = self._failure_s = 0.0
-        self._stage_s = defaultdict[str, float](float)  # of each request its slowest image: they run at the same time
-        self._images = Counter[int]()  # by size of their batch
-        self._batch_s = defaultdict[tuple[int, str], float](float)  # the same; each image its share of the batch
+        self._stage_s = defaultdict[str, float](float)  # of each request the slowest image, since they run in parallel
+        self._images = Counter[int]()  # number by batch size
+        self._batch_s = defaultdict[tuple[int, str], float](float)  # by size and stage; an image adds its share
         self._last_ms = 0
 
     def fail(self, seconds: float) -> None:
-        """A request took so long and failed."""
+        """Count a request that failed after `seconds`."""
         self._failures += 1
         self._failure_s += seconds
 
     def succeed(self, seconds: float, images: Sequence[Prediction | FramePrediction]) -> None:
-        """A request took so long and was answered."""
+        """Count a request that was answered after `seconds`."""
         self._successes += 1
         self._success_s += seconds
         self._last_ms = time.time_ns() // 1_000_000
@@ -38,7 +38,7 @@ class Statistics:
                 self._batch_s[image.batch_size, stage] += stage_s / image.batch_size
 
     def to_json(self) -> dict[str, Any]:
-        """Of a batch that is shared with other models and protocols, only this model's share is counted."""
+        """Return the statistics. Counts only this model's share of batches shared with other models and protocols."""
         batches = {size: round(count / size) for size, count in sorted(self._images.items())}
         return {
             "last_inference": self._last_ms,

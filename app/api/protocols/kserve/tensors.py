@@ -1,4 +1,4 @@
-"""Tensors: bytes or JSON on the wire <-> NumPy."""
+"""Converts tensors between NumPy and their bytes or JSON on the wire."""
 
 import base64
 import binascii
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from app.errors import BadParameter
 
 BYTES = "BYTES"
-MAX_SIDES = 8
-MAX_VALUES = 2**40  # that NumPy can count the bytes of; also beside a side of 0
+MAX_DIMENSIONS = 8
+MAX_VALUES = 2**40  # so that NumPy can count the bytes; dimensions of 0 count as 1
 DTYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP16": np.dtype("<f2"),
@@ -24,7 +24,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """`data` is an array of that shape; of BYTES it is the list of the elements."""
+    """A tensor. `data` is an array of that shape, or for BYTES a list of the elements."""
 
     name: str
     datatype: str
@@ -33,7 +33,7 @@ class Tensor:
 
     @classmethod
     def of(cls, name: str, data: NDArray[Any]) -> "Tensor":
-        """Numbers, or elements from an array of objects, which are bytes."""
+        """Return a tensor of an array of numbers, or of an object array of bytes."""
         if data.dtype.kind == "O":
             return cls(name, BYTES, data.shape, data.ravel().tolist())
         datatype = next(known for known, dtype in DTYPES.items() if dtype == data.dtype)
@@ -41,33 +41,33 @@ class Tensor:
 
     @property
     def numbers(self) -> NDArray[Any]:
-        """Raises BadParameter for BYTES."""
+        """The array. Raises BadParameter for BYTES."""
         if isinstance(self.data, list):
-            raise BadParameter(f"{self.name}: {BYTES} where numbers are wanted")
+            raise BadParameter(f"{self.name}: {BYTES} where numbers are expected")
         return self.data
 
     @property
     def elements(self) -> list[bytes]:
-        """Raises BadParameter for numbers."""
+        """The list of elements. Raises BadParameter for numbers."""
         if not isinstance(self.data, list):
-            raise BadParameter(f"{self.name}: {self.datatype} where {BYTES} are wanted")
+            raise BadParameter(f"{self.name}: {self.datatype} where {BYTES} are expected")
         return self.data
 
     @property
     def size(self) -> int:
-        """That it takes, about."""
+        """Approximate size in bytes."""
         return sum(map(len, self.data)) if isinstance(self.data, list) else self.data.nbytes
 
     @property
     def raw(self) -> bytes:
-        """As `from_raw` reads it."""
+        """The bytes that `from_raw` reads."""
         if isinstance(self.data, list):
             return b"".join(len(element).to_bytes(4, "little") + element for element in self.data)
         return self.data.tobytes()
 
     @property
     def values(self) -> list[Any]:
-        """In JSON, flat; elements are texts."""
+        """A flat list for JSON; elements of BYTES as str."""
         if isinstance(self.data, list):
             return [element.decode() for element in self.data]
         values: list[Any] = self.data.ravel().tolist()
@@ -75,24 +75,24 @@ class Tensor:
 
 
 def from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: bytes | memoryview) -> Tensor:
-    """Little-endian numbers, which are not copied; of BYTES each element after its length in 4 bytes.
+    """Return a tensor of little-endian numbers, not copied, or of BYTES elements, each after its length in 4 bytes.
 
-    Raises BadParameter for a datatype that no model here has, and for another size than the shape says.
+    Raises BadParameter for an unsupported datatype, and if the size does not match the shape.
     """
     count = _count(name, shape)
     if datatype == BYTES:
         return from_elements(name, shape, _split(name, memoryview(raw)))
     dtype = _dtype(name, datatype)
     if len(raw) != count * dtype.itemsize:
-        wanted = f"{datatype} of shape {list(shape)} is {count * dtype.itemsize} bytes"
-        raise BadParameter(f"{name}: {wanted}, and there are {len(raw)}")
+        expected = f"{datatype} of shape {list(shape)} is {count * dtype.itemsize} bytes"
+        raise BadParameter(f"{name}: {expected}, and there are {len(raw)}")
     return Tensor(name, datatype, shape, np.frombuffer(raw, dtype).reshape(shape))
 
 
 def from_values(name: str, datatype: str, shape: tuple[int, ...], values: Any) -> Tensor:
-    """Numbers in lists, nested or flat; BYTES as texts in base64, since JSON cannot hold an image.
+    """Return a tensor of numbers in lists, nested or flat, or of BYTES elements in base64.
 
-    Raises BadParameter.
+    Raises BadParameter if the values do not match datatype and shape.
     """
     count = _count(name, shape)
     if datatype == BYTES:
@@ -100,7 +100,7 @@ def from_values(name: str, datatype: str, shape: tuple[int, ...], values: Any) -
         return from_elements(name, shape, [_decode(name, text) for text in texts])
     dtype = _dtype(name, datatype)
     try:
-        with np.errstate(over="ignore"):  # what FP16 cannot hold is infinite
+        with np.errstate(over="ignore"):  # values too large for FP16 become infinite
             data = np.array(values, dtype)
     except (ValueError, TypeError, OverflowError) as error:
         raise BadParameter(f"{name}: data is not a list of {datatype}: {error}") from error
@@ -110,21 +110,21 @@ def from_values(name: str, datatype: str, shape: tuple[int, ...], values: Any) -
 
 
 def from_elements(name: str, shape: tuple[int, ...], elements: list[bytes]) -> Tensor:
-    """Raises BadParameter for another number of elements than the shape says."""
+    """Return a tensor of BYTES. Raises BadParameter if the number of elements does not match the shape."""
     if len(elements) != _count(name, shape):
         raise BadParameter(f"{name}: shape {list(shape)} is {math.prod(shape)} elements, and there are {len(elements)}")
     return Tensor(name, BYTES, shape, elements)
 
 
 def _count(name: str, shape: tuple[int, ...]) -> int:
-    if len(shape) > MAX_SIDES or min(shape, default=0) < 0 or math.prod(side or 1 for side in shape) > MAX_VALUES:
-        raise BadParameter(f"{name}: shape {list(shape)} is not that of a tensor")
+    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0 or math.prod(side or 1 for side in shape) > MAX_VALUES:
+        raise BadParameter(f"{name}: shape {list(shape)} is not a valid tensor shape")
     return math.prod(shape)
 
 
 def _dtype(name: str, datatype: str) -> np.dtype[Any]:
     if datatype not in DTYPES:
-        raise BadParameter(f"{name}: datatype {datatype!r} is unknown; there are {', '.join(DTYPES)} and {BYTES}")
+        raise BadParameter(f"{name}: datatype {datatype!r} is not supported; use {', '.join(DTYPES)} or {BYTES}")
     return DTYPES[datatype]
 
 
@@ -134,7 +134,7 @@ def _split(name: str, raw: memoryview) -> list[bytes]:
         begins = at + 4
         at = begins + int.from_bytes(raw[at:begins], "little")
         if begins > len(raw) or at > len(raw):
-            raise BadParameter(f"{name}: element {len(elements)} is cut short; each follows its length in 4 bytes")
+            raise BadParameter(f"{name}: element {len(elements)} is cut short; its length in 4 bytes comes first")
         elements.append(bytes(raw[begins:at]))
     return elements
 
@@ -143,4 +143,4 @@ def _decode(name: str, text: Any) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError, TypeError) as error:
-        raise BadParameter(f"{name}: in JSON an element is a text in base64") from error
+        raise BadParameter(f"{name}: in JSON an element must be a base64 string") from error

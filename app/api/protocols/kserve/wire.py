@@ -1,4 +1,4 @@
-"""The binary extension over HTTP: a JSON header, and behind it the bytes of the tensors."""
+"""The binary tensor data extension of HTTP: a JSON header, followed by the bytes of the tensors."""
 
 import gzip
 import zlib
@@ -19,9 +19,9 @@ from app.errors import BadParameter, BodyTooLarge, MalformedBody, Unsupported
 
 LENGTH = "Inference-Header-Content-Length"
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
-_ELSEWHERE = {"classification", "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"}
-MAX_TENSORS, MAX_SIDES, MAX_PARAMETERS = 64, 100, 64
-INFLATED_AT_A_TIME = 1 << 20
+_UNSUPPORTED = {"classification", "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"}
+MAX_TENSORS, MAX_DIMENSIONS, MAX_PARAMETERS = 64, 100, 64
+MAX_INFLATED_CHUNK = 1 << 20  # bytes
 
 Length = Annotated[int, Field(ge=0, strict=True)]
 Parameters = Annotated[dict[str, Any], Field(max_length=MAX_PARAMETERS)]
@@ -29,7 +29,7 @@ Parameters = Annotated[dict[str, Any], Field(max_length=MAX_PARAMETERS)]
 
 class InputHeader(BaseModel):
     name: str
-    shape: Annotated[list[Length], Field(max_length=MAX_SIDES)]
+    shape: Annotated[list[Length], Field(max_length=MAX_DIMENSIONS)]
     datatype: str
     parameters: Parameters = {}
     data: Any = None
@@ -41,7 +41,7 @@ class OutputHeader(BaseModel):
 
 
 class Header(BaseModel):
-    """The JSON of a request."""
+    """The JSON header of a request."""
 
     id: str = ""
     inputs: Annotated[list[InputHeader], Field(max_length=MAX_TENSORS)]
@@ -51,17 +51,17 @@ class Header(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A request, and which of its outputs come as bytes."""
+    """An inference request, and which of its outputs to send as bytes."""
 
     inference: Inference
-    binary: dict[str, bool] = field(default_factory=dict)  # by output
-    binary_unless_said: bool = True
+    binary: dict[str, bool] = field(default_factory=dict)  # by output name
+    binary_unless_said: bool = True  # for outputs not in `binary`
 
 
 def parse(body: bytes, headers: Headers, model: Model[Any], limit: Limit) -> InferRequest:
-    """The request in a body; of one without a JSON header, which the image model takes, the body is the one image.
+    """Parse a request body. Without a JSON header the body is one image, for the image model.
 
-    The limit is that of the body when it is inflated, which is counted too. Raises a RequestError or Overloaded.
+    `limit` applies to the inflated body, whose bytes are counted too. Raises a RequestError or Overloaded.
     """
     inflated = _inflate(body, headers.get("content-encoding", "identity").strip().lower(), limit)
     return _parse(inflated, headers, model, limit)
@@ -70,7 +70,7 @@ def parse(body: bytes, headers: Headers, model: Model[Any], limit: Limit) -> Inf
 def _parse(body: bytes | bytearray, headers: Headers, model: Model[Any], limit: Limit) -> InferRequest:
     length = headers.get(LENGTH, str(len(body)))
     if not length.isdecimal() or int(length) > len(body):
-        raise BadParameter(f"{LENGTH}: {length!r} is no length within the body, which has {len(body)} bytes")
+        raise BadParameter(f"{LENGTH}: {length!r} is not a length within the body of {len(body)} bytes")
     size = int(length)
     if size == 0 and body:
         return InferRequest(Inference([_only_element(body, model)]))
@@ -83,7 +83,7 @@ def _parse(body: bytes | bytearray, headers: Headers, model: Model[Any], limit: 
     if rest:
         raise BadParameter(f"unexpected additional input data for model {model.name!r}: {len(rest)} bytes")
     for output in header.outputs:
-        _refuse_elsewhere(output.name, output.parameters)
+        _refuse_unsupported(output.name, output.parameters)
     outputs = [output.name for output in header.outputs]
     binary = {
         output.name: bool(output.parameters["binary_data"])
@@ -94,16 +94,16 @@ def _parse(body: bytes | bytearray, headers: Headers, model: Model[Any], limit: 
 
 
 def encode(model: Model[Any], infer_request: InferRequest, outputs: Sequence[Tensor]) -> tuple[bytes, int | None]:
-    """The body of the answer, and the length of its JSON if bytes follow."""
+    """Return the response body, and the length of its JSON header, None if no bytes follow it."""
     described, raw = [], []
     for output in outputs:
-        said: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
+        description: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
         if infer_request.binary.get(output.name, infer_request.binary_unless_said):
             raw.append(output.raw)
-            said["parameters"] = {"binary_data_size": len(raw[-1])}
+            description["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
-            said["data"] = output.values
-        described.append(said)
+            description["data"] = output.values
+        described.append(description)
     answer = {"model_name": model.name, "model_version": VERSION, "outputs": described}
     header = orjson.dumps(({"id": infer_request.inference.id} if infer_request.inference.id else {}) | answer)
     return b"".join([header, *raw]), len(header) if raw else None
@@ -113,12 +113,12 @@ def _inflate(body: bytes, encoding: str, limit: Limit) -> bytes | bytearray:
     if encoding == "identity":
         return body
     if encoding not in COMPRESS:
-        raise Unsupported(f"Content-Encoding: {encoding!r} is not read here; gzip and deflate are")
-    inflater = zlib.decompressobj(32 + zlib.MAX_WBITS)  # either, by its first bytes
+        raise Unsupported(f"Content-Encoding: {encoding!r} is not supported; use gzip or deflate")
+    inflater = zlib.decompressobj(32 + zlib.MAX_WBITS)  # detects gzip or zlib by the first bytes
     inflated, rest = bytearray(), body
     while rest and not inflater.eof:
         try:
-            piece = inflater.decompress(rest, INFLATED_AT_A_TIME)
+            piece = inflater.decompress(rest, MAX_INFLATED_CHUNK)
         except zlib.error as error:
             raise MalformedBody(f"the body is not {encoding}: {error}") from error
         rest = inflater.unconsumed_tail
@@ -145,8 +145,8 @@ def _header(given: Any) -> Header:
 
 
 def _input(header: InputHeader, rest: memoryview) -> tuple[Tensor, memoryview]:
-    """The tensor, and what follows its bytes."""
-    _refuse_elsewhere(header.name, header.parameters)
+    """Return the tensor, and `rest` without its bytes. Raises BadParameter or Unsupported."""
+    _refuse_unsupported(header.name, header.parameters)
     size = header.parameters.get("binary_data_size")
     if (size is None) == (header.data is None):
         raise BadParameter(f"{header.name}: give its data, or the binary_data_size of its bytes behind the JSON")
@@ -154,10 +154,10 @@ def _input(header: InputHeader, rest: memoryview) -> tuple[Tensor, memoryview]:
     if header.data is not None:
         return from_values(name, datatype, shape, header.data), rest
     if not isinstance(size, int) or not 0 <= size <= len(rest):
-        raise BadParameter(f"{name}: binary_data_size {size!r} is no length within the {len(rest)} bytes that are left")
+        raise BadParameter(f"{name}: binary_data_size {size!r} is not a length within the {len(rest)} remaining bytes")
     return from_raw(name, datatype, shape, rest[:size]), rest[size:]
 
 
-def _refuse_elsewhere(name: str, parameters: dict[str, Any]) -> None:
-    if requested := sorted(_ELSEWHERE & parameters.keys()):
-        raise Unsupported(f"{name}: {requested[0]} is not offered here")
+def _refuse_unsupported(name: str, parameters: dict[str, Any]) -> None:
+    if requested := sorted(_UNSUPPORTED & parameters.keys()):
+        raise Unsupported(f"{name}: {requested[0]} is not supported")

@@ -194,12 +194,12 @@ def test_refusals_have_a_status_and_the_reason(client):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"raw_input_contents": [b"", b""]}, "those of 2 inputs, and there are 1"),
+        ({"raw_input_contents": [b"", b""]}, "has 2 entries for 1 inputs"),
         ({"raw_input_contents": [b"1234"]}, "is 12288 bytes, and there are 4"),
         ({}, "is 3072 values, and there are 0"),
-        ({"inputs": []}, "there is none"),
-        ({"inputs": [{"name": "images", "datatype": "FP16", "shape": [1]}]}, "read from raw_input_contents"),
-        ({"inputs": [{"name": "images", "datatype": "FP32", "shape": [-1]}]}, "not that of a tensor"),
+        ({"inputs": []}, "the request has none"),
+        ({"inputs": [{"name": "images", "datatype": "FP16", "shape": [1]}]}, "sent as raw_input_contents"),
+        ({"inputs": [{"name": "images", "datatype": "FP32", "shape": [-1]}]}, "not a valid tensor shape"),
     ],
 )
 def test_a_wrong_message_is_an_invalid_argument_and_named(url, device, changes, words):
@@ -219,7 +219,7 @@ def test_a_message_that_cannot_be_read_is_an_invalid_argument_and_no_defect(live
         call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}", request_serializer=bytes)
         with pytest.raises(grpc.RpcError) as caught:
             call(b"\n")
-    reported = (grpc.StatusCode.INVALID_ARGUMENT, f"the message is no {method}Request")
+    reported = (grpc.StatusCode.INVALID_ARGUMENT, f"the message is not a {method}Request")
     assert (caught.value.code(), caught.value.details()) == reported
     assert caplog.text == ""
 
@@ -230,7 +230,7 @@ def test_a_message_that_cannot_be_read_ends_only_its_own_request_of_a_stream(liv
         call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer", request_serializer=bytes)
         answers = map(messages.ModelStreamInferResponse.FromString, call(iter([b"\n", right])))
         reported = [(answer.error_message, answer.infer_response.id) for answer in answers]
-    assert reported[0] == ("the message is no ModelInferRequest", "")
+    assert reported[0] == ("the message is not a ModelInferRequest", "")
     assert reported[1][1] == "2"
     assert live.value("requests_total", model="pets", engine="fake", protocol="kserve", code="400") == 1
 

@@ -125,7 +125,7 @@ def test_an_engine_of_fixed_shapes_is_announced_as_static(serve, device):
         metadata = ast.literal_eval(text)
         assert (metadata["imgsz"], metadata["args"]["dynamic"], metadata["batch"]) == ([64, 64], False, 1)
         status, message = refusal(client.infer, "pets", images())
-        assert (status, "96x96 px is no shape of this engine; it has 32x64,64x64" in message) == ("400", True)
+        assert (status, "96x96 px is not a shape of this engine; it has 32x64,64x64" in message) == ("400", True)
     assert device.batches == []
 
 
@@ -259,10 +259,10 @@ ELSEWHERE = [
     ("/v2/models/cars", 404, "Request for unknown model: 'cars' is not found; there is pets"),
     ("/v2/models/pets/versions/2/config", 404, "'pets' version 2"),
     ("/v2/models/pets/infer", 405, "GET is not allowed"),
-    ("/v2/logging", 501, "not offered"),
-    ("/v2/models/pets/trace/setting", 501, "not offered"),
-    ("/v2/systemsharedmemory/status", 501, "not offered"),
-    ("/v2/cudasharedmemory/region/x/status", 501, "not offered"),
+    ("/v2/logging", 501, "is not supported"),
+    ("/v2/models/pets/trace/setting", 501, "is not supported"),
+    ("/v2/systemsharedmemory/status", 501, "is not supported"),
+    ("/v2/cudasharedmemory/region/x/status", 501, "is not supported"),
 ]
 
 
@@ -274,20 +274,20 @@ def test_errors_of_every_kind_are_one_text(live):
 
 
 WRONG_INPUTS = [
-    ({"name": "image"}, "model 'pets' has one input, 'images'; there is image"),
-    ({"datatype": "FP64"}, "datatype 'FP64' is unknown"),
-    ({"datatype": "BYTES", "shape": [1], "data": ["AAAA"]}, "BYTES where numbers are wanted"),
-    ({"datatype": "INT32"}, "INT32 where one of FP32, FP16, UINT8 is wanted"),
+    ({"name": "image"}, "model 'pets' has one input, 'images'; the request has image"),
+    ({"datatype": "FP64"}, "datatype 'FP64' is not supported"),
+    ({"datatype": "BYTES", "shape": [1], "data": ["AAAA"]}, "BYTES where numbers are expected"),
+    ({"datatype": "INT32"}, "INT32 where one of FP32, FP16, UINT8 is expected"),
     ({"shape": [1, 3, 32, -32]}, "inputs.0.shape.3"),
     ({"shape": [1, 3, 32, 32.5]}, "inputs.0.shape.3"),
     ({"shape": [3, 32, 32]}, "[3, 32, 32] is not [images, 3, height, width]"),
     ({"shape": [1, 1, 32, 96]}, "[1, 1, 32, 96] is not [images, 3, height, width]"),
     ({"shape": [1, 3, 16, 64]}, "a side is a multiple of 32 px, at most 128"),
     ({"shape": [0, 3, 32, 32], "data": []}, "images: 0 images"),
-    ({"shape": [1] * 70, "data": [0]}, "is not that of a tensor"),
-    ({"shape": [2**62, 2**62, 3, 32]}, "is not that of a tensor"),
-    ({"shape": [0, 2**62], "data": []}, "is not that of a tensor"),
-    ({"shape": [0, 2**63], "data": []}, "is not that of a tensor"),
+    ({"shape": [1] * 70, "data": [0]}, "is not a valid tensor shape"),
+    ({"shape": [2**62, 2**62, 3, 32]}, "is not a valid tensor shape"),
+    ({"shape": [0, 2**62], "data": []}, "is not a valid tensor shape"),
+    ({"shape": [0, 2**63], "data": []}, "is not a valid tensor shape"),
     ({"data": [0] * 3071}, "is 3072 values, and there are 3071"),
     ({"data": [256] + [0] * 3071}, "data is not a list of UINT8"),
     ({"data": "zero"}, "data is not a list of UINT8"),
@@ -295,8 +295,8 @@ WRONG_INPUTS = [
     ({"data": [[0], [0, 1]]}, "data is not a list of UINT8"),
     ({"data": None}, "give its data, or the binary_data_size"),
     ({"parameters": {"binary_data_size": 3072}}, "give its data, or the binary_data_size"),
-    ({"data": None, "parameters": {"binary_data_size": 3072}}, "no length within the 0 bytes"),
-    ({"data": None, "parameters": {"binary_data_size": "x"}}, "no length within"),
+    ({"data": None, "parameters": {"binary_data_size": 3072}}, "not a length within the 0 remaining bytes"),
+    ({"data": None, "parameters": {"binary_data_size": "x"}}, "not a length within"),
 ]
 
 
@@ -326,14 +326,14 @@ UNREADABLE = [
     (b"", {}, 400, "not JSON"),
     (b"{", {}, 400, "not JSON"),
     (b"[]", {}, 400, "Input should be"),
-    (b'{"inputs": []}', {}, 400, "there is none"),
+    (b'{"inputs": []}', {}, 400, "the request has none"),
     (b'{"inputs": [1]}', {}, 400, "inputs.0"),
     (b"{}", {}, 400, "inputs: Field required"),
-    (requested(), {"Inference-Header-Content-Length": "99999"}, 400, "no length within the body"),
-    (requested(), {"Inference-Header-Content-Length": "-1"}, 400, "no length within the body"),
+    (requested(), {"Inference-Header-Content-Length": "99999"}, 400, "not a length within the body"),
+    (requested(), {"Inference-Header-Content-Length": "-1"}, 400, "not a length within the body"),
     (requested(), {"Inference-Header-Content-Length": "0"}, 400, "takes tensors"),
     (requested() + b"more", {"Inference-Header-Content-Length": str(len(requested()))}, 400, "additional input data"),
-    (requested(), {"Content-Encoding": "br"}, 501, "gzip and deflate are"),
+    (requested(), {"Content-Encoding": "br"}, 501, "use gzip or deflate"),
     (requested(), {"Content-Encoding": "gzip"}, 400, "the body is not gzip"),
     (gzip.compress(requested())[:-9], {"Content-Encoding": "gzip"}, 400, "cut short"),
     (zlib.compress(bytes(30_000)), {"Content-Encoding": "deflate"}, 413, "when it is inflated"),
@@ -373,7 +373,7 @@ def test_other_refusals_reach_the_client_with_their_reason(client, sample):
         "400", "unexpected inference output 'output1' for model 'pets'",
     )  # fmt: skip
     twice = [triton.InferRequestedOutput("output0")] * 2
-    assert "each may be asked for once" in refusal(client.infer, "pets", images(), outputs=twice)[1]
+    assert "each may be requested once" in refusal(client.infer, "pets", images(), outputs=twice)[1]
     assert refusal(client.infer, "pets_image", encoded(b"%PDF-1.7"))[0] == "400"  # 415 elsewhere
     assert refusal(client.infer, "pets_image", encoded(sample[:5000]))[0] == "400"  # 422 elsewhere
     assert "image 2 of 2: not an image" in refusal(client.infer, "pets_image", encoded(sample, b"no image"))[1]

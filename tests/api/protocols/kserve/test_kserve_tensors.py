@@ -67,7 +67,7 @@ def test_elements_in_json_that_are_no_base64_are_refused(values):
 @pytest.mark.parametrize("shape", [(0, 2**62), (2**63 - 1, 0), (0, 3, 2**32, 2**32), (1,) * 9, (0, -1)])
 def test_a_shape_that_no_tensor_has_is_refused_even_without_a_value(shape):
     for make in (lambda: from_raw("x", "FP32", shape, b""), lambda: from_values("x", "FP32", shape, [])):
-        with pytest.raises(BadParameter, match="is not that of a tensor"):
+        with pytest.raises(BadParameter, match="is not a valid tensor shape"):
             make()
 
 
