@@ -202,7 +202,7 @@ def nncf_engines(serving: Path, target: Path, frames: list[Pixels]) -> Iterator[
         return 1 - float(np.mean(apart)), [1 - each for each in apart]
 
     controlled = nncf.quantize_with_accuracy_control(
-        model, data(used), data(held_back), nearness, max_drop=int8_search.NEAR,
+        model, data(used), data(held_back), nearness, max_drop=int8_search.MAX_DISTANCE,
         preset=nncf.QuantizationPreset.MIXED, ignored_scope=options["ignored_scope"], subset_size=len(used),
     )  # fmt: skip
     yield "NNCF PTQ with accuracy control, mixed", Engine(controlled)
