@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from app.store.store import MANIFEST, Fingerprint, sha256  # noqa: E402
+from app.store.manifest import MANIFEST, Fingerprint, sha256  # noqa: E402
 
 WEIGHTS, SAMPLES = ROOT / "models/demo/yolov8n-demo.pt", ROOT / "models/demo/samples"
 QUICK = {"weights": WEIGHTS, "backend": "onnxruntime", "imgsz": 160, "batch": 2, "gate_dir": SAMPLES}

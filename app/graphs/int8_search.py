@@ -13,7 +13,7 @@ from app.graphs.int8 import Method, Quantizer
 from app.vision.postprocess import Outputs
 from app.vision.preprocess import Pixels
 
-log = logging.getLogger("yolopard.candidates")
+log = logging.getLogger("yolopard.int8_search")
 
 HELD_BACK = 3  # every third calibration image: methods are compared on these, calibrated on the others
 LIKELIEST = 30  # rows before NMS: few photos hold enough boxes to tell methods apart by what is found

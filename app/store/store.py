@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from app.store.manifest import (
     read_manifest,
     shortened,
 )
+
+log = logging.getLogger("yolopard.store")
 
 _FULL_BYTES = 1 << 20
 
@@ -87,14 +90,21 @@ def _require_digest(path: Path, digest: str) -> None:
 
 
 def match(engines: Path, fingerprint: Fingerprint) -> StoredEngine | None:
-    """The newest engine of this fingerprint, whatever images it was calibrated on and whatever code evaluated it."""
-    folders = engines.glob(f"{fingerprint.name}-{fingerprint.backend}-{fingerprint.precision}-*/{MANIFEST}")
-    for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
-        with contextlib.suppress(Damaged):
+    """The newest engine of this fingerprint, whatever images it was calibrated on and whatever code evaluated it.
+
+    Damaged ones are passed over, with a line in the log. Raises StoreError.
+    """
+    pattern = f"{fingerprint.name}-{fingerprint.backend}-{fingerprint.precision}-*/{MANIFEST}"
+    with explained(engines):
+        paths = sorted(engines.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in paths:
+        try:
             own = read_manifest(path.parent).fingerprint
             wanted = replace(fingerprint, calibration=own.calibration, evaluation_revision=own.evaluation_revision)
             if own == wanted and (manifest := find(engines, own)):
                 return StoredEngine(path.parent, manifest)
+        except Damaged as damage:
+            log.warning("%s: this engine is not used", damage)
     return None
 
 
