@@ -26,10 +26,14 @@ class Rate:
         return self._left > 0
 
     def too_slow(self, now: float, window_s: float, received: int, left: int) -> bool:
-        """Whether less than the least rate came in, and less was taken, in at least `window_s`."""
+        """Whether less than the minimum rate came in, and less was taken, in at least `window_s`.
+
+        Without a minimum rate, a client that takes nothing at all of what is left for it is too slow.
+        """
         if now - self._since < window_s:
             return False
         taken = math.inf if self._drained else self._left - left
         moved = max(taken, received - self._received)
+        wanted = max(self._bytes_per_s * window_s, 1 if left else 0)
         self.begin(now, received, left)
-        return moved < self._bytes_per_s * window_s
+        return moved < wanted

@@ -90,7 +90,9 @@ class ServerSettings(BaseModel):
         10_000, gt=0, le=3_600_000, description="after which a client that takes nothing of its answer is cut off"
     )
     min_bytes_per_s: int = Field(
-        1024, ge=0, description="least rate at which a body comes and an answer is taken, seen over 5 s"
+        1024,
+        ge=0,
+        description="least rate of a body, seen over 5 s, and of taking an answer, seen over SEND_TIMEOUT_MS; 0 = none",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error: the least that is logged"
