@@ -1,7 +1,6 @@
 """yolopard build | serve | bench | selftest"""
 
 import argparse
-import contextlib
 import json
 import logging
 import os
@@ -78,9 +77,12 @@ def serve(settings: Settings) -> NoReturn:
     listener = _listen(settings.server.host, settings.server.port, "PORT")
     if settings.server.grpc_port:
         _require_grpc(settings.server.host, settings.server.grpc_port)
-    with contextlib.suppress(KeyboardInterrupt):
+    status = 0
+    try:
         uvloop.new_event_loop().run_until_complete(server.serve([listener]))
-    _end(_fail(service.failure) if service.failure else 0)
+    except KeyboardInterrupt:  # uvicorn raises Ctrl-C again when all is answered
+        status = 130
+    _end(_fail(service.failure) if service.failure else status)
 
 
 def selftest_(settings: Settings) -> int:

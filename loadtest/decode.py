@@ -19,15 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from app import backends  # noqa: E402
-from app.building.builder import BuildRequest, build, find  # noqa: E402
+from app.building.builder import build, find  # noqa: E402
 from app.evaluation.datasets import Sample  # noqa: E402
 from app.evaluation.datasets.annotations import Labels  # noqa: E402
 from app.evaluation.gate import Gate  # noqa: E402
-from app.settings import (  # noqa: E402
-    DEMO,
-    DEMO_WEIGHTS,
-    ENGINES_DIR,
-)
+from app.serving.spec import BuildRequest  # noqa: E402
+from app.settings import DEMO, DEMO_WEIGHTS, ENGINES_DIR  # noqa: E402
 from app.system import host  # noqa: E402
 from app.vision.preprocess import Preprocessor  # noqa: E402
 

@@ -13,7 +13,7 @@ from app.graphs.int8 import Method, Quantizer
 from app.vision.postprocess import Outputs
 from app.vision.preprocess import Pixels
 
-log = logging.getLogger("yolopard.candidates")
+log = logging.getLogger("yolopard.int8_search")
 
 HELD_BACK = 3  # methods are compared on every third calibration image, and calibrated on the others
 TOP_ROWS = 30  # rows before NMS that are compared: few photos have enough boxes to compare methods by boxes

@@ -28,11 +28,13 @@ class Rate:
     def too_slow(self, now: float, window_s: float, received: int, left: int) -> bool:
         """Return True if in at least `window_s` the client both sent and read less than the minimum rate.
 
-        Starts a new window once `window_s` have passed.
+        Without a minimum rate, a client that reads nothing of a pending response is too slow. Starts a new window once
+        `window_s` have passed.
         """
         if now - self._since < window_s:
             return False
-        sent = math.inf if self._drained else self._left - left
-        moved = max(sent, received - self._received)
+        read = math.inf if self._drained else self._left - left
+        moved = max(read, received - self._received)
+        required = max(self._bytes_per_s * window_s, 1 if left else 0)
         self.begin(now, received, left)
-        return moved < self._bytes_per_s * window_s
+        return moved < required

@@ -21,7 +21,7 @@ from app.system import host
 from app.system.metrics import Engine as EngineLabels
 from app.vision.preprocess import Preprocessor
 
-log = logging.getLogger("yolopard.deployment")
+log = logging.getLogger("yolopard.loader")
 
 PATIENCE = {
     True: 2,

@@ -90,7 +90,9 @@ class ServerSettings(BaseModel):
         10_000, gt=0, le=3_600_000, description="time until a client that does not read its response is disconnected"
     )
     min_bytes_per_s: int = Field(
-        1024, ge=0, description="minimum rate of a body over 5 s, and of reading a response over SEND_TIMEOUT_MS"
+        1024,
+        ge=0,
+        description="minimum rate of a body over 5 s, and of reading a response over SEND_TIMEOUT_MS; 0 = none",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error: the minimum level that is logged"

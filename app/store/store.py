@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from app.store.manifest import (
     read_manifest,
     shortened,
 )
+
+log = logging.getLogger("yolopard.store")
 
 _MIN_FREE_BYTES = 1 << 20  # with less free space a failed build is reported as a full disk
 
@@ -87,14 +90,21 @@ def _require_digest(path: Path, digest: str) -> None:
 
 
 def match(engines: Path, fingerprint: Fingerprint) -> StoredEngine | None:
-    """Return the newest engine with this fingerprint, ignoring its calibration images and evaluation code; or None."""
-    folders = engines.glob(f"{fingerprint.name}-{fingerprint.backend}-{fingerprint.precision}-*/{MANIFEST}")
-    for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
-        with contextlib.suppress(Damaged):
+    """Return the newest engine with this fingerprint, ignoring its calibration images and evaluation code; or None.
+
+    Logs damaged engines and skips them. Raises StoreError.
+    """
+    pattern = f"{fingerprint.name}-{fingerprint.backend}-{fingerprint.precision}-*/{MANIFEST}"
+    with explained(engines):
+        paths = sorted(engines.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in paths:
+        try:
             own = read_manifest(path.parent).fingerprint
             expected = replace(fingerprint, calibration=own.calibration, evaluation_revision=own.evaluation_revision)
             if own == expected and (manifest := find(engines, own)):
                 return StoredEngine(path.parent, manifest)
+        except Damaged as damage:
+            log.warning("%s: this engine is not used", damage)
     return None
 
 

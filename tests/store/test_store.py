@@ -463,3 +463,43 @@ def test_an_engine_whose_reference_found_something_carries_no_warning():
     assert nothing.nothing_found().startswith("PyTorch FP32 finds nothing in 2 pictures")
     assert "GATE_DIR" in nothing.nothing_found()
     assert GateResult("nothing", "", None).nothing_found() == ""
+
+
+def elsewhere(**changes: str) -> Fingerprint:
+    """As FINGERPRINT, of an engine that was built where more was known."""
+    return dataclasses.replace(FINGERPRINT, **changes)
+
+
+def test_an_engine_matches_however_it_was_calibrated_and_evaluated(engines):
+    assert store.match(engines, FINGERPRINT) is None
+    other = elsewhere(calibration="48 scenes", evaluation_revision="new")
+    manifest = put(engines, other)
+    found = store.match(engines, FINGERPRINT)
+    assert (found.folder, found.manifest) == (engines / other.key, manifest)
+
+
+@pytest.mark.parametrize("change", [{"graph_revision": "2"}, {"weights_sha256": "1" * 64}, {"device": "gpu"}])
+def test_an_engine_of_other_code_weights_or_device_does_not_match(engines, change):
+    put(engines, elsewhere(**change))
+    assert store.match(engines, FINGERPRINT) is None
+
+
+def test_of_several_that_match_the_newest_is_taken(engines):
+    for at, revision in enumerate(("b", "a")):
+        put(engines, elsewhere(evaluation_revision=revision))
+        path = engines / elsewhere(evaluation_revision=revision).key / MANIFEST
+        os.utime(path, (at, at))
+    assert store.match(engines, FINGERPRINT).manifest.fingerprint.evaluation_revision == "a"
+
+
+def test_a_damaged_engine_is_passed_over_and_told(engines, caplog):
+    """It was passed over in silence, and the server said that there is none."""
+    put(engines)
+    put(engines, elsewhere(evaluation_revision="damaged"))
+    path = engines / elsewhere(evaluation_revision="damaged").key / "model.bin"
+    path.write_bytes(b"cut")
+    assert store.match(engines, FINGERPRINT).manifest.fingerprint == FINGERPRINT
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{path} is missing, cut short or was replaced since it was built: this engine is not used"
+    )
