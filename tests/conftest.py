@@ -1,5 +1,6 @@
 """The real engine of the demo model, built once a session, and servers on real sockets."""
 
+import asyncio
 import functools
 import gc
 import shutil
@@ -8,7 +9,7 @@ import threading
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import fakes
 import httpx
 import pytest
+import uvicorn
 
 from app import backends
 from app.api.app import create_app
@@ -45,8 +47,7 @@ def eventually(done: Callable[[], Any], what: Callable[[], object] = lambda: "")
 @contextmanager
 def without_collector() -> Iterator[list[str]]:
     """Yield a list; after the block it has the names of the app's frames and classes that only a collection freed."""
-    gc.collect()
-    gc.freeze()  # a collection then looks at new objects only, not at all of torch
+    gc.freeze()  # the collection then looks at new objects only, not at all of torch
     gc.disable()
     left: list[str] = []
     try:
@@ -82,9 +83,14 @@ def needs_engine() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def quick_stops() -> Iterator[None]:
-    """Servers in this process stop at once: nothing waits in their sockets. `test_main.py` stops real ones."""
+    """Let servers in this process stop in milliseconds: uvicorn sleeps 0.1 s twice. `test_main.py` stops real ones."""
+
+    def sleep(seconds: float) -> Coroutine[Any, Any, None]:
+        return asyncio.sleep(min(seconds, 0.005))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server, "ACCEPT_GRACE_S", 0)
+        patch.setattr(uvicorn.server, "asyncio", types.SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
         yield
 
 

@@ -5,6 +5,8 @@ import json
 import socket
 import time
 
+import cv2
+import numpy as np
 import pytest
 from conftest import eventually, without_collector
 
@@ -130,13 +132,26 @@ def test_a_body_that_is_refused_where_it_begins_is_not_asked_for(shared_server, 
     assert caplog.records == []
 
 
-def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(serve, hurried):
-    live = serve(send_timeout_ms=300)
+@pytest.fixture(scope="module")
+def noise() -> bytes:
+    """A JPEG whose PNG, 8 MB, does not fit into the buffers of a socket."""
+    pixels = np.random.default_rng(0).integers(0, 255, (1700, 1700, 3), dtype=np.uint8)
+    return cv2.imencode(".jpg", pixels)[1].tobytes()
+
+
+@pytest.mark.parametrize("minimum", [1024, 0])
+def test_a_client_that_reads_nothing_of_its_response_is_disconnected(serve, noise, minimum):
+    """The response was small enough for the socket's buffers, and the idle connection was closed instead.
+
+    MIN_BYTES_PER_S=0 switched SEND_TIMEOUT_MS off.
+    """
+    live = serve(send_timeout_ms=300, keep_alive_ms=3_600_000, min_bytes_per_s=minimum)
     with socket.create_connection(("127.0.0.1", live.port)) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.sendall(b"".join([b"GET /openapi.json HTTP/1.1\r\n" + HOST + b"\r\n"] * 30))
-        eventually(lambda: len(live.server.connections) > 0)
+        client.sendall(post(noise, path=b"/v1/predict?format=image", more=b"Accept: image/png\r\n"))
+        eventually(lambda: live.service.inflight.bytes > 0)
         eventually(lambda: len(live.server.connections) == 0)
+        assert live.service.inflight.bytes == 0
 
 
 @pytest.mark.parametrize("connection", [CLOSE, b""], ids=["close", "keep-alive"])
