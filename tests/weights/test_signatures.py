@@ -1,4 +1,4 @@
-"""Recognition of files that are not weights by their first bytes. All kinds: tests/odd_weights.py and test_files.py."""
+"""Recognition of files that are not weights by their first bytes. All kinds: odd_weights.py and test_files.py."""
 
 import pytest
 
