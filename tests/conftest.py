@@ -5,6 +5,7 @@ import functools
 import gc
 import shutil
 import socket
+import ssl
 import threading
 import time
 import types
@@ -34,6 +35,7 @@ from app.settings import DEMO, DEMO_WEIGHTS, Settings
 from app.store.manifest import StoredEngine
 
 ROOT = Path(__file__).parents[1]
+TLS = ssl.create_default_context()  # httpx would read all certificates for every client, which takes 20 ms
 PATIENCE_S = 300  # for what comes in seconds, on a machine that is slow or busy with something else
 
 
@@ -187,7 +189,7 @@ class Live:
         self.server.on_stop = service.inflight.close
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
         self.thread.start()
-        self.client = httpx.Client(base_url=self.url, timeout=30)
+        self.client = httpx.Client(base_url=self.url, timeout=30, verify=TLS)
 
     def stop(self) -> None:
         self.client.close()

@@ -11,9 +11,15 @@ import pytest
 from conftest import eventually, without_collector
 
 from app.http import connection as module
+from app.http import connections
 from app.http.connections import MAX_PIPELINE
 
 HOST = b"Host: localhost\r\n"
+
+
+@pytest.fixture(autouse=True)
+def frequent_checks(monkeypatch) -> None:
+    monkeypatch.setattr(connections, "SWEEP_S", 0.05)
 
 
 def post(body: bytes, *, path: bytes = b"/v1/detect", more: bytes = b"", host: bytes = HOST, version=b"1.1") -> bytes:
@@ -99,7 +105,7 @@ def test_an_idle_connection_is_closed_after_keep_alive_ms(serve):
 
 @pytest.fixture
 def short_window(monkeypatch) -> None:
-    monkeypatch.setattr(module, "WINDOW_S", 0.5)
+    monkeypatch.setattr(module, "WINDOW_S", 0.2)
 
 
 @pytest.mark.parametrize(
