@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Every NAME=value of this command line, as YOLOPARD_NAME='value' for the environment.
 SETTINGS = $(foreach name,$(filter-out VENV BIN SETTINGS,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),YOLOPARD_$(name)='$(subst ','\'',$($(name)))'))
 
-.PHONY: serve build selftest test check lint graph browser prometheus peers clients libb64 locks sbom audit pin-images
+.PHONY: serve build selftest test check lint graph site browser prometheus peers clients libb64 locks sbom audit pin-images
 
 serve: $(VENV)/serve ## build the engine if need be, and serve it
 	@exec env $(SETTINGS) $(BIN)/yolopard serve
@@ -29,6 +29,10 @@ graph: $(VENV)/dev ## modules, packages and imports of app/ in numbers
 
 docs/configuration.md: $(VENV)/serve app/settings/*.py
 	$(BIN)/python -m app.settings > $@
+
+# The pages of the repository and the reference of `from app import Yolopard`. A link that leads nowhere is an error.
+site: $(VENV)/dev ## the docs as a site: site/docs/index.html
+	$(BIN)/sphinx-build --fail-on-warning --quiet -c docs -b html . site
 
 lint: $(VENV)/dev ## style, types, import contracts
 	$(BIN)/ruff check .

@@ -1,10 +1,12 @@
 """Yolopard inside a Python program: the same engine, gate, batcher and predictor, without HTTP.
 
-from app import Yolopard
+Example::
 
-with Yolopard.load("yolov8n.pt") as model:
-for result in model.predict(["a.jpg", "b.jpg"], conf=0.4):
-print(result.boxes, result.names)
+    from app import Yolopard
+
+    with Yolopard.load("yolov8n.pt") as model:
+        for result in model.predict(["a.jpg", "b.jpg"], conf=0.4):
+            print(result.boxes, result.names)
 """
 
 import asyncio

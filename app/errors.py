@@ -1,39 +1,41 @@
 """All errors as one tree. Each class has one HTTP status and one code.
 
-YolopardError                  500 internal
-├── RequestError               the client can correct it
-│   ├── EmptyBody              400 empty_body
-│   ├── MalformedBody          400 malformed_body
-│   ├── Unauthorized           401 unauthorized
-│   ├── UrlNotAllowed          403 url_not_allowed
-│   ├── NotFound               404 not_found
-│   ├── MethodNotAllowed       405 method_not_allowed
-│   ├── BodyTooLarge           413 body_too_large
-│   ├── TooManyFiles           413 too_many_files
-│   ├── TooManyPixels          413 too_many_pixels
-│   ├── UnsupportedImage       415 unsupported_image
-│   ├── UndecodableImage       422 undecodable_image
-│   ├── UrlFailed              422 url_failed
-│   └── BadParameter           422 bad_parameter
-├── ServiceError               a fault or limit of the server; the same request may work later
-│   ├── NotReady               503 not_ready
-│   ├── Overloaded             503 overloaded
-│   ├── Stopping               503 stopping
-│   ├── OutOfMemory            503 out_of_memory
-│   ├── DeadlineExceeded       504 deadline_exceeded
-│   ├── InferenceFailed        500 inference_failed
-│   ├── WorkStuck              500 work_stuck
-│   └── Unsupported            501 unsupported
-└── SetupError                 start-up only, never over HTTP: ends the process with one line
-    ├── SettingsError          a setting is wrong
-    ├── BackendUnavailable     the wheel or the device is missing
-    ├── WeightsError           the weights cannot be loaded or converted to a serving graph
-    ├── StoreError             the engines folder cannot be read or written
-    ├── BuildFailed            the build process died, or the engine's compiler failed
-    ├── EngineFailed           the device refused something that a loaded engine needs
-    ├── EngineStale            a stored engine cannot be loaded here any more: build it again
-    ├── GateFailed             no precision of the engine reproduces the boxes of the reference
-    └── BenchFailed            no server to measure, or nothing to measure it with
+::
+
+    YolopardError                  500 internal
+    ├── RequestError               the client can correct it
+    │   ├── EmptyBody              400 empty_body
+    │   ├── MalformedBody          400 malformed_body
+    │   ├── Unauthorized           401 unauthorized
+    │   ├── UrlNotAllowed          403 url_not_allowed
+    │   ├── NotFound               404 not_found
+    │   ├── MethodNotAllowed       405 method_not_allowed
+    │   ├── BodyTooLarge           413 body_too_large
+    │   ├── TooManyFiles           413 too_many_files
+    │   ├── TooManyPixels          413 too_many_pixels
+    │   ├── UnsupportedImage       415 unsupported_image
+    │   ├── UndecodableImage       422 undecodable_image
+    │   ├── UrlFailed              422 url_failed
+    │   └── BadParameter           422 bad_parameter
+    ├── ServiceError               a fault or limit of the server; the same request may work later
+    │   ├── NotReady               503 not_ready
+    │   ├── Overloaded             503 overloaded
+    │   ├── Stopping               503 stopping
+    │   ├── OutOfMemory            503 out_of_memory
+    │   ├── DeadlineExceeded       504 deadline_exceeded
+    │   ├── InferenceFailed        500 inference_failed
+    │   ├── WorkStuck              500 work_stuck
+    │   └── Unsupported            501 unsupported
+    └── SetupError                 start-up only, never over HTTP: ends the process with one line
+        ├── SettingsError          a setting is wrong
+        ├── BackendUnavailable     the wheel or the device is missing
+        ├── WeightsError           the weights cannot be loaded or converted to a serving graph
+        ├── StoreError             the engines folder cannot be read or written
+        ├── BuildFailed            the build process died, or the engine's compiler failed
+        ├── EngineFailed           the device refused something that a loaded engine needs
+        ├── EngineStale            a stored engine cannot be loaded here any more: build it again
+        ├── GateFailed             no precision of the engine reproduces the boxes of the reference
+        └── BenchFailed            no server to measure, or nothing to measure it with
 """
 
 from typing import ClassVar

@@ -1,14 +1,16 @@
 """The real engine of the demo model, built once a session, and servers on real sockets."""
 
+import asyncio
 import functools
 import gc
 import shutil
 import socket
+import ssl
 import threading
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,13 @@ from typing import Any
 import fakes
 import httpx
 import pytest
+import uvicorn
 
 from app import backends
 from app.api.app import create_app
 from app.backends import Engine
 from app.building.process import BuildProcess
-from app.http.server import make_server
+from app.http import server
 from app.model import ModelInfo
 from app.serving import profile
 from app.serving.profile import EngineProfile
@@ -32,7 +35,7 @@ from app.settings import DEMO, DEMO_WEIGHTS, Settings
 from app.store.manifest import StoredEngine
 
 ROOT = Path(__file__).parents[1]
-ENGINE_FIXTURES = {"build", "demo", "batching_demo", "of_task", "exported"}  # what they return was built or exported
+TLS = ssl.create_default_context()  # httpx would read all certificates for every client, which takes 20 ms
 PATIENCE_S = 300  # for what comes in seconds, on a machine that is slow or busy with something else
 
 
@@ -40,35 +43,57 @@ def eventually(done: Callable[[], Any], what: Callable[[], object] = lambda: "")
     deadline = time.monotonic() + PATIENCE_S
     while not done():
         assert time.monotonic() < deadline, what()
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 @contextmanager
 def without_collector() -> Iterator[list[str]]:
-    """What only the garbage collector would have freed meanwhile: the names of the app's frames and classes."""
-    gc.collect()
+    """Yield a list; after the block it has the names of the app's frames and classes that only a collection freed."""
+    gc.freeze()  # the collection then looks at new objects only, not at all of torch
     gc.disable()
     left: list[str] = []
     try:
         yield left
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
-        for thing in gc.garbage:
-            if isinstance(thing, types.FrameType):
-                code = thing.f_code
+        for garbage in gc.garbage:
+            if isinstance(garbage, types.FrameType):
+                code = garbage.f_code
                 left += [code.co_qualname] * code.co_filename.startswith(str(ROOT / "app"))
-            elif type(thing).__module__.startswith("app."):
-                left.append(type(thing).__qualname__)
+            elif type(garbage).__module__.startswith("app."):
+                left.append(type(garbage).__qualname__)
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
+        gc.unfreeze()
         gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if ENGINE_FIXTURES & set(getattr(item, "fixturenames", ())):
+        if "needs_engine" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.engine)
+
+
+@pytest.fixture(scope="session")
+def needs_engine() -> None:
+    """Mark the test `engine`, so that `make check` leaves it out.
+
+    Fixtures and modules request it if they export weights, build or run an engine, or start `yolopard` as a process.
+    """
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_stops() -> Iterator[None]:
+    """Let servers in this process stop in milliseconds: uvicorn sleeps 0.1 s twice. `test_main.py` stops real ones."""
+
+    def sleep(seconds: float) -> Coroutine[Any, Any, None]:
+        return asyncio.sleep(min(seconds, 0.005))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "ACCEPT_GRACE_S", 0)
+        patch.setattr(uvicorn.server, "asyncio", types.SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +106,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def build(engines: Path) -> Callable[..., StoredEngine]:
+def build(needs_engine: None, engines: Path) -> Callable[..., StoredEngine]:
     """Build an engine of the demo model, or of other weights, as `yolopard build` does; a second time it is found."""
 
     def run(
@@ -109,7 +134,7 @@ class OfTask:
 
 
 @pytest.fixture(scope="session")
-def of_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OfTask]:
+def of_task(needs_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OfTask]:
     """Made when it is asked for first."""
 
     @functools.cache
@@ -124,7 +149,7 @@ def of_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OfTask]
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def exported(needs_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """An export of the demo model of a task by Ultralytics itself, small, as `yolo export format=onnx` makes it."""
 
     @functools.cache
@@ -160,11 +185,11 @@ class Live:
         self.socket.listen(64)
         self.port = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = make_server(service.settings, create_app(service))
+        self.server = server.make_server(service.settings, create_app(service))
         self.server.on_stop = service.inflight.close
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
         self.thread.start()
-        self.client = httpx.Client(base_url=self.url, timeout=30)
+        self.client = httpx.Client(base_url=self.url, timeout=30, verify=TLS)
 
     def stop(self) -> None:
         self.client.close()

@@ -86,6 +86,7 @@ def test_wrong_settings_and_weights_are_refused():
         Yolopard.load("no/such.pt")
 
 
+@pytest.mark.usefixtures("needs_engine")
 def test_a_script_without_a_guard_builds_its_engine(tmp_path):
     """multiprocessing ran the script again in the builder's process, which failed."""
     script = tmp_path / "script.py"

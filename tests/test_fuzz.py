@@ -31,6 +31,8 @@ from app.errors import RequestError, Unsupported
 from app.serving.inflight import Inflight
 from app.vision import preprocess
 
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
 KEY = b"0123456789abcdef"
 HOSTS = ["images.example", "images.example:8443"]
 

@@ -14,6 +14,8 @@ from loadtest.hostile.good import SAMPLE, Good
 from loadtest.hostile.row import ROWS, Row
 from loadtest.hostile.server import KEY, Server
 
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
 SMALL = """
     roboflow-ones kserve-ones kserve-lists deepstack-forms boundaries queries
     many-scans-60 two-sizes padded-head one-px-wide

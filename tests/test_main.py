@@ -16,6 +16,8 @@ from conftest import eventually, free_port
 
 from app import __main__
 
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
 ROOT = Path(__file__).parents[1]
 
 

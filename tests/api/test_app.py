@@ -1,4 +1,4 @@
-"""The application put together: images go straight to their route, all else through FastAPI, and all answer alike."""
+"""The whole application: /v1/detect bypasses FastAPI, everything else passes through it, and errors have one format."""
 
 import http.client
 import itertools
@@ -16,24 +16,24 @@ from app.api.protocols import predict
 from app.api.protocols.predict import DetectQuery, parse_query
 from app.errors import BadParameter
 
-# What is no POST of an image
+# Requests that are not a POST of an image
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "OPTIONS"])
-def test_other_methods_of_the_images_path_are_refused_in_the_one_shape_and_counted(serve, method):
+def test_other_methods_on_v1_detect_are_refused_as_json_errors_and_counted(serve, method):
     live = serve()
     assert error(live.client.request(method, "/v1/detect")) == (405, "method_not_allowed")
     assert live.value("requests_total", protocol="v1", code="405") == 1
     assert live.service.predictor.pending == 0
 
 
-def test_head_of_the_images_path_is_refused_without_a_body(serve):
+def test_head_on_v1_detect_is_refused_without_a_body(serve):
     answer = serve().client.head("/v1/detect")
     assert (answer.status_code, answer.content) == (405, b"")
     assert answer.headers["x-request-id"]
 
 
-def test_a_trailing_slash_leads_to_the_path_without_it(serve):
+def test_a_trailing_slash_redirects_to_the_path_without_it(serve):
     live = serve()
     answer = post(live, path="/v1/detect/?conf=0.7")
     assert answer.status_code == 307
@@ -43,15 +43,15 @@ def test_a_trailing_slash_leads_to_the_path_without_it(serve):
 
 
 @pytest.mark.parametrize("path", ["/v1/detec", "/v1/detect/x", "/V1/detect", "/v1", "//v1/detect"])
-def test_paths_near_the_images_are_not_theirs(serve, path):
+def test_paths_similar_to_v1_detect_are_not_found(serve, path):
     assert error(serve().client.post(path, content=jpeg())) == (404, "not_found")
 
 
-def test_an_encoded_path_is_the_same_path(serve):
+def test_a_percent_encoded_path_is_decoded(serve):
     assert names(post(serve(), path="/v1/%64etect")) == ["dog", "cat"]
 
 
-def test_a_websocket_is_turned_away_and_the_server_goes_on(serve, caplog):
+def test_a_websocket_is_refused_and_the_server_continues(serve, caplog):
     live = serve()
     with socket.create_connection(("127.0.0.1", live.port), timeout=10) as client:
         client.sendall(
@@ -63,7 +63,7 @@ def test_a_websocket_is_turned_away_and_the_server_goes_on(serve, caplog):
     assert names(post(live)) == ["dog", "cat"]
 
 
-def test_the_other_routes_answer_and_count_for_no_protocol(serve):
+def test_routes_without_a_protocol_answer_and_are_not_counted_as_requests(serve):
     live = serve()
     for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/models", "/metrics"):
         answer = live.client.get(path)
@@ -72,7 +72,7 @@ def test_the_other_routes_answer_and_count_for_no_protocol(serve):
     assert live.value("requests_total") is None
 
 
-def test_docs_describe_the_images_route_as_if_fastapi_ran_it(serve):
+def test_openapi_describes_v1_detect_as_if_fastapi_handled_it(serve):
     described = serve().client.get("/openapi.json").json()
     operation = described["paths"]["/v1/detect"]["post"]
     by_name = {parameter["name"]: parameter for parameter in operation["parameters"]}
@@ -83,7 +83,7 @@ def test_docs_describe_the_images_route_as_if_fastapi_ran_it(serve):
     assert operation["responses"].keys() == {"200", "default"}
 
 
-# Errors on the short way
+# Errors of /v1/detect, which bypasses FastAPI
 
 
 @pytest.mark.parametrize(
@@ -96,22 +96,22 @@ def test_docs_describe_the_images_route_as_if_fastapi_ran_it(serve):
         ("CONF=0.5", "CONF: no such parameter"),
     ],
 )
-def test_what_is_wrong_with_a_query_is_told_by_name(serve, query, message):
+def test_every_wrong_query_parameter_is_named_in_the_error(serve, query, message):
     response = post(serve(), path=f"/v1/detect?{query}")
     assert error(response) == (422, "bad_parameter")
     assert response.json()["error"]["message"].startswith(message)
 
 
-def test_a_wrong_query_is_refused_before_the_body_has_come(serve):
-    asking = http.client.HTTPConnection("127.0.0.1", serve().port, timeout=10)
-    asking.putrequest("POST", "/v1/detect?conf=7")
-    asking.putheader("Content-Length", "1000000")
-    asking.endheaders()
-    assert asking.getresponse().status == 422
-    asking.close()
+def test_a_wrong_query_is_refused_before_the_body_arrives(serve):
+    connection = http.client.HTTPConnection("127.0.0.1", serve().port, timeout=10)
+    connection.putrequest("POST", "/v1/detect?conf=7")
+    connection.putheader("Content-Length", "1000000")
+    connection.endheaders()
+    assert connection.getresponse().status == 422
+    connection.close()
 
 
-def test_a_defect_on_the_short_way_is_a_500_with_its_id_in_answer_and_log(serve, monkeypatch, caplog):
+def test_a_defect_in_v1_detect_is_a_500_with_its_id_in_response_and_log(serve, monkeypatch, caplog):
     live = serve()
     monkeypatch.setattr(predict, "to_json", lambda *_, **__: 1 / 0)
     with caplog.at_level(logging.ERROR):
@@ -127,7 +127,7 @@ def test_a_defect_on_the_short_way_is_a_500_with_its_id_in_answer_and_log(serve,
     assert names(post(live)) == ["dog", "cat"]
 
 
-def test_a_client_that_is_gone_is_counted_as_such(serve, device):
+def test_a_client_that_disconnects_is_counted_as_client_gone(serve, device):
     live = serve()
     with socket.create_connection(("127.0.0.1", live.port)) as gone:
         gone.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
@@ -136,23 +136,23 @@ def test_a_client_that_is_gone_is_counted_as_such(serve, device):
     assert live.value("rejected_total", reason="client_gone") == 1
 
 
-def test_images_that_would_not_be_answered_in_time_are_refused_before_their_body_with_retry_after(serve, device):
-    measured = fakes.capacity(4, device_s=8)  # 2 s an image
+def test_a_request_that_would_miss_its_deadline_is_refused_before_its_body_with_retry_after(serve, device):
+    measured = fakes.capacity(4, device_s=8)  # 2 s per image
     live = serve(max_pending=64, capacity=measured)
     device.gate.clear()
     with ThreadPoolExecutor(4) as clients:
         inside = [clients.submit(post, live) for _ in range(4)]
         wait_for(lambda: live.service.predictor._images == 4)
-        asking = http.client.HTTPConnection("127.0.0.1", live.port, timeout=10)
-        asking.putrequest("POST", "/v1/detect")
-        asking.putheader("Content-Length", "1000000")
-        asking.putheader("X-Deadline-Ms", "5000")
-        asking.endheaders()
-        answer = asking.getresponse()
+        connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=10)
+        connection.putrequest("POST", "/v1/detect")
+        connection.putheader("Content-Length", "1000000")
+        connection.putheader("X-Deadline-Ms", "5000")
+        connection.endheaders()
+        answer = connection.getresponse()
         assert answer.status == 503
-        assert answer.getheader("Retry-After") in ("8", "9")  # 8 s, what decoding takes, less what has passed of them
+        assert answer.getheader("Retry-After") in ("8", "9")  # 8 s and the decoding time, minus the time so far
         assert b"overloaded" in answer.read()
-        asking.close()
+        connection.close()
         device.gate.set()
         assert [names(future.result()) for future in inside] == [["dog", "cat"]] * 4
     assert live.value("rejected_total", reason="overloaded") == 1
@@ -168,14 +168,14 @@ def test_a_query_is_parsed_as_fastapi_parses_it():
     assert parse_query(b"") == DetectQuery()
 
 
-def test_a_query_that_came_before_is_not_parsed_again_but_a_wrong_one_is_refused_again():
+def test_a_repeated_query_is_cached_and_a_repeated_wrong_query_is_refused_again():
     assert parse_query(b"conf=0.125") is parse_query(b"conf=0.125")
     for _ in range(2):
         with pytest.raises(BadParameter, match=r"^conf: "):
             parse_query(b"conf=125")
 
 
-def test_queries_that_never_end_fill_no_memory():
+def test_the_query_cache_is_limited():
     for i in range(1000):
         parse_query(b"max_det=%d" % (i % 1000 + 1))
     assert parse_query.cache_info().currsize <= 256
@@ -184,20 +184,20 @@ def test_queries_that_never_end_fill_no_memory():
 # Ids
 
 
-def test_ids_are_never_given_twice_also_at_the_same_time(serve):
+def test_concurrent_requests_get_unique_ids(serve):
     live = serve()
     with ThreadPoolExecutor(8) as clients:
         ids = list(clients.map(lambda _: live.client.get("/healthz").headers["x-request-id"], range(200)))
     assert len(set(ids)) == 200
     assert {len(each) for each in ids} == {20}
-    assert len({each[:12] for each in ids}) == 1  # of this process
+    assert len({each[:12] for each in ids}) == 1  # the prefix of this process
 
 
-def test_ids_after_the_counter_has_run_far_are_still_ids(monkeypatch):
+def test_request_ids_stay_valid_after_the_counter_exceeds_32_bits(monkeypatch):
     monkeypatch.setattr(context, "_COUNT", itertools.count(2**32 - 1))
-    given = [context._request_id({"headers": []}) for _ in range(2)]
-    assert [each[12:] for each in given] == ["ffffffff", "100000000"]
-    assert all(context._ID.fullmatch(each.encode()) for each in given)
+    ids = [context._request_id({"headers": []}) for _ in range(2)]
+    assert [each[12:] for each in ids] == ["ffffffff", "100000000"]
+    assert all(context._ID.fullmatch(each.encode()) for each in ids)
 
 
 @pytest.mark.parametrize(
@@ -207,5 +207,5 @@ def test_ids_after_the_counter_has_run_far_are_still_ids(monkeypatch):
         ([(b"host", b"x"), (b"x-request-id", b"a b"), (b"x-request-id", b"second")], "second"),
     ],
 )
-def test_the_client_s_own_id_is_the_first_harmless_one(headers, expected):
+def test_the_first_valid_request_id_of_the_client_is_used(headers, expected):
     assert context._request_id({"headers": headers}) == expected

@@ -1,4 +1,4 @@
-"""Who may ask, and that nobody else learns anything: keys in every protocol's own way, PROTOCOLS, CORS."""
+"""API keys in each protocol, what is visible without a key, PROTOCOLS, and CORS."""
 
 import logging
 import re
@@ -29,7 +29,7 @@ def live(serve):
 
 
 def every_route(service, *modules) -> list[tuple[str, str]]:
-    """Methods and paths, the path's parameters filled in."""
+    """Return the method and path of every route, with path parameters filled in."""
     routers = [*(module.routes(service) for module in modules), kserve.routes(service, Repository(service))]
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     filled = {"{version:int}": "1", "{version}": "1", "{rest:path}": "x"}
@@ -40,7 +40,7 @@ def every_route(service, *modules) -> list[tuple[str, str]]:
     ]
 
 
-def test_without_a_key_only_health_the_page_and_its_docs_are_answered(live):
+def test_without_a_key_only_health_the_page_and_the_docs_are_served(live):
     answered = set()
     for method, path in every_route(live.service, system, *ROUTERS.values()):
         body = b'{"model_id": "pets", "image": {"type": "base64", "value": ""}}'
@@ -65,7 +65,7 @@ def test_without_a_key_only_health_the_page_and_its_docs_are_answered(live):
         {"X-API-Key": KEY},
     ],
 )
-def test_a_key_in_a_header_opens_every_route(live, headers):
+def test_a_valid_key_in_a_header_grants_access_to_every_route(live, headers):
     assert names(post(live, headers=headers)) == ["dog", "cat"]
     for path in ("/v1/models", "/metrics"):
         assert live.client.get(path, headers=headers).status_code == 200
@@ -85,7 +85,7 @@ def test_a_key_in_a_header_opens_every_route(live, headers):
         {"X-API-Key": "\xe9" * 16},
     ],
 )
-def test_any_other_header_opens_none_and_says_what_is_wanted(live, device, headers):
+def test_a_missing_or_wrong_key_is_refused_with_the_expected_headers(live, device, headers):
     answer = post(live, headers=[(name, value.encode("latin-1")) for name, value in headers.items()])
     assert error(answer) == (401, "unauthorized")
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -93,16 +93,16 @@ def test_any_other_header_opens_none_and_says_what_is_wanted(live, device, heade
     assert device.batches == []
 
 
-def test_a_key_is_asked_for_before_the_body_and_before_the_door(live, serve):
+def test_the_key_is_checked_before_the_body_and_before_admission(live, serve):
     assert error(post(live, b"no image")) == (401, "unauthorized")
     assert error(post(live, path="/v1/detect?conf=7")) == (401, "unauthorized")
     assert live.service.predictor.pending == 0
 
 
-def test_each_protocol_takes_the_key_where_its_clients_send_it(live):
+def test_each_protocol_accepts_the_key_where_its_clients_send_it(live):
     client, image = live.client, {"image": ("a.jpg", jpeg())}
     text = b64encode(jpeg()).decode()
-    reported = {"model_id": "pets", "image": {"type": "base64", "value": text}}
+    request = {"model_id": "pets", "image": {"type": "base64", "value": text}}
     for key, status in ((KEY, 200), ("wrong", 401), ("", 401)):
         answers = [
             client.post("/v1/vision/detection", files=image, data={"api_key": key}),
@@ -110,7 +110,7 @@ def test_each_protocol_takes_the_key_where_its_clients_send_it(live):
             client.post("/v1/vision/custom/list", data={"api_key": key}),
             client.get("/model/registry", params={"api_key": key}),
             client.post("/model/add", json={"model_id": "pets", "api_key": key}),
-            client.post("/infer/object_detection", json=reported | {"api_key": key}),
+            client.post("/infer/object_detection", json=request | {"api_key": key}),
             client.post("/pets/1", params={"api_key": key}, content=text),
             client.post("/predict", files=image, headers={"X-API-Key": key}),
             client.post("/", files=image, headers={"Authorization": f"Bearer {key}".strip()}),
@@ -118,12 +118,12 @@ def test_each_protocol_takes_the_key_where_its_clients_send_it(live):
         assert [answer.status_code for answer in answers] == [status] * len(answers), key
 
 
-def test_who_shows_no_key_learns_no_model_s_name(live):
+def test_a_request_without_a_key_gets_no_model_name(live):
     image = {"image": ("a.jpg", jpeg())}
-    reported = {"model_id": "dogs", "image": {"type": "base64", "value": ""}}
+    request = {"model_id": "dogs", "image": {"type": "base64", "value": ""}}
     for answer in (
         live.client.post("/v1/vision/custom/dogs", files=image),
-        live.client.post("/infer/object_detection", json=reported),
+        live.client.post("/infer/object_detection", json=request),
         live.client.post("/model/add", json={"model_id": "dogs"}),
         live.client.post("/dogs/1", content=b""),
         live.client.post("/api/models/dogs/predict", files=image),
@@ -132,7 +132,7 @@ def test_who_shows_no_key_learns_no_model_s_name(live):
         assert "pets" not in answer.text
 
 
-def test_keys_are_in_no_line_of_the_log_and_in_no_metric(serve, caplog):
+def test_keys_appear_in_no_log_line_and_in_no_metric(serve, caplog):
     live = serve(api_keys=(KEY,), access_log=True)
     with caplog.at_level(logging.DEBUG):
         post(live, headers={"X-API-Key": KEY})
@@ -140,29 +140,29 @@ def test_keys_are_in_no_line_of_the_log_and_in_no_metric(serve, caplog):
         live.client.post("/pets/1", params={"api_key": KEY}, content=b"no image")
         live.client.post("/v1/vision/detection", data={"api_key": KEY})
         live.client.post("/nowhere", params={"api_key": KEY})
-        reported = live.client.get("/metrics", headers={"X-API-Key": KEY}).text
-    foreign = ("httpx", "httpcore", "uvicorn.access")  # the client's own; and what `yolopard serve` switches off
-    ours = [record for record in caplog.records if not record.name.startswith(foreign)]
-    lines = [JsonLines().format(record) for record in ours]
+        metrics = live.client.get("/metrics", headers={"X-API-Key": KEY}).text
+    foreign = ("httpx", "httpcore", "uvicorn.access")  # the test client's, and one that `yolopard serve` disables
+    records = [record for record in caplog.records if not record.name.startswith(foreign)]
+    lines = [JsonLines().format(record) for record in records]
     assert len([line for line in lines if "yolopard.access" in line]) == 6
     assert KEY not in "".join(lines)
-    assert KEY not in reported
+    assert KEY not in metrics
 
 
-def test_docs_offer_a_field_for_the_key_only_where_one_is_wanted(serve):
-    kept, free = serve(api_keys=(KEY,)), serve()
-    described = kept.client.get("/openapi.json").json()
+def test_openapi_has_a_security_scheme_only_if_keys_are_configured(serve):
+    keyed, keyless = serve(api_keys=(KEY,)), serve()
+    described = keyed.client.get("/openapi.json").json()
     assert described["components"]["securitySchemes"].keys() == {"HTTPBearer", "APIKeyHeader"}
     assert described["paths"]["/v1/detect"]["post"]["security"] == [{"HTTPBearer": []}, {"APIKeyHeader": []}]
     assert "security" not in described["paths"]["/healthz"]["get"]
-    assert "securitySchemes" not in free.client.get("/openapi.json").json().get("components", {})
+    assert "securitySchemes" not in keyless.client.get("/openapi.json").json().get("components", {})
 
 
 # PROTOCOLS
 
 
 @pytest.mark.parametrize("off", ROUTERS)
-def test_a_protocol_that_is_switched_off_has_no_route_left_and_the_others_all_of_theirs(serve, off):
+def test_a_disabled_protocol_has_no_routes_and_the_others_keep_theirs(serve, off):
     live = serve(protocols=tuple(name for name in ROUTERS if name != off))
     described = orjson.loads(live.client.get("/openapi.json").content)["paths"]
     for name, module in ROUTERS.items():
@@ -176,16 +176,16 @@ def test_a_protocol_that_is_switched_off_has_no_route_left_and_the_others_all_of
 # CORS
 
 
-def test_no_page_from_elsewhere_may_ask_unless_its_origin_is_named(serve):
+def test_a_cross_origin_page_is_allowed_only_if_its_origin_is_configured(serve):
     origin, other = "https://app.example", "https://evil.example"
     closed, opened = serve(), serve(cors_origins=(origin,), api_keys=(KEY,))
-    wish = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    cors = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
     assert "access-control-allow-origin" not in post(closed, headers={"Origin": origin}).headers
-    assert closed.client.options("/v1/detect", headers=wish).status_code == 405
-    allowed = opened.client.options("/v1/detect", headers=wish)
+    assert closed.client.options("/v1/detect", headers=cors).status_code == 405
+    allowed = opened.client.options("/v1/detect", headers=cors)
     assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, origin)
     assert "x-api-key" in allowed.headers["access-control-allow-headers"]
-    assert opened.client.options("/v1/detect", headers=wish | {"Origin": other}).status_code == 400
+    assert opened.client.options("/v1/detect", headers=cors | {"Origin": other}).status_code == 400
     answered = post(opened, headers={"Origin": origin, "X-API-Key": KEY})
     assert answered.headers["access-control-allow-origin"] == origin
     assert "Server-Timing" in answered.headers["access-control-expose-headers"]

@@ -1,4 +1,4 @@
-"""Request ids, the access log, and what a defect looks like from outside."""
+"""Request ids, the access log, the response to a defect, and memory that a request leaves behind."""
 
 import base64
 import contextlib
@@ -17,26 +17,26 @@ import app
 from app.system.log import JsonLines
 
 
-def test_every_answer_carries_a_request_id(serve):
+def test_every_response_has_a_request_id(serve):
     live = serve()
     first, second = (live.client.get("/healthz").headers["x-request-id"] for _ in range(2))
     assert first != second
 
 
-def test_request_id_of_the_client_is_kept_if_it_is_harmless(serve):
+def test_a_request_id_of_the_client_is_kept_if_it_is_valid(serve):
     live = serve()
     assert live.client.get("/healthz", headers={"X-Request-Id": "abc-1.2:3"}).headers["x-request-id"] == "abc-1.2:3"
     for bad in ("a b", "x" * 129, '"><script>'):
         assert live.client.get("/healthz", headers={"X-Request-Id": bad}).headers["x-request-id"] != bad
 
 
-def test_no_line_a_request_unless_asked_for(serve, caplog):
+def test_requests_are_not_logged_by_default(serve, caplog):
     with caplog.at_level(logging.INFO):
         serve().client.get("/healthz")
     assert [record for record in caplog.records if record.name == "yolopard.access"] == []
 
 
-def test_access_log_has_one_line_a_request_with_its_id_and_no_image_bytes(serve, sample, caplog):
+def test_the_access_log_has_one_line_per_request_with_its_id_and_no_image_bytes(serve, sample, caplog):
     live = serve(access_log=True)
     with caplog.at_level(logging.INFO):
         response = live.client.post("/v1/detect?conf=0.5", content=sample)
@@ -50,7 +50,7 @@ def test_access_log_has_one_line_a_request_with_its_id_and_no_image_bytes(serve,
     assert len(lines[0]) < 400
 
 
-def test_a_defect_is_a_500_with_its_id_in_answer_and_log_but_no_trace_outside(serve, monkeypatch, caplog):
+def test_a_defect_is_a_500_with_its_id_in_response_and_log_and_no_traceback_in_the_response(serve, monkeypatch, caplog):
     live = serve()
     monkeypatch.setattr(type(live.service), "readiness", lambda _: 1 / 0)
     with caplog.at_level(logging.ERROR):
@@ -65,15 +65,15 @@ def test_a_defect_is_a_500_with_its_id_in_answer_and_log_but_no_trace_outside(se
 
 
 @pytest.mark.parametrize(("path", "code"), [("/v1/detect", "405"), ("/v1/detect?conf=7", "405")])
-def test_refusals_of_a_protocol_are_counted_by_their_code(serve, path, code):
+def test_refusals_of_a_protocol_are_counted_by_code(serve, path, code):
     live = serve()
     live.client.get(path)
     assert live.value("requests_total", protocol="v1", code=code) == 1
     assert live.value("request_duration_seconds_count", protocol="v1") == 1
 
 
-def test_no_http_behind_a_request_that_is_being_answered_is_no_defect(serve, device, sample, caplog):
-    """uvicorn closes the connection and tells only its newest request; uvloop then refuses what the first one sends."""
+def test_invalid_http_after_a_request_in_progress_is_not_logged_as_a_defect(serve, device, sample, caplog):
+    """uvicorn closes the connection and notifies only its newest request; uvloop then refuses the first answer."""
     live = serve()
     device.gate.clear()
     with socket.create_connection(("127.0.0.1", live.port)) as connection:
@@ -87,7 +87,7 @@ def test_no_http_behind_a_request_that_is_being_answered_is_no_defect(serve, dev
     assert [record for record in caplog.records if record.name == "yolopard.crash"] == []
 
 
-# What a request leaves behind
+# Memory that a request leaves behind
 
 LARGE = 2 << 20
 
@@ -105,7 +105,7 @@ def _of(path: str, body: bytes, **headers: str) -> tuple[str, bytes, dict[str, s
 PADDED = b"\xff\xd8" + b"\xff" * LARGE
 SAMPLE = sorted((Path(app.__file__).parents[1] / "models/demo/samples").glob("*.jpg"))[0].read_bytes()
 CUT = SAMPLE[: len(SAMPLE) // 2] + bytes(LARGE)
-WRONG = {
+INVALID = {
     "damaged": _of("/v1/detect", PADDED),
     "padded": _of("/v1/detect", SAMPLE[:2] + b"\xff" * LARGE + SAMPLE[2:]),
     "cut short": _of("/v1/detect", CUT),
@@ -136,22 +136,22 @@ def post(live, path, body, headers) -> int:
     return answer.status
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", INVALID)
 def test_a_refusal_leaves_no_body_to_the_garbage_collector(serve, name):
     live = serve(max_body_bytes=6 * LARGE)
-    post(live, *WRONG[name])
+    post(live, *INVALID[name])
     with without_collector() as left:
-        assert post(live, *WRONG[name]) >= 400
+        assert post(live, *INVALID[name]) >= 400
         eventually(lambda: live.service.inflight.bytes == 0)
     assert left == []
 
 
 @pytest.mark.parametrize("name", ["raw", "multipart", "KServe", "Roboflow", "DeepStack", "urlencoded"])
-def test_a_request_that_was_answered_leaves_no_body_to_the_garbage_collector(serve, name):
+def test_an_answered_request_leaves_no_body_to_the_garbage_collector(serve, name):
     live = serve()
     large = SAMPLE + bytes(LARGE)
     text = base64.b64encode(large)
-    sound = {
+    valid = {
         "raw": _of("/v1/detect", large),
         "multipart": ("/v1/detect?conf=0.5", *_multipart(large, large)),
         "KServe": _of("/v2/models/pets_image/infer", orjson.dumps(_tensor(text))),
@@ -161,7 +161,7 @@ def test_a_request_that_was_answered_leaves_no_body_to_the_garbage_collector(ser
     }
     for collected in (contextlib.nullcontext([]), without_collector()):
         with collected as left:
-            assert post(live, *sound[name]) == 200
+            assert post(live, *valid[name]) == 200
             eventually(lambda: len(live.server.connections) == 0)
         assert left == []
 
@@ -176,19 +176,19 @@ def _roboflow(text: bytes) -> dict[str, object]:
 
 def test_a_passed_deadline_leaves_no_body_to_the_garbage_collector(serve, device):
     live = serve()
-    sound = _of("/v1/detect", SAMPLE + bytes(LARGE), X_Deadline_Ms="200")
+    valid = _of("/v1/detect", SAMPLE + bytes(LARGE), X_Deadline_Ms="200")
     device.gate.clear()
     with without_collector() as left:
-        for each in (sound, ("/v1/detect", *_multipart(sound[1], sound[1])[:1], _multipart()[1] | sound[2])):
+        for each in (valid, ("/v1/detect", *_multipart(valid[1], valid[1])[:1], _multipart()[1] | valid[2])):
             assert post(live, *each) == 504
         eventually(lambda: live.service.inflight.bytes == 0)
         device.gate.set()
         eventually(lambda: live.service.predictor._images == 0)
-        assert post(live, *sound) == 200
+        assert post(live, *valid) == 200
     assert left == []
 
 
-def test_a_client_that_leaves_takes_its_body_along(serve, device):
+def test_a_client_that_disconnects_leaves_no_body_to_the_garbage_collector(serve, device):
     live = serve()
     device.gate.clear()
     with without_collector() as left:
@@ -207,6 +207,6 @@ def test_a_defect_leaves_no_body_to_the_garbage_collector(serve, monkeypatch):
     live = serve()
     monkeypatch.setattr(type(live.service.predictor), "predict", lambda *_, **__: 1 / 0)
     with without_collector() as left:
-        assert post(live, *WRONG["damaged"]) == 500
+        assert post(live, *INVALID["damaged"]) == 500
         eventually(lambda: live.service.inflight.bytes == 0)
     assert left == []

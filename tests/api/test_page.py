@@ -38,7 +38,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, demo):
-    """A fresh page of the server; in the end no script has failed and no request has left the host."""
+    """A new page of the server. Fails the test if a script raised an error or a request left this host."""
     context = browser.new_context(base_url=demo.url, viewport={"width": 1200, "height": 800})
     page = context.new_page()
     requested, failures = [], []
@@ -69,7 +69,7 @@ def expected(demo, **query) -> list[dict]:
     return answer.json()["images"][0]["results"]
 
 
-def test_chosen_picture_shows_its_boxes_with_their_labels(page, demo):
+def test_a_chosen_image_shows_its_boxes_with_labels(page, demo):
     choose(page)
     results = expected(demo)
     expect(boxes(page)).to_have_count(len(results))
@@ -79,19 +79,19 @@ def test_chosen_picture_shows_its_boxes_with_their_labels(page, demo):
     expect(page.locator("#file-name")).to_contain_text("scene-1.jpg")
 
 
-def test_boxes_lie_where_the_objects_are_on_the_screen(page, demo):
+def test_boxes_are_drawn_over_the_objects_on_the_screen(page, demo):
     choose(page)
     for i, found in enumerate(expected(demo)):
         expect(boxes(page).nth(i)).to_be_attached()
-        picture, drawn = page.locator("figure img").bounding_box(), boxes(page).nth(i).bounding_box()
-        scale, box = picture["width"] / 640, found["box"]
-        assert drawn["x"] - picture["x"] == pytest.approx(box["x1"] * scale, abs=2)
-        assert drawn["y"] - picture["y"] == pytest.approx(box["y1"] * scale, abs=2)
+        image, drawn = page.locator("figure img").bounding_box(), boxes(page).nth(i).bounding_box()
+        scale, box = image["width"] / 640, found["box"]
+        assert drawn["x"] - image["x"] == pytest.approx(box["x1"] * scale, abs=2)
+        assert drawn["y"] - image["y"] == pytest.approx(box["y1"] * scale, abs=2)
         assert drawn["width"] == pytest.approx((box["x2"] - box["x1"]) * scale, abs=2)
         assert drawn["height"] == pytest.approx((box["y2"] - box["y1"]) * scale, abs=2)
 
 
-def test_knobs_ask_again_with_their_thresholds(page, demo):
+def test_changing_a_threshold_sends_a_new_request(page, demo):
     choose(page)
     expect(boxes(page)).to_have_count(len(expected(demo)))
     page.locator("#conf").fill("0.95")
@@ -103,7 +103,7 @@ def test_knobs_ask_again_with_their_thresholds(page, demo):
     expect(boxes(page)).to_have_count(2)
 
 
-def test_unchecked_class_disappears_and_counts_follow(page, demo):
+def test_an_unchecked_class_disappears_and_the_counts_are_updated(page, demo):
     choose(page)
     results = expected(demo)
     first = results[0]["class"]
@@ -114,7 +114,7 @@ def test_unchecked_class_disappears_and_counts_follow(page, demo):
     expect(count(page, first)).to_have_text("off")
 
 
-def test_no_class_at_all_is_not_all_classes(page, demo):
+def test_with_no_class_chosen_no_box_is_shown(page, demo):
     choose(page)
     expect(boxes(page)).to_have_count(len(expected(demo)))
     page.locator("#none").click()
@@ -124,14 +124,14 @@ def test_no_class_at_all_is_not_all_classes(page, demo):
     expect(boxes(page)).to_have_count(len(expected(demo)))
 
 
-def test_time_is_told_by_stage(page):
+def test_the_time_of_each_stage_is_shown(page):
     choose(page)
     expect(page.locator("#spent")).to_be_visible()
     for stage in ("Decode", "Queue", "Inference", "Postprocess", "Network and rest"):
         expect(page.locator("#legend dt", has_text=stage)).to_be_visible()
 
 
-def test_broken_file_shows_the_servers_words_and_another_one_goes_on(page):
+def test_a_broken_file_shows_the_error_of_the_server_and_the_next_file_works(page):
     choose(page, {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"\xff\xd8\xff broken"})
     expect(page.locator("#error strong")).to_contain_text("cannot be decoded")
     expect(page.locator("#error small")).to_contain_text("undecodable_image (422)")
@@ -149,7 +149,7 @@ def test_progress_is_shown_until_the_server_is_ready(page):
     expect(page.locator("#empty")).to_be_visible()
 
 
-def test_class_names_are_text_never_markup(page, demo):
+def test_class_names_are_shown_as_text_and_not_as_markup(page, demo):
     models = demo.client.get("/v1/models").json()
     models["models"][0]["names"]["0"] = "<img src=x onerror=alert(1)>"
     page.route("**/v1/models", lambda route: route.fulfill(body=json.dumps(models)))
@@ -158,7 +158,7 @@ def test_class_names_are_text_never_markup(page, demo):
     expect(page.locator("#classes")).to_contain_text("<img src=x onerror=alert(1)>")
 
 
-def test_policy_of_the_page_lets_nothing_else_run(page):
+def test_the_content_security_policy_blocks_inline_scripts(page):
     page.goto("/")
     expect(page.locator("#empty")).to_be_visible()
     page.evaluate("document.body.append(Object.assign(document.createElement('script'), {text: 'window.ran = 1'}))")
@@ -166,7 +166,7 @@ def test_policy_of_the_page_lets_nothing_else_run(page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_fits_a_phone_in_light_and_dark(page, scheme):
+def test_the_page_fits_a_phone_in_light_and_dark(page, scheme):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 360, "height": 740})
     choose(page)
@@ -178,11 +178,11 @@ def test_page_fits_a_phone_in_light_and_dark(page, scheme):
 
 @pytest.fixture(scope="module", params=["segment", "pose", "obb", "classify"])
 def shown(request, browser, of_task, tmp_path_factory):
-    """What the demo model of a task finds in a picture, and the page with it."""
+    """The results of a task's demo model for one image, and the page that shows them."""
     made, task = of_task(request.param), request.param
-    picture = scenes.crop(900_000)[0] if task == "classify" else scenes.scene(900_000, 320, 240, task).image
-    file = tmp_path_factory.mktemp("picture") / "picture.png"
-    cv2.imwrite(str(file), picture[..., ::-1])
+    image = scenes.crop(900_000)[0] if task == "classify" else scenes.scene(900_000, 320, 240, task).image
+    file = tmp_path_factory.mktemp("image") / "image.png"
+    cv2.imwrite(str(file), image[..., ::-1])
     with serve_engine(onnxruntime.OnnxruntimeEngine(made.graph, 2), fakes.built(model=made.model)) as live:
         answer = live.client.post("/v1/predict", params={"conf": 0.25}, content=file.read_bytes()).json()
         page = browser.new_page(base_url=live.url)
@@ -198,7 +198,7 @@ def points(path: str) -> list[tuple[float, float]]:
 
 
 def outline(found: dict) -> list[tuple[float, float]]:
-    """The points that are drawn of a result."""
+    """Return the points that the page draws for a result."""
     if "segments" in found:
         return list(zip(*found["segments"].values(), strict=True))
     if "keypoints" in found:
@@ -207,24 +207,24 @@ def outline(found: dict) -> list[tuple[float, float]]:
     return [(found["box"][f"x{i}"], found["box"][f"y{i}"]) for i in range(1, 5)] if "box" in found else []
 
 
-def test_masks_poses_and_turned_boxes_are_drawn_point_by_point(shown):
+def test_masks_poses_and_rotated_boxes_are_drawn_point_by_point(shown):
     drawn = [path.get_attribute("d") for path in shown.page.locator("#boxes path").all()]
     assert shown.results
     assert [points(path) for path in drawn] == [outline(found) for found in shown.results]
 
 
-def test_keypoints_that_the_model_holds_hidden_are_not_drawn(page):
+def test_keypoints_below_min_visibility_are_not_drawn(page):
     page.goto("/")
     keypoints = {"x": [1, 2, 3], "y": [4, 5, 6], "visible": [MIN_VISIBILITY, MIN_VISIBILITY - 0.01, 1]}
     assert page.evaluate("found => shapeOf(found)", {"box": {}, "keypoints": keypoints}) == ["pose", "M1 4h0M3 6h0"]
-    del keypoints["visible"]  # of a model that does not tell
+    del keypoints["visible"]  # the model has no visibility
     assert page.evaluate("found => shapeOf(found)[1]", {"box": {}, "keypoints": keypoints}) == "M1 4h0M2 5h0M3 6h0"
 
 
-def test_shapes_lie_where_their_points_are_on_the_screen(shown):
-    picture = shown.page.locator("figure img")
-    at = picture.bounding_box()
-    scale = at["width"] / picture.evaluate("it => it.naturalWidth")
+def test_shapes_are_drawn_at_their_points_on_the_screen(shown):
+    image = shown.page.locator("figure img")
+    at = image.bounding_box()
+    scale = at["width"] / image.evaluate("it => it.naturalWidth")
     for shape in shown.page.locator("#boxes svg").all():
         x, y, width, height = (scale * float(number) for number in shape.get_attribute("viewBox").split())
         assert shape.bounding_box() == pytest.approx(
@@ -232,7 +232,7 @@ def test_shapes_lie_where_their_points_are_on_the_screen(shown):
         )
 
 
-def test_knobs_are_shown_where_they_change_something(shown):
+def test_thresholds_and_class_filter_are_hidden_for_classification(shown):
     for name in ("#knobs", "#filter"):
         expect(shown.page.locator(name)).to_be_visible(visible=shown.task != "classify")
 
@@ -249,7 +249,7 @@ def test_docs_try_out_a_detection_without_the_internet(page, demo):
     expect(operation.locator(".live-responses-table")).to_contain_text("yellow star")
 
 
-def test_server_with_keys_asks_for_one_and_the_page_keeps_it(browser, serve):
+def test_the_page_prompts_for_an_api_key_once_and_keeps_it(browser, serve):
     key = "key-of-the-tests-0"
     context = browser.new_context(base_url=serve(api_keys=(key,)).url)
     page = context.new_page()
@@ -263,7 +263,7 @@ def test_server_with_keys_asks_for_one_and_the_page_keeps_it(browser, serve):
     context.close()
 
 
-def test_page_says_what_to_do_when_no_key_is_given(browser, serve):
+def test_the_page_explains_what_to_do_if_no_key_is_entered(browser, serve):
     context = browser.new_context(base_url=serve(api_keys=("key-of-the-tests-0",)).url)
     page = context.new_page()
     page.on("dialog", lambda dialog: dialog.dismiss())

@@ -18,7 +18,7 @@ from app.vision import preprocess
 from app.vision.postprocess import Detections, Outputs, Thresholds, select
 
 NAMES = ["openvino", "onnxruntime", "pytorch"]
-SIDE = 320
+SIDE = 160
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_two_lanes_at_a_time_give_what_each_gives_alone(build, name):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
+def folders(needs_engine, tmp_path_factory) -> dict[str, Path]:
     """OpenVINO's files in both precisions, straight from the backend, not evaluated."""
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path_factory.mktemp("plain"))
     made = {}

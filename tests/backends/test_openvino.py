@@ -14,6 +14,8 @@ from app.backends.shapes import MIN_FRAMES
 from app.graphs import export, serving_graph
 from app.settings import DEMO_WEIGHTS
 
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
 SHAPES = ((64, 160), (160, 64), (96, 160))
 
 

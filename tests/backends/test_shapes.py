@@ -191,7 +191,7 @@ def test_a_shape_that_does_not_compile_is_told_once_and_ends_the_compiling(shape
     assert set(given) == {None}
     assert compiler.made == [FIRST, shape(0)]
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert record.getMessage().startswith("no model for frames of (32, 640, 3)")
+    assert record.getMessage().startswith("compiling a model for frames of (32, 640, 3) failed")
     assert record.exc_info[1] is compiler.failure
     assert shapes.get(FIRST) == "model of 640"
 

@@ -21,6 +21,8 @@ from app.errors import BenchFailed
 from app.settings import Settings
 from app.vision.preprocess import sniff
 
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
 SIMULATED = ("--backend", "simulated", "--simulated-ms", "1,2", "--imgsz", "160")
 SHORT = ("--clients", "1,2", "--seconds", "0.3", "--rounds", "2")
 

@@ -17,6 +17,8 @@ from app.serving.spec import BuildRequest
 from app.settings import DEMO, DEMO_WEIGHTS
 from app.system import processes
 
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
 SIDE = 160
 
 
@@ -28,7 +30,7 @@ def order(tmp_path) -> BuildRequest:
 @pytest.fixture
 def stored(build, order) -> BuildRequest:
     """The order whose engine is built already."""
-    return dataclasses.replace(order, engines=build("onnxruntime", imgsz=SIDE, batch=2).folder.parent)
+    return dataclasses.replace(order, batch=8, engines=build("onnxruntime", imgsz=SIDE).folder.parent)
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def test_a_backend_that_works_passes_every_check(order):
 )
 def test_an_engine_that_mixes_images_up_fails(stored, build, monkeypatch, check, crooked):
     row = Row("onnxruntime", "fp32")
-    real = build("onnxruntime", imgsz=SIDE, batch=2).manifest  # other tests have built into that folder too
+    real = build("onnxruntime", imgsz=SIDE).manifest  # other tests have built into that folder too
     monkeypatch.setattr(selftest, "_build", lambda _: real)
     monkeypatch.setattr(backends, "get", lambda _: crooked)
     tried = selftest._try(row, stored)
@@ -96,7 +98,7 @@ def test_a_lane_that_fails_is_not_taken_for_a_lane_that_agrees(stored, build, mo
     def fail(rows):
         raise RuntimeError("no second context")
 
-    real = build("onnxruntime", imgsz=SIDE, batch=2).manifest
+    real = build("onnxruntime", imgsz=SIDE).manifest
     monkeypatch.setattr(selftest, "_build", lambda _: real)
     monkeypatch.setattr(backends, "get", lambda _: Crooked(fail, instance=1))
     tried = selftest._try(Row("onnxruntime", "fp32"), stored)

@@ -24,6 +24,8 @@ from app.serving import spec as spec_module
 from app.serving.spec import BuildRequest
 from app.settings import DEMO_WEIGHTS
 
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
 SIDE = 160
 
 

@@ -15,12 +15,17 @@ from app.building.process import BuildProcess
 from app.errors import BuildFailed, WeightsError
 from app.progress import Progress
 from app.serving.spec import BuildRequest
-from app.settings import DEMO_WEIGHTS
+from app.settings import DEMO, DEMO_WEIGHTS
+
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
+
+SAMPLES = DEMO / "samples"  # a gate of five images: what it finds is not looked at here
 
 
 @pytest.fixture
 def order(tmp_path) -> BuildRequest:
-    return BuildRequest(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", tmp_path / "engines")
+    return BuildRequest(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", tmp_path / "engines", gate=SAMPLES)
 
 
 def visible(folder: Path) -> list[str]:
@@ -78,8 +83,9 @@ import sys
 from pathlib import Path
 from app.building.process import BuildProcess
 from app.serving.spec import BuildRequest
-from app.settings import DEMO_WEIGHTS
-process = BuildProcess(BuildRequest(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", Path(sys.argv[1])))
+from app.settings import DEMO, DEMO_WEIGHTS
+engines, gate = Path(sys.argv[1]), DEMO / "samples"
+process = BuildProcess(BuildRequest(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", engines, gate=gate))
 process.run(lambda progress: print(progress.phase, process._process and process._process.pid, flush=True))
 """
 

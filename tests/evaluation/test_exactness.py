@@ -13,6 +13,8 @@ from reference import CONF, by_ultralytics
 from app.graphs import export
 from app.settings import DEMO_WEIGHTS
 
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
 PHOTOS = sorted((Path(ultralytics.__file__).parent / "assets").glob("*.jpg"))
 SIZES = [(640, 640), (640, 480), (480, 640), (1280, 720), (333, 517), (801, 600), (320, 320), (200, 900)]
 

@@ -19,6 +19,8 @@ from app.settings import DEMO_WEIGHTS
 from app.store.accuracy import AccuracyReport, Limits
 from app.vision import preprocess
 
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
 SIDE, SCENES = 320, 24
 PRECISIONS = ["fp32", "fp16", "int8"]
 

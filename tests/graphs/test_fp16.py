@@ -15,6 +15,8 @@ from app.errors import WeightsError
 from app.graphs import export, fp16, normalize, serving_graph
 from app.settings import DEMO_WEIGHTS
 
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
 SIDE = 320
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 

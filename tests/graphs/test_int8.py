@@ -18,6 +18,8 @@ from app.graphs.int8 import Method
 from app.settings import DEMO_WEIGHTS
 from app.vision.postprocess import Thresholds, select
 
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
 SIDE = 320
 
 

@@ -115,7 +115,7 @@ def test_batch_and_shape_are_those_asked_for(peak, batch, shape, dims):
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["static", "dynamic"])
-def real(request, tmp_path_factory) -> dict[str, Path]:
+def real(needs_engine, request, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("real")
     plain = export.to_plain_onnx(DEMO_WEIGHTS, 640, folder, static=request.param)
     made = {"fp32": folder / "single.onnx", "fp16": folder / "half.onnx"}

@@ -14,6 +14,8 @@ from app.errors import WeightsError
 from app.graphs import export, serving_graph
 from app.settings import DEMO_WEIGHTS
 
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
 SIDE = 160
 
 

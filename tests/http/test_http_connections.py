@@ -1,4 +1,4 @@
-"""How many connections there may be, and who gives way."""
+"""The maximum number of connections, and which one is closed above it."""
 
 import logging
 import socket
@@ -18,7 +18,7 @@ def connect(live, source: str = "127.0.0.1") -> socket.socket:
 
 
 def closed(client: socket.socket) -> bool:
-    """Whether the server has closed it, with or without a word."""
+    """Wait until the server closes the connection, with or without a response. Returns True."""
     try:
         while client.recv(1 << 16):
             pass
@@ -28,26 +28,26 @@ def closed(client: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_peer"])
-def test_where_there_are_too_many_the_one_that_keeps_the_server_waiting_longest_gives_way(serve, limit, caplog):
+def test_over_the_limit_the_connection_that_waited_longest_is_closed(serve, limit, caplog):
     live = serve(**{limit: 8})
-    strangers = [connect(live) for _ in range(20)]
+    attackers = [connect(live) for _ in range(20)]
     with caplog.at_level(logging.WARNING):
         for _ in range(20):
             assert live.client.get("/healthz").status_code == 200
-        assert closed(strangers[0])
+        assert closed(attackers[0])
     eventually(lambda: len(live.server.connections) <= 8)
     assert limit.upper() in caplog.text
-    for stranger in strangers:
-        stranger.close()
+    for attacker in attackers:
+        attacker.close()
 
 
-def test_of_connections_of_the_same_moment_the_oldest_gives_way():
-    """uvloop's clock stands still while it accepts: a sound client was closed in the place of a stranger."""
+def test_the_oldest_of_connections_with_equal_waiting_time_is_closed():
+    """uvloop's clock stands still while it accepts connections: a normal client was closed instead of an attacker."""
     limits = Limits(
         connections=8, per_peer=8, head_bytes=0, head_s=0, keep_alive_s=0, send_s=0, bytes_per_s=0, hosts=None
     )
     connections = Connections(limits)
-    gone: list[int] = []
+    closed_numbers: list[int] = []
 
     class Stub:
         peer, waiting_since = "127.0.0.1", 1.0
@@ -56,26 +56,26 @@ def test_of_connections_of_the_same_moment_the_oldest_gives_way():
             self.number = number
 
         def give_way(self) -> None:
-            gone.append(self.number)
+            closed_numbers.append(self.number)
             connections.remove(self)
 
     for number in range(30):
         connections.add(Stub(number))
-    assert gone == list(range(22))
+    assert closed_numbers == list(range(22))
 
 
-def test_one_address_takes_no_places_from_another(serve):
+def test_one_address_does_not_use_up_the_connections_of_another(serve):
     live = serve(max_connections_per_peer=4)
     neighbour = connect(live, "127.0.0.2")
-    strangers = [connect(live) for _ in range(20)]
-    assert closed(strangers[0])
+    attackers = [connect(live) for _ in range(20)]
+    assert closed(attackers[0])
     neighbour.sendall(b"TP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     assert neighbour.recv(12) == b"HTTP/1.1 200"
-    for client in (neighbour, *strangers):
+    for client in (neighbour, *attackers):
         client.close()
 
 
-def test_a_request_that_is_being_answered_gives_way_to_nobody(serve, device, sample):
+def test_a_connection_with_a_request_in_progress_is_never_closed_for_another(serve, device, sample):
     live = serve(max_connections=4)
     device.gate.clear()
     body = b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(sample), sample)
@@ -92,7 +92,7 @@ def test_a_request_that_is_being_answered_gives_way_to_nobody(serve, device, sam
         client.close()
 
 
-def test_an_idle_connection_gives_way_without_a_word(serve):
+def test_an_idle_connection_is_closed_without_a_response(serve):
     live = serve(max_connections=2)
     with socket.create_connection(("127.0.0.1", live.port), timeout=20) as idle:
         idle.sendall(REQUEST)

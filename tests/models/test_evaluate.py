@@ -10,6 +10,8 @@ from scene_facts import TASKS
 from ultralytics import YOLO
 from ultralytics.nn import tasks
 
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
 UNSEEN = range(700_000, 700_040)
 
 

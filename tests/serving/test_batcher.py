@@ -1,4 +1,4 @@
-"""The batcher's laws. Each was bought by somebody else's bug, which its test names where there is a public thread."""
+"""Contracts of the batcher. A test links the bug of another server that it guards against, if there is a link."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ def device():
 
 @pytest.fixture
 async def make(device):
-    """Start batchers on the device; they are closed in the end, so that a hanging one fails its test."""
+    """Start batchers on the device. Each is closed at the end, so that a hanging batcher fails its test."""
     made = []
 
     def start(
@@ -65,7 +65,7 @@ async def make(device):
 
 
 async def occupy(batcher: Batcher, device: Device) -> asyncio.Task:
-    """Hold an instance, and all others that take something, inside a batch; the first is of one frame marked 0."""
+    """Submit one frame marked 0 and keep its batch running. Every batch runs until `device.gate` is set."""
     device.gate.clear()
     task = asyncio.create_task(batcher.submit(frame(0), NEVER))
     await device.until_busy()
@@ -74,7 +74,7 @@ async def occupy(batcher: Batcher, device: Device) -> asyncio.Task:
 
 async def queue(batcher: Batcher, *marks: int, deadline: float = NEVER) -> list[asyncio.Task]:
     tasks = [asyncio.create_task(batcher.submit(frame(mark), deadline)) for mark in marks]
-    await asyncio.sleep(0)  # one turn of the loop: every task has put its frame into the queue
+    await asyncio.sleep(0)  # one iteration of the event loop: every task has put its frame into the queue
     return tasks
 
 
@@ -87,24 +87,24 @@ async def test_every_frame_gets_its_own_rows(make):
     assert await marks_of(tasks) == [1, 2, 3, 4, 5]
 
 
-async def test_full_batch_leaves_at_once(make, device):
+async def test_a_full_batch_starts_at_once(make, device):
     tasks = await queue(make(max_batch=3, max_wait_s=60), 1, 2, 3)
     assert await marks_of(tasks) == [1, 2, 3]
     assert device.batches == [[1, 2, 3]]
 
 
-async def test_lone_item_leaves_after_max_wait(make):
+async def test_a_single_image_starts_after_max_wait(make):
     started = time.monotonic()
     await marks_of(await queue(make(max_wait_s=0.05), 1))
     assert time.monotonic() - started >= 0.04
 
 
-async def test_lone_item_leaves_at_once_without_max_wait(make):
+async def test_a_single_image_starts_at_once_without_max_wait(make):
     answers = await asyncio.gather(*await queue(make(max_wait_s=0), 1))
     assert answers[0].batch_size == 1
 
 
-async def test_zero_wait_batches_what_arrived_while_busy(make, device):
+async def test_images_that_arrive_while_the_device_is_busy_form_a_batch_without_max_wait(make, device):
     batcher = make(max_batch=8)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1, 2, 3)
@@ -113,7 +113,7 @@ async def test_zero_wait_batches_what_arrived_while_busy(make, device):
     assert device.batches == [[0], [1, 2, 3]]
 
 
-async def test_order_is_fifo(make, device):
+async def test_images_are_processed_in_the_order_of_arrival(make, device):
     batcher = make(max_batch=2)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1, 2, 3, 4)
@@ -122,7 +122,7 @@ async def test_order_is_fifo(make, device):
     assert device.batches == [[0], [1, 2], [3, 4]]
 
 
-async def test_never_more_than_max_batch(make, device):
+async def test_a_batch_never_exceeds_max_batch(make, device):
     batcher = make(max_batch=4)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, *range(1, 12))
@@ -131,14 +131,14 @@ async def test_never_more_than_max_batch(make, device):
     assert max(len(batch) for batch in device.batches) == 4
 
 
-async def test_items_waiting_after_a_full_batch_need_no_new_arrival(make, device):
+async def test_images_left_after_a_full_batch_start_without_a_new_arrival(make, device):
     """https://github.com/ray-project/ray/pull/42705"""
     tasks = await queue(make(max_batch=2, max_wait_s=0.02), 1, 2, 3)
     assert await marks_of(tasks) == [1, 2, 3]
     assert device.batches == [[1, 2], [3]]
 
 
-async def test_jobs_of_one_batch_share_a_shape_and_no_shape_starves(make, device):
+async def test_a_batch_has_one_shape_and_no_shape_starves(make, device):
     batcher = make(max_batch=2)
     first = await occupy(batcher, device)
     wide = asyncio.create_task(batcher.submit(frame(9, (2, 4)), NEVER))
@@ -148,7 +148,7 @@ async def test_jobs_of_one_batch_share_a_shape_and_no_shape_starves(make, device
     assert device.batches == [[0], [9], [1, 2], [3, 4]]
 
 
-async def test_each_lane_works_on_a_batch_of_its_own(make, device):
+async def test_each_instance_processes_its_own_batch(make, device):
     batcher = make(instances=2, max_batch=1)
     device.gate.clear()
     tasks = await queue(batcher, 1, 2)
@@ -159,7 +159,7 @@ async def test_each_lane_works_on_a_batch_of_its_own(make, device):
     assert len(device.threads) == 2
 
 
-async def test_cancelled_while_waiting_frees_its_place(make, device):
+async def test_a_job_cancelled_while_waiting_leaves_the_queue(make, device):
     batcher = make(max_batch=8)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1, 2, 3)
@@ -171,7 +171,7 @@ async def test_cancelled_while_waiting_frees_its_place(make, device):
     assert device.batches == [[0], [1, 3]]
 
 
-async def test_cancelled_in_flight_does_not_hurt_neighbours(make, device):
+async def test_a_job_cancelled_in_flight_does_not_affect_the_others_of_its_batch(make, device):
     """MLServer's adaptive batcher leaves the neighbours of a cancelled request hanging."""
     batcher = make(max_batch=3, max_wait_s=60)
     device.gate.clear()
@@ -184,7 +184,7 @@ async def test_cancelled_in_flight_does_not_hurt_neighbours(make, device):
     assert await marks_of(await queue(batcher, 4, 5, 6)) == [4, 5, 6]
 
 
-async def test_failed_batch_fails_only_its_own_jobs(make, device, caplog):
+async def test_a_failed_batch_fails_only_its_own_jobs(make, device, caplog):
     """https://github.com/michaelfeil/infinity/issues/242"""
     batcher = make(max_batch=2)
     device.failure = RuntimeError("the device said no")
@@ -194,7 +194,7 @@ async def test_failed_batch_fails_only_its_own_jobs(make, device, caplog):
     assert device.batches == [[1, 2]]
 
 
-async def test_next_batch_works_after_a_failure(make, device, caplog):
+async def test_the_next_batch_succeeds_after_a_failure(make, device, caplog):
     batcher = make(max_batch=2)
     device.failure = RuntimeError("the device said no")
     with caplog.at_level(logging.CRITICAL):
@@ -212,13 +212,13 @@ async def test_each_failed_job_gets_its_own_exception_with_the_cause(make, devic
     assert first.__cause__ is second.__cause__ is device.failure
 
 
-async def test_wrong_output_count_is_an_error(make, device, caplog):
+async def test_a_wrong_output_count_is_an_error(make, device, caplog):
     device.extra_rows = 1
     with caplog.at_level(logging.CRITICAL), pytest.raises(InferenceFailed):
         await asyncio.gather(*await queue(make(), 1, 2))
 
 
-async def test_failure_after_failure_turns_alive_false_until_a_batch_succeeds(make, device, caplog):
+async def test_alive_is_false_after_max_failures_until_a_batch_succeeds(make, device, caplog):
     batcher = make(max_batch=1)
     device.failure = RuntimeError("sticky")
     with caplog.at_level(logging.CRITICAL):
@@ -231,7 +231,7 @@ async def test_failure_after_failure_turns_alive_false_until_a_batch_succeeds(ma
     assert batcher.alive
 
 
-async def test_expired_job_never_reaches_the_device(make, device):
+async def test_an_expired_job_never_reaches_the_device(make, device):
     batcher = make(max_batch=8)
     first = await occupy(batcher, device)
     late = await queue(batcher, 1, deadline=asyncio.get_running_loop().time())
@@ -243,7 +243,7 @@ async def test_expired_job_never_reaches_the_device(make, device):
     assert device.batches == [[0], [2]]
 
 
-async def test_a_queue_of_nothing_but_expired_jobs_is_answered(make, device):
+async def test_a_queue_of_only_expired_jobs_is_answered(make, device):
     batcher = make(max_batch=8)
     first = await occupy(batcher, device)
     late = await queue(batcher, 1, 2, deadline=asyncio.get_running_loop().time())
@@ -254,7 +254,7 @@ async def test_a_queue_of_nothing_but_expired_jobs_is_answered(make, device):
     assert batcher.depth() == 0
 
 
-async def test_a_full_batch_does_not_wait_behind_a_shape_that_has_expired(make, device):
+async def test_a_full_batch_does_not_wait_behind_expired_jobs_of_another_shape(make, device):
     batcher = make(max_batch=2, max_wait_s=60)
     device.gate.clear()
     held = await queue(batcher, 1, 2)
@@ -268,33 +268,33 @@ async def test_a_full_batch_does_not_wait_behind_a_shape_that_has_expired(make, 
     assert await marks_of([*held, *tasks]) == [1, 2, 3, 4]
 
 
-async def test_idle_batcher_does_not_spin(make):
-    """LitServe's queue loop takes 98 % of a core with a timeout of zero."""
+async def test_an_idle_batcher_does_not_spin(make):
+    """LitServe's queue loop uses 98 % of a core with a timeout of zero."""
     batcher = make(max_wait_s=0)
-    turns = 0
+    iterations = 0
     take = batcher._take
 
     def counted():
-        nonlocal turns
-        turns += 1
+        nonlocal iterations
+        iterations += 1
         return take()
 
     batcher._take = counted
     await marks_of(await queue(batcher, 1))
-    before = turns
+    before = iterations
     for _ in range(1000):
         await asyncio.sleep(0)
-    assert turns - before <= 1
+    assert iterations - before <= 1
 
 
-async def test_stop_finishes_queued_work_without_waiting(make, device):
+async def test_close_finishes_queued_jobs_without_max_wait(make, device):
     batcher = make(max_batch=8, max_wait_s=60)
     tasks = await queue(batcher, 1, 2, 3)
     await asyncio.wait_for(batcher.close(), 5)
     assert await marks_of(tasks) == [1, 2, 3]
 
 
-async def test_stop_finishes_what_is_in_flight_and_what_waits_behind_it(make, device):
+async def test_close_finishes_jobs_in_flight_and_queued_jobs(make, device):
     batcher = make(max_batch=2)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1, 2, 3)
@@ -305,14 +305,14 @@ async def test_stop_finishes_what_is_in_flight_and_what_waits_behind_it(make, de
     await asyncio.wait_for(closing, 5)
 
 
-async def test_submit_after_stop_is_refused(make):
+async def test_submit_after_close_is_refused(make):
     batcher = make()
     await batcher.close()
     with pytest.raises(Stopping):
         await batcher.submit(frame(1), NEVER)
 
 
-async def test_dead_lane_answers_everyone_in_flight_and_waiting(make, device, caplog):
+async def test_a_dead_instance_fails_every_job_in_flight_and_queued(make, device, caplog):
     batcher = make(max_batch=1)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1, 2)
@@ -325,7 +325,7 @@ async def test_dead_lane_answers_everyone_in_flight_and_waiting(make, device, ca
     assert not batcher.alive
 
 
-async def test_dead_lane_refuses_new_work_at_once(make, device, caplog):
+async def test_a_dead_instance_refuses_new_jobs_at_once(make, device, caplog):
     batcher = make(max_batch=1)
     device.failure = SystemExit()
     with caplog.at_level(logging.CRITICAL), pytest.raises(InferenceFailed):
@@ -334,7 +334,7 @@ async def test_dead_lane_refuses_new_work_at_once(make, device, caplog):
         await batcher.submit(frame(2), NEVER)
 
 
-async def test_dead_loop_answers_everyone(make, device, caplog):
+async def test_a_dead_loop_answers_every_job(make, device, caplog):
     batcher = make(max_batch=1)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)
@@ -348,7 +348,7 @@ async def test_dead_loop_answers_everyone(make, device, caplog):
 
 
 @pytest.mark.parametrize(("wait_s", "count", "reason"), [(0, 1, "idle"), (0.01, 1, "timeout"), (60, 4, "full")])
-async def test_why_batches_left_is_counted(make, wait_s, count, reason):
+async def test_batches_are_counted_by_the_reason_of_their_start(make, wait_s, count, reason):
     metrics = Metrics()
     await marks_of(await queue(make(max_wait_s=wait_s, metrics=metrics), *range(count)))
     assert value(metrics, "batches_total", model="m", engine="fake", reason=reason) == 1
@@ -363,13 +363,13 @@ async def test_images_batches_and_device_time_are_counted(make, device):
     assert value(metrics, "queue_depth", model="m", engine="fake") == 0
 
 
-async def test_device_time_is_the_devices_own_where_it_tells(make, device):
+async def test_device_time_is_the_time_that_the_device_reports(make, device):
     metrics, device.seconds = Metrics(), 7.0
     await marks_of(await queue(make(metrics=metrics), 1, 2))
     assert value(metrics, "device_seconds_total", model="m", engine="fake") == 7
 
 
-async def test_answer_says_how_long_it_waited(make, device):
+async def test_an_answer_holds_its_queue_and_inference_times(make, device):
     batcher = make()
     first = await occupy(batcher, device)
     (second,) = await queue(batcher, 1)
@@ -379,14 +379,14 @@ async def test_answer_says_how_long_it_waited(make, device):
     assert early.infer_s > 0
 
 
-# Instances that share a device: a batch that is not full leaves when the device is about to be free, and no sooner.
+# Instances that share a device: a partial batch starts shortly before the device is free, not earlier.
 
 HOUR = 3600.0
 SOON = 0.05
 
 
-class LaneByLane(Device):
-    """Each instance has a gate of its own, which is closed."""
+class GatedInstances(Device):
+    """Has one gate for each instance. The gates start closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -399,34 +399,34 @@ class LaneByLane(Device):
 
 
 async def settled() -> None:
-    """Whatever is going to happen without the device and without the clock has happened."""
+    """Let the event loop run until everything that needs neither the device nor the clock is done."""
     for _ in range(100):
         await asyncio.sleep(0)
 
 
-async def test_on_one_device_a_batch_that_is_not_full_waits_for_the_one_before(make, device):
+async def test_on_one_device_a_partial_batch_waits_for_the_running_batch(make, device):
     batcher = make(instances=2, one_device=True, device_s=HOUR)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1, 2)
     await settled()
     assert (batcher.depth(), device.batches) == (2, [[0]])
-    device.gate.set()  # far sooner than expected: nobody waits for the hour to pass
+    device.gate.set()  # far earlier than expected: no batch waits for the hour to pass
     assert await marks_of([first, *tasks]) == [0, 1, 2]
     assert device.batches == [[0], [1, 2]]
 
 
-async def test_on_one_device_a_batch_leaves_by_its_lead_before_the_device_is_free(make, device):
+async def test_on_one_device_a_batch_starts_its_lead_time_before_the_device_is_free(make, device):
     batcher = make(instances=2, one_device=True, device_s=HOUR, lead_s=HOUR - SOON)
     started = time.monotonic()
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)
-    await device.until_busy()  # while the first one is still at work
+    await device.until_busy()  # while the first batch is still running
     assert time.monotonic() - started >= 0.9 * SOON
     device.gate.set()
     assert await marks_of([first, *tasks]) == [0, 1]
 
 
-async def test_on_one_device_the_lead_is_that_of_the_batch_s_size(make, device):
+async def test_on_one_device_the_lead_time_depends_on_the_batch_size(make, device):
     batcher = make(instances=2, one_device=True, capacity=EngineProfile([1, 2, 4], [HOUR] * 3, [0, HOUR, HOUR]))
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)
@@ -439,7 +439,7 @@ async def test_on_one_device_the_lead_is_that_of_the_batch_s_size(make, device):
     assert device.batches == [[0], [1, 2]]
 
 
-async def test_on_one_device_a_full_batch_leaves_at_once(make, device):
+async def test_on_one_device_a_full_batch_starts_at_once(make, device):
     batcher = make(instances=2, max_batch=2, one_device=True, device_s=HOUR)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1, 2)
@@ -448,7 +448,7 @@ async def test_on_one_device_a_full_batch_leaves_at_once(make, device):
     assert await marks_of([first, *tasks]) == [0, 1, 2]
 
 
-async def test_on_one_device_a_full_batch_of_a_shape_does_not_wait_behind_another_shape_that_is_not_full(make, device):
+async def test_on_one_device_a_full_batch_does_not_wait_behind_a_partial_batch_of_another_shape(make, device):
     batcher = make(instances=2, max_batch=2, one_device=True, device_s=HOUR)
     first = await occupy(batcher, device)
     wide = asyncio.create_task(batcher.submit(frame(9, (2, 4)), NEVER))
@@ -459,19 +459,19 @@ async def test_on_one_device_a_full_batch_of_a_shape_does_not_wait_behind_anothe
     assert await marks_of([first, wide, *tasks]) == [0, 9, 1, 2]
 
 
-async def test_on_one_device_each_shape_has_a_time_of_its_own_and_the_first_one_counts(make, device):
+async def test_on_one_device_the_shape_with_the_earliest_start_time_starts_first(make, device):
     batcher = make(instances=2, one_device=True, capacity=EngineProfile([1, 2, 4], [HOUR] * 3, [0, HOUR - SOON, 0]))
     first = await occupy(batcher, device)
-    wide = asyncio.create_task(batcher.submit(frame(9, (2, 4)), NEVER))  # in an hour
-    tasks = await queue(batcher, 1, 2)  # soon
+    wide = asyncio.create_task(batcher.submit(frame(9, (2, 4)), NEVER))  # starts in an hour
+    tasks = await queue(batcher, 1, 2)  # starts after SOON
     await device.until_busy()
     assert device.batches == [[0], [1, 2]]
     device.gate.set()
     assert await marks_of([first, wide, *tasks]) == [0, 9, 1, 2]
 
 
-async def test_on_one_device_more_than_a_full_batch_behind_a_shape_that_has_expired_leaves_at_once(make):
-    device = LaneByLane()
+async def test_on_one_device_a_full_batch_behind_expired_jobs_of_another_shape_starts_at_once(make):
+    device = GatedInstances()
     batcher = make(instances=2, max_batch=2, one_device=True, device_s=HOUR, on=device)
     held = await queue(batcher, 1, 2)
     await device.until_busy()
@@ -480,7 +480,7 @@ async def test_on_one_device_more_than_a_full_batch_behind_a_shape_that_has_expi
     now = asyncio.get_running_loop().time()
     late = [asyncio.create_task(batcher.submit(frame(9, (2, 4)), now)) for _ in range(2)]
     tasks = await queue(batcher, 5, 6, 7)
-    device.gates[0].set()  # the other instance is still at work
+    device.gates[0].set()  # the other instance is still busy
     errors = await asyncio.wait_for(asyncio.gather(*late, return_exceptions=True), 10)
     assert [type(error) for error in errors] == [DeadlineExceeded] * 2
     assert await marks_of([*held[:2], *tasks[:2]]) == [1, 2, 5, 6]
@@ -489,12 +489,12 @@ async def test_on_one_device_more_than_a_full_batch_behind_a_shape_that_has_expi
     assert batcher.alive
 
 
-async def test_on_one_device_the_batches_ahead_are_waited_for_one_after_the_other(make, device):
+async def test_on_one_device_a_batch_waits_for_the_sum_of_the_batches_ahead(make, device):
     batcher = make(instances=3, max_batch=2, one_device=True, device_s=HOUR, lead_s=2 * HOUR - SOON)
     device.gate.clear()
     started = time.monotonic()
     tasks = []
-    for marks in ([1, 2], [3, 4]):  # one after the other: each instance is a thread, and either could be first
+    for marks in ([1, 2], [3, 4]):  # in sequence: each instance is a thread, and either could be first
         tasks += await queue(batcher, *marks)
         await device.until_busy()
     tasks += await queue(batcher, 5)
@@ -505,7 +505,7 @@ async def test_on_one_device_the_batches_ahead_are_waited_for_one_after_the_othe
     assert device.batches == [[1, 2], [3, 4], [5]]
 
 
-async def test_a_device_that_was_free_sooner_than_expected_is_not_waited_for_twice(make, device):
+async def test_on_one_device_a_batch_that_ended_early_delays_no_later_batch(make, device):
     batcher = make(instances=2, one_device=True, device_s=HOUR, lead_s=HOUR - SOON)
     await marks_of(await queue(batcher, 7))
     await device.until_busy()
@@ -516,7 +516,7 @@ async def test_a_device_that_was_free_sooner_than_expected_is_not_waited_for_twi
     assert await marks_of([second, *tasks]) == [0, 1]
 
 
-async def test_a_device_that_has_slowed_down_is_waited_for_longer(make, device):
+async def test_on_one_device_a_batch_waits_longer_after_the_device_slowed_down(make, device):
     lead_s = HOUR * (1 + EMA_WEIGHT) - SOON
     batcher = make(instances=2, one_device=True, device_s=HOUR, lead_s=lead_s)
     device.seconds = 2 * HOUR  # the next batch is expected to take EMA_WEIGHT of the difference more
@@ -531,7 +531,7 @@ async def test_a_device_that_has_slowed_down_is_waited_for_longer(make, device):
     assert await marks_of([first, *tasks]) == [0, 1]
 
 
-async def test_max_wait_holds_on_one_device_too(make, device):
+async def test_on_one_device_max_wait_limits_the_wait_too(make, device):
     batcher = make(instances=2, one_device=True, device_s=HOUR, lead_s=HOUR, max_wait_s=SOON)
     first = await occupy(batcher, device)
     started = time.monotonic()
@@ -542,20 +542,20 @@ async def test_max_wait_holds_on_one_device_too(make, device):
     assert await marks_of([first, second]) == [0, 1]
 
 
-async def test_on_one_device_a_stop_waits_for_no_fuller_batch(make, device):
+async def test_on_one_device_close_starts_a_partial_batch_at_once(make, device):
     metrics = Metrics()
     batcher = make(instances=2, one_device=True, device_s=HOUR, metrics=metrics)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)
     closing = asyncio.create_task(batcher.close())
-    await device.until_busy()  # with the first one still on the device
+    await device.until_busy()  # with the first batch still on the device
     device.gate.set()
     assert await marks_of([first, *tasks]) == [0, 1]
     await asyncio.wait_for(closing, 5)
     assert value(metrics, "batches_total", model="m", engine="fake", reason="drain") == 1
 
 
-async def test_on_one_device_failed_batches_do_not_hold_up_those_behind_them(make, device, caplog):
+async def test_on_one_device_a_failed_batch_does_not_delay_the_next_batch(make, device, caplog):
     batcher = make(instances=2, one_device=True, device_s=HOUR)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)
@@ -566,7 +566,7 @@ async def test_on_one_device_failed_batches_do_not_hold_up_those_behind_them(mak
     assert [type(error) for error in errors] == [InferenceFailed] * 2
 
 
-async def test_on_one_device_expired_jobs_do_not_keep_the_next_one_waiting(make, device):
+async def test_on_one_device_expired_jobs_do_not_delay_the_next_job(make, device):
     batcher = make(instances=2, one_device=True, device_s=HOUR)
     first = await occupy(batcher, device)
     late = await queue(batcher, 1, deadline=asyncio.get_running_loop().time())
@@ -577,7 +577,7 @@ async def test_on_one_device_expired_jobs_do_not_keep_the_next_one_waiting(make,
     assert await marks_of(await queue(batcher, 2)) == [2]
 
 
-async def test_lanes_with_cores_of_their_own_wait_for_nobody(make, device):
+async def test_instances_with_their_own_cores_do_not_wait_for_each_other(make, device):
     batcher = make(instances=2, one_device=False, device_s=HOUR)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)
@@ -586,18 +586,18 @@ async def test_lanes_with_cores_of_their_own_wait_for_nobody(make, device):
     assert await marks_of([first, *tasks]) == [0, 1]
 
 
-# EngineBaseline: no other batch is at work, and none waits.
+# Low latency: no other batch runs, and no job waits.
 
 
 @pytest.mark.parametrize("one_device", [False, True])
-async def test_a_batch_with_the_engine_to_itself_is_told_so(make, device, one_device):
+async def test_a_batch_that_runs_alone_has_low_latency(make, device, one_device):
     batcher = make(instances=2, one_device=one_device)
     await marks_of(await queue(batcher, 1, 2, 3))
     await marks_of(await queue(batcher, 4))
     assert (device.batches, device.low_latency) == ([[1, 2, 3], [4]], [True, True])
 
 
-async def test_a_batch_beside_another_is_not_alone(make, device):
+async def test_a_batch_beside_another_has_no_low_latency(make, device):
     batcher = make(instances=2)
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)
@@ -607,20 +607,20 @@ async def test_a_batch_beside_another_is_not_alone(make, device):
     assert device.low_latency == [True, False]
 
 
-async def test_a_batch_that_leaves_others_waiting_is_not_alone_and_the_last_one_is(make, device):
+async def test_only_the_last_batch_of_a_queue_has_low_latency(make, device):
     tasks = await queue(make(max_batch=2), 1, 2, 3)
     await marks_of(tasks)
     assert (device.batches, device.low_latency) == ([[1, 2], [3]], [False, True])
 
 
-async def test_a_batch_that_leaves_another_shape_waiting_is_not_alone(make, device):
+async def test_a_batch_has_no_low_latency_while_another_shape_waits(make, device):
     batcher = make()
     wide = asyncio.create_task(batcher.submit(frame(9, (2, 4)), NEVER))
     await marks_of([wide, *await queue(batcher, 1)])
     assert (device.batches, device.low_latency) == ([[9], [1]], [False, True])
 
 
-async def test_after_a_failed_batch_the_next_one_is_alone_again(make, device, caplog):
+async def test_the_batch_after_a_failed_one_has_low_latency_again(make, device, caplog):
     batcher = make(instances=2)
     device.failure = RuntimeError("the device said no")
     with caplog.at_level(logging.CRITICAL):
@@ -630,28 +630,28 @@ async def test_after_a_failed_batch_the_next_one_is_alone_again(make, device, ca
     assert device.low_latency == [True, True]
 
 
-# The pace: what an image takes the device, at warm-up and as it has been of late.
+# pace_s: the device seconds of one image, from the warm-up and from recent batches.
 
 
-async def test_the_pace_begins_as_it_was_at_warm_up(make):
+async def test_pace_s_starts_at_the_warm_up_measurement(make):
     assert make(max_batch=4, device_s=0.04).pace_s == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("one_device", [False, True])
-async def test_the_pace_follows_what_batches_take_now(make, device, one_device):
-    """With cores of their own, each instance works for as long as all of them take together for as many images."""
+async def test_pace_s_follows_the_recent_batch_times(make, device, one_device):
+    """With its own cores, an instance takes as long for a batch as all instances together for as many images each."""
     instances, device_s = 2, 0.04
     batcher = make(instances=instances, max_batch=2, one_device=one_device, device_s=device_s)
     device.seconds = 3 * device_s * (1 if one_device else instances)
-    tasks = await queue(batcher, *range(6))  # none of the three is alone, but for the last on one device
+    tasks = await queue(batcher, *range(6))  # none of the three has low latency, except the last one on one device
     await marks_of(tasks)
-    taught = 3 if one_device or device.low_latency == [False] * 3 else device.low_latency.count(False)
-    slowdown = 3 - 2 * (1 - EMA_WEIGHT) ** taught
-    assert taught >= 2
+    counted_batches = 3 if one_device or device.low_latency == [False] * 3 else device.low_latency.count(False)
+    slowdown = 3 - 2 * (1 - EMA_WEIGHT) ** counted_batches
+    assert counted_batches >= 2
     assert batcher.pace_s == pytest.approx(slowdown * device_s / 2)
 
 
-async def test_the_pace_recovers(make, device):
+async def test_pace_s_recovers_after_a_slow_period(make, device):
     batcher = make(max_batch=1, one_device=True, device_s=0.04)
     for device.seconds, count in ((0.4, 20), (0.04, 200)):
         before = batcher.pace_s
@@ -660,21 +660,21 @@ async def test_the_pace_recovers(make, device):
     assert batcher.pace_s == pytest.approx(0.04, rel=0.01)
 
 
-async def test_a_batch_alone_on_all_cores_says_nothing_of_the_pace(make, device):
+async def test_a_low_latency_batch_on_all_cores_does_not_change_pace_s(make, device):
     batcher = make(instances=2, device_s=0.04)
     device.seconds = 0.01  # faster than an instance's share of the cores
     await marks_of(await queue(batcher, 1))
     assert (device.low_latency, batcher.pace_s) == ([True], pytest.approx(0.01))
 
 
-async def test_a_batch_alone_on_one_device_does(make, device):
+async def test_a_low_latency_batch_on_one_device_changes_pace_s(make, device):
     batcher = make(instances=2, one_device=True, device_s=0.04)
     device.seconds = 0.08
     await marks_of(await queue(batcher, 1))
     assert (device.low_latency, batcher.pace_s) == ([True], pytest.approx(0.01 * (1 + EMA_WEIGHT)))
 
 
-async def test_a_failed_batch_says_nothing_of_the_pace(make, device, caplog):
+async def test_a_failed_batch_does_not_change_pace_s(make, device, caplog):
     batcher = make(one_device=True, device_s=0.04)
     device.failure, device.seconds = RuntimeError("the device said no"), 8.0
     with caplog.at_level(logging.CRITICAL):
@@ -682,7 +682,7 @@ async def test_a_failed_batch_says_nothing_of_the_pace(make, device, caplog):
     assert batcher.pace_s == pytest.approx(0.01)
 
 
-async def test_batches_too_short_to_be_timed_do_not_count_as_slow(make, device):
+async def test_batches_shorter_than_the_handling_time_do_not_count_as_slow(make, device):
     batcher = make(max_batch=1, one_device=True, device_s=1e-9)
     device.seconds = HANDLING_S
     await marks_of(await queue(batcher, 1))

@@ -13,7 +13,7 @@ def budget() -> Inflight:
     return Inflight(1000, 100)
 
 
-def test_what_is_held_is_counted_and_given_back(budget):
+def test_held_bytes_and_pixels_are_counted_and_released(budget):
     with budget.share() as share, budget.share() as other:
         share.add_bytes(600)
         other.add_bytes(400)
@@ -22,7 +22,7 @@ def test_what_is_held_is_counted_and_given_back(budget):
     assert (budget.bytes, budget.pixels) == (0, 0)
 
 
-def test_more_than_there_is_is_overload_and_changes_nothing(budget):
+def test_a_request_over_the_free_budget_is_overloaded_and_changes_nothing(budget):
     with budget.share() as share, budget.share() as other:
         share.add_bytes(600)
         share.add_pixels(60)
@@ -33,7 +33,7 @@ def test_more_than_there_is_is_overload_and_changes_nothing(budget):
         assert (budget.bytes, budget.pixels) == (600, 60)
 
 
-def test_what_no_such_server_could_take_is_too_large(budget):
+def test_a_request_over_the_whole_budget_is_too_large(budget):
     with budget.share() as share:
         with pytest.raises(BodyTooLarge, match="MAX_INFLIGHT_BYTES=1000"):
             share.add_bytes(1001)
@@ -41,14 +41,14 @@ def test_what_no_such_server_could_take_is_too_large(budget):
             share.add_pixels(101)
 
 
-def test_an_answer_takes_the_place_of_its_request(budget):
+def test_hold_only_replaces_the_bytes_of_a_request_with_those_of_its_answer(budget):
     with budget.share() as share:
         share.add_bytes(900)
         share.hold_only(50)
         assert budget.bytes == 50
 
 
-def test_who_is_slow_to_send_loses_the_memory_to_who_needs_it(budget, monkeypatch):
+def test_a_slow_upload_loses_its_memory_to_another_request(budget, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(inflight, "monotonic", lambda: now[0])
     evicted = []
@@ -68,7 +68,7 @@ def test_who_is_slow_to_send_loses_the_memory_to_who_needs_it(budget, monkeypatc
     assert budget.bytes == 500
 
 
-def test_who_has_been_read_loses_nothing(budget, monkeypatch):
+def test_a_request_that_was_read_completely_keeps_its_memory(budget, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(inflight, "monotonic", lambda: now[0])
     done, late = budget.share(), budget.share()
@@ -80,7 +80,7 @@ def test_who_has_been_read_loses_nothing(budget, monkeypatch):
         late.add_bytes(500)
 
 
-def test_what_no_request_alone_could_have_is_too_large_and_not_busy():
+def test_a_request_over_the_maximum_of_one_request_is_too_large_and_not_overloaded():
     budget = Inflight(80 * MIB, 80_000_000)
     with pytest.raises(BodyTooLarge):
         budget.share().add_bytes(75 * MIB)
@@ -94,7 +94,7 @@ def test_what_no_request_alone_could_have_is_too_large_and_not_busy():
     ("memory", "size", "pixels"),
     [(1 << 30, 128 * MIB, 64_000_000), (4 << 30, 512 * MIB, 134_217_728), (1 << 40, 1024 * MIB, 512_000_000)],
 )
-def test_the_defaults_follow_the_memory(monkeypatch, memory, size, pixels):
+def test_the_default_budgets_depend_on_the_memory_of_the_host(monkeypatch, memory, size, pixels):
     monkeypatch.setattr(host, "memory_bytes", lambda: memory)
     budget = Inflight(None, None)
     assert (budget.max_bytes, budget.max_pixels) == (size, pixels)

@@ -1,4 +1,4 @@
-"""An engine of the store -> a loaded, warm engine; a stale one is built again, once."""
+"""Loading a stored engine and its warm-up. A stale engine is rebuilt once."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from app.system.metrics import Engine as EngineLabels
 
 
 class Device(fakes.Device):
-    """Remembers which instance took how many images."""
+    """Records (instance, number of images) of every batch."""
 
     def __init__(self) -> None:
         super().__init__(fakes.ROWS)
@@ -36,7 +36,7 @@ class Device(fakes.Device):
 
 
 class Backend(fakes.Backend):
-    """Remembers what it is asked to load; `refusals` are raised first."""
+    """Records what it loads. Raises the `refusals` first."""
 
     def __init__(self, device: fakes.Device) -> None:
         super().__init__(device)
@@ -82,7 +82,7 @@ def store(tmp_path) -> Path:
 
 @pytest.fixture
 def source(store) -> Callable[..., Source]:
-    """Gives an engine in the store, which is there."""
+    """Return a function that makes a source of an engine in the store. Its folder exists after a run."""
 
     def make(**fields: object) -> Source:
         return Source(dataclasses.replace(fakes.built(**fields), folder=store / "pets"))
@@ -99,7 +99,7 @@ def run(source: fakes.Source, **options: int | None) -> LoadedEngine:
 
 @pytest.fixture
 def clock(device, monkeypatch) -> Callable[[float], None]:
-    """Let a batch take this many seconds, whatever its size."""
+    """Return a function that sets the duration of a batch in seconds, independent of its size."""
 
     def take(seconds: float) -> None:
         monkeypatch.setattr(profile, "time", SimpleNamespace(perf_counter=lambda: seconds * len(device.taken)))
@@ -107,20 +107,20 @@ def clock(device, monkeypatch) -> Callable[[float], None]:
     return take
 
 
-def test_warm_up_begins_with_one_frame_that_has_the_engine_to_itself(backend, device, source):
+def test_warm_up_starts_with_one_low_latency_frame(backend, device, source):
     run(source(batch=6), instances=3)
     assert device.taken[0] == (0, 1)
     assert device.low_latency == [True] + [False] * (len(device.taken) - 1)
 
 
-def test_warm_up_touches_every_lane_with_every_doubling_of_the_batch(backend, device, source, clock):
+def test_warm_up_runs_every_power_of_two_batch_size_in_every_instance(backend, device, source, clock):
     clock(0.1)
     run(source(batch=6), instances=3)
     assert set(device.taken) == {(instance, size) for instance in range(3) for size in (1, 2, 4, 6)}
     assert {shape[1:] for shape in device.shapes} == {(64, 64, 3)}
 
 
-def test_warm_up_touches_every_shape_in_every_lane_and_measures_the_largest(backend, device, source, clock):
+def test_warm_up_runs_every_shape_in_every_instance_and_measures_the_largest(backend, device, source, clock):
     clock(0.1)
     run(source(batch=6, imgsz=96, shapes=((96, 96), (64, 96), (96, 32))), instances=3)
     assert {
@@ -138,25 +138,25 @@ def test_warm_up_touches_every_shape_in_every_lane_and_measures_the_largest(back
 
 
 @pytest.mark.parametrize(("batch", "sizes"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8])])
-def test_warm_up_ends_with_the_largest_batch_and_never_goes_beyond(backend, device, source, clock, batch, sizes):
+def test_warm_up_ends_with_the_largest_batch_size(backend, device, source, clock, batch, sizes):
     clock(0.25)
     run(source(batch=batch))
     assert list(dict.fromkeys(size for _, size in device.taken)) == sizes
 
 
-def test_the_capacity_is_that_of_the_best_batch(backend, device, source, clock):
+def test_the_engine_profile_holds_the_best_batch_size_and_its_throughput(backend, device, source, clock):
     clock(0.25)
     found = run(source(batch=6)).capacity
     assert (found.batch, found.images_per_second) == (6, pytest.approx(24))
 
 
 @pytest.mark.parametrize("one_device", [False, True])
-def test_whether_lanes_share_a_device_is_the_backend_s_to_say(backend, source, monkeypatch, one_device):
+def test_the_backend_decides_if_instances_share_a_device(backend, source, monkeypatch, one_device):
     monkeypatch.setattr(Backend, "ONE_DEVICE", one_device)
     assert run(source()).one_device is one_device
 
 
-def test_an_engine_that_fails_at_warm_up_is_no_stale_one(backend, device, source, store):
+def test_an_engine_that_fails_at_warm_up_is_not_stale(backend, device, source, store):
     device.failure = EngineFailed("no memory is left")
     given = source()
     with pytest.raises(EngineFailed, match="no memory is left"):
@@ -168,7 +168,7 @@ def test_an_engine_that_fails_at_warm_up_is_no_stale_one(backend, device, source
 # Instances and threads
 
 
-def test_lanes_are_the_backends_unless_they_are_set(backend, device, source, monkeypatch):
+def test_the_backend_sets_the_number_of_instances_unless_it_is_configured(backend, device, source, monkeypatch):
     monkeypatch.setattr(Backend, "INSTANCES", 2)
     assert run(source()).instances == 2
     assert run(source(), instances=3).instances == 3
@@ -176,7 +176,7 @@ def test_lanes_are_the_backends_unless_they_are_set(backend, device, source, mon
     assert {instance for instance, _ in device.taken} == {0, 1, 2}
 
 
-def test_lanes_of_a_backend_that_has_no_number_are_one_a_core(backend, source, monkeypatch):
+def test_a_backend_without_a_number_of_instances_gets_one_per_core(backend, source, monkeypatch):
     monkeypatch.setattr(Backend, "INSTANCES", None)
     monkeypatch.setattr(host, "cpus", lambda: 5)
     assert [run(source()).instances, run(source(), threads=3).instances, run(source(), instances=2).instances] == [
@@ -187,23 +187,23 @@ def test_lanes_of_a_backend_that_has_no_number_are_one_a_core(backend, source, m
     assert [loaded[1:] for loaded in backend.loads] == [(5, 5), (3, 3), (2, 5)]
 
 
-def test_threads_are_the_machines_cores_unless_they_are_set(backend, source, store, monkeypatch):
+def test_threads_default_to_the_number_of_cores(backend, source, store, monkeypatch):
     monkeypatch.setattr(host, "cpus", lambda: 5)
     run(source())
     run(source(), threads=3)
     assert backend.loads == [(store / "pets", 1, 5), (store / "pets", 1, 3)]
 
 
-# What is reported
+# Progress reports
 
 
-def test_the_warm_up_is_reported_after_what_the_source_reports(backend, source):
+def test_the_warm_up_is_reported_after_the_progress_of_the_source(backend, source):
     reported: list[Progress] = []
     load(source(), reported.append, instances=None, threads=None)
     assert [(progress.phase, progress.model) for progress in reported] == [("engine", "pets"), ("warm-up", "pets")]
 
 
-def test_what_the_source_raises_ends_the_start(backend):
+def test_an_error_of_the_source_ends_the_start(backend):
     with pytest.raises(BuildFailed, match="the builder died"):
         run(Source(BuildFailed("the builder died")))
     assert backend.loads == []
@@ -212,7 +212,7 @@ def test_what_the_source_raises_ends_the_start(backend):
 # Staleness
 
 
-def test_stale_engine_is_discarded_and_built_again_once_with_its_reason_in_the_log(backend, source, store, caplog):
+def test_a_stale_engine_is_rebuilt_once_and_the_reason_is_logged(backend, source, store, caplog):
     backend.refusals = [EngineStale("the plan is of another TensorRT")]
     given, reported = source(), []
     (store / "pets").mkdir()
@@ -226,7 +226,7 @@ def test_stale_engine_is_discarded_and_built_again_once_with_its_reason_in_the_l
     assert [progress.phase for progress in reported] == ["engine", "warm-up"] * 2
 
 
-def test_engine_that_is_stale_again_ends_the_start(backend, source):
+def test_an_engine_that_is_stale_twice_ends_the_start(backend, source):
     backend.refusals = [EngineStale("once"), EngineStale("twice")]
     given = source()
     with pytest.raises(EngineStale, match="twice"):
@@ -234,27 +234,27 @@ def test_engine_that_is_stale_again_ends_the_start(backend, source):
     assert (given.runs, len(backend.loads)) == (2, 2)
 
 
-def test_engine_that_the_device_refuses_is_kept(backend, source, store):
+def test_an_engine_that_the_device_refuses_stays_in_the_store(backend, source, store):
     backend.refusals = [EngineFailed("no memory is left")]
     with pytest.raises(EngineFailed):
         run(source())
     assert (store / "pets").exists()
 
 
-def test_engine_that_fails_in_its_first_batches_is_an_engine_error_and_is_closed(backend, source, device):
+def test_an_engine_that_fails_in_its_first_batches_raises_engine_failed_and_is_closed(backend, source, device):
     device.failure = RuntimeError("no kernel")
     with pytest.raises(EngineFailed, match=r"pets fails in its first batches: RuntimeError: no kernel"):
         run(source())
     assert device.closed
 
 
-def test_engine_file_that_its_library_cannot_read_is_stale(backend, source):
+def test_an_engine_file_that_its_library_cannot_read_is_stale(backend, source):
     backend.refusals = [RuntimeError("protobuf parsing failed\nat byte 7")] * 2
     with pytest.raises(EngineStale, match=r"pets does not load: RuntimeError: protobuf parsing failed$"):
         run(source())
 
 
-# What is told of it
+# Labels and JSON
 
 
 @pytest.fixture
@@ -263,14 +263,14 @@ def loaded(backend, source) -> LoadedEngine:
     return dataclasses.replace(run(source(precision="fp16", imgsz=96), instances=2), capacity=found)
 
 
-def test_labels_tell_what_the_engine_is(loaded):
+def test_labels_describe_the_engine(loaded):
     assert loaded.name == "fake"
     assert loaded.labels == EngineLabels(
         model="pets", engine="fake", backend="fake", precision="fp16", imgsz=96, batch=4, device="cpu test"
     )
 
 
-def test_json_tells_the_engine_how_it_was_judged_and_how_built(loaded):
+def test_json_holds_the_engine_its_gate_result_and_its_build(loaded):
     reported = json.loads(json.dumps(loaded.to_json()))
     gate = {"on": "2 pictures", "images": "", "reference": "PyTorch FP32", "figures": fakes.FIGURES.to_json()}
     assert reported.pop("gate") == gate
@@ -291,6 +291,6 @@ def test_json_tells_the_engine_how_it_was_judged_and_how_built(loaded):
 
 
 @pytest.mark.parametrize("shapes", [None, ((640, 640),), ((384, 640), (640, 640))])
-def test_frames_are_of_the_shapes_of_the_model(shapes):
+def test_the_preprocessor_uses_the_shapes_of_the_model(shapes):
     model = ModelInfo("pets", "detect", {0: "cat"}, stride=32, imgsz=640, shapes=shapes)
     assert preprocessor(Settings(), model).shapes == shapes

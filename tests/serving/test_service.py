@@ -45,10 +45,10 @@ def test_images_are_refused_with_retry_after_until_ready(serve):
     assert live.value("rejected_total", reason="not_ready") == 1
 
 
-def test_ready_after_warm_up_of_one_frame_and_of_batches(serve, device, monkeypatch):
-    monkeypatch.setattr(profile, "measure", measure)  # the real one
+def test_the_server_is_ready_after_warm_up_of_one_frame_and_of_batches(serve, device, monkeypatch):
+    monkeypatch.setattr(profile, "measure", measure)  # the real function
     live = serve(wait=False)
-    for _ in range(4):  # one alone, then batches of 1, 2 and maybe more
+    for _ in range(4):  # one low-latency frame, then batches of 1, 2 and maybe 4
         assert device.busy.acquire(timeout=10)
     while not live.service.ready:
         pass
@@ -61,14 +61,14 @@ def test_ready_after_warm_up_of_one_frame_and_of_batches(serve, device, monkeypa
 
 
 @pytest.mark.parametrize("error", [BuildFailed("no space"), RuntimeError("a defect")])
-def test_failed_start_is_told_and_asks_the_server_to_end(serve, error, caplog):
+def test_a_failed_start_keeps_its_reason_and_is_not_ready(serve, error, caplog):
     with caplog.at_level(logging.CRITICAL):
         live = serve(fakes.Source(error))
     assert str(error) in str(live.service.failure)
     assert live.client.get("/readyz").status_code == 503
 
 
-def test_stop_while_building_cancels_the_build(serve):
+def test_stop_during_a_build_cancels_it(serve):
     source = fakes.Source(BuildFailed("the build was cancelled"))
     source.go.clear()
     live = serve(source, wait=False)
@@ -78,7 +78,7 @@ def test_stop_while_building_cancels_the_build(serve):
     assert live.service.failure is None
 
 
-def test_models_tell_what_is_served_and_how_it_was_checked(serve):
+def test_models_list_the_engine_and_its_gate_result(serve):
     (model,) = serve().client.get("/v1/models").json()["models"]
     assert model["name"] == "pets"
     assert model["names"] == {"0": "cat", "1": "dog", "2": "red, large cat"}
@@ -89,7 +89,7 @@ def test_models_tell_what_is_served_and_how_it_was_checked(serve):
     assert (model["compared_with"], model["fallback"]) == ([], None)
 
 
-def test_engine_info_names_the_engine(serve):
+def test_engine_info_describes_the_engine(serve):
     labels = {
         "model": "pets",
         "backend": "fake",
@@ -101,7 +101,7 @@ def test_engine_info_names_the_engine(serve):
     assert serve().value("engine_info", **labels) == 1
 
 
-def test_metrics_come_in_the_format_that_the_scraper_asks_for(serve):
+def test_metrics_are_in_the_format_that_the_scraper_accepts(serve):
     live = serve()
     assert live.client.get("/metrics").headers["content-type"].startswith("text/plain")
     wanted = {"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -110,7 +110,7 @@ def test_metrics_come_in_the_format_that_the_scraper_asks_for(serve):
     assert response.text.endswith("# EOF\n")
 
 
-def test_openapi_describes_the_body_the_answer_and_every_parameter(serve):
+def test_openapi_describes_the_body_the_response_and_every_parameter(serve):
     operation = serve().client.get("/openapi.json").json()["paths"]["/v1/detect"]["post"]
     assert {"multipart/form-data", "image/*"} <= operation["requestBody"]["content"].keys()
     assert {parameter["name"] for parameter in operation["parameters"]} == {
@@ -121,16 +121,16 @@ def test_openapi_describes_the_body_the_answer_and_every_parameter(serve):
     assert all(example["value"]["images"] for example in examples.values())
 
 
-def loud(caplog) -> list[str]:
-    """The lines of the log that nobody can overlook."""
+def error_lines(caplog) -> list[str]:
+    """Return the log lines of level ERROR and above."""
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 @pytest.mark.parametrize("kind", [BackendUnavailable, BuildFailed, EngineFailed, GateFailed])
-def test_fallback_serves_and_is_told_in_the_log_the_metrics_readyz_and_models(serve, device, second, caplog, kind):
+def test_a_fallback_serves_and_is_shown_in_log_metrics_readyz_and_models(serve, device, second, caplog, kind):
     live = serve(fakes.Source(kind("this is why")), backend="tensorrt", fallback="pytorch")
     text = f"pytorch serves instead of tensorrt ({kind.code}), because this is why"
-    assert loud(caplog) == [f"FALLBACK: {text}"]
+    assert error_lines(caplog) == [f"FALLBACK: {text}"]
     assert live.value("fallback", model="yolov8n-demo", reason=kind.code) == 1
     ready = live.client.get("/readyz")
     assert (ready.status_code, ready.json()) == (200, {"phase": "ready", "model": "pets", "fallback": text})
@@ -140,7 +140,7 @@ def test_fallback_serves_and_is_told_in_the_log_the_metrics_readyz_and_models(se
     assert device.shapes == []
 
 
-def test_fallback_serves_when_a_rebuilt_engine_does_not_load_either(serve, monkeypatch, tmp_path, caplog):
+def test_a_fallback_serves_if_a_rebuilt_engine_is_stale_again(serve, monkeypatch, tmp_path, caplog):
     load = fakes.Backend.load
 
     def stale(self, folder, instances, threads):
@@ -159,7 +159,7 @@ def test_fallback_serves_when_a_rebuilt_engine_does_not_load_either(serve, monke
 
     accelerated.run = build
     live = serve(accelerated, backend="tensorrt", fallback="pytorch")
-    assert loud(caplog) == [
+    assert error_lines(caplog) == [
         "FALLBACK: pytorch serves instead of tensorrt (engine_stale), because it was built for another GPU"
     ]
     assert live.value("fallback", reason="engine_stale") == 1
@@ -173,18 +173,18 @@ def test_without_a_fallback_the_start_ends_with_the_reason(serve, caplog, kind):
     assert str(live.service.failure) == "this is why"
     assert live.value("fallback") is None
     assert not live.service.ready
-    assert loud(caplog) == []  # the caller tells it
+    assert error_lines(caplog) == []  # the caller logs it
 
 
 @pytest.mark.parametrize("kind", [SettingsError, WeightsError, StoreError])
-def test_what_another_engine_would_not_mend_never_falls_back(serve, kind, caplog):
+def test_an_error_of_settings_weights_or_store_never_falls_back(serve, kind, caplog):
     live = serve(fakes.Source(kind("this is why")), backend="tensorrt", fallback="pytorch")
     assert str(live.service.failure) == "this is why"
     assert not live.service.ready
-    assert loud(caplog) == []
+    assert error_lines(caplog) == []
 
 
-def test_a_fallback_that_fails_too_ends_with_its_reason_and_the_first_one(serve):
+def test_a_failed_fallback_ends_the_start_with_both_reasons(serve):
     live = serve(
         fakes.Source(BackendUnavailable("no GPU")),
         sources={"pytorch": fakes.Source(WeightsError("not a .pt file"))},
@@ -198,35 +198,35 @@ def test_a_fallback_that_fails_too_ends_with_its_reason_and_the_first_one(serve)
     assert live.client.get("/readyz").status_code == 503
 
 
-def test_engine_that_is_had_is_no_fallback(serve, caplog):
+def test_a_loaded_engine_is_not_a_fallback(serve, caplog):
     live = serve(backend="tensorrt", fallback="pytorch")
     assert live.value("fallback") is None
     assert "fallback" not in live.client.get("/readyz").json()
-    assert loud(caplog) == []
+    assert error_lines(caplog) == []
 
 
-def test_a_safer_precision_than_was_asked_for_is_told_like_a_fallback(serve, caplog):
+def test_a_safer_precision_than_requested_is_shown_like_a_fallback(serve, caplog):
     live = serve(fakes.Source(fakes.built(precision="fp32")), precision="fp16")
     text = "fp32 is served, because the accuracy gate refused fp16"
-    assert loud(caplog) == [f"FALLBACK: {text}"]
+    assert error_lines(caplog) == [f"FALLBACK: {text}"]
     assert live.value("fallback", reason="gate_failed") == 1
     assert live.client.get("/readyz").json()["fallback"] == text
     assert live.client.get("/v1/models").json()["models"][0]["fallback"] == text
 
 
-def test_a_safer_precision_than_the_backend_s_own_is_told_too(serve, monkeypatch):
+def test_a_safer_precision_than_the_default_of_the_backend_is_a_fallback(serve, monkeypatch):
     monkeypatch.setattr(fakes.Backend, "PRECISIONS", ("fp16", "fp32"))
     assert serve().service.fallback == "fp32 is served, because the accuracy gate refused fp16"
 
 
-def test_an_engine_from_elsewhere_keeps_its_precision_and_that_is_no_fallback(serve):
+def test_an_imported_engine_keeps_its_precision_without_a_fallback(serve):
     live = serve(fakes.Source(fakes.built(precision="int8", figures=None)))
     assert live.service.fallback is None
     assert live.value("fallback") is None
     assert live.value("gate") is None
 
 
-def test_stop_while_the_fallback_is_built_cancels_that_build(serve):
+def test_stop_during_the_build_of_the_fallback_cancels_it(serve):
     building = fakes.Source(BuildFailed("the build was cancelled"))
     building.go.clear()
     first = fakes.Source(BackendUnavailable("no GPU"))
@@ -237,7 +237,7 @@ def test_stop_while_the_fallback_is_built_cancels_that_build(serve):
     assert live.service.failure is None
 
 
-def test_a_build_that_is_cancelled_does_not_fall_back(serve, caplog):
+def test_a_cancelled_build_does_not_fall_back(serve, caplog):
     source = fakes.Source(BuildFailed("the build was cancelled"))
     source.go.clear()
     other = fakes.Source(fakes.built(backend="pytorch"))
@@ -245,10 +245,10 @@ def test_a_build_that_is_cancelled_does_not_fall_back(serve, caplog):
     assert source.reported.wait(10)
     live.stop()
     assert not other.reported.is_set()
-    assert loud(caplog) == []
+    assert error_lines(caplog) == []
 
 
-def test_stop_while_the_second_engine_is_built_cancels_that_build_and_closes_the_first(serve, device):
+def test_stop_during_the_build_of_the_second_engine_cancels_it_and_closes_the_first(serve, device):
     building = fakes.Source(BuildFailed("the build was cancelled"))
     building.go.clear()
     live = serve(sources={"pytorch": building}, wait=False, compare="pytorch")
@@ -260,7 +260,7 @@ def test_stop_while_the_second_engine_is_built_cancels_that_build_and_closes_the
     assert live.service.failure is None
 
 
-def test_models_metrics_and_the_gate_tell_of_both_engines(serve, device, second):
+def test_models_metrics_and_gate_show_both_engines(serve, device, second):
     live = serve(compare="pytorch")
     (model,) = live.client.get("/v1/models").json()["models"]
     assert model["engine"]["name"] == "fake"
@@ -269,18 +269,18 @@ def test_models_metrics_and_the_gate_tell_of_both_engines(serve, device, second)
         assert live.value("engine_info", engine=engine, backend=engine) == 1
         assert live.value("engine_images_per_second", model="pets", engine=engine) > 0
         assert live.value("gate", model="pets", engine=engine, figure="agreement") == 1
-        assert live.value("gate", engine=engine, figure="map50") is None  # there were no labels
+        assert live.value("gate", engine=engine, figure="map50") is None  # the dataset has no labels
     live.stop()
     assert (device.closed, second.closed) == (True, True)
 
 
-def test_a_second_engine_that_cannot_be_had_ends_the_start_and_names_the_setting(serve):
+def test_a_second_engine_that_cannot_be_loaded_ends_the_start_and_names_the_setting(serve):
     live = serve(sources={"pytorch": fakes.Source(WeightsError("needs .pt weights"))}, compare="pytorch")
     assert str(live.service.failure) == "COMPARE=pytorch cannot be loaded: needs .pt weights"
     assert not live.service.ready
 
 
-def test_second_engine_is_not_run_twice_when_it_is_the_one_that_serves(serve, caplog):
+def test_a_second_engine_that_already_serves_as_fallback_is_not_compared(serve, caplog):
     first = fakes.Source(BackendUnavailable("no GPU"))
     live = serve(first, backend="tensorrt", fallback="pytorch", compare="pytorch", shadow=1)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -290,7 +290,7 @@ def test_second_engine_is_not_run_twice_when_it_is_the_one_that_serves(serve, ca
 
 
 @pytest.mark.parametrize(("shadow", "expected"), [(0, 0), (0.5, SHADOW_NICE)])
-def test_second_engine_works_at_a_low_priority_when_it_shadows(serve, device, second, sample, shadow, expected):
+def test_a_second_engine_that_shadows_runs_at_low_priority(serve, device, second, sample, shadow, expected):
     live = serve(compare="pytorch", shadow=shadow)
     assert live.client.post("/v1/detect?compare=1", content=sample).status_code == 200
     assert device.nice == os.getpriority(os.PRIO_PROCESS, 0)

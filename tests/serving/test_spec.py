@@ -1,4 +1,4 @@
-"""What engine is wanted, and what its fingerprint depends on."""
+"""Resolving a build request, and what the fingerprint of its engine depends on."""
 
 import dataclasses
 import shutil
@@ -30,7 +30,7 @@ def wanted(tmp_path) -> BuildRequest:
 
 @pytest.fixture
 def resolved(wanted, monkeypatch):
-    """Longest side and shapes, for weights that were looked into already."""
+    """Return a function that resolves given weights and returns their longest side and shapes."""
     monkeypatch.setattr(Weights, "sha256", "0")
 
     def run(files: Weights, **change: object) -> tuple[object, object]:
@@ -41,13 +41,13 @@ def resolved(wanted, monkeypatch):
     return run
 
 
-def test_no_size_is_the_models_own(resolved):
+def test_imgsz_defaults_to_the_size_of_the_model(resolved):
     assert resolved(Weights(Path("w.pt"), 512)) == (512, None)
     assert resolved(Weights(Path("w.pt"), 512), imgsz=640) == (640, None)
 
 
-def test_one_square_is_a_size_where_there_are_no_other_frames(resolved, monkeypatch):
-    """On ONNX Runtime a size also allows the smallest rectangle, so that a square is something else."""
+def test_one_square_shape_becomes_imgsz_if_the_backend_has_no_other_shapes(resolved, monkeypatch):
+    """On ONNX Runtime an imgsz also allows smaller rectangles, so that a square shape differs from it."""
     files = Weights(Path("w.pt"), 640)
     assert resolved(files, shapes=SQUARE) == (640, SQUARE)
     assert resolved(dataclasses.replace(files, classifies=True), shapes=SQUARE) == (640, None)
@@ -57,13 +57,13 @@ def test_one_square_is_a_size_where_there_are_no_other_frames(resolved, monkeypa
     assert resolved(files, shapes=(*WIDE, *SQUARE)) == (640, (*WIDE, *SQUARE))
 
 
-def test_the_only_shape_of_an_export_is_its_size(resolved):
+def test_the_only_shape_of_an_export_becomes_its_imgsz(resolved):
     files = Weights(Path("w.onnx"), 640, WIDE[0])
     assert resolved(files, shapes=WIDE) == resolved(files) == (640, None)
     assert resolved(files, shapes=SQUARE) == (640, SQUARE)
 
 
-def test_an_engine_of_tensorrt_runs_nowhere_else(resolved):
+def test_a_tensorrt_engine_is_refused_by_other_backends(resolved):
     with pytest.raises(SettingsError, match=r"w\.engine is an engine of tensorrt; BACKEND=onnxruntime cannot run it"):
         resolved(Weights(Path("w.engine"), 640))
 
@@ -77,8 +77,8 @@ def test_an_engine_of_tensorrt_runs_nowhere_else(resolved):
         *("backends/onnxruntime.py", "backends/shapes.py"),
     ],
 )
-def test_code_that_changes_figures_changes_the_fingerprint(wanted, tmp_path, monkeypatch, changed):
-    """images, results, masks and datasets were missing."""
+def test_a_change_of_code_that_affects_accuracy_changes_the_fingerprint(wanted, tmp_path, monkeypatch, changed):
+    """The code of images, results, masks and datasets was missing from the fingerprint."""
     copy = tmp_path / "app"
     shutil.copytree(
         Path(spec_module.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__", "api", "bench")
@@ -97,7 +97,7 @@ def test_code_that_changes_figures_changes_the_fingerprint(wanted, tmp_path, mon
     assert not set(keys()) & set(before)
 
 
-def test_fingerprints_of_safer_precisions_follow(wanted):
+def test_the_fingerprints_of_safer_precisions_follow_the_requested_one(wanted):
     spec = resolve(dataclasses.replace(wanted, weights=str(DEMO_WEIGHTS), precision="int8"), DEMO_WEIGHTS)
     found = builder._fingerprints(spec)
     assert [each.precision for each in found] == ["int8", "fp16", "fp32"]
@@ -105,6 +105,6 @@ def test_fingerprints_of_safer_precisions_follow(wanted):
     assert {each.imgsz for each in found} == {640}
 
 
-def test_each_backend_has_a_revision_of_its_own():
+def test_each_backend_has_its_own_revision():
     files = [spec_module._files(backend) for backend in (onnxruntime, openvino)]
     assert len({revision((), *each) for each in files}) == 2

@@ -1,4 +1,4 @@
-"""A server that can only serve: which stored engine it takes, and what it says if there is none."""
+"""Which stored engine an installation that cannot build takes, and which error it raises if there is none."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def request_(tmp_path) -> BuildRequest:
 
 
 def put(request_: BuildRequest, precision: str, figures=fakes.FIGURES) -> StoredEngine:
-    """As where engines are built, which knows more of the fingerprint."""
+    """Store an engine like a build does. Its fingerprint also holds the evaluation."""
     fingerprint = resolve(request_, DEMO_WEIGHTS).fingerprint(precision, evaluation="of the builder")
     manifest = Manifest(fingerprint, fakes.MODEL, GateResult("images", "", figures, "PyTorch FP32"), {}, {})
     with (
@@ -35,19 +35,19 @@ def run(request_: BuildRequest) -> StoredEngine:
     return StoredEngines(request_).run(lambda _: None)
 
 
-def test_the_engine_that_was_asked_for_is_found(request_):
+def test_the_requested_engine_is_found(request_):
     stored = put(request_, "fp16")
     assert run(request_) == stored
 
 
-def test_a_safer_precision_serves_where_the_one_that_was_asked_for_was_refused(request_, caplog):
+def test_a_safer_precision_is_served_if_the_gate_refused_the_requested_one(request_, caplog):
     put(request_, "fp16", BAD)
     stored = put(request_, "fp32")
     assert run(request_) == stored
     assert "yolov8n-demo fp16 is refused by the accuracy gate: it finds 0.0000" in caplog.text
 
 
-def test_nothing_is_served_where_every_precision_was_refused(request_):
+def test_gate_failed_is_raised_if_every_precision_was_refused(request_):
     for precision in ("fp16", "fp32"):
         put(request_, precision, BAD)
     with pytest.raises(GateFailed, match=r"^yolov8n-demo: no precision of the engine gives the boxes of PyTorch FP32"):
@@ -55,12 +55,12 @@ def test_nothing_is_served_where_every_precision_was_refused(request_):
 
 
 @pytest.mark.parametrize("change", [{"batch": 3}, {"imgsz": 96}, {"weights": "yolov8x.pt"}])
-def test_an_engine_that_is_not_there_is_to_be_built_elsewhere(request_, change):
+def test_a_missing_engine_raises_backend_unavailable(request_, change):
     put(request_, "fp16")
     with pytest.raises(BackendUnavailable, match=r"^an engine has to be built, and this installation only serves"):
         run(dataclasses.replace(request_, **change))
 
 
-def test_weights_that_are_not_there_are_named(request_):
+def test_missing_weights_are_named_in_the_error(request_):
     with pytest.raises(WeightsError, match=r"^no/such\.pt: no such file$"):
         run(dataclasses.replace(request_, weights="no/such.pt"))

@@ -1,4 +1,4 @@
-"""Bodies that are read before a key was seen: few, small, and the slowest gives way."""
+"""Bodies that are read before the API key is known: limited in number and size, and the oldest is evicted."""
 
 import json
 import socket
@@ -18,38 +18,38 @@ def keyed(serve):
     return serve(api_keys=KEY)
 
 
-def test_where_all_places_are_taken_the_oldest_gives_way():
-    places, budget = unauthenticated.UnauthenticatedSlots(2), Inflight(1000, 1000)
+def test_the_oldest_waiting_body_is_evicted_when_all_slots_are_taken():
+    slots, budget = unauthenticated.UnauthenticatedSlots(2), Inflight(1000, 1000)
     evicted = []
     shares = [budget.share() for _ in range(3)]
     for number, share in enumerate(shares):
         share.begin_waiting(lambda number=number: evicted.append(number))
-    with places.place(shares[0]), places.place(shares[1]), places.place(shares[2]):
+    with slots.place(shares[0]), slots.place(shares[1]), slots.place(shares[2]):
         assert evicted == [0]
-    with places.place(shares[1]), places.place(shares[2]):
+    with slots.place(shares[1]), slots.place(shares[2]):
         assert evicted == [0]
 
 
 @pytest.mark.parametrize(
     "path", ["/v1/vision/detection", "/v1/vision/custom/list", "/infer/object_detection", "/model/add"]
 )
-def test_slow_strangers_do_not_keep_out_who_has_the_key_in_the_body(keyed, sample, path):
+def test_slow_keyless_clients_do_not_block_a_client_with_the_key_in_its_body(keyed, sample, path):
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\nX-Deadline-Ms: 3600000\r\n\r\n"
-    strangers = []
+    keyless = []
     for _ in range(3 * unauthenticated.MAX_SLOTS):
-        stranger = socket.create_connection(("127.0.0.1", keyed.port), timeout=20)
-        stranger.sendall(head.encode())
-        strangers.append(stranger)
+        connection = socket.create_connection(("127.0.0.1", keyed.port), timeout=20)
+        connection.sendall(head.encode())
+        keyless.append(connection)
     eventually(lambda: keyed.service.inflight.waiting == unauthenticated.MAX_SLOTS)
     for _ in range(5):
         answer = keyed.client.post("/v1/vision/detection", data={"api_key": KEY}, files={"image": sample})
         assert answer.status_code == 200
-    assert strangers[0].recv(12) == b"HTTP/1.1 503"
-    for stranger in strangers:
-        stranger.close()
+    assert keyless[0].recv(12) == b"HTTP/1.1 503"
+    for connection in keyless:
+        connection.close()
 
 
-def test_a_large_body_without_a_key_is_refused_before_it_is_whole(keyed):
+def test_a_large_body_without_a_key_is_refused_before_it_is_complete(keyed):
     large = b"x" * (MAX_KEYLESS_BYTES + 1_000_000)
     answer = keyed.client.post("/v1/vision/detection", files={"image": large})
     assert (answer.status_code, answer.json()["code"]) == (401, 401)
@@ -57,7 +57,7 @@ def test_a_large_body_without_a_key_is_refused_before_it_is_whole(keyed):
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
 
 
-def test_a_large_body_whose_key_comes_first_is_read(keyed, sample):
+def test_a_large_body_that_starts_with_the_key_is_read(keyed, sample):
     padded = sample + b"\0" * (MAX_KEYLESS_BYTES + 1_000_000)
     form = {"data": {"api_key": KEY}, "files": {"image": padded}}
     assert keyed.client.post("/v1/vision/detection", **form).status_code == 200
@@ -65,13 +65,13 @@ def test_a_large_body_whose_key_comes_first_is_read(keyed, sample):
     assert keyed.client.post("/infer/object_detection", content=text).status_code == 422
 
 
-def test_a_wrong_key_in_the_body_does_not_let_more_in(keyed):
+def test_a_wrong_key_in_the_body_does_not_raise_the_limit(keyed):
     form = {"data": {"api_key": "w" * 16}, "files": {"image": b"x" * (MAX_KEYLESS_BYTES + 1_000_000)}}
     assert keyed.client.post("/v1/vision/detection", **form).status_code == 401
 
 
 @pytest.mark.parametrize("path", ["/v1/vision/detection", "/infer/object_detection", "/model/add", "/pets/1"])
-def test_a_key_in_the_query_is_seen_before_the_body(keyed, path):
+def test_a_key_in_the_query_is_checked_before_the_body(keyed, path):
     refused = keyed.client.post(f"{path}?api_key={KEY}", content=b"")
     assert refused.status_code != 401
     assert keyed.client.post(f"{path}?api_key={'w' * 16}", content=b"{}").status_code in (401, 422)

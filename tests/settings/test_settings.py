@@ -1,4 +1,4 @@
-"""Where settings come from, what is refused and in which words."""
+"""Sources of settings, and the errors of wrong settings."""
 
 import argparse
 import re
@@ -11,7 +11,7 @@ from app.__main__ import _parser
 from app.errors import SettingsError
 from app.settings import FIELDS, PREFIX, RENAMED, Settings
 
-SAMPLE = {  # a text of every field that is not its default, and the value it stands for
+SAMPLE = {  # field: (a text that is not its default, the parsed value)
     "weights": ("yolov8s.pt", "yolov8s.pt"),
     "imgsz": ("320", 320),
     "batch": ("16", 16),
@@ -69,7 +69,7 @@ def value_of(settings: Settings, field: str) -> object:
     return getattr(settings.server if hasattr(settings.server, field) else settings.model, field)
 
 
-NEEDS = {"shadow": {"YOLOPARD_COMPARE": "pytorch"}}  # settings that mean nothing alone
+NEEDS = {"shadow": {"YOLOPARD_COMPARE": "pytorch"}}  # settings that require another setting
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -81,21 +81,21 @@ def test_every_setting_can_come_from_the_environment_and_from_an_option(field):
     assert value_of(Settings.read({field: text}, needs), field) == value
 
 
-def test_options_come_before_the_environment():
+def test_options_have_priority_over_the_environment():
     settings = Settings.read({"batch": "2"}, {"YOLOPARD_BATCH": "4", "YOLOPARD_PORT": "9000"})
     assert (settings.model.batch, settings.server.port) == (2, 9000)
 
 
-def test_an_option_hides_even_a_wrong_value_in_the_environment():
+def test_an_option_overrides_a_wrong_value_in_the_environment():
     assert Settings.read({"batch": "2"}, {"YOLOPARD_BATCH": "many"}).model.batch == 2
 
 
-def test_the_environment_is_the_process_own_by_default(monkeypatch):
+def test_the_environment_of_the_process_is_read_by_default(monkeypatch):
     monkeypatch.setenv("YOLOPARD_BATCH", "3")
     assert Settings.read({}).model.batch == 3
 
 
-def test_other_variables_are_nobody_s_business():
+def test_variables_without_the_prefix_are_ignored():
     assert (
         Settings.read({}, {"BATCH": "no", "PATH": "/bin", "yolopard_batch": "no", "XYOLOPARD_BATCH": "no"})
         == Settings()
@@ -107,7 +107,7 @@ def test_other_variables_are_nobody_s_business():
     [({"bach": "4"}, {}), ({}, {"YOLOPARD_BACH": "4"})],
     ids=["option", "environment"],
 )
-def test_an_unknown_name_is_refused_with_the_names_that_there_are(options, environ):
+def test_an_unknown_name_is_refused_with_the_known_names(options, environ):
     with pytest.raises(SettingsError, match=r"BACH: no such setting; the settings are WEIGHTS, .*BATCH"):
         Settings.read(options, environ)
 
@@ -145,7 +145,7 @@ def test_a_lower_case_name_in_the_environment_is_refused(name):
         *[("log_level", "verbose"), ("log_format", "xml"), ("access_log", "2")],
     ],
 )
-def test_a_wrong_value_is_refused_by_name_and_value(field, text):
+def test_a_wrong_value_is_refused_with_name_and_value(field, text):
     with pytest.raises(SettingsError) as caught:
         Settings.read({}, {PREFIX + field.upper(): text})
     assert str(caught.value).startswith(f"{field.upper()}={text}: ")
@@ -187,7 +187,7 @@ def test_a_wrong_value_is_refused_by_name_and_value(field, text):
         ),
     ],
 )
-def test_settings_that_do_not_fit_together_are_refused_in_one_line_that_names_both(options, message):
+def test_conflicting_settings_are_refused_in_one_line_that_names_both(options, message):
     with pytest.raises(SettingsError) as caught:
         Settings.read(options, {})
     assert str(caught.value) == message
@@ -203,7 +203,7 @@ def test_settings_that_do_not_fit_together_are_refused_in_one_line_that_names_bo
         (",".join(f"{32 * i}x640" for i in range(1, 18)), "give at most 16 shapes: each may need an engine of its own"),
     ],
 )
-def test_sizes_are_refused_with_what_is_wrong_with_them(text, message):
+def test_a_wrong_size_is_refused_with_the_reason(text, message):
     with pytest.raises(SettingsError) as caught:
         Settings.read({"imgsz": text}, {})
     assert str(caught.value) == f"IMGSZ={text}: {message}"
@@ -224,7 +224,7 @@ def test_the_order_of_shapes_does_not_matter():
     ],
     ids=str,
 )
-def test_the_longest_side_is_that_of_the_shapes_if_there_are_any(options, side):
+def test_longest_side_is_the_size_or_the_longest_side_of_the_shapes(options, side):
     assert Settings.read(options, {}).model.longest_side == side
 
 
@@ -233,7 +233,7 @@ def test_the_times_of_the_simulated_engine_are_two_numbers(text):
     assert Settings.read({"backend": "simulated", "simulated_ms": text}, {}).model.simulated_ms == text
 
 
-def test_settings_that_fit_together_may_be_the_same_engine_in_two_roles():
+def test_the_same_engine_may_be_fallback_and_second_engine():
     settings = Settings.read(
         {"fallback": "pytorch", "compare": "pytorch", "shadow": "1", "backend": "openvino"}, {}
     ).model
@@ -241,7 +241,7 @@ def test_settings_that_fit_together_may_be_the_same_engine_in_two_roles():
 
 
 @pytest.mark.parametrize("keys", ["short", f"{'a' * 16},short", "with spaces in the key", "é" * 20])
-def test_a_wrong_key_is_refused_without_being_told(keys):
+def test_a_wrong_key_is_refused_and_not_shown_in_the_error(keys):
     with pytest.raises(SettingsError) as caught:
         Settings.read({}, {"YOLOPARD_API_KEYS": keys})
     assert str(caught.value) == (
@@ -249,21 +249,21 @@ def test_a_wrong_key_is_refused_without_being_told(keys):
     )
 
 
-def test_keys_are_in_no_print_of_the_settings():
+def test_keys_are_not_in_the_repr_of_the_settings():
     assert "secret" not in repr(Settings.of(api_keys="a-secret-of-mine-0"))
 
 
 LOOPBACK = ("127.0.0.1", "127.8.8.8", "::1", "localhost")
-ELSEWHERE = ("0.0.0.0", "::", "192.168.1.5", "example.com")
+OTHER_HOSTS = ("0.0.0.0", "::", "192.168.1.5", "example.com")
 
 
 @pytest.mark.parametrize("host", LOOPBACK)
-def test_on_loopback_nobody_needs_keys(host):
+def test_keys_are_not_required_on_loopback(host):
     Settings.of(host=host).server.require_keys()
 
 
-@pytest.mark.parametrize("host", ELSEWHERE)
-def test_elsewhere_keys_or_the_wish_to_have_none_must_be_given(host):
+@pytest.mark.parametrize("host", OTHER_HOSTS)
+def test_keys_or_allow_anonymous_are_required_on_other_hosts(host):
     with pytest.raises(
         SettingsError, match=rf"^HOST={re.escape(host)} is open to other machines: give API_KEYS, .*ALLOW_ANONYMOUS=1"
     ):
@@ -277,7 +277,7 @@ def test_weights_without_a_name_are_refused():
         Settings.read({"weights": ""}, {})
 
 
-def test_every_wrong_setting_is_named_at_once():
+def test_every_wrong_setting_is_named_in_one_error():
     with pytest.raises(SettingsError, match=r"BATCH=0: .*; PORT=x: .*; WHAT: no such"):
         Settings.read({"batch": "0"}, {"YOLOPARD_PORT": "x", "YOLOPARD_WHAT": "1"})
 
@@ -288,7 +288,7 @@ def test_settings_are_frozen():
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_every_setting_says_what_it_is(field):
+def test_every_setting_has_a_description(field):
     assert FIELDS[field].description
 
 
@@ -307,7 +307,7 @@ def test_every_setting_is_an_option_of_every_command_with_dashes_and_underscores
             assert value_of(Settings.read(given, NEEDS.get(field, {})), field) == value
 
 
-def test_options_not_given_leave_the_environment_alone():
+def test_missing_options_do_not_override_the_environment():
     options = vars(_parser().parse_args(["serve"]))
     assert {value for name, value in options.items() if name != "command"} == {None}
 
@@ -321,14 +321,14 @@ def test_a_wrong_command_line_is_refused(line, capsys):
 
 
 @pytest.mark.parametrize("command", ["build", "serve"])
-def test_help_tells_every_setting(command):
+def test_help_lists_every_setting(command):
     text = commands()[command].format_help()
     assert all(f"--{field.replace('_', '-')}" in text for field in FIELDS)
 
 
 @pytest.mark.parametrize("imgsz", ["640x384,640x640", "320"])
-def test_shapes_are_dumped_as_they_are_given(imgsz):
-    """The bench gives its server the settings as text; a tuple was none that the setting takes."""
+def test_given_returns_settings_that_can_be_read_again(imgsz):
+    """The bench passes the settings to its server as text, and a tuple of shapes was not accepted."""
     given = Settings.of(imgsz=imgsz, port=9000)
     assert Settings.read(given.given(), {}) == given
 

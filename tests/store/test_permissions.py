@@ -1,4 +1,4 @@
-"""Who may have written what is loaded from the engines folder, and how files are opened and made."""
+"""Permissions of the engines folder, and how files are opened and folders are made."""
 
 import grp
 import os
@@ -15,7 +15,7 @@ from app.errors import StoreError
 from app.store import permissions
 
 ME = os.geteuid()
-STRANGER, SERVER = 12345, 10001  # user ids
+OTHER_USER, SERVER = 12345, 10001  # user ids
 as_root = pytest.mark.skipif(ME != 0, reason="only root can give files away")
 
 
@@ -34,8 +34,8 @@ def check(engines: Path) -> None:
     permissions.require_safe(engines / "key" / "model.bin", engines)
 
 
-def mended(engines: Path, *, path: Path, why: str) -> None:
-    """It is refused with the path and the reason; the command in the message mends it."""
+def assert_refused_and_repairable(engines: Path, *, path: Path, why: str) -> None:
+    """Assert that the path is refused with this reason, and that the command in the message repairs it."""
     with pytest.raises(StoreError, match=re.escape(f"{path} {why}, who could replace")) as refused:
         check(engines)
     assert "or set ENGINES_DIR to another folder" in str(refused.value)
@@ -44,7 +44,7 @@ def mended(engines: Path, *, path: Path, why: str) -> None:
     check(engines)
 
 
-def test_what_only_this_user_and_root_can_write_is_safe(engines):
+def test_files_that_only_this_user_and_root_can_write_are_safe(engines):
     check(engines)
     permissions.require_safe(engines / "not" / "there", engines)
     permissions.require_safe(engines / "key" / "model.bin" / "below", engines)
@@ -54,30 +54,30 @@ PLACES = ["data", "data/engines", "data/engines/key", "data/engines/key/model.bi
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_what_every_user_can_write_is_refused(engines, place):
+def test_a_path_that_every_user_can_write_is_refused(engines, place):
     path = engines.parents[1] / place
     path.chmod(0o757)
-    mended(engines, path=path, why="can be written to by every user")
+    assert_refused_and_repairable(engines, path=path, why="can be written to by every user")
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_what_a_group_of_several_can_write_is_refused(engines, place, users):
+def test_a_path_that_a_shared_group_can_write_is_refused(engines, place, users):
     path = engines.parents[1] / place
     path.chmod(0o775)
-    mended(engines, path=path, why=f"can be written to by the group {users.group}")
+    assert_refused_and_repairable(engines, path=path, why=f"can be written to by the group {users.group}")
 
 
 @as_root
 @pytest.mark.parametrize("place", PLACES)
-def test_what_belongs_to_somebody_else_is_refused(engines, place):
+def test_a_path_of_another_user_is_refused(engines, place):
     path = engines.parents[1] / place
-    os.chown(path, STRANGER, -1)
-    mended(engines, path=path, why=f"belongs to the user {STRANGER}")
+    os.chown(path, OTHER_USER, -1)
+    assert_refused_and_repairable(engines, path=path, why=f"belongs to the user {OTHER_USER}")
 
 
 @as_root
 @pytest.mark.parametrize("owner", [0, SERVER])
-def test_a_server_that_is_not_root_reads_what_root_or_itself_has_built(engines, owner, monkeypatch):
+def test_a_non_root_server_reads_engines_of_root_and_its_own(engines, owner, monkeypatch):
     for path in (engines, *engines.rglob("*")):
         os.chown(path, owner, owner)
     monkeypatch.setattr(os, "geteuid", lambda: SERVER)
@@ -85,24 +85,24 @@ def test_a_server_that_is_not_root_reads_what_root_or_itself_has_built(engines, 
 
 
 @as_root
-def test_root_does_not_load_what_another_user_could_replace(engines):
+def test_root_does_not_load_engines_that_another_user_could_replace(engines):
     os.chown(engines, SERVER, SERVER)
     with pytest.raises(StoreError, match=f"belongs to the user {SERVER}.*chown -R 0 "):
         check(engines)
 
 
 @as_root
-def test_who_owns_the_code_may_own_the_engines(engines, tmp_path, monkeypatch):
-    """Root in a container, with the checkout of a user mounted into it."""
+def test_the_owner_of_the_code_may_own_the_engines(engines, tmp_path, monkeypatch):
+    """Root in a container where the checkout of a user is mounted."""
     (tmp_path / "code.py").touch()
     for path in (tmp_path / "code.py", engines):
-        os.chown(path, STRANGER, -1)
+        os.chown(path, OTHER_USER, -1)
     monkeypatch.setattr(permissions, "_CODE", tmp_path / "code.py")
     check(engines)
 
 
 class Users:
-    """A stand-in for the user database: this user is alice or root, and the group of tmp_path is what a test says."""
+    """A stand-in for the user database. This user is alice or root, and a test sets the group and its members."""
 
     group = "staff"
 
@@ -126,7 +126,7 @@ def users(monkeypatch) -> Users:
 
 
 @pytest.mark.parametrize("members", [[], ["alice"]])
-def test_with_umask_002_the_private_group_of_this_user_may_write(engines, users, members, monkeypatch):
+def test_the_private_group_of_this_user_may_write(engines, users, members, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: ME or 1000)
     if ME == 0:
         os.chown(engines, 1000, 77)
@@ -139,7 +139,7 @@ def test_with_umask_002_the_private_group_of_this_user_may_write(engines, users,
 
 
 @pytest.mark.parametrize("members", [["bob"], ["alice", "bob"]])
-def test_a_group_of_this_users_name_with_other_members_may_not_write(engines, users, members):
+def test_a_group_with_this_users_name_and_other_members_may_not_write(engines, users, members):
     users.group, users.members = "alice", members
     users.accounts.append(("bob", 1001, 1001))
     engines.chmod(0o775)
@@ -147,7 +147,7 @@ def test_a_group_of_this_users_name_with_other_members_may_not_write(engines, us
         check(engines)
 
 
-def test_a_group_that_nobody_knows_may_not_write(engines, monkeypatch):
+def test_an_unknown_group_may_not_write(engines, monkeypatch):
     def unknown(gid: int) -> None:
         raise KeyError(gid)
 
@@ -161,30 +161,30 @@ def test_a_sticky_parent_is_safe_and_a_sticky_engines_folder_is_not(engines):
     engines.parent.chmod(0o1777)
     check(engines)
     engines.chmod(0o1777)
-    mended(engines, path=engines, why="can be written to by every user")
+    assert_refused_and_repairable(engines, path=engines, why="can be written to by every user")
 
 
-def test_a_link_is_followed_and_what_it_leads_through_is_checked(engines, tmp_path):
+def test_a_link_is_followed_and_every_folder_on_its_path_is_checked(engines, tmp_path):
     (tmp_path / "way").mkdir(mode=0o755)
     (tmp_path / "way" / "second").symlink_to(engines)
     (tmp_path / "first").symlink_to("way/second")
     check(tmp_path / "first")
     (tmp_path / "way").chmod(0o757)
-    mended(tmp_path / "first", path=tmp_path / "way", why="can be written to by every user")
+    assert_refused_and_repairable(tmp_path / "first", path=tmp_path / "way", why="can be written to by every user")
     engines.chmod(0o1777)
     with pytest.raises(StoreError, match=f"{engines} can be written to"):
         check(tmp_path / "first")
 
 
 @as_root
-def test_a_link_of_somebody_else_is_refused(engines, tmp_path):
+def test_a_link_of_another_user_is_refused(engines, tmp_path):
     (tmp_path / "link").symlink_to(engines)
-    os.chown(tmp_path / "link", STRANGER, -1, follow_symlinks=False)
-    with pytest.raises(StoreError, match=f"{tmp_path / 'link'} belongs to the user {STRANGER}.*chown.*-h"):
+    os.chown(tmp_path / "link", OTHER_USER, -1, follow_symlinks=False)
+    with pytest.raises(StoreError, match=f"{tmp_path / 'link'} belongs to the user {OTHER_USER}.*chown.*-h"):
         check(tmp_path / "link")
 
 
-def test_links_in_a_circle_are_an_error(tmp_path):
+def test_circular_links_are_an_error(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OSError, match="symbolic links"):
@@ -192,7 +192,7 @@ def test_links_in_a_circle_are_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0, 0o002, 0o077])
-def test_new_folders_are_only_this_users_whatever_the_umask(tmp_path, umask):
+def test_new_folders_are_writable_only_by_this_user_with_any_umask(tmp_path, umask):
     before = os.umask(umask)
     try:
         permissions.make_folder(tmp_path / "a" / "b")
@@ -203,7 +203,7 @@ def test_new_folders_are_only_this_users_whatever_the_umask(tmp_path, umask):
     check(tmp_path / "a" / "b")
 
 
-def test_several_starts_make_the_same_folder_at_once(tmp_path):
+def test_concurrent_starts_can_make_the_same_folder(tmp_path):
     start, failed = threading.Barrier(8), []
 
     def make() -> None:

@@ -1,4 +1,4 @@
-"""engines/<key>/: whole or absent, one builder at a time, and errors that say what to do."""
+"""engines/<key>/: complete or absent, one builder at a time, and errors that say what to do."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ FINGERPRINT = Fingerprint(
     calibration="",
 )
 KEY = FINGERPRINT.key
-VERDICT = GateResult("2 pictures", "", fakes.FIGURES, "PyTorch FP32")
+GATE_RESULT = GateResult("2 pictures", "", fakes.FIGURES, "PyTorch FP32")
 FILES = {"model.bin": b"weights " * 1000, "model.xml": b"<net/>"}
 HELPER = """
 import pathlib, sys
@@ -48,13 +48,13 @@ with store.lock(pathlib.Path(sys.argv[1]), sys.argv[2], lambda: None):
 
 
 def put(engines: Path, fingerprint: Fingerprint = FINGERPRINT, files: dict[str, bytes] = FILES) -> Manifest:
-    """Build and publish, as the builder does."""
+    """Write the files and publish them, like the builder does."""
     with store.lock(engines, fingerprint.key, lambda: None), store.workplace(engines, fingerprint.key) as place:
         for name, data in files.items():
             (place / name).write_bytes(data)
         model = ModelInfo("pets", "detect", {0: "cat", 1: "dog"}, stride=32, imgsz=640, shapes=None)
         digests = {name: sha256(place / name) for name in files}
-        manifest = Manifest(fingerprint, model, VERDICT, {"when": "now"}, digests)
+        manifest = Manifest(fingerprint, model, GATE_RESULT, {"when": "now"}, digests)
         assert store.publish(engines, place, manifest) == engines / fingerprint.key
     return manifest
 
@@ -66,7 +66,7 @@ def engines(tmp_path) -> Path:
 
 @contextlib.contextmanager
 def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A file system of its own, in memory."""
+    """Mount a file system in memory at the folder."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"{options},mode=755", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
@@ -83,18 +83,18 @@ def small_disk(tmp_path) -> Iterator[Path]:
         yield folder
 
 
-def test_what_is_published_is_found(engines):
+def test_a_published_engine_is_found(engines):
     manifest = put(engines)
     assert store.find(engines, FINGERPRINT) == manifest
     assert {path.name: path.read_bytes() for path in (engines / KEY).iterdir() if path.name in FILES} == FILES
 
 
-def test_only_the_engine_is_left_after_a_build(engines):
+def test_only_the_engine_remains_after_a_build(engines):
     put(engines)
     assert [path.name for path in engines.iterdir() if not path.name.endswith(".lock")] == [KEY]
 
 
-def test_nothing_is_found_where_nothing_was_built(engines):
+def test_find_returns_none_if_no_engine_was_built(engines):
     assert store.find(engines, FINGERPRINT) is None
     engines.parent.mkdir()
     engines.touch()
@@ -102,14 +102,14 @@ def test_nothing_is_found_where_nothing_was_built(engines):
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Fingerprint)])
-def test_an_engine_that_differs_in_anything_is_another_one(engines, field):
+def test_an_engine_with_any_different_fingerprint_field_is_another_engine(engines, field):
     put(engines)
     other = dataclasses.replace(FINGERPRINT, **{field: 4 if field in ("imgsz", "batch") else "other"})
     assert other.key != KEY
     assert store.find(engines, other) is None
 
 
-def test_manifests_of_before_there_were_shapes_are_other_engines_that_differ_in_nothing_else(engines):
+def test_a_manifest_without_shapes_is_another_engine_without_a_difference_in_shapes(engines):
     put(engines, dataclasses.replace(FINGERPRINT, batch=4))
     (path,) = engines.glob("*/manifest.json")
     fields = json.loads(path.read_bytes())
@@ -120,77 +120,77 @@ def test_manifests_of_before_there_were_shapes_are_other_engines_that_differ_in_
     assert store.difference(engines, FINGERPRINT) == f"{path.parent} was built for another batch 4, now 8"
 
 
-def test_shapes_come_back_from_the_manifest_as_they_were(engines):
+def test_shapes_survive_a_round_trip_through_the_manifest(engines):
     shapes = ((384, 640), (640, 640))
     manifest = dataclasses.replace(put(engines), model=dataclasses.replace(put(engines).model, shapes=shapes))
     (engines / KEY / MANIFEST).write_text(json.dumps(manifest.to_json()))
     assert store.find(engines, FINGERPRINT) == manifest
 
 
-def test_keys_are_folder_names_that_people_can_read():
+def test_keys_are_readable_folder_names():
     assert KEY.startswith("pets-openvino-fp32-")
     assert "/" not in KEY
 
 
-def test_publishing_again_takes_the_place_of_the_old_engine(engines):
+def test_publishing_again_replaces_the_old_engine(engines):
     put(engines, files={"old.bin": b"old"})
     manifest = put(engines)
     assert store.find(engines, FINGERPRINT) == manifest
     assert not (engines / KEY / "old.bin").exists()
 
 
-def edited(folder: Path, **fields: object) -> None:
+def edit(folder: Path, **fields: object) -> None:
     path = folder / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def without(folder: Path, field: str) -> None:
+def remove_field(folder: Path, field: str) -> None:
     path = folder / MANIFEST
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != field}))
 
 
-def replaced_by(path: Path, target: Path) -> None:
+def replace_with_link(path: Path, target: Path) -> None:
     path.unlink()
     path.symlink_to(target)
 
 
-def of_model(folder: Path, **fields: object) -> None:
-    edited(folder, model=json.loads((folder / MANIFEST).read_text())["model"] | fields)
+def edit_model(folder: Path, **fields: object) -> None:
+    edit(folder, model=json.loads((folder / MANIFEST).read_text())["model"] | fields)
 
 
-def piped(path: Path) -> None:
+def replace_with_pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
 
 
-def foldered(path: Path) -> None:
+def replace_with_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-def socketed(path: Path) -> None:
+def replace_with_socket(path: Path) -> None:
     path.unlink()
     os.mknod(path, stat.S_IFSOCK | 0o644)
 
 
-def moved_away(path: Path) -> None:
-    """Out of the engine's folder, with a link to it in its place."""
+def move_out(path: Path) -> None:
+    """Move the file out of the engine's folder and put a link to it in its place."""
     path.rename(path.parents[1] / path.name)
     path.symlink_to(path.parents[1] / path.name)
 
 
-DAMAGES = {  # what happened: (the file named, how)
+DAMAGES = {  # name: (the file named in the error, the function that damages the folder)
     "no manifest": ("manifest.json", lambda f: (f / "manifest.json").unlink()),
     "empty manifest": ("manifest.json", lambda f: (f / "manifest.json").write_bytes(b"")),
     "manifest of garbage": ("manifest.json", lambda f: (f / "manifest.json").write_bytes(b"\xff\0garbage")),
     "manifest cut short": ("manifest.json", lambda f: os.truncate(f / "manifest.json", 200)),
-    "manifest of nothing": ("manifest.json", lambda f: (f / "manifest.json").write_text("null")),
+    "manifest of null": ("manifest.json", lambda f: (f / "manifest.json").write_text("null")),
     "manifest of a list": ("manifest.json", lambda f: (f / "manifest.json").write_text("[]")),
-    "manifest without files": ("manifest.json", lambda f: without(f, "files")),
-    "manifest with an unknown field": ("manifest.json", lambda f: edited(f, what=1)),
-    "files of another type": ("manifest.json", lambda f: edited(f, files=["model.bin"])),
-    "model of another type": ("manifest.json", lambda f: edited(f, model={"names": ["cat"]})),
-    "manifest of another engine": ("manifest.json", lambda f: edited(f, fingerprint=dataclasses.asdict(OTHER))),
+    "manifest without files": ("manifest.json", lambda f: remove_field(f, "files")),
+    "manifest with an unknown field": ("manifest.json", lambda f: edit(f, what=1)),
+    "files of another type": ("manifest.json", lambda f: edit(f, files=["model.bin"])),
+    "model of another type": ("manifest.json", lambda f: edit(f, model={"names": ["cat"]})),
+    "manifest of another engine": ("manifest.json", lambda f: edit(f, fingerprint=dataclasses.asdict(OTHER))),
     "file missing": ("model.bin", lambda f: (f / "model.bin").unlink()),
     "file cut short": ("model.bin", lambda f: os.truncate(f / "model.bin", 100)),
     "file empty": ("model.xml", lambda f: os.truncate(f / "model.xml", 0)),
@@ -200,36 +200,36 @@ DAMAGES = {  # what happened: (the file named, how)
     "manifest of deep JSON": ("manifest.json", lambda f: (f / "manifest.json").write_text('{"files":' * 100_000)),
     "manifest of a long number": ("manifest.json", lambda f: (f / "manifest.json").write_text("1" * 100_000)),
     "manifest of 300 MB": ("manifest.json", lambda f: os.truncate(f / "manifest.json", 300_000_000)),
-    "manifest that is a pipe": ("manifest.json", lambda f: piped(f / "manifest.json")),
-    "manifest that is a folder": ("manifest.json", lambda f: foldered(f / "manifest.json")),
-    "manifest that is a socket": ("manifest.json", lambda f: socketed(f / "manifest.json")),
-    "manifest that is a link": ("manifest.json", lambda f: replaced_by(f / "manifest.json", f / "model.xml")),
-    "names of another type": ("manifest.json", lambda f: of_model(f, names=["cat"])),
-    "names with other keys": ("manifest.json", lambda f: of_model(f, names={"cat": "cat"})),
-    "stride of another type": ("manifest.json", lambda f: of_model(f, stride="32")),
-    "shapes of another type": ("manifest.json", lambda f: of_model(f, shapes=[[1, 2, 3]])),
-    "digest of another type": ("manifest.json", lambda f: edited(f, files={"model.bin": None})),
-    "figures of another type": ("manifest.json", lambda f: edited(f, gate={"on": "", "images": "", "figures": [1]})),
-    "link to nowhere": ("model.bin", lambda f: replaced_by(f / "model.bin", Path("/nowhere"))),
-    "link to the file itself": ("model.bin", lambda f: moved_away(f / "model.bin")),
-    "link in a circle": ("model.bin", lambda f: replaced_by(f / "model.bin", Path("model.bin"))),
-    "folder in its place": ("model.bin", lambda f: foldered(f / "model.bin")),
-    "pipe in its place": ("model.bin", lambda f: piped(f / "model.bin")),
-    "socket in its place": ("model.bin", lambda f: socketed(f / "model.bin")),
-    "link to a device": ("model.bin", lambda f: replaced_by(f / "model.bin", Path("/dev/zero"))),
-    "file that cannot be read": ("model.bin", lambda f: replaced_by(f / "model.bin", Path("/proc/self/mem"))),
+    "manifest that is a pipe": ("manifest.json", lambda f: replace_with_pipe(f / "manifest.json")),
+    "manifest that is a folder": ("manifest.json", lambda f: replace_with_folder(f / "manifest.json")),
+    "manifest that is a socket": ("manifest.json", lambda f: replace_with_socket(f / "manifest.json")),
+    "manifest that is a link": ("manifest.json", lambda f: replace_with_link(f / "manifest.json", f / "model.xml")),
+    "names of another type": ("manifest.json", lambda f: edit_model(f, names=["cat"])),
+    "names with other keys": ("manifest.json", lambda f: edit_model(f, names={"cat": "cat"})),
+    "stride of another type": ("manifest.json", lambda f: edit_model(f, stride="32")),
+    "shapes of another type": ("manifest.json", lambda f: edit_model(f, shapes=[[1, 2, 3]])),
+    "digest of another type": ("manifest.json", lambda f: edit(f, files={"model.bin": None})),
+    "figures of another type": ("manifest.json", lambda f: edit(f, gate={"on": "", "images": "", "figures": [1]})),
+    "link to nowhere": ("model.bin", lambda f: replace_with_link(f / "model.bin", Path("/nowhere"))),
+    "link to the file itself": ("model.bin", lambda f: move_out(f / "model.bin")),
+    "link in a circle": ("model.bin", lambda f: replace_with_link(f / "model.bin", Path("model.bin"))),
+    "folder in its place": ("model.bin", lambda f: replace_with_folder(f / "model.bin")),
+    "pipe in its place": ("model.bin", lambda f: replace_with_pipe(f / "model.bin")),
+    "socket in its place": ("model.bin", lambda f: replace_with_socket(f / "model.bin")),
+    "link to a device": ("model.bin", lambda f: replace_with_link(f / "model.bin", Path("/dev/zero"))),
+    "file that cannot be read": ("model.bin", lambda f: replace_with_link(f / "model.bin", Path("/proc/self/mem"))),
     "file that the manifest does not name": ("model.fp16.bin", lambda f: (f / "model.fp16.bin").write_bytes(b"x")),
 }
 OTHER = dataclasses.replace(FINGERPRINT, batch=1)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_noticed_and_the_file_is_named(engines, damage):
+def test_a_damaged_engine_is_detected_and_the_file_is_named(engines, damage):
     put(engines)
-    name, happen = DAMAGES[damage]
-    happen(engines / KEY)
+    name, apply = DAMAGES[damage]
+    apply(engines / KEY)
     if damage == "another file in its place":
-        name = "model.bin"  # gone, and first in the manifest
+        name = "model.bin"  # missing, and first in the manifest
     with pytest.raises(Damaged, match=f"{KEY}/{name} "):
         store.find(engines, FINGERPRINT)
     manifest = put(engines)
@@ -243,13 +243,13 @@ FOREIGN_NAMES = [
 
 
 @pytest.mark.parametrize("name", FOREIGN_NAMES)
-def test_a_manifest_that_names_something_outside_its_folder_is_refused(engines, name):
+def test_a_manifest_that_names_a_file_outside_its_folder_is_refused(engines, name):
     put(engines)
     (engines / "model.bin").write_bytes(b"x")
     (engines / KEY / "sub").mkdir(exist_ok=True)
     (engines / KEY / "sub").rmdir()
     files = {FILE: sha256(engines / KEY / FILE) for FILE in FILES}
-    edited(engines / KEY, files=files | {name: sha256(engines / "model.bin")})
+    edit(engines / KEY, files=files | {name: sha256(engines / "model.bin")})
     with pytest.raises(Damaged, match=r"not a plain file name|missing") as refused:
         store.find(engines, FINGERPRINT)
     assert len(str(refused.value)) < 500 or name == "x" * 10_000
@@ -257,7 +257,7 @@ def test_a_manifest_that_names_something_outside_its_folder_is_refused(engines, 
 
 
 @pytest.mark.parametrize("kind", ["link", "file", "pipe"])
-def test_a_key_that_is_no_folder_is_damage_and_a_build_takes_its_place(engines, tmp_path, kind):
+def test_a_key_that_is_not_a_folder_is_damaged_and_a_build_replaces_it(engines, tmp_path, kind):
     put(engines)
     (engines / KEY).rename(tmp_path / "elsewhere")
     {"link": lambda p: p.symlink_to(tmp_path / "elsewhere"), "file": Path.touch, "pipe": os.mkfifo}[kind](engines / KEY)
@@ -269,18 +269,18 @@ def test_a_key_that_is_no_folder_is_damage_and_a_build_takes_its_place(engines, 
 
 
 @pytest.mark.parametrize("place", ["", KEY, f"{KEY}/model.bin", f"{KEY}/manifest.json"])
-def test_an_engine_that_others_can_write_to_is_refused_and_nothing_is_built_there(engines, place):
+def test_an_engine_that_others_can_write_is_refused_and_not_rebuilt(engines, place):
     put(engines)
     (engines / place).chmod(0o777)
     with pytest.raises(StoreError, match=f"{place} can be written to by every user.*chmod -R go-w") as refused:
         store.find(engines, FINGERPRINT)
-    assert not isinstance(refused.value, Damaged)  # which would be built again
+    assert not isinstance(refused.value, Damaged)  # a damaged engine would be built again
     if not place:
         with pytest.raises(StoreError, match="can be written to"):
             put(engines)
 
 
-def test_an_engines_folder_that_others_can_write_to_is_refused_before_anything_is_built(engines):
+def test_an_engines_folder_that_others_can_write_is_refused_before_a_build(engines):
     engines.mkdir(parents=True)
     engines.chmod(0o777)
     with pytest.raises(StoreError, match="can be written to by every user"):
@@ -288,7 +288,7 @@ def test_an_engines_folder_that_others_can_write_to_is_refused_before_anything_i
 
 
 @pytest.mark.parametrize("umask", [0, 0o002, 0o077])
-def test_what_is_published_belongs_to_this_user_alone_whatever_the_umask(engines, umask):
+def test_a_published_engine_is_writable_only_by_this_user_with_any_umask(engines, umask):
     before = os.umask(umask)
     try:
         put(engines)
@@ -299,13 +299,13 @@ def test_what_is_published_belongs_to_this_user_alone_whatever_the_umask(engines
     assert store.find(engines, FINGERPRINT)
 
 
-def test_a_build_under_way_cannot_be_entered_by_others(engines):
+def test_the_folder_of_a_running_build_is_closed_to_other_users(engines):
     with store.lock(engines, KEY, lambda: None), store.workplace(engines, KEY) as place:
         assert place.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("name", ["weights", ".cache"])
-def test_weights_and_caches_that_others_can_write_to_are_refused(engines, name):
+def test_weights_and_caches_that_others_can_write_are_refused(engines, name):
     folder = store.subfolder(engines, name)
     assert not folder.exists()
     permissions.make_folder(folder)
@@ -319,7 +319,7 @@ def test_weights_and_caches_that_others_can_write_to_are_refused(engines, name):
 
 
 @pytest.mark.parametrize("other", ["pipe", "large", "deep", "list"])
-def test_other_engines_that_are_damaged_do_not_stop_the_search_for_a_difference(engines, other):
+def test_damaged_engines_are_skipped_in_the_search_for_a_difference(engines, other):
     put(engines, OTHER)
     near = engines / f"{KEY.rpartition('-')[0]}-0"
     near.mkdir()
@@ -333,12 +333,12 @@ def test_other_engines_that_are_damaged_do_not_stop_the_search_for_a_difference(
 
 def test_a_difference_is_one_short_line(engines):
     put(engines, OTHER)
-    edited(engines / OTHER.key, fingerprint=dataclasses.asdict(FINGERPRINT) | {"device": "\n\x1b[2J" + "x" * 100_000})
+    edit(engines / OTHER.key, fingerprint=dataclasses.asdict(FINGERPRINT) | {"device": "\n\x1b[2J" + "x" * 100_000})
     assert len(store.difference(engines, FINGERPRINT)) < 400
     assert store.difference(engines, FINGERPRINT).isprintable()
 
 
-def test_a_workplace_is_empty_whatever_a_killed_build_left(engines):
+def test_a_workplace_is_empty_after_a_killed_build(engines):
     with store.lock(engines, KEY, lambda: None), store.workplace(engines, KEY) as place:
         where = place
     (where / "sub").mkdir(parents=True)
@@ -348,14 +348,14 @@ def test_a_workplace_is_empty_whatever_a_killed_build_left(engines):
         assert list(place.iterdir()) == []
 
 
-def test_a_failed_build_leaves_nothing_and_its_error_is_its_own(engines):
+def test_a_failed_build_leaves_no_files_and_keeps_its_error(engines):
     with pytest.raises(TypeError):
         put(engines, files={"half.bin": b"half", "model.bin": None})
     assert [path.name for path in engines.iterdir()] == [f".{KEY}.lock"]
     assert store.find(engines, FINGERPRINT) is None
 
 
-def test_a_workplace_is_no_engine(engines):
+def test_a_workplace_is_not_found_as_an_engine(engines):
     with store.lock(engines, KEY, lambda: None), store.workplace(engines, KEY) as place:
         assert place.parent == engines
         assert place != engines / KEY
@@ -363,8 +363,8 @@ def test_a_workplace_is_no_engine(engines):
 
 
 @contextlib.contextmanager
-def held_elsewhere(engines: Path, key: str = KEY) -> Iterator[subprocess.Popen]:
-    """The lock in another process, until its standard input is closed."""
+def held_by_another_process(engines: Path, key: str = KEY) -> Iterator[subprocess.Popen]:
+    """Hold the lock in another process until its standard input is closed."""
     command = [sys.executable, "-c", HELPER, str(engines), key]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -378,8 +378,8 @@ def held_elsewhere(engines: Path, key: str = KEY) -> Iterator[subprocess.Popen]:
             process.kill()
 
 
-def test_a_lock_keeps_other_processes_out_and_waiting_is_told(engines):
-    with held_elsewhere(engines) as process:
+def test_a_lock_excludes_other_processes_and_reports_the_wait(engines):
+    with held_by_another_process(engines) as process:
         waits = []
 
         def wait() -> None:
@@ -391,8 +391,8 @@ def test_a_lock_keeps_other_processes_out_and_waiting_is_told(engines):
             assert (engines / "left").exists()
 
 
-def test_a_lock_dies_with_a_killed_holder(engines):
-    with held_elsewhere(engines) as process:
+def test_a_lock_is_released_when_its_holder_is_killed(engines):
+    with held_by_another_process(engines) as process:
         waits = []
 
         def wait() -> None:
@@ -405,25 +405,25 @@ def test_a_lock_dies_with_a_killed_holder(engines):
             assert not (engines / "left").exists()
 
 
-def test_a_lock_that_is_free_does_not_wait(engines):
+def test_a_free_lock_is_taken_without_a_wait(engines):
     for _ in range(2):
         with store.lock(engines, KEY, lambda: pytest.fail("waited")):
             pass
 
 
-def test_locks_of_other_engines_are_free(engines):
-    with held_elsewhere(engines, OTHER.key), store.lock(engines, KEY, lambda: pytest.fail("waited")):
+def test_a_lock_of_another_engine_causes_no_wait(engines):
+    with held_by_another_process(engines, OTHER.key), store.lock(engines, KEY, lambda: pytest.fail("waited")):
         pass
 
 
-def test_a_full_disk_is_told_while_building(small_disk):
+def test_a_full_disk_during_a_build_is_reported(small_disk):
     with pytest.raises(StoreError, match=rf"{small_disk}.*the disk is full.*ENGINES_DIR"):
         put(small_disk, files={"model.bin": bytes(1_000_000)})
     assert store.find(small_disk, FINGERPRINT) is None
     assert not [path for path in small_disk.rglob("*") if path.stat().st_size]
 
 
-def test_a_full_disk_is_told_when_a_library_has_another_word_for_it(small_disk):
+def test_a_full_disk_is_reported_if_a_library_raises_another_error(small_disk):
     with pytest.raises(StoreError, match="the disk is full"), store.workplace(small_disk, KEY):
         raise RuntimeError("Unable to save model")
 
@@ -436,14 +436,14 @@ def publish_on_the_last_byte(engines: Path, manifest: Manifest) -> None:
         store.publish(engines, place, dataclasses.replace(manifest, files={}))
 
 
-def test_a_full_disk_is_told_while_publishing_and_the_old_engine_stays(small_disk):
+def test_a_full_disk_during_publishing_is_reported_and_the_old_engine_stays(small_disk):
     old = put(small_disk)
     with pytest.raises(StoreError, match="the disk is full"):
         publish_on_the_last_byte(small_disk, old)
     assert store.find(small_disk, FINGERPRINT) == old
 
 
-def test_a_read_only_place_is_told(tmp_path):
+def test_a_read_only_folder_is_reported(tmp_path):
     with mounted(tmp_path / "fixed", "ro") as folder:
         for engines in (folder, folder / "engines"):
             with pytest.raises(StoreError, match=rf"{folder}.*read-only.*ENGINES_DIR"):
@@ -451,52 +451,52 @@ def test_a_read_only_place_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("engines", ["file", "file/engines"])
-def test_a_file_where_the_folder_should_be_is_told(tmp_path, engines):
+def test_a_file_in_the_place_of_the_folder_is_reported(tmp_path, engines):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=rf"{tmp_path / 'file'}.*ENGINES_DIR"):
         put(tmp_path / engines)
 
 
-def test_an_engine_whose_reference_found_something_carries_no_warning():
-    nothing = dataclasses.replace(VERDICT, figures=dataclasses.replace(fakes.FIGURES, boxes=0))
-    assert VERDICT.nothing_found() == ""
-    assert nothing.nothing_found().startswith("PyTorch FP32 finds nothing in 2 pictures")
-    assert "GATE_DIR" in nothing.nothing_found()
+def test_nothing_found_warns_only_if_the_reference_found_no_boxes():
+    no_boxes = dataclasses.replace(GATE_RESULT, figures=dataclasses.replace(fakes.FIGURES, boxes=0))
+    assert GATE_RESULT.nothing_found() == ""
+    assert no_boxes.nothing_found().startswith("PyTorch FP32 finds nothing in 2 pictures")
+    assert "GATE_DIR" in no_boxes.nothing_found()
     assert GateResult("nothing", "", None).nothing_found() == ""
 
 
-def elsewhere(**changes: str) -> Fingerprint:
-    """As FINGERPRINT, of an engine that was built where more was known."""
+def fingerprint_with(**changes: str) -> Fingerprint:
+    """Return FINGERPRINT with changed fields."""
     return dataclasses.replace(FINGERPRINT, **changes)
 
 
-def test_an_engine_matches_however_it_was_calibrated_and_evaluated(engines):
+def test_an_engine_matches_with_any_calibration_and_evaluation(engines):
     assert store.match(engines, FINGERPRINT) is None
-    other = elsewhere(calibration="48 scenes", evaluation_revision="new")
+    other = fingerprint_with(calibration="48 scenes", evaluation_revision="new")
     manifest = put(engines, other)
     found = store.match(engines, FINGERPRINT)
     assert (found.folder, found.manifest) == (engines / other.key, manifest)
 
 
 @pytest.mark.parametrize("change", [{"graph_revision": "2"}, {"weights_sha256": "1" * 64}, {"device": "gpu"}])
-def test_an_engine_of_other_code_weights_or_device_does_not_match(engines, change):
-    put(engines, elsewhere(**change))
+def test_an_engine_of_another_graph_weights_or_device_does_not_match(engines, change):
+    put(engines, fingerprint_with(**change))
     assert store.match(engines, FINGERPRINT) is None
 
 
-def test_of_several_that_match_the_newest_is_taken(engines):
+def test_the_newest_matching_engine_is_taken(engines):
     for at, revision in enumerate(("b", "a")):
-        put(engines, elsewhere(evaluation_revision=revision))
-        path = engines / elsewhere(evaluation_revision=revision).key / MANIFEST
+        put(engines, fingerprint_with(evaluation_revision=revision))
+        path = engines / fingerprint_with(evaluation_revision=revision).key / MANIFEST
         os.utime(path, (at, at))
     assert store.match(engines, FINGERPRINT).manifest.fingerprint.evaluation_revision == "a"
 
 
-def test_a_damaged_engine_is_passed_over_and_told(engines, caplog):
-    """It was passed over in silence, and the server said that there is none."""
+def test_a_damaged_engine_is_skipped_and_logged(engines, caplog):
+    """It was skipped without a log line, and the server reported that there is no engine."""
     put(engines)
-    put(engines, elsewhere(evaluation_revision="damaged"))
-    path = engines / elsewhere(evaluation_revision="damaged").key / "model.bin"
+    put(engines, fingerprint_with(evaluation_revision="damaged"))
+    path = engines / fingerprint_with(evaluation_revision="damaged").key / "model.bin"
     path.write_bytes(b"cut")
     assert store.match(engines, FINGERPRINT).manifest.fingerprint == FINGERPRINT
     (record,) = caplog.records

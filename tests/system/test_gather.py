@@ -1,4 +1,4 @@
-"""Coroutines at the same time: results in order, one failure for all, nothing kept of the others."""
+"""Concurrent coroutines: results in order, the first failure cancels the others, and no references remain."""
 
 import asyncio
 import gc
@@ -10,7 +10,7 @@ from app.errors import BadParameter
 from app.system.gather import together
 
 
-def test_results_come_in_the_order_of_the_works():
+def test_results_are_in_the_order_of_the_coroutines():
     async def later(seconds: float) -> float:
         await asyncio.sleep(seconds)
         return seconds
@@ -19,7 +19,7 @@ def test_results_come_in_the_order_of_the_works():
 
 
 @pytest.mark.parametrize(("what", "message"), [("file", "file 2 of 3: no"), ("", "no")])
-def test_the_first_error_says_which_one_it_was_and_ends_the_others(what, message):
+def test_the_first_error_names_its_coroutine_and_cancels_the_others(what, message):
     ended = []
 
     async def endless() -> None:
@@ -32,16 +32,16 @@ def test_the_first_error_says_which_one_it_was_and_ends_the_others(what, message
         await asyncio.sleep(0)
         raise BadParameter("no")
 
-    async def ask() -> None:
+    async def run() -> None:
         with pytest.raises(BadParameter, match=f"^{message}$"):
             await together([endless(), failing(), endless()], what)
         await asyncio.sleep(0)
 
-    asyncio.run(ask())
+    asyncio.run(run())
     assert ended == [True, True]
 
 
-def test_errors_that_are_nobody_s_leave_nothing_to_the_garbage_collector():
+def test_errors_that_are_not_raised_leave_nothing_to_the_garbage_collector():
     class Body:
         pass
 
@@ -49,17 +49,17 @@ def test_errors_that_are_nobody_s_leave_nothing_to_the_garbage_collector():
     left = [weakref.ref(body) for body in bodies]
 
     async def failing(body: Body) -> None:
-        done = asyncio.get_running_loop().create_future()  # a circle: it holds the error, whose frame holds it
+        done = asyncio.get_running_loop().create_future()  # a reference cycle: it holds the error, whose frame holds it
         done.set_exception(BadParameter(f"no use for {body}"))
         await done
 
-    async def ask() -> None:
+    async def run() -> None:
         with pytest.raises(BadParameter):
             await together([failing(bodies.pop()), failing(bodies.pop())])
 
     gc.disable()
     try:
-        asyncio.run(ask())
-        assert sum(each() is not None for each in left) <= 1  # whoever asked has the other's error
+        asyncio.run(run())
+        assert sum(each() is not None for each in left) <= 1  # the error that was raised keeps its own body
     finally:
         gc.enable()

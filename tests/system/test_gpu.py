@@ -1,4 +1,4 @@
-"""What Prometheus is told of the GPU, and that a machine without one goes unnoticed."""
+"""The GPU metrics for Prometheus. A machine without a GPU exports none."""
 
 import pynvml
 import pytest
@@ -28,7 +28,7 @@ def driver(monkeypatch):
 
 
 def scraped(collector: gpu.GpuCollector) -> dict[str, float]:
-    """Series that /metrics has of it, by name."""
+    """Return the values that /metrics exports, by series name."""
     registry = CollectorRegistry()
     registry.register(collector)
     families = text_string_to_metric_families(generate_latest(registry).decode())
@@ -39,11 +39,11 @@ def labels(collector: gpu.GpuCollector) -> list[dict[str, str]]:
     return [sample.labels for family in collector.collect() for sample in family.samples]
 
 
-def test_load_memory_temperature_and_power_are_told_in_base_units(driver):
+def test_load_memory_temperature_and_power_are_exported_in_base_units(driver):
     assert scraped(gpu.open_gpu()) == VALUES
 
 
-def test_all_are_gauges(driver):
+def test_every_gpu_metric_is_a_gauge(driver):
     assert {family.type for family in gpu.open_gpu().collect()} == {"gauge"}
 
 
@@ -51,20 +51,20 @@ def test_all_are_gauges(driver):
     ("visible", "index"),
     [(None, 0), ("0", 0), ("1", 1), ("1,0", 1), (" 1 , 0", 1), ("GPU-aaaa", 0), ("GPU-bbbb,GPU-aaaa", 1)],
 )
-def test_the_gpu_is_the_first_that_the_runtime_may_see(driver, monkeypatch, visible, index):
+def test_the_first_visible_gpu_is_used(driver, monkeypatch, visible, index):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert labels(gpu.open_gpu()) == [{"gpu": str(index), "name": f"NVIDIA A1{index}G"}] * len(VALUES)
 
 
 @pytest.mark.parametrize("visible", ["", "-1", "2", "GPU-cccc", "NoDevFiles"])
-def test_without_a_visible_gpu_there_is_nothing_to_tell(driver, monkeypatch, visible):
+def test_open_gpu_returns_none_without_a_visible_gpu(driver, monkeypatch, visible):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpu.open_gpu() is None
 
 
 @pytest.mark.parametrize(
-    ("function", "lost"),
+    ("function", "omitted"),
     [
         ("nvmlDeviceGetUtilizationRates", {"yolopard_gpu_utilization_ratio"}),
         ("nvmlDeviceGetMemoryInfo", MEMORY),
@@ -73,15 +73,15 @@ def test_without_a_visible_gpu_there_is_nothing_to_tell(driver, monkeypatch, vis
     ],
 )
 @pytest.mark.parametrize("code", [pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND])
-def test_a_value_that_the_driver_does_not_tell_is_left_out(driver, function, lost, code):
+def test_a_value_that_the_driver_does_not_report_is_omitted(driver, function, omitted, code):
     driver.errors[function] = code
-    assert set(scraped(gpu.open_gpu())) == set(VALUES) - lost
+    assert set(scraped(gpu.open_gpu())) == set(VALUES) - omitted
 
 
-def test_a_gpu_that_falls_off_the_bus_leaves_the_other_metrics_alone_and_may_come_back(driver):
+def test_a_lost_gpu_exports_no_values_until_it_returns(driver):
     collector = gpu.open_gpu()
-    requested = ("UtilizationRates", "MemoryInfo", "Temperature", "PowerUsage")
-    driver.errors = {f"nvmlDeviceGet{what}": pynvml.NVML_ERROR_GPU_IS_LOST for what in requested}
+    functions = ("UtilizationRates", "MemoryInfo", "Temperature", "PowerUsage")
+    driver.errors = {f"nvmlDeviceGet{what}": pynvml.NVML_ERROR_GPU_IS_LOST for what in functions}
     assert scraped(collector) == {}
     driver.errors = {}
     assert scraped(collector) == VALUES
@@ -97,27 +97,27 @@ def test_a_gpu_that_falls_off_the_bus_leaves_the_other_metrics_alone_and_may_com
         pynvml.NVML_ERROR_NO_PERMISSION,
     ],
 )
-def test_a_driver_that_does_not_answer_is_no_driver(driver, function, code):
+def test_open_gpu_returns_none_if_the_driver_fails(driver, function, code):
     driver.errors[function] = code
     assert gpu.open_gpu() is None
 
 
 @pytest.mark.usefixtures("driver")
-def test_facts_tell_driver_and_cuda_version():
+def test_facts_hold_name_driver_and_cuda_version():
     assert gpu.facts() == {"name": gpu.open_gpu()._labels[1], "driver": "595.71.05", "cuda": "13.2"}
 
 
-def test_without_a_gpu_there_are_no_facts(monkeypatch):
+def test_facts_are_none_without_pynvml(monkeypatch):
     monkeypatch.setattr(gpu, "pynvml", None)
     assert gpu.facts() is None
 
 
-def test_without_the_package_there_is_no_gpu(monkeypatch):
+def test_open_gpu_returns_none_without_pynvml(monkeypatch):
     monkeypatch.setattr(gpu, "pynvml", None)
     assert gpu.open_gpu() is None
 
 
-def test_this_machine_is_read_as_it_is_and_in_silence(monkeypatch, capfd):
+def test_the_gpu_of_this_machine_is_read_without_output(monkeypatch, capfd):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     collector = gpu.open_gpu()
     assert capfd.readouterr() == ("", "")

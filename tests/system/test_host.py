@@ -1,4 +1,4 @@
-"""What the host lets this process use."""
+"""CPU cores and memory that this process may use."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def a_host(monkeypatch):
-    """A host of so many cores, with these files and no others."""
+    """Return a function that simulates a host with `cores` cores and only these files."""
 
     def set_up(cores: int, files: dict[str, str]) -> None:
         def read_text(path: Path) -> str:
@@ -43,13 +43,13 @@ def a_host(monkeypatch):
         (1, "max 100000\n", 1),
     ],
 )
-def test_cores_are_the_affinity_less_the_cgroup_quota_and_at_least_1(a_host, cores, quota, expected):
+def test_cores_are_limited_by_affinity_and_cgroup_quota_and_are_at_least_1(a_host, cores, quota, expected):
     a_host(cores, {"/sys/fs/cgroup/cpu.max": quota})
     assert host.cpus() == expected
 
 
 @pytest.mark.parametrize("text", ["", "max", "1 2 3"])
-def test_a_quota_that_is_not_understood_limits_nothing(a_host, text):
+def test_an_invalid_cgroup_quota_is_ignored(a_host, text):
     a_host(6, {"/sys/fs/cgroup/cpu.max": text})
     assert host.cpus() == 6
 
@@ -65,16 +65,16 @@ V2, V1 = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_byt
         ({V2: "max\n"}, MACHINE),
         ({V2: "1000000000\n"}, 1_000_000_000),
         ({V1: "1000000000\n"}, 1_000_000_000),
-        ({V1: "9223372036854771712\n"}, MACHINE),  # version 1 for "no limit"
+        ({V1: "9223372036854771712\n"}, MACHINE),  # "no limit" in version 1
         ({V2: ""}, MACHINE),
     ],
 )
-def test_memory_is_the_machines_less_the_cgroups_limit(a_host, files, expected):
+def test_memory_is_that_of_the_machine_or_the_cgroup_limit(a_host, files, expected):
     a_host(2, files)
     assert host.memory_bytes() == expected
 
 
-def test_memory_that_a_process_holds_is_seen_and_an_ended_one_holds_none():
+def test_held_bytes_is_the_memory_of_a_process_and_0_after_its_end():
     before = host.held_bytes(os.getpid())
     block = b"x" * 50_000_000
     assert 40_000_000 < host.held_bytes(os.getpid()) - before < 200_000_000
@@ -84,12 +84,12 @@ def test_memory_that_a_process_holds_is_seen_and_an_ended_one_holds_none():
     assert host.held_bytes(child.pid) == 0
 
 
-def test_without_cgroups_the_affinity_counts(a_host):
+def test_without_cgroups_only_the_affinity_limits_the_cores(a_host):
     a_host(6, {})
     assert host.cpus() == 6
 
 
-def test_this_machine_has_a_core_and_its_affinity_is_heeded():
+def test_the_affinity_of_this_process_is_respected():
     mine = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(mine)})
@@ -99,7 +99,7 @@ def test_this_machine_has_a_core_and_its_affinity_is_heeded():
     assert 1 <= host.cpus() <= len(mine)
 
 
-def test_the_cpu_is_named_as_the_kernel_names_it(a_host):
+def test_the_cpu_name_is_read_from_cpuinfo(a_host):
     cpuinfo = (
         "processor\t: 0\nmodel\t\t: 85\nmodel name\t: Fast CPU: 3 GHz\nflags\t\t: avx2\nmodel name\t: Fast CPU: 3 GHz\n"
     )
@@ -108,7 +108,7 @@ def test_the_cpu_is_named_as_the_kernel_names_it(a_host):
 
 
 @pytest.mark.parametrize("files", [{}, {"/proc/cpuinfo": "processor\t: 0\nCPU part\t: 0xd0c\n"}])
-def test_a_cpu_without_a_name_goes_by_its_kind(a_host, monkeypatch, files):
+def test_a_cpu_without_a_name_is_named_by_its_architecture(a_host, monkeypatch, files):
     a_host(2, files)
     monkeypatch.setattr(host.platform, "processor", lambda: "")
     assert host.cpu_name() == host.platform.machine() != ""
@@ -129,7 +129,7 @@ def batches(count):
         [np.ones(3 << 20, np.uint8) for _ in range(4)]
 
 def images():
-    batches(3)  # as malloc finds its way
+    batches(3)  # warm-up: malloc adapts its thresholds
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     batches(20)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -142,7 +142,7 @@ thread.join()
 
 
 def page_faults(how: str) -> list[int]:
-    """Of 20 times four images of 3 MB, in the main thread and in another, in a process of its own."""
+    """Return the page faults of 20 times four images of 3 MB in a new process: [main thread, second thread]."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     command = [sys.executable, "-c", FAULTS, how]
     ended = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
@@ -150,15 +150,15 @@ def page_faults(how: str) -> list[int]:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
-def test_memory_that_is_kept_is_not_found_anew_for_every_image():
-    as_it_comes, kept = page_faults("as it comes"), page_faults("kept")
-    assert min(as_it_comes) > 60  # with pages of 4 KB it is 61,000, with huge ones 120
-    for before, after in zip(as_it_comes, kept, strict=True):
+def test_kept_memory_avoids_page_faults_for_every_image():
+    default, kept = page_faults("as it comes"), page_faults("kept")
+    assert min(default) > 60  # 61,000 with pages of 4 KB, 120 with huge pages
+    for before, after in zip(default, kept, strict=True):
         assert after < before / 10
 
 
 def arenas(how: str) -> int:
-    """Of a process in which four threads have allocated at the same time."""
+    """Return the number of malloc arenas of a process where four threads allocated at the same time."""
     code = """
 import ctypes, sys, threading
 import numpy as np
@@ -188,8 +188,8 @@ libc.fflush(None)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="not glibc")
-def test_memory_that_one_thread_has_freed_is_there_for_all():
-    """Memory grew by an eighth in 100,000 mixed requests: each decode thread had an arena of its own."""
+def test_memory_freed_by_one_thread_is_reused_by_all_threads():
+    """Memory grew by an eighth in 100,000 mixed requests: each decode thread had its own arena."""
     assert arenas("as it comes") > 1
     assert arenas("kept") == 1
 
@@ -205,7 +205,7 @@ def resident_mb():
 host.IDLE_S = 0.2
 host.keep_freed_memory()
 kept = [np.ones(3 << 20, np.uint8) for _ in range(60)]
-last = kept.pop()  # behind the others, which therefore are not at the heap's end
+last = kept.pop()  # after the others, so that they are not at the end of the heap
 kept.clear()
 before, deadline = resident_mb(), time.monotonic() + 60
 if sys.argv[1] == "given back":
@@ -217,8 +217,8 @@ print(before - resident_mb())
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
-def test_memory_that_is_kept_goes_back_when_there_is_nothing_to_do():
-    """Resident memory rose by 10 % from the 10,000th mixed request to the 25,000th, with nothing more in use."""
+def test_kept_memory_is_returned_when_the_server_is_idle():
+    """Resident memory rose by 10 % from the 10,000th mixed request to the 25,000th, without more memory in use."""
     freed = {}
     for how in ("kept", "given back"):
         command = [sys.executable, "-c", IDLE, how]
@@ -228,9 +228,9 @@ def test_memory_that_is_kept_goes_back_when_there_is_nothing_to_do():
     assert freed["given back"] >= 170
 
 
-def test_a_c_library_without_the_knob_is_left_alone(monkeypatch):
+def test_a_c_library_without_mallopt_is_not_changed(monkeypatch):
     class Musl:
-        """It has no mallopt; asking for it is an AttributeError, as of every library."""
+        """Has no mallopt: access raises AttributeError, like for every library without it."""
 
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Musl())
     host.keep_freed_memory()
@@ -238,15 +238,15 @@ def test_a_c_library_without_the_knob_is_left_alone(monkeypatch):
     assert "give-back" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_the_knobs_are_those_of_malloc_h_and_within_what_glibc_takes(monkeypatch):
-    """Over half a heap, 32 MiB, mallopt refuses M_MMAP_THRESHOLD."""
-    given: dict[int, int] = {}
+def test_mallopt_gets_the_parameters_of_malloc_h_within_the_limits_of_glibc(monkeypatch):
+    """mallopt refuses an M_MMAP_THRESHOLD above half a heap, 32 MiB."""
+    options: dict[int, int] = {}
 
     class Glibc:
-        mallopt = staticmethod(given.__setitem__)
+        mallopt = staticmethod(options.__setitem__)
 
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Glibc())
     host.keep_freed_memory()
-    assert given.keys() == {-3, -1, -8}
-    assert 16 << 20 <= given[-3] <= 32 << 20
-    assert given[-1] > given[-3]
+    assert options.keys() == {-3, -1, -8}
+    assert 16 << 20 <= options[-3] <= 32 << 20
+    assert options[-1] > options[-3]

@@ -1,4 +1,4 @@
-"""The log's lines, as they arrive on standard error."""
+"""The log lines on standard error."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ def _logging_as_it_was():
 
 @pytest.fixture
 def lines(capsys):
-    """What was logged since the last time, by line; nothing is on standard output."""
+    """Return a function that returns the lines logged since its last call. Standard output must stay empty."""
 
     def read() -> list[str]:
         out, err = capsys.readouterr()
@@ -35,7 +35,7 @@ def lines(capsys):
     return read
 
 
-def test_a_json_line_holds_time_level_logger_message_and_extra(lines):
+def test_a_json_line_has_time_level_logger_message_and_extra(lines):
     log.configure("info", "json")
     logging.getLogger("yolopard.api").info("served %d", 3, extra={"code": 200, "path": "/v1/detect"})
     (line,) = map(json.loads, lines())
@@ -50,7 +50,7 @@ def test_a_json_line_holds_time_level_logger_message_and_extra(lines):
     }
 
 
-def test_json_stays_one_line_whatever_is_logged(lines):
+def test_a_json_record_is_always_one_line(lines):
     log.configure("info", "json")
     logging.getLogger("yolopard").warning(
         "two\nlines and \N{CAT FACE}",
@@ -66,7 +66,7 @@ def test_json_stays_one_line_whatever_is_logged(lines):
     assert json.loads(line)["what"] == "{1}"
 
 
-def test_an_exception_is_in_its_line(lines):
+def test_an_exception_is_part_of_its_json_line(lines):
     log.configure("info", "json")
     try:
         raise ValueError("no such thing")
@@ -87,7 +87,7 @@ def test_a_text_line_ends_with_extra(lines):
 
 @pytest.mark.parametrize("style", ["text", "json"])
 @pytest.mark.parametrize(("level", "count"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
-def test_the_level_is_the_least_that_is_logged(lines, level, count, style):
+def test_records_below_the_level_are_not_logged(lines, level, count, style):
     log.configure(level, style)
     for each in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
         logging.getLogger("yolopard").log(each, "hello")
@@ -95,7 +95,7 @@ def test_the_level_is_the_least_that_is_logged(lines, level, count, style):
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "uvicorn.error", "other"])
-def test_others_are_heard_from_warning_on_and_in_the_same_form(lines, name):
+def test_other_loggers_log_from_warning_on_in_the_same_format(lines, name):
     log.configure("debug", "json")
     logging.getLogger(name).info("chatter")
     logging.getLogger(name).warning("beware", extra={"color_message": "\x1b[33mbeware"})
@@ -103,14 +103,14 @@ def test_others_are_heard_from_warning_on_and_in_the_same_form(lines, name):
     assert (line["message"], line["logger"], line.get("color_message")) == ("beware", name, None)
 
 
-def test_configuring_twice_does_not_double_the_lines(lines):
+def test_configuring_twice_does_not_duplicate_lines(lines):
     log.configure("info", "json")
     log.configure("info", "json")
     logging.getLogger("yolopard").info("once")
     assert len(lines()) == 1
 
 
-def test_a_logger_made_before_is_not_silenced(lines):
+def test_a_logger_created_before_configure_still_logs(lines):
     early = logging.getLogger("yolopard.early")
     log.configure("info", "text")
     early.info("heard")
@@ -129,7 +129,7 @@ def test_control_characters_of_a_client_are_escaped(lines, style):
     assert "CRITICAL all is lost" in line
 
 
-def test_a_traceback_begins_no_line_of_its_own(lines):
+def test_the_lines_of_a_traceback_are_indented(lines):
     log.configure("info", "text")
     try:
         raise ValueError(FORGED)
@@ -142,7 +142,7 @@ def test_a_traceback_begins_no_line_of_its_own(lines):
     assert "\x1b" not in "".join(others)
 
 
-def test_a_flood_of_one_kind_is_cut_short_and_counted(lines, monkeypatch):
+def test_repeated_records_are_limited_and_counted(lines, monkeypatch):
     log.configure("info", "text")
     logger = logging.getLogger("yolopard.http")
     for number in range(log.MAX_RECORDS + 30):
@@ -155,7 +155,7 @@ def test_a_flood_of_one_kind_is_cut_short_and_counted(lines, monkeypatch):
     assert "connection 99 was closed (and 30 more like this" in line
 
 
-def test_every_line_of_the_access_log_is_written(lines):
+def test_the_access_log_is_not_limited(lines):
     log.configure("info", "text")
     for _ in range(log.MAX_RECORDS * 3):
         logging.getLogger("yolopard.access").info("request")

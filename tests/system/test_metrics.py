@@ -1,4 +1,4 @@
-"""Every series: its name, its labels and what a scraper gets."""
+"""Every series: its name, its labels and its export formats."""
 
 import pytest
 from every_metric import used
@@ -35,26 +35,26 @@ ENGINE = Engine("pets", "pets-fp32", "openvino", "fp32", 640, 8, 'cpu "x"\\y')
 
 
 def scraped(metrics: Metrics, accept: str = "") -> dict[str, object]:
-    """Families of /metrics by name; a counter's as it is written, with _total."""
+    """Return the metric families of /metrics by name. Counter names end with _total, like on /metrics."""
     parse = parse_openmetrics if accept else parse_text
     families = parse(metrics.render(accept)[0].decode())
     return {family.name + "_total" * (family.type == "counter"): family for family in families}
 
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
-def test_the_series_are_those_that_users_know(accept):
+def test_names_types_and_labels_of_the_series_are_stable(accept):
     families = {n: f for n, f in scraped(used(), accept).items() if n.startswith("yolopard_")}
     found = {n: (f.type, set(f.samples[0].labels) - {"le"}) for n, f in families.items()}
     assert found == SERIES
 
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
-def test_nothing_is_written_that_no_one_reads(accept):
+def test_created_series_are_not_exported(accept):
     names = {sample.name for family in scraped(used(), accept).values() for sample in family.samples}
     assert not [name for name in names if name.endswith("_created")]
 
 
-def test_process_and_python_are_told_too():
+def test_process_and_python_metrics_are_exported_too():
     assert scraped(Metrics()).keys() >= {"process_cpu_seconds_total", "python_info", "python_gc_collections_total"}
 
 
@@ -66,11 +66,11 @@ def test_the_scraper_gets_the_format_that_it_accepts():
     assert body.endswith(b"# EOF\n")
 
 
-def test_every_series_says_what_it_is():
+def test_every_series_has_a_help_text():
     assert all(family.documentation for family in scraped(used()).values())
 
 
-def test_an_engine_is_announced_with_all_that_it_is():
+def test_announce_exports_the_info_throughput_and_gate_of_an_engine():
     metrics = Metrics()
     metrics.announce(ENGINE, 123.5, {"agreement": 0.995})
     families = scraped(metrics)
@@ -82,7 +82,7 @@ def test_an_engine_is_announced_with_all_that_it_is():
     assert (gate.value, gate.labels["figure"]) == (0.995, "agreement")
 
 
-def test_refusals_are_counted_from_the_start_so_that_a_rate_sees_the_first_one():
+def test_every_refusal_reason_starts_at_0_so_that_a_rate_counts_the_first_one():
     metrics = Metrics()
     metrics.announce(ENGINE, 1, {})
     counted = {(s.labels["reason"], s.value) for s in scraped(metrics)["yolopard_rejected_total"].samples}
@@ -90,7 +90,7 @@ def test_refusals_are_counted_from_the_start_so_that_a_rate_sees_the_first_one()
     assert all(error.code in REFUSALS for error in ServiceError.__subclasses__() if error is not NotReady)
 
 
-def test_two_servers_in_one_process_count_apart():
+def test_two_servers_in_one_process_count_separately():
     one, other = Metrics(), Metrics()
     one.images.labels("pets", "a").inc(3)
     assert scraped(one)["yolopard_images_total"].samples[0].value == 3
@@ -98,7 +98,7 @@ def test_two_servers_in_one_process_count_apart():
 
 
 @pytest.mark.parametrize("seconds", [0.0004, 0.0005, 0.004, 0.07, 2, 30, 100])
-def test_a_duration_falls_in_the_first_bucket_that_holds_it(seconds):
+def test_a_duration_is_counted_in_every_bucket_whose_bound_is_not_smaller(seconds):
     metrics = Metrics()
     metrics.request_seconds.labels("pets", "a", "native").observe(seconds)
     buckets = [s for s in scraped(metrics)["yolopard_request_duration_seconds"].samples if s.name.endswith("_bucket")]
@@ -108,5 +108,5 @@ def test_a_duration_falls_in_the_first_bucket_that_holds_it(seconds):
     assert [s.value for s in buckets] == [float(bound >= seconds) for bound in bounds]
 
 
-def test_stages_are_in_the_order_of_the_work():
+def test_stages_are_in_processing_order():
     assert STAGES == ("decode", "queue", "infer", "postprocess", "encode")

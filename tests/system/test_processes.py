@@ -1,4 +1,4 @@
-"""What runs in a process of its own answers, and never outlives the one that asked for it."""
+"""Calls in a child process: their results, their failures, and that the child ends with its parent."""
 
 import os
 import signal
@@ -27,28 +27,28 @@ def fail() -> None:
 
 
 def wait() -> None:
-    """Tell that it has begun, and never end by itself."""
+    """Print `begun`, and never return."""
     print("begun", flush=True)
     signal.pause()
 
 
-def test_the_child_answers():
+def test_call_returns_the_result_of_the_child():
     assert processes.call(doubled, 21) == 42
 
 
-def test_a_child_that_crashes_is_told():
+def test_a_child_that_crashes_raises_child_died():
     with pytest.raises(ChildDied):
         processes.call(crash)
 
 
-def test_a_child_that_raises_tells_the_terminal(capfd):
+def test_a_child_that_raises_prints_its_traceback(capfd):
     with pytest.raises(ChildDied):
         processes.call(fail)
     assert "ValueError: broken" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_a_child_ends_with_its_parent_however_that_ends(sent):
+def test_a_child_ends_with_its_parent_after_sigint_and_sigkill(sent):
     call = "from app.system import processes; import test_processes; processes.call(test_processes.wait)"
     with subprocess.Popen(
         [sys.executable, "-c", call], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=TESTS.parents[1],

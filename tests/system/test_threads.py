@@ -26,13 +26,13 @@ async def make():
         threads.close()
 
 
-async def test_the_result_comes_from_a_thread_of_that_name(make):
+async def test_work_runs_on_a_thread_with_the_name_of_the_pool(make):
     name = await make(1, "instance").run(lambda: threading.current_thread().name)
     assert name == "instance-0"
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), SystemExit(3), KeyboardInterrupt()])
-async def test_whatever_work_raises_reaches_who_waits_and_the_thread_goes_on(make, error):
+async def test_any_exception_of_work_reaches_the_caller_and_the_thread_continues(make, error):
     threads = make(1, "instance")
 
     def work() -> None:
@@ -44,12 +44,12 @@ async def test_whatever_work_raises_reaches_who_waits_and_the_thread_goes_on(mak
     assert await threads.run(lambda: 2) == 2
 
 
-async def test_as_many_work_at_a_time_as_there_are_threads(make):
+async def test_every_thread_of_a_pool_works_at_the_same_time(make):
     threads, together = make(3, "decode"), threading.Barrier(3)
     assert sorted(await asyncio.gather(*(threads.run(lambda: together.wait(10)) for _ in range(3)))) == [0, 1, 2]
 
 
-async def test_work_that_is_given_up_before_it_begins_never_does(make):
+async def test_work_cancelled_before_its_start_never_runs(make):
     threads, go, done = make(1, "decode"), threading.Event(), []
     first = asyncio.create_task(threads.run(lambda: go.wait(10)))
     second = asyncio.create_task(threads.run(lambda: done.append("second")))
@@ -62,7 +62,7 @@ async def test_work_that_is_given_up_before_it_begins_never_does(make):
     assert done == ["third"]
 
 
-async def test_work_that_is_given_up_in_the_middle_harms_nobody(make):
+async def test_work_cancelled_while_it_runs_does_not_affect_later_work(make):
     threads, begun, go = make(1, "decode"), threading.Event(), threading.Event()
     task = asyncio.create_task(threads.run(lambda: (begun.set(), go.wait(10))))
     await asyncio.to_thread(begun.wait, 10)
@@ -72,7 +72,7 @@ async def test_work_that_is_given_up_in_the_middle_harms_nobody(make):
     assert task.cancelled()
 
 
-async def test_closing_drops_what_waits_and_waits_for_what_runs():
+async def test_close_cancels_queued_work_and_waits_for_running_work():
     threads, begun, go, done = Threads(1, "decode"), threading.Event(), threading.Event(), []
     running = asyncio.create_task(threads.run(lambda: (begun.set(), go.wait(10), done.append("first"))))
     waiting = asyncio.create_task(threads.run(lambda: done.append("second")))
@@ -84,7 +84,7 @@ async def test_closing_drops_what_waits_and_waits_for_what_runs():
     assert waiting.cancelled()
 
 
-async def test_each_thread_begins_with_what_it_was_told_to(make):
+async def test_each_thread_starts_with_the_initializer(make):
     names = []
     threads = make(2, "instance", lambda: names.append(threading.current_thread().name))
     together = threading.Barrier(2)
@@ -92,7 +92,7 @@ async def test_each_thread_begins_with_what_it_was_told_to(make):
     assert sorted(names) == ["instance-0", "instance-1"]
 
 
-def test_a_loop_that_has_ended_is_no_crash_of_the_thread(monkeypatch):
+def test_a_closed_event_loop_does_not_crash_the_thread(monkeypatch):
     go, crashes = threading.Event(), []
     monkeypatch.setattr(threading, "excepthook", crashes.append)
 
@@ -109,26 +109,26 @@ def test_a_loop_that_has_ended_is_no_crash_of_the_thread(monkeypatch):
     assert crashes == []
 
 
-# Work that does not come back
+# Stuck work
 
 
-async def a_stuck_one(make, patience_s=0.05):
-    """A pool of one thread, which waits for the event that comes with it."""
+async def pool_with_stuck_thread(make, patience_s=0.05):
+    """Return a pool whose only thread waits for an event, and that event."""
     threads, go = make(1, "decode", lambda: None, patience_s), threading.Event()
     with pytest.raises(WorkStuck, match=r"decode-0.*0\.05 s"):
         await threads.run(lambda: go.wait(10))
     return threads, go
 
 
-async def test_work_that_does_not_come_back_fails_in_time_and_others_go_on(make):
-    threads, go = await a_stuck_one(make)
+async def test_stuck_work_fails_in_time_and_other_work_continues(make):
+    threads, go = await pool_with_stuck_thread(make)
     assert threads.stuck == 1
     assert await threads.run(lambda: threading.current_thread().name) == "decode-1"
     go.set()
 
 
-async def test_a_thread_that_comes_back_is_no_longer_stuck_and_ends(make):
-    threads, go = await a_stuck_one(make)
+async def test_a_stuck_thread_that_returns_is_not_counted_any_more_and_ends(make):
+    threads, go = await pool_with_stuck_thread(make)
     stuck = next(iter(threads._stuck)).thread
     go.set()
     await asyncio.to_thread(stuck.join, 10)
@@ -138,7 +138,7 @@ async def test_a_thread_that_comes_back_is_no_longer_stuck_and_ends(make):
     assert await threads.run(lambda: 2) == 2
 
 
-async def test_what_waits_behind_a_stuck_thread_is_done_by_the_next(make):
+async def test_work_queued_behind_a_stuck_thread_runs_on_a_new_thread(make):
     threads, go = make(1, "decode", lambda: None, 0.05), threading.Event()
     stuck = asyncio.create_task(threads.run(lambda: go.wait(10)))
     waiting = [asyncio.create_task(threads.run(lambda i=i: i)) for i in range(3)]
@@ -147,7 +147,7 @@ async def test_what_waits_behind_a_stuck_thread_is_done_by_the_next(make):
     go.set()
 
 
-async def test_one_stuck_after_the_other_is_seen(make):
+async def test_several_stuck_threads_are_counted(make):
     threads, go = make(1, "decode", lambda: None, 0.05), threading.Event()
     stuck = [threads.run(lambda: go.wait(10)) for _ in range(3)]
     assert [type(error) for error in await asyncio.gather(*stuck, return_exceptions=True)] == [WorkStuck] * 3
@@ -155,7 +155,7 @@ async def test_one_stuck_after_the_other_is_seen(make):
     go.set()
 
 
-async def test_work_that_was_given_up_is_still_seen_to_be_stuck(make):
+async def test_cancelled_work_is_still_counted_as_stuck(make):
     threads, go, begun = make(1, "decode", lambda: None, 0.05), threading.Event(), threading.Event()
     task = asyncio.create_task(threads.run(lambda: (begun.set(), go.wait(10))))
     await asyncio.to_thread(begun.wait, 10)
@@ -165,15 +165,15 @@ async def test_work_that_was_given_up_is_still_seen_to_be_stuck(make):
     go.set()
 
 
-async def test_closing_does_not_wait_for_a_stuck_thread():
-    threads, go = await a_stuck_one(Threads)
+async def test_close_does_not_wait_for_a_stuck_thread():
+    threads, go = await pool_with_stuck_thread(Threads)
     started = time.monotonic()
     threads.close()
     assert time.monotonic() - started < 5
     go.set()
 
 
-async def test_closing_waits_for_running_work_only_as_long_as_for_any():
+async def test_close_waits_for_running_work_at_most_the_patience():
     threads, go, begun = Threads(1, "decode", lambda: None, 0.05), threading.Event(), threading.Event()
     task = asyncio.create_task(threads.run(lambda: (begun.set(), go.wait(10))))
     await asyncio.to_thread(begun.wait, 10)
@@ -184,19 +184,19 @@ async def test_closing_waits_for_running_work_only_as_long_as_for_any():
     await task
 
 
-async def test_work_in_time_is_never_stuck_however_much_there_is(make):
+async def test_work_that_ends_in_time_is_never_stuck(make):
     threads = make(2, "decode", lambda: None, 10)
     assert await asyncio.gather(*(threads.run(lambda i=i: i) for i in range(1000))) == list(range(1000))
     assert threads.stuck == 0
 
 
-async def test_without_patience_there_is_no_timer(make):
+async def test_a_pool_without_patience_starts_no_timer(make):
     threads = make(1, "instance")
     await threads.run(lambda: 1)
     assert threads._timer is None
 
 
-def test_a_stuck_thread_does_not_hold_up_the_exit():
+def test_a_stuck_thread_does_not_block_the_exit():
     code = (
         "import asyncio, threading\nfrom app.errors import WorkStuck\nfrom app.system.threads import Threads\n"
         "async def main():\n"
@@ -213,12 +213,12 @@ def test_a_stuck_thread_does_not_hold_up_the_exit():
     assert (done.stdout, done.stderr) == ("stuck\n", "")
 
 
-async def test_work_whose_caller_gave_up_ends_at_its_next_checkpoint():
-    pool, begun, going, ended = Threads(1, "test"), threading.Event(), threading.Event(), threading.Event()
+async def test_cancelled_work_ends_at_its_next_checkpoint():
+    pool, begun, go, ended = Threads(1, "test"), threading.Event(), threading.Event(), threading.Event()
 
     def work() -> None:
         begun.set()
-        going.wait(10)
+        go.wait(10)
         try:
             checkpoint()
         except Abandoned:
@@ -229,11 +229,11 @@ async def test_work_whose_caller_gave_up_ends_at_its_next_checkpoint():
     await asyncio.to_thread(begun.wait, 10)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    going.set()
+    go.set()
     assert await asyncio.to_thread(ended.wait, 10)
     assert await pool.run(lambda: checkpoint() or 7) == 7
     pool.close()
 
 
-def test_a_checkpoint_outside_of_a_pool_does_nothing():
+def test_a_checkpoint_outside_a_pool_does_nothing():
     checkpoint()

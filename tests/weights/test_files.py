@@ -1,4 +1,4 @@
-"""The files of weights: what cannot be served is refused in one line, by its content, without torch and onnx."""
+"""Identification of weights by their content, without torch and onnx. Files that cannot be served are refused."""
 
 import shutil
 import subprocess
@@ -16,7 +16,7 @@ from app.weights import files
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", ODD)
-def test_what_cannot_be_served_is_refused_in_one_line_that_names_it(tmp_path, name):
+def test_a_file_that_cannot_be_served_is_refused_in_one_line_with_its_path(tmp_path, name):
     make, text = ODD[name]
     path = tmp_path / name
     make(path)
@@ -28,21 +28,21 @@ def test_what_cannot_be_served_is_refused_in_one_line_that_names_it(tmp_path, na
     assert not (tmp_path / "touched").exists()
 
 
-def test_sound_weights_are_told_with_their_size():
+def test_identify_returns_the_size_of_valid_weights():
     assert files.identify(DEMO_WEIGHTS).imgsz == 640
     for task, side in (("segment", 160), ("pose", 160), ("obb", 160), ("classify", 96)):
         found = files.identify(DEMO / f"yolov8-demo-{task}.pt")
         assert (found.imgsz, found.shape, found.classifies) == (side, None, task == "classify")
 
 
-def test_exports_are_told_with_their_size_and_shape(exported):
+def test_identify_returns_size_and_shape_of_exports(exported):
     fixed, open_ = (files.identify(exported("detect", opset=12, dynamic=dynamic)) for dynamic in (False, True))
     assert (fixed.imgsz, fixed.shape) == (96, (96, 96))
     assert (open_.imgsz, open_.shape) == (96, None)
     assert files.identify(exported("classify", opset=9)).classifies
 
 
-def test_the_header_of_an_engine_has_its_size(tmp_path):
+def test_identify_returns_size_and_shape_of_an_engine_from_its_header(tmp_path):
     header = b'{"task": "detect", "imgsz": [384, 640]}'
     (tmp_path / "w.engine").write_bytes(len(header).to_bytes(4, "little") + header + b"ftrt" + bytes(99))
     found = files.identify(tmp_path / "w.engine")
@@ -50,7 +50,7 @@ def test_the_header_of_an_engine_has_its_size(tmp_path):
     assert files.engine_header(tmp_path / "w.engine")[1] == 4 + len(header)
 
 
-def test_digest_of_one_file_is_its_own_and_that_of_an_export_covers_its_data(tmp_path):
+def test_the_digest_is_of_the_content_and_covers_the_data_files_of_an_export(tmp_path):
     copy = tmp_path / "copy.pt"
     shutil.copy(DEMO_WEIGHTS, copy)
     assert files.identify(copy).sha256 == files.identify(DEMO_WEIGHTS).sha256
@@ -64,8 +64,8 @@ def test_digest_of_one_file_is_its_own_and_that_of_an_export_covers_its_data(tmp
     assert files.identify(tmp_path / "external.onnx").sha256 != before
 
 
-def test_every_file_that_an_export_names_belongs_to_it(tmp_path):
-    """Initializers, and tensors inside nodes."""
+def test_every_data_file_that_an_export_references_is_listed(tmp_path):
+    """Data files of initializers and of tensors inside nodes."""
 
     def edit(model: onnx.ModelProto) -> None:
         for name in ("a.data", "b.data"):
@@ -81,7 +81,7 @@ def test_every_file_that_an_export_names_belongs_to_it(tmp_path):
     assert [path.name for path in files.identify(tmp_path / "w.onnx").data] == ["a.data", "b.data"]
 
 
-def test_neither_torch_nor_onnx_is_needed(exported):
+def test_identify_imports_neither_torch_nor_onnx(exported):
     code = "import sys; from pathlib import Path; from app.weights import files"
     code += "; [files.identify(Path(path)) for path in sys.argv[1:]]"
     code += "; assert not {'torch', 'ultralytics', 'onnx', 'onnxruntime'} & sys.modules.keys()"

@@ -1,4 +1,4 @@
-"""DeepStack's calls and CodeProject.AI's, over a real socket, with a device that the test holds."""
+"""The API of DeepStack and CodeProject.AI, over a real socket, with a device that the test controls."""
 
 import http.client
 import io
@@ -17,7 +17,7 @@ from app.errors import BackendUnavailable
 PATH = "/v1/vision/detection"
 
 
-def ask(live, path=PATH, files=None, **fields):
+def detect(live, path=PATH, files=None, **fields):
     return live.client.post(path, files=files or {"image": ("a.jpg", jpeg())}, data=fields)
 
 
@@ -37,9 +37,9 @@ def refused(answer) -> int:
     return answer.status_code
 
 
-def test_answer_has_the_keys_of_both_and_whole_pixels_of_the_original(serve):
+def test_the_response_has_the_keys_of_both_servers_and_integer_pixels_of_the_original_image(serve):
     live = serve()
-    answer = ask(live, files={"image": ("a.jpg", jpeg(128, 128))})
+    answer = detect(live, files={"image": ("a.jpg", jpeg(128, 128))})
     body = answer.json()
     assert labels(answer) == ["dog", "cat"]
     assert body["predictions"][0] == {
@@ -57,17 +57,17 @@ def test_answer_has_the_keys_of_both_and_whole_pixels_of_the_original(serve):
     wait_for(lambda: live.value("requests_total", protocol="deepstack", code="200", engine="fake") == 1)
 
 
-def test_an_image_of_nothing_is_answered_with_an_empty_list(shared_server):
-    body = ask(shared_server, min_confidence="0.95").json()
+def test_an_image_without_objects_gets_an_empty_list(shared_server):
+    body = detect(shared_server, min_confidence="0.95").json()
     assert (body["success"], body["predictions"], body["count"], body["message"]) == (True, [], 0, "No objects found")
 
 
-def test_the_best_come_first_and_there_are_twenty_at_most(serve, device):
+def test_predictions_are_sorted_by_confidence_and_limited_to_20(serve, device):
     device.rows = np.zeros((40, 6), np.float32)
     device.rows[:, 0] = device.rows[:, 1] = np.arange(40)
     device.rows[:, 2:4] = device.rows[:, :2] + 1
     device.rows[:, 4] = np.linspace(0.9, 0.5, 40)
-    scores = [each["confidence"] for each in ask(serve()).json()["predictions"]]
+    scores = [each["confidence"] for each in detect(serve()).json()["predictions"]]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] == 0.9
     assert len(scores) == MAX_BOXES == 20
@@ -86,28 +86,28 @@ def test_the_best_come_first_and_there_are_twenty_at_most(serve, device):
         ({"api_key": "of another server", "typo": "x"}, ["dog", "cat"]),
     ],
 )
-def test_min_confidence_is_read_leniently_and_other_fields_do_not_matter(shared_server, fields, expected):
-    assert labels(ask(shared_server, **fields)) == expected
+def test_min_confidence_is_parsed_leniently_and_other_fields_are_ignored(shared_server, fields, expected):
+    assert labels(detect(shared_server, **fields)) == expected
 
 
-def test_without_min_confidence_it_is_0_4(serve, device):
+def test_min_confidence_defaults_to_0_4(serve, device):
     device.rows = fakes.ROWS.copy()
     device.rows[1, 4] = 0.39
-    assert labels(ask(serve())) == ["dog"]
+    assert labels(detect(serve())) == ["dog"]
 
 
 @pytest.mark.parametrize("name", ["pets", "general"])
-def test_the_model_has_its_own_path_and_one_that_is_general(shared_server, name):
-    assert labels(ask(shared_server, f"/v1/vision/custom/{name}")) == ["dog", "cat"]
+def test_the_model_answers_at_its_own_name_and_at_general(shared_server, name):
+    assert labels(detect(shared_server, f"/v1/vision/custom/{name}")) == ["dog", "cat"]
 
 
-def test_another_model_is_not_found_and_the_one_that_is_there_is_named(shared_server):
-    answer = ask(shared_server, "/v1/vision/custom/ipcam-combined")
+def test_an_unknown_model_is_not_found_and_the_served_model_is_named(shared_server):
+    answer = detect(shared_server, "/v1/vision/custom/ipcam-combined")
     assert refused(answer) == 404
     assert "the model is pets" in answer.json()["error"]
 
 
-def test_list_of_models_needs_no_body(shared_server):
+def test_the_list_of_models_needs_no_body(shared_server):
     assert shared_server.client.post("/v1/vision/custom/list").json() == {
         "success": True,
         "models": ["pets"],
@@ -116,18 +116,18 @@ def test_list_of_models_needs_no_body(shared_server):
 
 
 @pytest.mark.parametrize("path", ["/v1/status/ping", "/v1/server/status/ping"])
-def test_ping_is_answered_whatever_state_the_engine_is_in(serve, path):
+def test_ping_answers_in_every_state_of_the_engine(serve, path):
     live = serve(fakes.Source(BackendUnavailable("no")))
     body = live.client.get(path).json()
     assert body["success"] is True
     assert body["message"]
-    assert refused(ask(live)) == 503
+    assert refused(detect(live)) == 503
     assert refused(live.client.post("/v1/vision/custom/list")) == 503
 
 
 @pytest.mark.parametrize("data", [b"no image", b"", jpeg()[:-80]])
-def test_frigate_s_call_gets_json_whatever_it_sends(serve, data):
-    """frigate/detectors/plugins/deepstack.py, `detect_raw`, at e3fa70189: no status is looked at."""
+def test_the_frigate_client_gets_json_for_any_input(serve, data):
+    """frigate/detectors/plugins/deepstack.py, `detect_raw`, at e3fa70189: it does not check the status."""
     live = serve()
 
     def detect_raw(data: bytes) -> np.ndarray:
@@ -157,16 +157,16 @@ def test_frigate_s_call_gets_json_whatever_it_sends(serve, data):
 
 
 @pytest.mark.parametrize("image", [jpeg(), b"no image"])
-def test_no_answer_is_chunked(shared_server, image):
-    asking = http.client.HTTPConnection("127.0.0.1", shared_server.port, timeout=10)
+def test_responses_are_not_chunked(shared_server, image):
+    connection = http.client.HTTPConnection("127.0.0.1", shared_server.port, timeout=10)
     head = {"Content-Type": "multipart/form-data; boundary=x"}
     body = b'--x\r\nContent-Disposition: form-data; name="image"; filename="image"\r\n\r\n%s\r\n--x--\r\n' % image
-    asking.request("POST", PATH, body, head)
-    answer = asking.getresponse()
+    connection.request("POST", PATH, body, head)
+    answer = connection.getresponse()
     assert answer.getheader("Transfer-Encoding") is None
     assert int(answer.getheader("Content-Length")) == len(answer.read())
     assert answer.getheader("Content-Type") == "application/json"
-    asking.close()
+    connection.close()
 
 
 @pytest.mark.parametrize(
@@ -183,25 +183,25 @@ def test_no_answer_is_chunked(shared_server, image):
     ],
     ids=str,
 )
-def test_bad_input_is_refused_in_deepstack_s_shape_and_harms_nobody(shared_server, body, status):
+def test_bad_input_is_refused_in_the_deepstack_format_and_the_next_request_works(shared_server, body, status):
     assert refused(shared_server.client.post(PATH, **body)) == status
-    assert labels(ask(shared_server)) == ["dog", "cat"]
+    assert labels(detect(shared_server)) == ["dog", "cat"]
 
 
-def test_a_full_house_refuses_in_deepstack_s_shape_with_retry_after(serve, device):
+def test_an_overloaded_server_refuses_in_the_deepstack_format_with_retry_after(serve, device):
     shared_server = serve(max_pending=1)
     device.gate.clear()
     with ThreadPoolExecutor(1) as clients:
         inside = clients.submit(post, shared_server)
         assert device.busy.acquire(timeout=10)
-        answer = ask(shared_server)
+        answer = detect(shared_server)
         assert refused(answer) == 503
         assert int(answer.headers["retry-after"]) >= 1
         device.gate.set()
         assert inside.result().status_code == 200
 
 
-def test_a_client_that_hangs_up_is_counted_also_on_a_path_with_a_name_in_it(serve):
+def test_a_client_that_disconnects_is_counted_on_a_path_with_a_model_name(serve):
     live = serve()
     with socket.create_connection(("127.0.0.1", live.port)) as gone:
         gone.sendall(b"POST /v1/vision/custom/pets HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n\xff\xd8")

@@ -1,4 +1,4 @@
-"""Ultralytics Platform's calls and HUB's, over a real socket, with a device that the test holds."""
+"""The API of Ultralytics Platform and HUB, over a real socket, with a device that the test controls."""
 
 import base64
 
@@ -9,7 +9,7 @@ PATHS = ["/predict", "/api/models/pets/predict", "/v1/predict/pets", "/"]
 DOG = {"name": "dog", "class": 1, "confidence": 0.9, "box": {"x1": 10.0, "y1": 20.0, "x2": 30.0, "y2": 40.0}}
 
 
-def ask(live, path="/predict", part="file", files=None, **fields):
+def predict(live, path="/predict", part="file", files=None, **fields):
     return live.client.post(path, files=files or {part: ("a.jpg", jpeg(), "image/jpeg")}, data=fields)
 
 
@@ -27,9 +27,9 @@ def refused(answer) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_every_endpoint_answers_in_the_platform_s_json_and_is_counted_as_its_own(serve, path):
+def test_every_endpoint_answers_in_the_platform_format_and_is_counted_as_platform(serve, path):
     live = serve()
-    body = ask(live, path).json()
+    body = predict(live, path).json()
     assert body["images"][0]["shape"] == [64, 64]
     assert body["images"][0]["results"][0] == DOG
     assert body["images"][0]["speed"].keys() == {"preprocess", "inference", "postprocess"}
@@ -47,32 +47,32 @@ def test_every_endpoint_answers_in_the_platform_s_json_and_is_counted_as_its_own
         ({"conf": "0.25", "iou": "0.7", "imgsz": "640", "size": "640", "bits": "8", "vid_stride": "1"}, ["dog", "cat"]),
     ],
 )
-def test_fields_of_the_form_select_what_is_answered(shared_server, fields, expected):
-    assert found(ask(shared_server, **fields)) == expected
+def test_form_fields_filter_the_results(shared_server, fields, expected):
+    assert found(predict(shared_server, **fields)) == expected
 
 
-def test_fields_may_stand_in_the_query_and_the_form_wins(shared_server):
-    assert found(ask(shared_server, "/predict?conf=0.7")) == ["dog"]
-    assert found(ask(shared_server, "/predict?conf=0.7", conf="0.1")) == ["dog", "cat"]
+def test_fields_may_be_in_the_query_and_form_fields_have_priority(shared_server):
+    assert found(predict(shared_server, "/predict?conf=0.7")) == ["dog"]
+    assert found(predict(shared_server, "/predict?conf=0.7", conf="0.1")) == ["dog", "cat"]
 
 
-def test_boxes_can_be_shares_and_are_rounded_as_is_wished(shared_server):
-    (first, _) = ask(shared_server, normalize="true", decimals="2").json()["images"][0]["results"]
+def test_boxes_are_normalized_and_rounded_on_request(shared_server):
+    (first, _) = predict(shared_server, normalize="true", decimals="2").json()["images"][0]["results"]
     assert first == DOG | {"box": {"x1": 0.16, "y1": 0.31, "x2": 0.47, "y2": 0.62}}
 
 
 @pytest.mark.parametrize("part", ["file", "image", "upload"])
-def test_the_file_is_the_part_that_is_one_whatever_its_name(shared_server, part):
-    assert found(ask(shared_server, part=part)) == ["dog", "cat"]
+def test_the_file_part_may_have_any_name(shared_server, part):
+    assert found(predict(shared_server, part=part)) == ["dog", "cat"]
 
 
-def test_a_file_without_a_file_name_is_one_too(shared_server):
-    assert found(ask(shared_server, files={"file": (None, jpeg())})) == ["dog", "cat"]
+def test_a_file_part_may_have_no_file_name(shared_server):
+    assert found(predict(shared_server, files={"file": (None, jpeg())})) == ["dog", "cat"]
 
 
 @pytest.mark.parametrize("field", ["source", "image"])
 @pytest.mark.parametrize("wrap", ["{}", "data:image/jpeg;base64,{}"])
-def test_the_image_may_be_base64_in_a_form_of_either_kind(shared_server, field, wrap):
+def test_the_image_may_be_base64_in_an_urlencoded_or_multipart_form(shared_server, field, wrap):
     text = wrap.format(base64.b64encode(jpeg()).decode())
     assert found(shared_server.client.post("/predict", data={field: text})) == ["dog", "cat"]
     assert found(shared_server.client.post("/predict", files={field: (None, text)})) == ["dog", "cat"]
@@ -83,8 +83,8 @@ def test_the_image_may_be_the_body_itself(shared_server):
 
 
 @pytest.mark.parametrize("model", ["pets", "https://hub.ultralytics.com/models/pets", "https://x/models/pets/"])
-def test_hub_s_model_field_may_be_a_url_that_ends_with_the_name(shared_server, model):
-    assert found(ask(shared_server, "/", model=model)) == ["dog", "cat"]
+def test_the_model_field_of_hub_may_be_a_url_that_ends_with_the_name(shared_server, model):
+    assert found(predict(shared_server, "/", model=model)) == ["dog", "cat"]
 
 
 @pytest.mark.parametrize(
@@ -95,16 +95,16 @@ def test_hub_s_model_field_may_be_a_url_that_ends_with_the_name(shared_server, m
         ("/v1/predict/birds", {}),
     ],
 )
-def test_another_model_is_not_found_and_the_one_that_is_there_is_named(serve, device, path, fields):
-    answer = ask(serve(), path, **fields)
+def test_an_unknown_model_is_not_found_and_the_served_model_is_named(serve, device, path, fields):
+    answer = predict(serve(), path, **fields)
     assert refused(answer) == (404, "not_found")
     assert answer.json()["error"] == "there is no model 'birds' here; the model is pets"
     assert device.batches == []
 
 
 @pytest.mark.parametrize("old", [{"part": "image"}, {"size": "640"}, {"confidence": "0.25"}])
-def test_who_asks_hub_in_its_old_words_gets_its_old_answer(shared_server, old):
-    body = ask(shared_server, "/v1/predict/pets", **old).json()
+def test_a_request_with_old_hub_fields_gets_the_old_hub_response(shared_server, old):
+    body = predict(shared_server, "/v1/predict/pets", **old).json()
     assert (body["success"], body["message"]) == (True, "Inference complete.")
     assert body["data"][0] == {
         "class": 1,
@@ -115,7 +115,7 @@ def test_who_asks_hub_in_its_old_words_gets_its_old_answer(shared_server, old):
         "width": 20 / 64,
         "height": 20 / 64,
     }
-    assert "images" in ask(shared_server, "/v1/predict/pets").json()
+    assert "images" in predict(shared_server, "/v1/predict/pets").json()
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_who_asks_hub_in_its_old_words_gets_its_old_answer(shared_server, old):
         ({"normalize": "perhaps"}, "normalize"),
     ],
 )
-def test_a_wrong_field_is_named(shared_server, fields, name):
-    answer = ask(shared_server, **fields)
+def test_a_wrong_field_is_named_in_the_error(shared_server, fields, name):
+    answer = predict(shared_server, **fields)
     assert refused(answer) == (422, "bad_parameter")
     assert answer.json()["error"].startswith(f"{name}: ")
 
@@ -160,18 +160,18 @@ def test_a_wrong_field_is_named(shared_server, fields, name):
     ],
     ids=str,
 )
-def test_each_bad_body_gets_its_error_in_the_platform_s_shape_and_harms_nobody(shared_server, body, expected):
+def test_each_bad_body_gets_its_error_in_the_platform_format_and_the_next_request_works(shared_server, body, expected):
     assert refused(shared_server.client.post("/predict", **body)) == expected
-    assert found(ask(shared_server)) == ["dog", "cat"]
+    assert found(predict(shared_server)) == ["dog", "cat"]
     assert shared_server.service.predictor.pending == 0
 
 
-def test_the_limits_of_the_house_hold_here_too(serve):
-    assert refused(ask(serve(max_body_bytes=100))) == (413, "body_too_large")
-    assert refused(ask(serve(max_pixels=100))) == (413, "too_many_pixels")
+def test_the_limits_of_the_server_apply_to_platform_requests(serve):
+    assert refused(predict(serve(max_body_bytes=100))) == (413, "body_too_large")
+    assert refused(predict(serve(max_pixels=100))) == (413, "too_many_pixels")
 
 
-def test_a_get_is_refused_in_the_platform_s_shape(shared_server):
+def test_a_get_is_refused_in_the_platform_format(shared_server):
     assert refused(shared_server.client.get("/predict")) == (405, "method_not_allowed")
 
 

@@ -1,4 +1,4 @@
-"""POST /v1/detect over a real socket, with a device that the test holds."""
+"""POST /v1/detect over a real socket, with a device that the test controls."""
 
 import base64
 import dataclasses
@@ -19,7 +19,7 @@ from app.api.protocols.predict import DetectQuery, class_ids
 from app.system.metrics import STAGES
 
 
-def test_answer_has_the_shape_of_ultralytics_hosted_api(serve):
+def test_the_response_has_the_format_of_the_ultralytics_hosted_api(serve):
     body = post(serve()).json()
     image = body["images"][0]
     assert body.keys() == {"images", "metadata"}
@@ -37,9 +37,9 @@ def test_answer_has_the_shape_of_ultralytics_hosted_api(serve):
     assert body["metadata"]["version"].keys() == {"yolopard", "fake"}
 
 
-def test_boxes_are_pixels_of_the_upright_original(serve):
+def test_boxes_are_in_pixels_of_the_upright_original_image(serve):
     exif = Image.Exif()
-    exif[0x112] = 6  # to be turned by 90 degrees: 128x64 becomes 64x128
+    exif[0x112] = 6  # to be rotated by 90 degrees: 128x64 becomes 64x128
     body = post(serve(), jpeg(128, 64, exif=exif)).json()["images"][0]
     assert body["shape"] == [128, 64]
     assert body["results"][0]["box"] == {"x1": 20.0, "y1": 40.0, "x2": 60.0, "y2": 80.0}
@@ -67,32 +67,32 @@ def test_server_timing_names_every_stage_and_the_batch_size(serve):
         ("agnostic=true&iou=0", ["dog", "cat"]),
     ],
 )
-def test_query_selects_what_is_answered(serve, query, expected):
+def test_the_query_filters_the_results(serve, query, expected):
     assert names(post(serve(), path=f"/v1/detect?{query}")) == expected
 
 
-TWINS = dataclasses.replace(fakes.MODEL, names={0: "car", 1: "car", 2: "1"})
+DUPLICATE_NAMES = dataclasses.replace(fakes.MODEL, names={0: "car", 1: "car", 2: "1"})
 
 
 @pytest.mark.parametrize(
-    ("wanted", "ids"),
+    ("classes", "ids"),
     [(["car"], (0, 1)), (["0"], (0,)), (["1"], (2,)), (["car", "0", "car"], (0, 1)), ([], None)],
     ids=["a name", "an id", "a name that is a number", "twice", "none"],
 )
-def test_a_name_stands_for_all_ids_that_have_it(wanted, ids):
-    """Only the last of the two ids was selected, in silence."""
-    assert class_ids(wanted, TWINS) == ids
-    assert DetectQuery(classes=[",".join(wanted)]).thresholds(TWINS).classes == ids
+def test_a_class_name_selects_every_id_with_that_name(classes, ids):
+    """Only the last of the two ids was selected, without an error."""
+    assert class_ids(classes, DUPLICATE_NAMES) == ids
+    assert DetectQuery(classes=[",".join(classes)]).thresholds(DUPLICATE_NAMES).classes == ids
 
 
-def test_a_name_of_two_classes_finds_the_boxes_of_both(serve):
-    live = serve(fakes.Source(fakes.built(model=TWINS)))
+def test_a_name_shared_by_two_classes_selects_the_boxes_of_both(serve):
+    live = serve(fakes.Source(fakes.built(model=DUPLICATE_NAMES)))
     assert names(post(live, path="/v1/detect?classes=car")) == ["car", "car"]
     snippet = live.client.post("/pets/1?classes=car", content=base64.b64encode(jpeg())).json()
     assert [found["class"] for found in snippet["predictions"]] == ["car", "car"]
 
 
-def test_a_class_whose_name_has_a_comma_can_be_asked_for(serve):
+def test_a_class_whose_name_has_a_comma_can_be_selected(serve):
     assert names(post(serve(), path="/v1/detect?classes=red, large cat")) == []
 
 
@@ -111,13 +111,13 @@ def test_a_class_whose_name_has_a_comma_can_be_asked_for(serve):
         "confidence=0.5",
     ],
 )
-def test_bad_parameter_is_422_and_named(serve, query):
+def test_a_bad_parameter_is_422_and_named(serve, query):
     response = post(serve(), path=f"/v1/detect?{query}")
     assert error(response) == (422, "bad_parameter")
     assert query.partition("=")[0] in response.json()["error"]["message"]
 
 
-def test_thresholds_hold_for_each_request_inside_one_batch(serve, device):
+def test_thresholds_apply_to_each_request_within_one_batch(serve, device):
     live = serve(max_wait_ms=10_000)
     queries = ["conf=0.7", "classes=cat", "max_det=1", "conf=0.95"]
     with ThreadPoolExecutor(4) as clients:
@@ -126,7 +126,7 @@ def test_thresholds_hold_for_each_request_inside_one_batch(serve, device):
     assert [names(answer) for answer in answers] == [["dog"], ["cat"], ["dog"], []]
 
 
-def test_many_files_are_answered_in_their_order_and_share_a_batch(serve, device):
+def test_several_files_are_answered_in_order_and_share_a_batch(serve, device):
     live = serve(max_wait_ms=10_000)
     sizes = [(64, 64), (32, 32), (16, 16), (8, 8)]
     files = [("file", (f"{i}.jpg", jpeg(*size), "image/jpeg")) for i, size in enumerate(sizes)]
@@ -150,16 +150,16 @@ def test_files_of_one_request_share_a_batch_with_other_requests(serve, device):
     ("accept", "kind"),
     [("*/*", "JPEG"), ("image/jpeg", "JPEG"), ("image/png", "PNG"), ("image/png,image/jpeg", "JPEG")],
 )
-def test_picture_is_drawn_in_the_kind_that_the_client_accepts(serve, accept, kind):
+def test_the_drawn_image_has_the_format_that_the_client_accepts(serve, accept, kind):
     response = post(serve(), path="/v1/detect?format=image", headers={"Accept": accept})
-    picture = Image.open(io.BytesIO(response.content))
-    assert picture.format == kind
+    image = Image.open(io.BytesIO(response.content))
+    assert image.format == kind
     assert response.headers["content-type"] == f"image/{kind.lower()}"
-    assert picture.size == (64, 64)
-    assert np.ptp(np.asarray(picture).reshape(-1, 3), axis=0).max() > 100  # something is drawn on the plain ground
+    assert image.size == (64, 64)
+    assert np.ptp(np.asarray(image).reshape(-1, 3), axis=0).max() > 100  # boxes are drawn on the plain background
 
 
-def test_picture_of_many_files_is_refused(serve):
+def test_format_image_with_several_files_is_refused(serve):
     response = serve().client.post("/v1/detect?format=image", files=[("file", jpeg())] * 2)
     assert error(response) == (422, "bad_parameter")
 
@@ -182,13 +182,13 @@ def test_each_bad_body_gets_its_own_error_and_the_next_request_is_answered(serve
     assert names(post(live)) == ["dog", "cat"]
 
 
-def test_one_bad_file_of_many_is_named(serve):
+def test_one_bad_file_of_several_is_named(serve):
     response = serve().client.post("/v1/detect", files=[("file", jpeg()), ("file", jpeg()), ("file", b"\x00bad")])
     assert error(response) == (422, "undecodable_image")
     assert "file 3 of 3" in response.json()["error"]["message"]
 
 
-def test_too_many_pixels_are_refused_from_the_header(serve):
+def test_too_many_pixels_are_refused_by_the_image_header(serve):
     assert error(post(serve(max_pixels=64 * 64 - 1))) == (413, "too_many_pixels")
 
 
@@ -197,7 +197,7 @@ def test_too_many_files_are_refused(serve):
     assert error(response) == (413, "too_many_files")
 
 
-def test_body_over_the_limit_is_refused_announced_or_chunked(serve):
+def test_a_body_over_the_limit_is_refused_with_content_length_and_chunked(serve):
     live = serve(max_body_bytes=1000)
     assert error(post(live, b"\xff" * 1001)) == (413, "body_too_large")
     assert error(live.client.post("/v1/detect", content=iter([b"\xff" * 600] * 2))) == (413, "body_too_large")
@@ -220,7 +220,7 @@ def test_body_over_the_limit_is_refused_announced_or_chunked(serve):
         (b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ncut', (400, "malformed_body")),
     ],
 )
-def test_bad_multipart_is_refused_in_words(serve, body, expected):
+def test_bad_multipart_is_refused_with_its_error_code(serve, body, expected):
     response = post(serve(), body, headers={"Content-Type": "multipart/form-data; boundary=x"})
     assert error(response) == expected
 
@@ -229,13 +229,13 @@ def test_multipart_without_a_boundary_is_refused(serve):
     assert error(post(serve(), b"x", headers={"Content-Type": "multipart/form-data"}))[0] == 400
 
 
-def test_unknown_path_and_method_have_the_error_shape(serve):
+def test_unknown_path_and_method_have_the_error_format(serve):
     live = serve()
     assert error(live.client.get("/nope")) == (404, "not_found")
     assert error(live.client.get("/v1/detect")) == (405, "method_not_allowed")
 
 
-def test_full_house_refuses_before_the_body_with_retry_after(serve, device):
+def test_an_overloaded_server_refuses_before_the_body_with_retry_after(serve, device):
     live = serve(max_pending=2)
     device.gate.clear()
     with ThreadPoolExecutor(2) as clients:
@@ -244,7 +244,7 @@ def test_full_house_refuses_before_the_body_with_retry_after(serve, device):
         refused = http.client.HTTPConnection("127.0.0.1", live.port, timeout=10)
         refused.putrequest("POST", "/v1/detect")
         refused.putheader("Content-Length", "1000000")
-        refused.endheaders()  # the answer comes although no byte of the body was sent
+        refused.endheaders()  # the response arrives although no byte of the body was sent
         answer = refused.getresponse()
         assert answer.status == 503
         assert int(answer.getheader("Retry-After")) >= 1
@@ -255,14 +255,14 @@ def test_full_house_refuses_before_the_body_with_retry_after(serve, device):
     assert live.value("pending") == 0
 
 
-def test_place_is_held_until_the_answer_is_written(serve):
+def test_an_answered_request_releases_its_admission_slot(serve):
     live = serve(max_pending=1)
     for _ in range(20):
         assert post(live).status_code == 200
     assert live.service.predictor.pending == 0
 
 
-def test_deadline_of_the_client_gives_504_and_the_image_never_reaches_the_device(serve, device):
+def test_a_passed_client_deadline_is_504_and_the_image_never_reaches_the_device(serve, device):
     live = serve()
     device.gate.clear()
     with ThreadPoolExecutor(2) as clients:
@@ -276,13 +276,13 @@ def test_deadline_of_the_client_gives_504_and_the_image_never_reaches_the_device
     assert live.value("rejected_total", reason="deadline_exceeded") == 1
 
 
-def test_default_deadline_is_a_setting(serve, device):
+def test_deadline_ms_sets_the_default_deadline(serve, device):
     live = serve(deadline_ms=50)
     device.gate.clear()
     assert error(post(live)) == (504, "deadline_exceeded")
 
 
-def test_deadline_covers_a_body_that_does_not_arrive(serve):
+def test_the_deadline_covers_a_body_that_does_not_arrive(serve):
     live = serve(deadline_ms=50)
     slow = http.client.HTTPConnection("127.0.0.1", live.port, timeout=10)
     slow.putrequest("POST", "/v1/detect")
@@ -293,11 +293,11 @@ def test_deadline_covers_a_body_that_does_not_arrive(serve):
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf", "1e12"])
-def test_bad_deadline_is_422(serve, value):
+def test_a_bad_deadline_is_422(serve, value):
     assert error(post(serve(), headers={"X-Deadline-Ms": value})) == (422, "bad_parameter")
 
 
-def test_client_that_hangs_up_leaves_the_queue(serve, device):
+def test_the_image_of_a_client_that_disconnects_leaves_the_queue(serve, device):
     live = serve()
     device.gate.clear()
     with ThreadPoolExecutor(1) as clients:
@@ -317,7 +317,7 @@ def test_client_that_hangs_up_leaves_the_queue(serve, device):
     assert live.value("rejected_total", reason="client_gone") == 1
 
 
-def test_client_that_hangs_up_in_the_middle_of_its_body_harms_nobody(serve):
+def test_a_client_that_disconnects_within_its_body_does_not_affect_other_requests(serve):
     live = serve()
     with socket.create_connection(("127.0.0.1", live.port)) as gone:
         gone.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n\xff\xd8")
@@ -326,7 +326,7 @@ def test_client_that_hangs_up_in_the_middle_of_its_body_harms_nobody(serve):
     assert post(live).status_code == 200
 
 
-def test_failed_batch_is_500_without_a_trace_of_the_inside(serve, device):
+def test_a_failed_batch_is_500_without_internal_details(serve, device):
     live = serve()
     device.failure = RuntimeError("secret of the device")
     response = post(live)
@@ -337,7 +337,7 @@ def test_failed_batch_is_500_without_a_trace_of_the_inside(serve, device):
     assert post(live).status_code == 200
 
 
-def test_dead_device_thread_answers_everybody_and_readyz_is_503(serve, device):
+def test_a_dead_device_thread_fails_every_request_and_readyz_is_503(serve, device):
     live = serve()
     device.gate.clear()
     with ThreadPoolExecutor(3) as clients:
@@ -352,7 +352,7 @@ def test_dead_device_thread_answers_everybody_and_readyz_is_503(serve, device):
     assert live.client.get("/healthz").status_code == 200
 
 
-def test_stop_answers_everything_that_was_admitted(serve, device):
+def test_a_stop_answers_every_admitted_request(serve, device):
     live = serve(max_pending=16)
     device.gate.clear()
     with ThreadPoolExecutor(8) as clients:
@@ -375,14 +375,14 @@ def test_concurrent_requests_each_get_their_own_answer(serve):
 
 
 def other_rows() -> np.ndarray:
-    """As fakes.ROWS: the dog 2 px to the right and 0.05 less sure, and a large cat for the cat."""
+    """Return fakes.ROWS with the dog 0.5 px to the right and 0.05 less confident, and a large cat for the cat."""
     rows = fakes.ROWS.copy()
     rows[0, [0, 2, 4]] = (10.5, 30.5, 0.85)
     rows[1] = (5, 5, 25, 25, 0.7, 2)
     return rows
 
 
-def test_compare_answers_both_engines_their_differences_and_their_times(serve, second):
+def test_compare_returns_results_differences_and_times_of_both_engines(serve, second):
     second.rows = other_rows()
     (image,) = post(serve(compare="pytorch"), path="/v1/detect?compare=1").json()["images"]
     assert [found["name"] for found in image["results"]] == ["dog", "cat"]
@@ -397,20 +397,20 @@ def test_compare_answers_both_engines_their_differences_and_their_times(serve, s
     assert other["speed"]["inference"] != image["speed"]["inference"]
 
 
-def test_compare_of_equal_answers_and_of_none_finds_no_difference(serve):
+def test_compare_finds_no_difference_between_equal_or_empty_results(serve):
     live = serve(compare="pytorch")
     for query, count in (("", 2), ("&conf=1", 0)):
         (other,) = post(live, path=f"/v1/detect?compare=1{query}").json()["images"][0]["compare"]
         assert [other[name] for name in ("both", "only_first", "only_this", "box_px", "score")] == [count, 0, 0, 0, 0]
 
 
-def test_compare_gives_both_engines_the_very_same_frame(serve, device, second):
+def test_compare_gives_both_engines_the_same_frame(serve, device, second):
     post(serve(compare="pytorch"), path="/v1/detect?compare=1")
     (ours,), (theirs,) = device.frames, second.frames
     assert ours is theirs
 
 
-def test_compare_of_many_files_keeps_their_order_and_batches_them_in_each_engine(serve, device, second):
+def test_compare_of_several_files_keeps_their_order_and_batches_them_in_each_engine(serve, device, second):
     live = serve(compare="pytorch", max_wait_ms=10_000)
     sizes = [(64, 64), (32, 32), (16, 16), (8, 8)]
     files = [("file", (f"{i}.jpg", jpeg(*size), "image/jpeg")) for i, size in enumerate(sizes)]
@@ -421,7 +421,7 @@ def test_compare_of_many_files_keeps_their_order_and_batches_them_in_each_engine
 
 
 @pytest.mark.parametrize("engine", ["fake", "pytorch"])
-def test_engine_asks_that_one_alone_and_every_metric_carries_it(serve, device, second, engine):
+def test_the_engine_parameter_selects_one_engine_and_every_metric_has_its_label(serve, device, second, engine):
     live = serve(compare="pytorch", shadow=1)
     body = post(live, path=f"/v1/detect?engine={engine}").json()
     assert body["metadata"]["version"].keys() == {"yolopard", engine}
@@ -443,7 +443,7 @@ def test_engine_asks_that_one_alone_and_every_metric_carries_it(serve, device, s
     assert live.value("shadow_images_total") is None
 
 
-def test_compare_counts_one_request_of_the_first_engine_and_an_image_of_each(serve):
+def test_compare_counts_one_request_of_the_first_engine_and_one_image_of_each(serve):
     live = serve(compare="pytorch", shadow=1)
     post(live, path="/v1/detect?compare=1")
     wait_for(lambda: live.value("requests_total", engine="fake") == 1)
@@ -454,7 +454,7 @@ def test_compare_counts_one_request_of_the_first_engine_and_an_image_of_each(ser
     assert live.value("shadow_images_total") is None
 
 
-def test_picture_can_be_that_of_the_second_engine(serve, device):
+def test_the_drawn_image_can_be_that_of_the_second_engine(serve, device):
     response = post(serve(compare="pytorch"), path="/v1/detect?engine=pytorch&format=image")
     assert (response.status_code, response.headers["content-type"]) == (200, "image/jpeg")
     assert device.batches == []
@@ -472,17 +472,17 @@ def test_picture_can_be_that_of_the_second_engine(serve, device):
         ({"compare": "pytorch"}, "compare=often", "compare: "),
     ],
 )
-def test_engine_or_compare_that_cannot_be_is_422_and_says_what_can(serve, settings, query, words):
+def test_an_impossible_engine_or_compare_is_422_and_lists_the_choices(serve, settings, query, words):
     response = post(serve(**settings), path=f"/v1/detect?{query}")
     assert error(response) == (422, "bad_parameter")
     assert response.json()["error"]["message"].startswith(words)
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("secret of the device"), SystemExit()])
-def test_failure_of_the_second_engine_fails_only_those_who_ask_it(serve, second, failure):
+def test_a_failure_of_the_second_engine_fails_only_requests_that_use_it(serve, second, failure):
     live = serve(compare="pytorch")
     second.failure = failure
-    for _ in range(4):  # more than make an engine count as dead
+    for _ in range(4):  # more failures than an engine may have in a row
         for query in ("compare=1", "engine=pytorch"):
             assert error(post(live, path=f"/v1/detect?{query}")) == (500, "inference_failed")
     assert live.client.get("/readyz").status_code == 200
@@ -490,7 +490,7 @@ def test_failure_of_the_second_engine_fails_only_those_who_ask_it(serve, second,
     assert live.service.predictor.pending == 0
 
 
-def test_failure_of_the_first_engine_takes_the_image_out_of_the_queue_of_the_second(serve, device, second):
+def test_a_failure_of_the_first_engine_removes_the_image_from_the_queue_of_the_second(serve, device, second):
     live = serve(compare="pytorch")
     second.gate.clear()
     device.failure = RuntimeError("broken")
@@ -504,7 +504,7 @@ def test_failure_of_the_first_engine_takes_the_image_out_of_the_queue_of_the_sec
     assert len(second.batches) == 1
 
 
-def test_deadline_of_a_comparison_is_that_of_the_slower_engine(serve, device, second):
+def test_the_deadline_of_a_comparison_covers_the_slower_engine(serve, device, second):
     live = serve(compare="pytorch")
     second.gate.clear()
     with ThreadPoolExecutor(1) as clients:
@@ -519,7 +519,7 @@ def test_deadline_of_a_comparison_is_that_of_the_slower_engine(serve, device, se
     assert len(device.batches) == 1
 
 
-def test_client_that_hangs_up_leaves_the_queues_of_both_engines(serve, device, second):
+def test_the_image_of_a_client_that_disconnects_leaves_the_queues_of_both_engines(serve, device, second):
     live = serve(compare="pytorch")
     for each in (device, second):
         each.gate.clear()
@@ -540,7 +540,7 @@ def test_client_that_hangs_up_leaves_the_queues_of_both_engines(serve, device, s
     assert [len(device.batches), len(second.batches)] == [1, 1]
 
 
-def test_shadow_counts_what_the_second_engine_says_of_everybody_s_images(serve, second):
+def test_shadow_counts_the_differences_of_the_second_engine_on_normal_requests(serve, second):
     live = serve(compare="pytorch", shadow=1)
     second.rows = other_rows()
     assert "compare" not in post(live).json()["images"][0]
@@ -548,10 +548,10 @@ def test_shadow_counts_what_the_second_engine_says_of_everybody_s_images(serve, 
     for found_by in ("both", "first", "second"):
         assert live.value("shadow_boxes_total", model="pets", engine="fake", found_by=found_by) == 1
     assert live.value("images_total", engine="pytorch") == 1
-    assert live.value("stage_duration_seconds_count", engine="pytorch") is None  # nobody asked
+    assert live.value("stage_duration_seconds_count", engine="pytorch") is None  # no request used it
 
 
-def test_shadow_never_delays_an_answer_and_one_image_at_most_is_looked_at(serve, device, second):
+def test_shadow_delays_no_answer_and_processes_at_most_one_image_at_a_time(serve, device, second):
     live = serve(compare="pytorch", shadow=1)
     second.gate.clear()
     assert names(post(live)) == ["dog", "cat"]
@@ -568,7 +568,7 @@ def test_shadow_never_delays_an_answer_and_one_image_at_most_is_looked_at(serve,
     assert second.frames[0].shape == (64, 64, 3)
 
 
-def test_shadow_stands_back_while_somebody_asks_the_second_engine(serve, second):
+def test_shadow_skips_images_while_a_request_uses_the_second_engine(serve, second):
     live = serve(compare="pytorch", shadow=1)
     second.gate.clear()
     with ThreadPoolExecutor(1) as clients:
@@ -581,7 +581,7 @@ def test_shadow_stands_back_while_somebody_asks_the_second_engine(serve, second)
     assert len(second.batches) == 1
 
 
-def test_failure_of_the_shadow_is_a_line_in_the_log_and_nobody_s_error(serve, second, caplog):
+def test_a_shadow_failure_is_logged_and_fails_no_request(serve, second, caplog):
     live = serve(compare="pytorch", shadow=1)
     second.failure = RuntimeError("broken")
     for failed in range(1, 4):
@@ -593,7 +593,7 @@ def test_failure_of_the_shadow_is_a_line_in_the_log_and_nobody_s_error(serve, se
     assert live.value("shadow_boxes_total") is None
 
 
-def test_stop_while_the_shadow_is_at_work_ends_cleanly(serve, second, caplog):
+def test_a_stop_during_a_shadow_image_ends_cleanly(serve, second, caplog):
     live = serve(compare="pytorch", shadow=1)
     second.gate.clear()
     assert post(live).status_code == 200
@@ -610,8 +610,8 @@ def depths(live) -> list[int]:
     return [batcher.depth() for batcher in live.service.predictor._batchers.values()]
 
 
-def test_an_image_over_max_pixels_is_too_large_and_not_busy_whatever_is_in_flight(serve):
-    """GIF of 14,940 x 32,382 px by its header: 503 where the pixels in flight were to have more than they may."""
+def test_an_image_over_max_pixels_is_413_and_not_503_whatever_is_in_flight(serve):
+    """A GIF of 14,940 x 32,382 px by its header gave 503, because it was over MAX_INFLIGHT_PIXELS too."""
     live = serve(max_inflight_pixels=60_000_000)
     gif = b"GIF89a" + struct.pack("<HH", 14_940, 32_382) + bytes(99)
     for files in ([gif], [gif] * 3):

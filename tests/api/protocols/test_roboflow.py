@@ -1,4 +1,4 @@
-"""The calls of Roboflow's SDK and of older snippets, over a real socket, with a device that the test holds."""
+"""The API of Roboflow's SDK and of older snippets, over a real socket, with a device that the test controls."""
 
 import base64
 import io
@@ -34,7 +34,7 @@ def refused(answer) -> tuple[int, str]:
     return answer.status_code, body["code"]
 
 
-def test_answer_tells_centres_in_px_and_the_image_s_size(serve):
+def test_the_response_has_box_centres_in_px_and_the_image_size(serve):
     live = serve()
     answer = infer(live, image={"type": "base64", "value": base64.b64encode(jpeg(128, 64)).decode()})
     body = answer.json()
@@ -48,7 +48,7 @@ def test_answer_tells_centres_in_px_and_the_image_s_size(serve):
     wait_for(lambda: live.value("requests_total", protocol="roboflow", code="200", engine="fake") == 1)
 
 
-def test_a_list_of_images_is_answered_by_a_list_in_its_order_and_shares_a_batch(serve, device):
+def test_a_list_of_images_gets_a_list_in_its_order_and_shares_a_batch(serve, device):
     live = serve(max_wait_ms=10_000)
     sizes = [(64, 64), (32, 32), (16, 16), (8, 8)]
     images = [{"type": "base64", "value": base64.b64encode(jpeg(*size)).decode()} for size in sizes]
@@ -57,7 +57,7 @@ def test_a_list_of_images_is_answered_by_a_list_in_its_order_and_shares_a_batch(
     assert [len(batch) for batch in device.batches] == [4]
 
 
-def test_a_list_of_one_is_a_list(shared_server):
+def test_a_list_of_one_image_gets_a_list(shared_server):
     assert len(infer(shared_server, image=[IMAGE]).json()) == 1
 
 
@@ -72,16 +72,16 @@ def test_a_list_of_one_is_a_list(shared_server):
         ({"source": "x", "visualize_predictions": False, "disable_active_learning": True}, ["dog", "cat"]),
     ],
 )
-def test_options_select_what_is_answered_and_the_others_do_not_matter(shared_server, options, expected):
+def test_options_filter_the_results_and_unknown_options_are_ignored(shared_server, options, expected):
     assert classes(infer(shared_server, **options)) == expected
 
 
-def test_picture_with_the_boxes_comes_on_request(shared_server):
+def test_an_image_with_the_boxes_is_returned_on_request(shared_server):
     body = infer(shared_server, visualize_predictions=True).json()
     assert Image.open(io.BytesIO(base64.b64decode(body["visualization"]))).size == (64, 64)
 
 
-def test_registry_lists_every_name_of_the_model_and_adding_one_gives_the_same(shared_server):
+def test_the_registry_lists_every_name_of_the_model_and_add_returns_the_same(shared_server):
     models = {"models": [{"model_id": name, "task_type": "object-detection"} for name in ("pets", "pets/1")]}
     assert shared_server.client.get("/model/registry", params={"api_key": "x"}).json() == models
     assert shared_server.client.post("/model/add", json={"model_id": "pets/1", "api_key": "x"}).json() == models
@@ -93,14 +93,14 @@ def test_registry_lists_every_name_of_the_model_and_adding_one_gives_the_same(sh
     ("name", "imgsz", "alias"),
     [("yolov8n", 640, "coco/3"), ("yolov8x", 1280, "coco/13"), ("yolov8n", 320, None), ("pets", 640, None)],
 )
-def test_a_model_of_ultralytics_answers_to_roboflow_s_name_of_it(name, imgsz, alias):
+def test_a_model_of_ultralytics_has_its_roboflow_name_as_alias(name, imgsz, alias):
     model = ModelInfo(name, "detect", {0: "cat"}, stride=32, imgsz=imgsz, shapes=None)
     assert model_ids(model) == [name, f"{name}/1", *([alias] if alias else [])]
     assert len(set(ALIASES.values())) == len(ALIASES) == 10
 
 
 @pytest.mark.parametrize(
-    ("reported", "expected"),
+    ("changes", "expected"),
     [
         ({"model_id": "birds"}, (404, "not_found")),
         ({"model_id": None}, (422, "bad_parameter")),
@@ -118,15 +118,15 @@ def test_a_model_of_ultralytics_answers_to_roboflow_s_name_of_it(name, imgsz, al
     ],
     ids=str,
 )
-def test_each_bad_request_gets_its_error_in_roboflow_s_shape_and_harms_nobody(serve, reported, expected):
+def test_each_bad_request_gets_its_error_in_the_roboflow_format_and_the_next_works(serve, changes, expected):
     live = serve(max_files=2)
-    assert refused(infer(live, **reported)) == expected
+    assert refused(infer(live, **changes)) == expected
     assert classes(infer(live)) == ["dog", "cat"]
 
 
 @pytest.mark.parametrize("path", ["/infer/object_detection", "/model/add"])
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 50_000])
-def test_a_body_that_is_not_the_json_wanted_is_refused(shared_server, path, body):
+def test_a_body_that_is_not_the_expected_json_is_refused(shared_server, path, body):
     assert refused(shared_server.client.post(path, content=body))[0] in (400, 422)
 
 
@@ -140,7 +140,7 @@ class Bomb:
         return Path.touch, (Path("/tmp/yolopard-was-pickled"),)
 
 
-def test_a_pickled_array_is_refused_unopened(shared_server):
+def test_a_pickled_array_is_refused_without_unpickling(shared_server):
     value = base64.b64encode(pickle.dumps(Bomb())).decode()
     assert refused(infer(shared_server, image={"type": "numpy", "value": value})) == (422, "bad_parameter")
     assert refused(infer(shared_server, image={"type": "base64", "value": value})) == (422, "undecodable_image")
@@ -161,7 +161,7 @@ def test_a_pickled_array_is_refused_unopened(shared_server):
     ],
     ids=lambda body: str(body)[:60],
 )
-def test_older_snippets_send_the_image_in_many_ways(shared_server, body):
+def test_older_snippets_may_send_the_image_in_many_ways(shared_server, body):
     assert classes(shared_server.client.post("/pets/1?api_key=x", **body)) == ["dog", "cat"]
 
 
@@ -175,11 +175,11 @@ def test_older_snippets_send_the_image_in_many_ways(shared_server, body):
         ("labels=on&stroke=2&format=json&image_type=base64", ["dog", "cat"]),
     ],
 )
-def test_the_query_of_older_snippets_selects_what_is_answered(shared_server, query, expected):
+def test_the_query_of_older_snippets_filters_the_results(shared_server, query, expected):
     assert classes(shared_server.client.post(f"/pets/1?{query}", content=TEXT)) == expected
 
 
-def test_older_snippets_can_have_a_picture(shared_server):
+def test_older_snippets_can_request_an_image(shared_server):
     answer = shared_server.client.post("/pets/1?format=image", content=TEXT)
     assert answer.headers["content-type"] == "image/jpeg"
     assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
@@ -197,17 +197,17 @@ def test_older_snippets_can_have_a_picture(shared_server):
         ("/pets/1", "<html>", (422, "undecodable_image")),
     ],
 )
-def test_older_snippets_are_refused_in_roboflow_s_shape(shared_server, path, body, expected):
+def test_older_snippets_are_refused_in_the_roboflow_format(shared_server, path, body, expected):
     assert refused(shared_server.client.post(path, content=body)) == expected
 
 
 @pytest.mark.parametrize("path", ["/labelstudio/predict", "/v1/nothing", "/pets/one", "/pets/-1", "/a/b/1"])
-def test_paths_whose_second_half_is_no_number_are_nobody_s(shared_server, path):
+def test_paths_without_a_version_number_are_not_found(shared_server, path):
     answer = shared_server.client.post(path, content=TEXT)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
-def test_an_engine_that_fails_is_told_in_roboflow_s_shape(serve, device):
+def test_a_failing_engine_is_an_error_in_the_roboflow_format(serve, device):
     live = serve()
     device.failure = RuntimeError("secret of the device")
     answer = infer(live)
@@ -215,7 +215,7 @@ def test_an_engine_that_fails_is_told_in_roboflow_s_shape(serve, device):
     assert "secret" not in answer.text
 
 
-def test_a_model_that_is_not_ready_is_told_with_retry_after(serve):
+def test_a_model_that_is_not_ready_is_a_503_with_retry_after(serve):
     source = fakes.Source(fakes.built())
     source.go.clear()
     live = serve(source, wait=False)

@@ -1,4 +1,4 @@
-"""Bodies: what multipart may look like, and how much JSON there may be."""
+"""Request bodies: accepted multipart, and the limits of JSON and forms."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from app.errors import BodyTooLarge, MalformedBody
 BOUNDARY = {"Content-Type": "multipart/form-data; boundary=b0"}
 PART = b'--b0\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
 END = b"--b0--\r\n"
-ROUTES = {  # path: the name of its image
+ROUTES = {  # path: the name of its image part
     "/v1/detect": b"file",
     "/v1/predict": b"file",
     "/predict": b"file",
@@ -25,7 +25,7 @@ ROUTES = {  # path: the name of its image
 @pytest.mark.parametrize(
     "name", [b"", b"; filename*=UTF-8''na%C3%AFve.jpg", b'; filename="x.jpg"', b"; filename="], ids=repr
 )
-def test_an_image_is_a_file_by_the_name_of_its_part(shared_server, sample, path, name):
+def test_a_part_is_an_image_by_its_name_with_or_without_a_file_name(shared_server, sample, path, name):
     body = PART % (ROUTES[path], name, sample) + END
     assert shared_server.client.post(path, content=body, headers=BOUNDARY).status_code == 200
 
@@ -36,12 +36,12 @@ def test_an_image_is_a_file_by_the_name_of_its_part(shared_server, sample, path,
     [b"This is a message in MIME format.\r\n", b"\r\n", b"--b\r\n--b1\r\n", b"x --b0 is no line of its own\r\n"],
     ids=repr,
 )
-def test_text_before_the_first_boundary_is_passed_over(shared_server, sample, path, preamble):
+def test_text_before_the_first_boundary_is_skipped(shared_server, sample, path, preamble):
     body = preamble + PART % (ROUTES[path], b'; filename="x.jpg"', sample) + END
     assert shared_server.client.post(path, content=body, headers=BOUNDARY).status_code == 200
 
 
-def test_a_body_that_never_comes_to_its_boundary_is_refused(shared_server):
+def test_a_body_without_a_boundary_in_the_first_bytes_is_refused(shared_server):
     answer = shared_server.client.post("/v1/detect", content=b"x" * (MAX_PREAMBLE + 1), headers=BOUNDARY)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_body")
 
@@ -69,15 +69,15 @@ HOSTILE = {
     ],
     ids=["roboflow image", "roboflow classes", "kserve inputs", "kserve shape", "kserve outputs"],
 )
-def test_lists_in_json_are_bounded_before_they_are_looked_at(shared_server, path, form, values):
+def test_long_lists_in_json_are_refused_before_they_are_validated(shared_server, path, form, values):
     began = time.process_time()
     answer = shared_server.client.post(path, content=form % values)
     assert answer.status_code in (400, 413, 422)
     assert len(answer.content) < 2000
-    assert time.process_time() - began < 2  # it was 18 s; client and server, on a busy machine
+    assert time.process_time() - began < 2  # it took 18 s before; time of client and server, on a busy machine
 
 
-def test_at_most_five_problems_are_told(shared_server):
+def test_at_most_five_problems_are_listed(shared_server):
     images = [{"type": "base64", "value": number} for number in range(40)]
     answer = shared_server.client.post(
         "/infer/object_detection", content=json.dumps({"model_id": "pets", "image": images})
@@ -97,7 +97,7 @@ def test_at_most_five_problems_are_told(shared_server):
         (b"[" * 2000 + b"]" * 2000, MalformedBody),
     ],
 )
-def test_json_that_is_too_much_is_not_parsed(text, error):
+def test_json_over_a_limit_is_not_parsed(text, error):
     with pytest.raises(error):
         load_json(text, 100 if error is BodyTooLarge else 1 << 20)
 
@@ -107,7 +107,7 @@ def test_json_that_is_too_much_is_not_parsed(text, error):
     [(b"source=" + b"%41" * 1_000_000, 400), (b"source=" + b"A" * 9_000_000, 413), (b"source=" + b"%2B" * 1000, 422)],
     ids=["escapes", "long", "sound"],
 )
-def test_an_urlencoded_form_is_bounded_before_it_is_unquoted(shared_server, body, status):
-    """20 MB of escapes took 2 GB."""
+def test_an_urlencoded_form_is_limited_before_it_is_unquoted(shared_server, body, status):
+    """20 MB of escapes took 2 GB of memory."""
     head = {"Content-Type": "application/x-www-form-urlencoded"}
     assert shared_server.client.post("/predict", content=body, headers=head).status_code == status

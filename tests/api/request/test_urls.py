@@ -1,4 +1,4 @@
-"""Images by URL: from which hosts, at which addresses, and how much of them. The network is a server of the test's."""
+"""Images by URL: allowed hosts, allowed addresses, and the size limit. The network is a local HTTP server."""
 
 import asyncio
 import http.server
@@ -13,18 +13,18 @@ from app.api.request import urls
 from app.api.request.urls import fetch, is_public
 from app.errors import BodyTooLarge, UrlFailed, UrlNotAllowed
 
-ASKED = []  # path and headers of what reached the test's server
+RECEIVED = []  # path and headers of each request to the local server
 
 
-class Pictures(http.server.BaseHTTPRequestHandler):
-    """/picture is one, /redirect leads there, /missing is not, /endless never ends."""
+class ImageHandler(http.server.BaseHTTPRequestHandler):
+    """Serves an image at /image, a redirect to it at /redirect, and an endless body at /endless; else 404."""
 
     def do_GET(self) -> None:
-        ASKED.append((self.path, dict(self.headers)))
-        status = {"/picture": 200, "/endless": 200, "/redirect": 302}.get(self.path, 404)
+        RECEIVED.append((self.path, dict(self.headers)))
+        status = {"/image": 200, "/endless": 200, "/redirect": 302}.get(self.path, 404)
         self.send_response(status)
         if status == 302:
-            self.send_header("Location", "/picture")
+            self.send_header("Location", "/image")
         self.end_headers()
         try:
             while self.path == "/endless":
@@ -38,9 +38,9 @@ class Pictures(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def elsewhere() -> Iterator[str]:
-    """Host and port of a server with pictures."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+def image_host() -> Iterator[str]:
+    """Run the local image server and return its host and port."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ImageHandler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"localhost:{server.server_port}"
@@ -51,12 +51,12 @@ def elsewhere() -> Iterator[str]:
 
 @pytest.fixture
 def trusted(monkeypatch) -> None:
-    """This machine, where the test's server is, counts as public."""
+    """Every address counts as public, also that of the local server."""
     monkeypatch.setattr(urls, "is_public", lambda _: True)
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111"])
-def test_public_addresses_may_be_asked(address):
+def test_public_addresses_are_allowed(address):
     assert is_public(address)
 
 
@@ -69,7 +69,7 @@ def test_public_addresses_may_be_asked(address):
         *("::ffff:127.0.0.1", "::ffff:1.1.1.1", "64:ff9b::7f00:1", "2002:7f00:1::1"),
     ],
 )
-def test_addresses_of_this_network_and_of_none_may_not(address):
+def test_private_and_reserved_addresses_are_not_public(address):
     assert not is_public(address)
 
 
@@ -88,25 +88,25 @@ def test_addresses_of_this_network_and_of_none_may_not(address):
         "file:///etc/passwd",
     ],
 )
-async def test_only_the_hosts_that_are_named_are_asked(url, monkeypatch):
-    monkeypatch.setattr(urls, "_get", None)  # it would fail
+async def test_a_url_of_a_host_that_is_not_allowed_is_refused(url, monkeypatch):
+    monkeypatch.setattr(urls, "_get", None)  # a call would fail
     with pytest.raises(UrlNotAllowed):
         await fetch(url, ("example.com",), 1000)
 
 
-async def test_none_is_asked_where_none_is_named():
+async def test_every_url_is_refused_if_no_host_is_allowed():
     with pytest.raises(UrlNotAllowed, match="ALLOW_URLS"):
         await fetch("http://example.com/a.jpg", (), 1000)
 
 
-async def test_a_named_host_that_stands_for_this_machine_is_not_asked(elsewhere):
-    ASKED.clear()
+async def test_an_allowed_host_that_resolves_to_loopback_is_refused(image_host):
+    RECEIVED.clear()
     with pytest.raises(UrlNotAllowed, match="localhost resolves to an address that is not public"):
-        await fetch(f"http://{elsewhere}/picture", (elsewhere,), 10_000)
-    assert ASKED == []
+        await fetch(f"http://{image_host}/image", (image_host,), 10_000)
+    assert RECEIVED == []
 
 
-async def test_one_bad_address_among_those_of_a_name_is_enough(monkeypatch):
+async def test_a_host_with_one_private_address_is_refused(monkeypatch):
     async def resolved(*_, **__):
         return [(0, 0, 0, "", (address, 80)) for address in ("1.1.1.1", "10.0.0.1")]
 
@@ -115,7 +115,7 @@ async def test_one_bad_address_among_those_of_a_name_is_enough(monkeypatch):
         await fetch("http://example.com/a.jpg", ("example.com",), 1000)
 
 
-async def test_the_address_that_was_looked_at_is_the_one_that_is_asked(elsewhere, trusted, monkeypatch):
+async def test_the_image_is_fetched_from_the_checked_address(image_host, trusted, monkeypatch):
     loop, looked_up = asyncio.get_running_loop(), []
 
     async def resolved(host, port, **_):
@@ -123,57 +123,57 @@ async def test_the_address_that_was_looked_at_is_the_one_that_is_asked(elsewhere
         return [(socket.AF_INET, 0, 0, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr(loop, "getaddrinfo", resolved, raising=False)
-    ASKED.clear()
-    name = f"pictures.example:{elsewhere.partition(':')[2]}"
-    assert await fetch(f"http://{name}/picture", (name,), 10_000) == jpeg()
-    assert looked_up == ["pictures.example"]
-    ((path, headers),) = ASKED
-    assert (path, headers["Host"]) == ("/picture", name)
+    RECEIVED.clear()
+    name = f"images.example:{image_host.partition(':')[2]}"
+    assert await fetch(f"http://{name}/image", (name,), 10_000) == jpeg()
+    assert looked_up == ["images.example"]
+    ((path, headers),) = RECEIVED
+    assert (path, headers["Host"]) == ("/image", name)
     assert not {"Authorization", "Cookie"} & headers.keys()
 
 
-async def test_no_proxy_of_the_environment_is_used(elsewhere, trusted, monkeypatch):
+async def test_proxies_of_the_environment_are_not_used(image_host, trusted, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    assert await fetch(f"http://{elsewhere}/picture", (elsewhere,), 10_000) == jpeg()
+    assert await fetch(f"http://{image_host}/image", (image_host,), 10_000) == jpeg()
 
 
 @pytest.mark.parametrize(("path", "words"), [("/redirect", "answered 302"), ("/missing", "answered 404")])
-async def test_what_is_not_there_or_elsewhere_is_told(elsewhere, trusted, path, words):
-    ASKED.clear()
+async def test_a_redirect_or_a_missing_image_is_an_error_with_its_status(image_host, trusted, path, words):
+    RECEIVED.clear()
     with pytest.raises(UrlFailed, match=words):
-        await fetch(f"http://{elsewhere}{path}", (elsewhere,), 10_000)
-    assert [path for path, _ in ASKED] == [path]
+        await fetch(f"http://{image_host}{path}", (image_host,), 10_000)
+    assert [path for path, _ in RECEIVED] == [path]
 
 
-async def test_no_more_is_read_than_an_image_may_have(elsewhere, trusted):
+async def test_a_download_over_the_size_limit_is_refused(image_host, trusted):
     with pytest.raises(BodyTooLarge):
-        await fetch(f"http://{elsewhere}/endless", (elsewhere,), 10_000)
+        await fetch(f"http://{image_host}/endless", (image_host,), 10_000)
 
 
-async def test_an_image_that_does_not_come_is_given_up(elsewhere, trusted, monkeypatch):
+async def test_a_download_that_takes_too_long_times_out(image_host, trusted, monkeypatch):
     monkeypatch.setattr(urls, "TIMEOUT_S", 0.05)
     with pytest.raises(UrlFailed, match="TimeoutError"):
-        await fetch(f"http://{elsewhere}/endless", (elsewhere,), 10**12)
+        await fetch(f"http://{image_host}/endless", (image_host,), 10**12)
 
 
-async def test_a_host_that_does_not_answer_is_told(trusted):
+async def test_a_host_that_does_not_answer_is_named_in_the_error(trusted):
     with socket.create_server(("127.0.0.1", 0)) as free:
         host = f"localhost:{free.getsockname()[1]}"
     with pytest.raises(UrlFailed, match="no image from localhost: Connect"):
         await fetch(f"http://{host}/a.jpg", (host,), 1000)
 
 
-def test_each_protocol_fetches_from_where_it_may(serve, elsewhere, trusted):
-    live, url = serve(allow_urls=(elsewhere,)), f"http://{elsewhere}/picture"
-    reported = {"model_id": "pets", "image": {"type": "url", "value": url}}
+def test_each_protocol_fetches_images_from_an_allowed_host(serve, image_host, trusted):
+    live, url = serve(allow_urls=(image_host,)), f"http://{image_host}/image"
+    request = {"model_id": "pets", "image": {"type": "url", "value": url}}
     for answer in (
         live.client.post("/predict", data={"source": url}),
         live.client.post("/v1/predict/pets", data={"url": url}),
-        live.client.post("/infer/object_detection", json=reported),
+        live.client.post("/infer/object_detection", json=request),
         live.client.post("/pets/1", params={"image": url}),
     ):
         assert answer.status_code == 200, answer.text
         assert "dog" in answer.text
-    missing = live.client.post("/predict", data={"source": f"http://{elsewhere}/missing"})
+    missing = live.client.post("/predict", data={"source": f"http://{image_host}/missing"})
     assert (missing.status_code, missing.json()["code"]) == (422, "url_failed")

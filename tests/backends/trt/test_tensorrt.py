@@ -47,6 +47,8 @@ from app.store.accuracy import Limits
 from app.vision import postprocess, preprocess
 from app.vision.postprocess import Thresholds
 
+pytestmark = pytest.mark.usefixtures("needs_engine")
+
 SIDE, BATCH = 160, 3
 OOM = runtime.cudaError_t.cudaErrorMemoryAllocation
 LOST = runtime.cudaError_t.cudaErrorIllegalAddress
@@ -83,6 +85,7 @@ def rig(request, monkeypatch) -> Iterator[Rig]:
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch):
     monkeypatch.setitem(datasets.SCENES, "detect", 4)
+    monkeypatch.setattr(builder, "CALIBRATION_IMAGES", 6)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -326,7 +329,8 @@ def test_onnx_weights_become_an_engine_of_one_shape(rig, order, tmp_path, frames
     np.testing.assert_allclose(rows[:, 0], expected[:, 0], atol=0.5)
 
 
-def test_int8_is_compiled_from_the_quantized_graph_with_its_float_part_in_fp16(rig, order):
+def test_int8_is_compiled_from_the_quantized_graph_with_its_float_part_in_fp16(rig, order, monkeypatch):
+    monkeypatch.setattr(int8_search, "MAX_DISTANCE", 1)  # which layers stay in float: tests/graphs/test_int8.py
     built = builder.build(dataclasses.replace(order, precision="int8", limits=Limits(map_loss=1)), lambda _: None)
     assert built.manifest.fingerprint.precision == "int8"
     plan = (built.folder / "160x160.plan").read_bytes()

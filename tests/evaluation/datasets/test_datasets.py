@@ -461,7 +461,7 @@ def test_one_folder_of_images_has_no_classes(root):
 @pytest.mark.parametrize("task", ["detect", "segment", "obb"])
 def test_data_set_of_poses_is_refused_for_other_tasks(root, task):
     yolo(root, {"a": "0 .5 .5 .2 .2 .4 .4 .6 .6"}, "kpt_shape: [2, 2]")
-    with pytest.raises(SettingsError, match=rf"GATE_DIR=.*pets: by data\.yaml's kpt_shape .* pets is for {task}"):
+    with pytest.raises(SettingsError, match=rf"GATE_DIR=.*pets: data\.yaml has kpt_shape, .* pets is for {task}"):
         read(root, dataclasses.replace(PETS, task=task))
 
 

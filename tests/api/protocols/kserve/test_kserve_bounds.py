@@ -1,4 +1,4 @@
-"""What a gRPC message of a few bytes a field may hold, before it is parsed."""
+"""Limits of a gRPC message with many small fields, checked before it is parsed."""
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -18,10 +18,10 @@ def input_of(**contents: object) -> messages.ModelInferRequest.InferInputTensor:
     return messages.ModelInferRequest.InferInputTensor(name="images", shape=[1, 3, 64, 64], contents=contents)
 
 
-def test_a_sound_message_passes():
+def test_a_valid_message_passes():
     images = [messages.ModelInferRequest.InferInputTensor(name=f"images{i}", shape=[1, 3, 64, 64]) for i in range(64)]
-    sound = request(inputs=images, raw_input_contents=[b"x" * 100_000] * 64, parameters={})
-    split(sound.SerializeToString(), 0)
+    valid = request(inputs=images, raw_input_contents=[b"x" * 100_000] * 64, parameters={})
+    split(valid.SerializeToString(), 0)
     split(request(inputs=[input_of(bytes_contents=[b"x" * 100_000] * 64)]).SerializeToString(), 0)
     split(request(inputs=[input_of(fp32_contents=[0.5] * 100)]).SerializeToString(), 400)
 
@@ -37,12 +37,12 @@ def test_a_sound_message_passes():
     ],
     ids=["inputs", "raw contents", "outputs", "elements", "parameters"],
 )
-def test_a_message_of_very_many_fields_is_refused(message):
+def test_a_message_over_max_fields_is_refused(message):
     with pytest.raises(MalformedBody, match=f"more than {MAX_FIELDS} fields"):
         split(message.SerializeToString(), 1 << 30)
 
 
-def test_numbers_in_typed_contents_are_bounded():
+def test_the_number_of_values_in_typed_contents_is_limited():
     message = request(inputs=[input_of(uint_contents=[1] * 500), input_of(uint_contents=[1] * 501)])
     with pytest.raises(BadParameter, match="raw_input_contents"):
         split(message.SerializeToString(), 1000)
@@ -55,7 +55,7 @@ def test_a_long_shape_is_refused():
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_raise_anything_else(data):
+def test_any_bytes_pass_or_raise_malformed_body_or_bad_parameter(data):
     try:
         split(data, 100)
     except (MalformedBody, BadParameter):
@@ -66,7 +66,7 @@ def test_no_bytes_raise_anything_else(data):
         return
 
 
-def test_raw_contents_are_kept_apart_and_not_copied():
+def test_raw_contents_are_split_off_and_not_copied():
     whole = request(id="7", raw_input_contents=[b"abc", b"defg"]).SerializeToString()
     small, raw = split(whole, 0)
     assert messages.ModelInferRequest.FromString(small) == request(id="7")

@@ -1,4 +1,4 @@
-"""KServe over gRPC, asked by Triton's own client, with a device that the test holds."""
+"""KServe over gRPC, called by Triton's own client, with a device that the test controls."""
 
 import ast
 import queue
@@ -53,7 +53,7 @@ def refusal(call, *arguments, **options) -> tuple[str, str]:
     return caught.value.status(), caught.value.message()
 
 
-def test_with_keys_only_health_is_told_to_who_shows_none(serve):
+def test_with_keys_a_call_without_a_key_gets_only_health(serve):
     key = "key-of-the-tests-0"
     live = serve(grpc_port=free_port(), api_keys=(key,))
     with triton.InferenceServerClient(f"127.0.0.1:{live.service.settings.grpc_port}") as client:
@@ -68,7 +68,7 @@ def test_with_keys_only_health_is_told_to_who_shows_none(serve):
             assert client.infer("pets", images(), headers=headers).as_numpy("output0")[0, :2, 5].tolist() == [1, 0]
 
 
-def test_no_refusal_leaves_its_message_to_the_garbage_collector(live, client, sample):
+def test_a_refusal_leaves_no_message_to_the_garbage_collector(live, client, sample):
     cut = sample[: len(sample) // 2] + bytes(1 << 20)
     for given in (cut, bytes(1 << 20)):
         refusal(client.infer, "pets_image", encoded(given))
@@ -76,10 +76,10 @@ def test_no_refusal_leaves_its_message_to_the_garbage_collector(live, client, sa
             refusal(client.infer, "pets_image", encoded(given))
             refusal(client.infer, "none", encoded(given))
             eventually(lambda: live.service.inflight.bytes == 0)
-        assert set(left) <= {"aborting.<locals>.answer"}  # gRPC's own error has it; it holds no message
+        assert set(left) <= {"aborting.<locals>.answer"}  # held by gRPC's own error; it references no message
 
 
-def test_every_fact_is_the_one_that_http_tells(live, client):
+def test_metadata_config_and_index_are_the_same_as_over_http(live, client):
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("pets")
@@ -94,7 +94,7 @@ def test_every_fact_is_the_one_that_http_tells(live, client):
     client.load_model("pets")
 
 
-def test_until_ready_the_server_is_live_and_nothing_else(serve):
+def test_the_server_is_live_and_not_ready_until_the_engine_is_loaded(serve):
     source = fakes.Source(fakes.built())
     source.go.clear()
     live = serve(source, wait=False, grpc_port=free_port())
@@ -105,7 +105,7 @@ def test_until_ready_the_server_is_live_and_nothing_else(serve):
         assert refusal(client.infer, "pets", images())[0] == "StatusCode.UNAVAILABLE"
 
 
-def test_tensors_reach_the_engine_exactly_and_rows_after_nms_come_back(client, device):
+def test_tensors_reach_the_engine_unchanged_and_rows_after_nms_are_returned(client, device):
     answer = client.infer("pets", images(), request_id="abc", outputs=[triton.InferRequestedOutput("output0")])
     rows = answer.as_numpy("output0")
     assert rows.shape == (1, 300, 6)
@@ -114,14 +114,14 @@ def test_tensors_reach_the_engine_exactly_and_rows_after_nms_come_back(client, d
     assert (answer.get_response().id, answer.get_response().model_version) == ("abc", "1")
 
 
-def test_encoded_images_and_thresholds_of_the_request(client, sample):
+def test_encoded_images_are_predicted_with_the_thresholds_of_the_request(client, sample):
     answer = client.infer("pets_image", encoded(sample), parameters={"conf": 0.7, "classes": "dog", "max_det": 5})
     assert answer.as_numpy("num_detections").tolist() == [1]
     assert answer.as_numpy("classes").tolist() == [[1]]
     assert answer.as_numpy("boxes").shape == (1, 1, 4)
 
 
-def test_a_message_may_be_larger_than_grpc_s_own_limit_of_4_mib(serve):
+def test_a_message_may_exceed_the_default_grpc_limit_of_4_mib(serve):
     live = serve(fakes.Source(fakes.built(imgsz=640)), grpc_port=free_port())
     with triton.InferenceServerClient(f"127.0.0.1:{live.service.settings.grpc_port}") as client:
         given = triton.InferInput("images", [2, 3, 640, 640], "FP32")
@@ -129,12 +129,12 @@ def test_a_message_may_be_larger_than_grpc_s_own_limit_of_4_mib(serve):
         assert client.infer("pets", [given]).as_numpy("output0").shape == (2, 300, 6)
 
 
-def test_a_packed_message_is_refused_by_its_name_as_it_could_not_be_counted_before_it_is_unpacked(client, sample):
+def test_a_compressed_message_is_refused_with_its_encoding(client, sample):
     with pytest.raises(InferenceServerException, match="gzip"):
         client.infer("pets_image", encoded(sample), compression_algorithm="gzip")
 
 
-def test_values_may_be_typed_as_other_languages_send_them(url, device, sample):
+def test_values_may_be_in_typed_contents(url, device, sample):
     with grpc.insecure_channel(url) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         for datatype, contents in (
@@ -149,7 +149,7 @@ def test_values_may_be_typed_as_other_languages_send_them(url, device, sample):
         assert [output.name for output in answer.outputs] == ["num_detections", "boxes", "scores", "classes"]
 
 
-def test_a_stream_answers_in_order_and_an_error_ends_only_its_own_request(client):
+def test_a_stream_answers_in_order_and_an_error_fails_only_its_own_request(client):
     answers = queue.Queue()
     client.start_stream(callback=lambda result, error: answers.put((result, error)))
     for request_id, model in (("1", "pets"), ("2", "cars"), ("3", "pets")):
@@ -160,8 +160,8 @@ def test_a_stream_answers_in_order_and_an_error_ends_only_its_own_request(client
     assert "Request for unknown model: 'cars'" in error.message()
 
 
-def test_every_answer_of_a_stream_is_told_to_be_the_last_of_its_request(client):
-    """perf_analyzer asks for it, in every call of gRPC, and was refused."""
+def test_every_answer_of_a_stream_is_marked_as_the_final_response(client):
+    """perf_analyzer sets this parameter in every gRPC call, and was refused."""
     answers = queue.Queue()
     client.start_stream(callback=lambda result, error: answers.put((result, error)))
     client.async_stream_infer("pets", images(), enable_empty_final_response=True)
@@ -171,7 +171,7 @@ def test_every_answer_of_a_stream_is_told_to_be_the_last_of_its_request(client):
     assert answer.get_response().parameters["triton_final_response"].bool_param is True
 
 
-def test_a_stream_that_its_client_leaves_open_does_not_keep_the_server(live, client):
+def test_an_open_stream_does_not_block_the_stop_of_the_server(live, client):
     answers = queue.Queue()
     client.start_stream(callback=lambda result, error: answers.put((result, error)))
     client.async_stream_infer("pets", images())
@@ -202,7 +202,7 @@ def test_refusals_have_a_status_and_the_reason(client):
         ({"inputs": [{"name": "images", "datatype": "FP32", "shape": [-1]}]}, "not a valid tensor shape"),
     ],
 )
-def test_a_wrong_message_is_an_invalid_argument_and_named(url, device, changes, words):
+def test_a_wrong_message_is_an_invalid_argument_with_its_reason(url, device, changes, words):
     given = {"inputs": [{"name": "images", "datatype": "FP32", "shape": [1, 3, 32, 32]}]} | changes
     with grpc.insecure_channel(url) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -214,7 +214,7 @@ def test_a_wrong_message_is_an_invalid_argument_and_named(url, device, changes, 
 
 
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelConfig", "RepositoryModelUnload"])
-def test_a_message_that_cannot_be_read_is_an_invalid_argument_and_no_defect(live, url, method, caplog):
+def test_an_unreadable_message_is_an_invalid_argument_and_not_logged(live, url, method, caplog):
     with grpc.insecure_channel(url) as channel:
         call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}", request_serializer=bytes)
         with pytest.raises(grpc.RpcError) as caught:
@@ -224,7 +224,7 @@ def test_a_message_that_cannot_be_read_is_an_invalid_argument_and_no_defect(live
     assert caplog.text == ""
 
 
-def test_a_message_that_cannot_be_read_ends_only_its_own_request_of_a_stream(live, url):
+def test_an_unreadable_message_in_a_stream_fails_only_its_own_request(live, url):
     right = messages.ModelInferRequest(model_name="pets", id="2").SerializeToString()
     with grpc.insecure_channel(url) as channel:
         call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer", request_serializer=bytes)
@@ -235,7 +235,7 @@ def test_a_message_that_cannot_be_read_ends_only_its_own_request_of_a_stream(liv
     assert live.value("requests_total", model="pets", engine="fake", protocol="kserve", code="400") == 1
 
 
-def test_a_deadline_is_kept_and_the_image_never_reaches_the_engine(live, client, device):
+def test_a_passed_deadline_is_an_error_and_the_image_never_reaches_the_engine(live, client, device):
     device.gate.clear()
     first = client.async_infer("pets", images(), callback=lambda result, error: None)
     assert device.busy.acquire(timeout=10)
@@ -248,7 +248,7 @@ def test_a_deadline_is_kept_and_the_image_never_reaches_the_engine(live, client,
     assert [len(batch) for batch in device.batches] == [1, 1]
 
 
-def test_a_full_house_is_unavailable_and_counted(serve, device):
+def test_overload_is_unavailable_and_counted(serve, device):
     live = serve(max_pending=1, grpc_port=free_port())
     device.gate.clear()
     answered = threading.Event()
@@ -263,7 +263,7 @@ def test_a_full_house_is_unavailable_and_counted(serve, device):
     assert live.value("requests_total", model="pets", engine="fake", protocol="kserve", code="200") == 1
 
 
-def test_a_defect_is_internal_and_in_the_log(live, client, monkeypatch, caplog):
+def test_a_defect_is_an_internal_error_and_logged(live, client, monkeypatch, caplog):
     monkeypatch.setattr("app.api.protocols.kserve.grpc.read_request", lambda *_: 1 / 0)
     assert refusal(client.infer, "pets", images()) == (
         "StatusCode.INTERNAL", "an internal error; the server's log has more",
@@ -271,7 +271,7 @@ def test_a_defect_is_internal_and_in_the_log(live, client, monkeypatch, caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_stop_answers_what_came_in(live, client, device):
+def test_a_stop_answers_requests_in_flight(live, client, device):
     device.gate.clear()
     answers = queue.Queue()
     client.async_infer("pets", images(), callback=lambda result, error: answers.put((result, error)))

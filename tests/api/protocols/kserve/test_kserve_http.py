@@ -1,4 +1,4 @@
-"""KServe over HTTP, asked by Triton's own clients and by hand, with a device that the test holds."""
+"""KServe over HTTP, called by Triton's own clients and with plain HTTP, with a device that the test controls."""
 
 import ast
 import asyncio
@@ -60,8 +60,8 @@ def post(live, body: bytes, headers: dict[str, str] | None = None, model: str = 
     return live.client.post(f"/v2/models/{model}/infer", content=body, headers=headers)
 
 
-def requested(**changes) -> bytes:
-    """A request in JSON alone, with an input that is wrong in one way."""
+def json_body(**changes) -> bytes:
+    """Return a JSON request of one input, with these changes. A change to None removes the field."""
     given = {"name": "images", "shape": [1, 3, 32, 32], "datatype": "UINT8", "data": [0] * 3072} | changes
     return json.dumps({"inputs": [{name: value for name, value in given.items() if value is not None}]}).encode()
 
@@ -77,7 +77,7 @@ def test_server_and_models_are_live_and_ready(client):
     ]  # fmt: skip
 
 
-def test_until_ready_the_server_is_live_and_nothing_else(serve):
+def test_the_server_is_live_and_not_ready_until_the_engine_is_loaded(serve):
     source = fakes.Source(fakes.built())
     source.go.clear()
     live = serve(source, wait=False)
@@ -92,7 +92,7 @@ def test_until_ready_the_server_is_live_and_nothing_else(serve):
         assert refusal(client.get_inference_statistics)[0] == "503"
 
 
-def test_metadata_tell_the_inputs_and_outputs_of_both_models(client):
+def test_metadata_lists_the_inputs_and_outputs_of_both_models(client):
     assert client.get_model_metadata("pets", "1") == {
         "name": "pets",
         "versions": ["1"],
@@ -105,7 +105,7 @@ def test_metadata_tell_the_inputs_and_outputs_of_both_models(client):
     assert [output["name"] for output in image["outputs"]] == ["num_detections", "boxes", "scores", "classes"]
 
 
-def test_config_has_what_ultralytics_reads_as_a_python_literal(client):
+def test_the_config_holds_metadata_for_ultralytics_as_a_python_literal(client):
     config = client.get_model_config("pets", "1")
     assert config["max_batch_size"] == 64
     assert config["input"] == [{"name": "images", "data_type": "TYPE_FP32", "dims": [3, -1, -1]}]
@@ -118,7 +118,7 @@ def test_config_has_what_ultralytics_reads_as_a_python_literal(client):
     assert (image["max_batch_size"], image["input"][0]["data_type"]) == (0, "TYPE_STRING")
 
 
-def test_an_engine_of_fixed_shapes_is_announced_as_static(serve, device):
+def test_an_engine_with_fixed_shapes_is_described_as_static(serve, device):
     live = serve(fakes.Source(fakes.built(shapes=((32, 64), (64, 64)))))
     with triton.InferenceServerClient(live.url.removeprefix("http://")) as client:
         text = client.get_model_config("pets")["parameters"]["metadata"]["string_value"]
@@ -129,7 +129,7 @@ def test_an_engine_of_fixed_shapes_is_announced_as_static(serve, device):
     assert device.batches == []
 
 
-def test_index_lists_both_models_and_load_confirms_what_is_there(client):
+def test_the_index_lists_both_models_and_load_confirms_a_served_model(client):
     assert client.get_model_repository_index() == [
         {"name": "pets", "version": "1", "state": "READY"},
         {"name": "pets_image", "version": "1", "state": "READY"},
@@ -143,9 +143,9 @@ def test_index_lists_both_models_and_load_confirms_what_is_there(client):
 @pytest.mark.parametrize(
     ("datatype", "binary"), [("FP32", True), ("FP16", True), ("UINT8", True), ("FP32", False), ("UINT8", False)]
 )
-def test_tensors_reach_the_engine_exactly_and_rows_after_nms_come_back(client, device, datatype, binary):
-    wanted = [triton.InferRequestedOutput("output0", binary_data=binary)]
-    answer = client.infer("pets", images(1, datatype, binary=binary), outputs=wanted, request_id="abc")
+def test_tensors_reach_the_engine_unchanged_and_rows_after_nms_are_returned(client, device, datatype, binary):
+    selected = [triton.InferRequestedOutput("output0", binary_data=binary)]
+    answer = client.infer("pets", images(1, datatype, binary=binary), outputs=selected, request_id="abc")
     rows = answer.as_numpy("output0")
     assert rows.shape == (1, 300, 6)
     np.testing.assert_array_equal(rows[0, :2], ROWS)
@@ -155,14 +155,14 @@ def test_tensors_reach_the_engine_exactly_and_rows_after_nms_come_back(client, d
     assert (response["id"], response["model_name"], response["model_version"]) == ("abc", "pets", "1")
 
 
-def test_values_between_levels_go_to_the_nearest_and_others_to_the_end_of_the_range(client, device):
+def test_values_are_rounded_to_the_nearest_level_and_clipped_to_the_range(client, device):
     data = np.zeros((1, 3, 32, 32), np.float32)
     data[0, 0, 0, :6] = [0.5, 0.2 / 255, -3, 7, np.nan, 1.001]
     client.infer("pets", [tensor(data, "FP32")])
     assert device.frames[0][0, :6, 0].tolist() == [128, 0, 0, 255, 0, 255]
 
 
-def test_images_of_one_request_share_a_batch_and_come_back_in_their_order(serve, device):
+def test_images_of_one_request_share_a_batch_and_keep_their_order(serve, device):
     device.rows = None  # every value of a row is the first pixel
     live = serve(max_wait_ms=10_000, capacity=fakes.capacity(2))
     with triton.InferenceServerClient(live.url.removeprefix("http://")) as client:
@@ -194,18 +194,18 @@ def test_thresholds_are_parameters_of_the_request(client, sample, parameters, fo
 @pytest.mark.parametrize("binary", [True, False])
 def test_encoded_images_give_boxes_in_their_own_pixels(live, client, sample, binary):
     native = live.client.post("/v1/detect", content=sample).json()["images"][0]["results"]
-    wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("boxes", "scores", "classes")]
+    selected = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("boxes", "scores", "classes")]
     file = sample if binary else base64.b64encode(sample)
-    answer = client.infer("pets_image", encoded(file, file, binary=binary), outputs=wanted)
+    answer = client.infer("pets_image", encoded(file, file, binary=binary), outputs=selected)
     boxes, classes = answer.as_numpy("boxes"), answer.as_numpy("classes")
     assert boxes.shape == (2, 2, 4)
     np.testing.assert_allclose(boxes[1], [list(found["box"].values()) for found in native], atol=1e-4)
     assert classes.tolist() == [[1, 0]] * 2
     np.testing.assert_allclose(answer.as_numpy("scores"), [[0.9, 0.6]] * 2, atol=1e-6)
-    assert answer.as_numpy("num_detections") is None  # it was not asked for
+    assert answer.as_numpy("num_detections") is None  # it was not requested
 
 
-def test_an_image_without_boxes_leaves_its_place_empty(client, sample):
+def test_an_image_without_boxes_has_empty_outputs(client, sample):
     answer = client.infer("pets_image", encoded(sample), parameters={"conf": 0.99})
     assert answer.as_numpy("boxes").shape == (1, 0, 4)
     assert answer.as_numpy("num_detections").tolist() == [0]
@@ -221,8 +221,8 @@ def test_a_body_without_a_json_header_is_one_image(live, sample):
     assert len(response.content) == size + sum(output["parameters"]["binary_data_size"] for output in outputs)
 
 
-def test_json_in_gives_json_out_unless_bytes_are_asked_for(live):
-    response = post(live, requested())
+def test_a_json_request_gets_a_json_response_by_default(live):
+    response = post(live, json_body())
     assert response.headers["content-type"] == "application/json"
     assert "Inference-Header-Content-Length" not in response.headers
     assert response.json()["outputs"][0]["data"][4:6] == pytest.approx([0.9, 1])
@@ -230,11 +230,11 @@ def test_json_in_gives_json_out_unless_bytes_are_asked_for(live):
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_requests_and_answers_may_be_compressed(live, client, algorithm):
+def test_requests_and_responses_may_be_compressed(live, client, algorithm):
     both = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
     np.testing.assert_array_equal(client.infer("pets", images(), **both).as_numpy("output0")[0, :2], ROWS)
-    assert post(live, requested(), {"Accept-Encoding": algorithm}).headers["Content-Encoding"] == algorithm
-    assert "Content-Encoding" not in post(live, requested(), {"Accept-Encoding": "gzip, deflate"}).headers
+    assert post(live, json_body(), {"Accept-Encoding": algorithm}).headers["Content-Encoding"] == algorithm
+    assert "Content-Encoding" not in post(live, json_body(), {"Accept-Encoding": "gzip, deflate"}).headers
 
 
 async def test_the_asynchronous_client_works_too(live, sample):
@@ -254,7 +254,7 @@ async def test_the_asynchronous_client_works_too(live, sample):
         assert len((await client.get_inference_statistics())["model_stats"]) == 2
 
 
-ELSEWHERE = [
+WRONG_PATHS = [
     ("/v2/nothing", 404, "no such path"),
     ("/v2/models/cars", 404, "Request for unknown model: 'cars' is not found; there is pets"),
     ("/v2/models/pets/versions/2/config", 404, "'pets' version 2"),
@@ -266,8 +266,8 @@ ELSEWHERE = [
 ]
 
 
-def test_errors_of_every_kind_are_one_text(live):
-    for path, status, words in ELSEWHERE:
+def test_every_error_is_json_with_one_text(live):
+    for path, status, words in WRONG_PATHS:
         response = live.client.get(path)
         assert (response.status_code, response.json().keys()) == (status, {"error"})
         assert words in response.json()["error"], path
@@ -300,25 +300,25 @@ WRONG_INPUTS = [
 ]
 
 
-def test_a_wrong_input_is_400_and_named(live, device):
+def test_a_wrong_input_is_400_with_its_reason(live, device):
     for changes, words in WRONG_INPUTS:
-        response = post(live, requested(**changes))
+        response = post(live, json_body(**changes))
         assert (response.status_code, response.json().keys()) == (400, {"error"})
         assert words in response.json()["error"], changes
     assert device.batches == []
 
 
 @pytest.mark.parametrize("shape", [[2, 0], [3, 2**20, 0], [0, 5], []])
-def test_elements_that_no_image_counts_are_400(live, shape):
+def test_a_shape_without_images_is_400(live, shape):
     body = json.dumps({"inputs": [{"name": "image", "shape": shape, "datatype": "BYTES", "data": []}]})
     response = post(live, body.encode(), model="pets_image")
     assert response.status_code == 400
     assert "image: " in response.json()["error"]
 
 
-def test_a_parameter_for_shared_memory_or_classification_is_not_offered(live):
-    assert post(live, requested(parameters={"shared_memory_region": "x"})).status_code == 501
-    body = json.loads(requested()) | {"outputs": [{"name": "output0", "parameters": {"classification": 3}}]}
+def test_a_parameter_for_shared_memory_or_classification_is_501(live):
+    assert post(live, json_body(parameters={"shared_memory_region": "x"})).status_code == 501
+    body = json.loads(json_body()) | {"outputs": [{"name": "output0", "parameters": {"classification": 3}}]}
     assert post(live, json.dumps(body).encode()).status_code == 501
 
 
@@ -329,22 +329,22 @@ UNREADABLE = [
     (b'{"inputs": []}', {}, 400, "the request has none"),
     (b'{"inputs": [1]}', {}, 400, "inputs.0"),
     (b"{}", {}, 400, "inputs: Field required"),
-    (requested(), {"Inference-Header-Content-Length": "99999"}, 400, "not a length within the body"),
-    (requested(), {"Inference-Header-Content-Length": "-1"}, 400, "not a length within the body"),
-    (requested(), {"Inference-Header-Content-Length": "0"}, 400, "takes tensors"),
-    (requested() + b"more", {"Inference-Header-Content-Length": str(len(requested()))}, 400, "additional input data"),
-    (requested(), {"Content-Encoding": "br"}, 501, "use gzip or deflate"),
-    (requested(), {"Content-Encoding": "gzip"}, 400, "the body is not gzip"),
-    (gzip.compress(requested())[:-9], {"Content-Encoding": "gzip"}, 400, "cut short"),
+    (json_body(), {"Inference-Header-Content-Length": "99999"}, 400, "not a length within the body"),
+    (json_body(), {"Inference-Header-Content-Length": "-1"}, 400, "not a length within the body"),
+    (json_body(), {"Inference-Header-Content-Length": "0"}, 400, "takes tensors"),
+    (json_body() + b"more", {"Inference-Header-Content-Length": str(len(json_body()))}, 400, "additional input data"),
+    (json_body(), {"Content-Encoding": "br"}, 501, "use gzip or deflate"),
+    (json_body(), {"Content-Encoding": "gzip"}, 400, "the body is not gzip"),
+    (gzip.compress(json_body())[:-9], {"Content-Encoding": "gzip"}, 400, "cut short"),
     (zlib.compress(bytes(30_000)), {"Content-Encoding": "deflate"}, 413, "when it is inflated"),
     (bytes(30_000), {}, 413, "larger than 20000 bytes"),
-    (requested() + bytes(500), {}, 413, "send images and tensors as bytes"),
-    (requested(), {"X-Deadline-Ms": "soon"}, 400, "X-Deadline-Ms"),
+    (json_body() + bytes(500), {}, 413, "send images and tensors as bytes"),
+    (json_body(), {"X-Deadline-Ms": "soon"}, 400, "X-Deadline-Ms"),
 ]
 
 
-def test_a_body_that_cannot_be_read_is_refused_with_the_reason(serve, device):
-    live = serve(max_tensor_bytes=20_000, max_body_bytes=20_000, max_json_bytes=len(requested()) + 100)
+def test_an_unreadable_body_is_refused_with_its_reason(serve, device):
+    live = serve(max_tensor_bytes=20_000, max_body_bytes=20_000, max_json_bytes=len(json_body()) + 100)
     for body, headers, status, words in UNREADABLE:
         response = post(live, body, headers)
         assert (response.status_code, response.json().keys()) == (status, {"error"})
@@ -361,21 +361,21 @@ WRONG_PARAMETERS = [
 ]
 
 
-def test_a_wrong_parameter_is_400_and_named(live):
+def test_a_wrong_parameter_is_400_with_its_reason(live):
     for parameters, words in WRONG_PARAMETERS:
-        response = post(live, json.dumps(json.loads(requested()) | {"parameters": parameters}).encode())
+        response = post(live, json.dumps(json.loads(json_body()) | {"parameters": parameters}).encode())
         assert response.status_code == 400
         assert words in response.json()["error"], parameters
 
 
-def test_other_refusals_reach_the_client_with_their_reason(client, sample):
+def test_triton_s_client_gets_the_reason_of_other_refusals(client, sample):
     assert refusal(client.infer, "pets", images(), outputs=[triton.InferRequestedOutput("output1")]) == (
         "400", "unexpected inference output 'output1' for model 'pets'",
     )  # fmt: skip
     twice = [triton.InferRequestedOutput("output0")] * 2
     assert "each may be requested once" in refusal(client.infer, "pets", images(), outputs=twice)[1]
-    assert refusal(client.infer, "pets_image", encoded(b"%PDF-1.7"))[0] == "400"  # 415 elsewhere
-    assert refusal(client.infer, "pets_image", encoded(sample[:5000]))[0] == "400"  # 422 elsewhere
+    assert refusal(client.infer, "pets_image", encoded(b"%PDF-1.7"))[0] == "400"  # 415 in other protocols
+    assert refusal(client.infer, "pets_image", encoded(sample[:5000]))[0] == "400"  # 422 in other protocols
     assert "image 2 of 2: not an image" in refusal(client.infer, "pets_image", encoded(sample, b"no image"))[1]
     assert "base64" in refusal(client.infer, "pets_image", encoded(b"?", binary=False))[1]
     assert "cut short" in refusal(client.infer, "pets_image", cut_short())[1]
@@ -389,35 +389,35 @@ def cut_short() -> list[triton.InferInput]:
     return [given]
 
 
-def test_a_timeout_is_a_deadline(live, client, device):
+def test_the_timeout_parameter_is_a_deadline(live, client, device):
     device.gate.clear()
     status, message = refusal(client.infer, "pets", images(), timeout=50_000)
     assert (status, "deadline" in message) == ("504", True)
     assert live.value("rejected_total", reason="deadline_exceeded") == 1
 
 
-def test_a_full_house_is_503_with_retry_after(serve, device):
+def test_overload_is_503_with_retry_after(serve, device):
     live = serve(max_pending=1)
     device.gate.clear()
     with ThreadPoolExecutor(1) as other:
-        waiting = other.submit(post, live, requested())
+        waiting = other.submit(post, live, json_body())
         assert device.busy.acquire(timeout=10)
-        refused = post(live, requested())
+        refused = post(live, json_body())
         device.gate.set()
         assert waiting.result().status_code == 200
     assert (refused.status_code, refused.json().keys()) == (503, {"error"})
     assert int(refused.headers["Retry-After"]) >= 1
 
 
-def test_a_client_that_hangs_up_leaves_the_queue_and_is_counted(live, device):
+def test_the_image_of_a_client_that_disconnects_leaves_the_queue_and_is_counted(live, device):
     device.gate.clear()
     batcher = live.service.predictor._batchers["fake"]
     with ThreadPoolExecutor(1) as other:
-        first = other.submit(post, live, requested())
+        first = other.submit(post, live, json_body())
         assert device.busy.acquire(timeout=10)
         with socket.create_connection(("127.0.0.1", live.port)) as gone:
             head = b"POST /v2/models/pets/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
-            gone.sendall(head % len(requested()) + requested())
+            gone.sendall(head % len(json_body()) + json_body())
             wait_for(lambda: batcher.depth() == 1)
         wait_for(lambda: batcher.depth() == 0)
         device.gate.set()
@@ -427,14 +427,14 @@ def test_a_client_that_hangs_up_leaves_the_queue_and_is_counted(live, device):
     assert live.value("requests_total", protocol="kserve", code="499") == 1
 
 
-def test_a_failing_engine_and_a_defect_are_500_of_one_text(live, device, monkeypatch, caplog):
+def test_a_failing_engine_and_a_defect_are_500_with_one_text(live, device, monkeypatch, caplog):
     device.failure = RuntimeError("on fire")
     with caplog.at_level(logging.CRITICAL):
-        response = post(live, requested())
+        response = post(live, json_body())
     assert (response.status_code, response.json()) == (500, {"error": "the engine failed on this batch"})
     device.failure = None
     monkeypatch.setattr("app.api.protocols.kserve.http.parse", lambda *_, **__: 1 / 0)
-    response = post(live, requested())
+    response = post(live, json_body())
     assert (response.status_code, response.json().keys()) == (500, {"error"})
     assert "ZeroDivisionError" in caplog.text
 
@@ -447,8 +447,8 @@ def test_requests_are_counted_by_protocol_and_status(live, client):
     assert live.value("images_total", model="pets", engine="fake") == 2
 
 
-def test_statistics_are_what_happened(live, client, sample):
-    live.client.post("/v1/detect", content=sample)  # of another protocol
+def test_statistics_count_the_requests_of_each_model(live, client, sample):
+    live.client.post("/v1/detect", content=sample)  # a request of another protocol
     for _ in range(3):
         client.infer("pets", images())
     client.infer("pets", images(2))

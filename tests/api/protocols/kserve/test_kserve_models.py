@@ -1,4 +1,4 @@
-"""The two models, and the demo model asked by Ultralytics' own client."""
+"""The tensor model and the image model, and the demo model called by Ultralytics' own client."""
 
 import json
 
@@ -22,7 +22,7 @@ SAMPLES = sorted((DEMO / "samples").glob("*.jpg"))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_every_level_of_every_channel_comes_back_exactly(dtype):
+def test_every_level_of_every_channel_is_converted_exactly(dtype):
     levels = np.random.default_rng(0).permutation(np.arange(768) % 256).reshape(3, 16, 16).astype(np.uint8)
     frame = to_frame((levels / np.float32(255)).astype(dtype))
     assert frame.flags.c_contiguous
@@ -38,15 +38,15 @@ def frame(*outputs: np.ndarray) -> FramePrediction:
     return FramePrediction(outputs, Timings(0, 0, 0, 0), 1, "fake")
 
 
-def test_rows_have_the_place_that_max_det_says():
-    row, nothing = np.array([[1, 1, 1, 1, 0.5, 2]], np.float32), np.zeros((0, 6), np.float32)
-    (output,) = TensorModel(info(), 4).tensors([frame(row), frame(nothing)], Thresholds(max_det=3), ["output0"])
+def test_rows_are_padded_to_max_det():
+    row, empty = np.array([[1, 1, 1, 1, 0.5, 2]], np.float32), np.zeros((0, 6), np.float32)
+    (output,) = TensorModel(info(), 4).tensors([frame(row), frame(empty)], Thresholds(max_det=3), ["output0"])
     assert output.shape == (2, 3, 6)
     assert output.numbers[0, 0].tolist() == [1, 1, 1, 1, 0.5, 2]
     assert np.count_nonzero(output.numbers) == 6
 
 
-def test_prototypes_are_an_output_of_their_own_and_only_what_is_asked_for_is_made():
+def test_prototypes_are_a_separate_output_and_only_requested_outputs_are_made():
     protos = np.arange(32, dtype=np.float32).reshape(2, 4, 4)
     found = [frame(np.zeros((0, 8), np.float32), protos)] * 2
     (output,) = TensorModel(info("segment"), 4).tensors(found, Thresholds(), ["output1"])
@@ -54,7 +54,7 @@ def test_prototypes_are_an_output_of_their_own_and_only_what_is_asked_for_is_mad
     np.testing.assert_array_equal(output.numbers[1], protos)
 
 
-def test_images_have_as_many_places_as_the_fullest_has_found():
+def test_images_are_padded_to_the_largest_number_of_detections():
     transform = preprocess.whole(np.zeros((8, 6, 3), np.uint8))
     masks = [Mask(np.ones((size, 1), np.uint8), 0, 0) for size in (8, 3)]
 
@@ -74,19 +74,19 @@ def test_images_have_as_many_places_as_the_fullest_has_found():
 
 @pytest.fixture(scope="module")
 def remote(demo):
-    """Ultralytics' own model of a URL."""
+    """The demo model as an Ultralytics model with a URL."""
     return YOLO(f"{demo.url}/{demo.service.predictor.model.name}", task="detect")
 
 
 @pytest.fixture(scope="module")
 def local() -> list[np.ndarray]:
-    """What its own forward pass and NMS give for each sample."""
+    """The rows of Ultralytics' own forward pass and NMS for each sample."""
     module = export.load_module(DEMO_WEIGHTS)
     return [by_ultralytics(module, path.read_bytes()) for path in SAMPLES]
 
 
-def test_ultralytics_predicts_by_url_what_it_predicts_by_file(remote, local):
-    for path, expected in zip(SAMPLES, local, strict=True):  # each of another shape, as rectangles
+def test_ultralytics_predicts_by_url_the_same_as_by_file(remote, local):
+    for path, expected in zip(SAMPLES, local, strict=True):  # each has a different rectangular shape
         (found,) = remote.predict(path, conf=CONF, verbose=False)
         assert len(expected) > 3
         np.testing.assert_allclose(found.boxes.data.numpy(), expected, atol=0.01)
@@ -95,6 +95,6 @@ def test_ultralytics_predicts_by_url_what_it_predicts_by_file(remote, local):
 
 def test_ultralytics_applies_its_own_thresholds_to_a_batch(remote, local):
     frames = [cv2.imread(str(SAMPLES[0]))] * 3
-    wanted = [row for row in local[0] if row[5] in (0, 6) and row[4] > 0.5][:2]
+    expected = [row for row in local[0] if row[5] in (0, 6) and row[4] > 0.5][:2]
     for found in remote.predict(frames, conf=0.5, classes=[0, 6], max_det=2, verbose=False):
-        np.testing.assert_allclose(found.boxes.data.numpy(), wanted, atol=0.01)
+        np.testing.assert_allclose(found.boxes.data.numpy(), expected, atol=0.01)

@@ -1,4 +1,4 @@
-"""What the models say of their inputs and outputs."""
+"""The tensor specs of the inputs and outputs of both models."""
 
 import pytest
 
@@ -21,13 +21,13 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("model", "shape", "layout"), ROWS)
-def test_a_row_is_as_long_as_the_task_makes_it_and_says_what_is_in_it(model, shape, layout):
-    slot = specs.of_frames(model)[0]
-    assert (slot.name, slot.shape) == ("output0", shape)
-    assert layout in slot.layout
+def test_the_row_length_and_layout_depend_on_the_task(model, shape, layout):
+    spec = specs.of_frames(model)[0]
+    assert (spec.name, spec.shape) == ("output0", shape)
+    assert layout in spec.layout
 
 
-def test_a_frame_has_sides_where_the_engine_has_one_shape_only():
+def test_a_frame_has_fixed_sides_only_if_the_engine_has_one_shape():
     assert specs.frames(info("detect")).shape == (-1, 3, -1, -1)
     assert specs.frames(info("detect", shapes=((32, 64),))).shape == (-1, 3, 32, 64)
     assert specs.frames(info("detect", shapes=((32, 64), (64, 64)))).shape == (-1, 3, -1, -1)
@@ -43,5 +43,5 @@ def test_a_frame_has_sides_where_the_engine_has_one_shape_only():
         (info("classify"), ["scores", "classes"]),
     ],
 )
-def test_an_image_gets_what_its_task_finds(model, names):
-    assert [slot.name for slot in specs.of_images(model)] == names
+def test_the_outputs_of_an_image_depend_on_the_task(model, names):
+    assert [spec.name for spec in specs.of_images(model)] == names

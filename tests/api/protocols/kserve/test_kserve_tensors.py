@@ -1,4 +1,4 @@
-"""Bytes and JSON to tensors."""
+"""Conversion of bytes and JSON to tensors."""
 
 import base64
 
@@ -24,7 +24,7 @@ def test_numbers_are_the_same_from_bytes_and_from_json(dtype):
     assert Tensor.of("x", data).datatype == dtype
 
 
-def test_numbers_are_not_copied_out_of_the_body():
+def test_numbers_from_the_body_are_not_copied():
     body = bytearray(VALUES.tobytes())
     tensor = from_raw("x", "INT32", (2, 3), memoryview(body))
     body[0] = 7
@@ -40,7 +40,7 @@ def test_elements_are_the_same_from_bytes_and_from_json():
 
 
 @pytest.mark.parametrize("data", [VALUES, np.array([[b"a", b""], [b"bcd", b"{}"]], object)])
-def test_outputs_are_read_back_from_their_bytes_and_from_their_json(data):
+def test_outputs_survive_a_round_trip_through_bytes_and_json(data):
     tensor = Tensor.of("x", data)
     again = from_raw("x", tensor.datatype, tensor.shape, tensor.raw)
     np.testing.assert_array_equal(again.data, tensor.data)
@@ -49,7 +49,7 @@ def test_outputs_are_read_back_from_their_bytes_and_from_their_json(data):
 
 
 @pytest.mark.parametrize("raw", [b"\x03", b"\x03\0\0\0ab", b"\xff\xff\xff\xffab", b"\0\0\0\0", b"\0" * 12])
-def test_elements_that_do_not_fit_their_bytes_or_their_number_are_refused(raw):
+def test_elements_that_do_not_match_their_bytes_or_count_are_refused(raw):
     with pytest.raises(BadParameter, match="x: "):
         from_raw("x", "BYTES", (2,), raw)
 
@@ -59,29 +59,29 @@ def deep(levels: int) -> list:
 
 
 @pytest.mark.parametrize("values", [["?"], [1], [None], [["AA=="], ["AA==", "AA=="]], "A", {}, deep(200)])
-def test_elements_in_json_that_are_no_base64_are_refused(values):
+def test_elements_in_json_that_are_not_base64_are_refused(values):
     with pytest.raises(BadParameter, match="base64"):
         from_values("x", "BYTES", (1,), values)
 
 
 @pytest.mark.parametrize("shape", [(0, 2**62), (2**63 - 1, 0), (0, 3, 2**32, 2**32), (1,) * 9, (0, -1)])
-def test_a_shape_that_no_tensor_has_is_refused_even_without_a_value(shape):
+def test_an_invalid_shape_is_refused_even_without_values(shape):
     for make in (lambda: from_raw("x", "FP32", shape, b""), lambda: from_values("x", "FP32", shape, [])):
         with pytest.raises(BadParameter, match="is not a valid tensor shape"):
             make()
 
 
-def test_numbers_in_json_that_are_too_large_are_infinite():
+def test_numbers_in_json_beyond_the_range_become_infinite():
     assert from_values("x", "FP16", (2,), [2**70, -1e308]).numbers.tolist() == [np.inf, -np.inf]
 
 
 @pytest.mark.parametrize("values", [[1, "a"], [None], {}, "a", [300], [-1], deep(200)])
-def test_numbers_in_json_that_are_none_are_refused(values):
+def test_values_in_json_that_are_not_numbers_are_refused(values):
     with pytest.raises(BadParameter, match="not a list of UINT8"):
         from_values("x", "UINT8", (1,), values)
 
 
-def test_numbers_and_elements_are_not_taken_for_each_other():
+def test_numbers_and_elements_are_not_interchangeable():
     with pytest.raises(BadParameter, match="BYTES where numbers"):
         _ = from_values("x", "BYTES", (1,), ["AA=="]).numbers
     with pytest.raises(BadParameter, match="FP32 where BYTES"):
