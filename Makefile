@@ -21,7 +21,7 @@ test: $(VENV)/dev browser prometheus clients ## the whole suite
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not serial'
 	$(BIN)/python -m pytest -m serial
 
-check: lint ## lint, and the tests that ask for no engine fixture (minutes, not yet one)
+check: lint ## lint, and the tests that need no engine: about a minute
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not engine and not serial'
 
 graph: $(VENV)/dev ## modules, packages and imports of app/ in numbers

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import gc
 import shutil
+import signal
 import socket
 import ssl
 import threading
@@ -67,6 +68,13 @@ def without_collector() -> Iterator[list[str]]:
         gc.garbage.clear()
         gc.unfreeze()
         gc.enable()
+
+
+def pytest_configure() -> None:
+    """Handle the signals that `nohup` and `&` ignore: child processes inherit that, and tests send them these signals."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

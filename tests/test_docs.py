@@ -54,19 +54,8 @@ def test_links_lead_to_files(page):
 
 
 def test_the_site_builds_without_a_broken_link(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "--fail-on-warning",
-        "--quiet",
-        "-c",
-        "docs",
-        "-b",
-        "html",
-        ".",
-        str(tmp_path),
-    ]
+    options = ["--fail-on-warning", "--quiet", "-c", "docs", "-b", "html"]
+    command = [sys.executable, "-m", "sphinx", *options, ".", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "docs" / "index.html").exists()
