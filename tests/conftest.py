@@ -71,7 +71,7 @@ def without_collector() -> Iterator[list[str]]:
 
 
 def pytest_configure() -> None:
-    """Handle the signals that `nohup` and `&` ignore: child processes inherit that, and tests send them these signals."""
+    """Handle the signals that `nohup` and `&` ignore: child processes inherit that, and tests send them."""
     for number in (signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
