@@ -1,6 +1,6 @@
 """The stand-in for TensorRT is as strict as the bindings, and as the device for errors that the bindings miss.
 
-python tests/backends/trt/test_tensorrt_standin.py VERSION     writes the stored API of a version again
+PYTHONPATH=.:tests python tests/backends/trt/test_tensorrt_standin.py VERSION     writes the stored API of a version
 """
 
 import functools
