@@ -68,9 +68,9 @@ def attack(server: Server, *rows: Row) -> list[str]:
     if (worst := max(each.seconds for each in good.seen if each.path == "/healthz")) > HEALTHZ_S:
         found.append(f"/healthz took {worst:.2f} s")
     statuses = "|".join(row.statuses for row in rows)
-    found += [f"a stranger got {status}" for status in target.outcome.statuses if not re.fullmatch(statuses, status)]
+    found += [f"an attacker got {status}" for status in target.outcome.statuses if not re.fullmatch(statuses, status)]
     if target.outcome.left_open:
-        found.append(f"{target.outcome.left_open} strangers are kept")
+        found.append(f"{target.outcome.left_open} connections of attackers are kept")
     if (more := server.peak_mb() - base_mb) > rows[0].budget_mb:
         found.append(f"{more:.0f} MB more")
     if "Traceback" in server.log:

@@ -1,8 +1,8 @@
 """Early refusals: every client must receive the response to a request refused before its body is read.
 
-`python loadtest/hostile --refusals` prints how many of 100 each client received. If the server closes with bytes unread,
-clients that write their whole body before reading, or give up when writing fails, lose the response. nginx continues to
-read for a while before it closes: https://nginx.org/en/docs/http/ngx_http_core_module.html#lingering_close
+`python loadtest/hostile --refusals` prints how many of 100 each client received. Clients that write their whole body
+before reading, or give up when writing fails, lose the response if the server closes with bytes unread. nginx reads for
+a while before it closes: https://nginx.org/en/docs/http/ngx_http_core_module.html#lingering_close
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""`yolopard serve` in a child process, and its memory as fields by Linux."""
+"""`yolopard serve` in a child process, and its memory as reported by Linux."""
 
 import contextlib
 import functools
