@@ -1,21 +1,21 @@
-"""Yolopard beside its peers (loadtest/peers/): the same image, in turns, on the same machine.
+"""Compares Yolopard with its peers (loadtest/peers/): the same image, in turns, on the same machine.
 
     make peers && .venv/bin/python loadtest/compare.py [--null] [--only NAME ...] [--rounds 5] [--seconds 6]
         [--clients N] [--weights FILE] [--image FILE] [--port 18200] [--markdown FILE] [--json FILE]
 
-All servers are started once; whoever's turn it is not is stopped (SIGSTOP), as some use the CPU while idle. In each
-round every server has a turn: a warm-up, then so many clients, each asking again when it is answered. Figures are
-medians over the rounds; "Yolopard / it" is the median of the ratios within each round, which the noise of a machine
-does not touch much. All get the raw JPEG as the body, but for those that take a form. Before and after each turn an
-answer is looked into, and every answer of the turn must be a 200. The multiples of targets.py were promised against the
-`first` peers.
+All servers are started once. Only the server whose turn it is runs, the others are stopped (SIGSTOP), because some use
+the CPU while idle. In each round every server has a turn: a warm-up, then N clients, each of which sends its next
+request after a response. The table has medians over the rounds; the ratios are medians of the ratios within each round,
+which depend little on the noise of a machine. All servers get the raw JPEG as the body, except those that need a form.
+The boxes are checked before and after each turn, and every response of the turn must be a 200. The `first` peers are
+those of the targets in targets.py.
 
-Other work on the same cores is no noise that taking turns cancels: it takes more from a server of one process than from
-one of several. So all are stopped for a moment in each round to see what others use, and the report says the most.
+Taking turns does not cancel other work on the same cores: it slows a server of one process more than one of several. So
+in each round all servers are stopped for a moment to measure the CPU use of others; the report shows the maximum.
 
-Exit status 1 if a server does not start, gives another answer than a 200, or other boxes than it gave at its start.
-In the environment `WORKERS=n` gives the peers other numbers of processes than what was best on two cores, and
-`YOLOPARD_...` gives Yolopard other settings.
+Exit status 1 if a server does not start, returns another status than 200, or other boxes than at its start. In the
+environment, `WORKERS=n` sets the number of processes of the peers (default: the best on two cores), and `YOLOPARD_...`
+sets Yolopard's settings.
 """
 
 import argparse
@@ -49,26 +49,26 @@ PEERS, CACHE = ROOT / "loadtest/peers", ROOT / "loadtest/.cache"
 PEERS_PYTHON = ROOT / ".venv-peers/bin/python"
 WEIGHTS = ROOT / "models/demo/yolov8n-demo.pt"
 START_S, ANSWER_S, WARM_UP_S, IDLE_S, OTHERS_S, POLL_S = 300, 30, 1.5, 3, 1, 0.2
-ASKED = 20  # before any turn
-LOADING = 0.6  # of a core: more than any of them uses while idle
+FIRST_REQUESTS = 20  # before any turn
+LOADING = 0.6  # of a core: more than any server uses while idle
 NULL_CLIENTS, CLIENTS = 32, 8
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Failed(Exception):
-    """A server does not do what it should."""
+    """A server does not start or gives a wrong response."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A server that can be started, and where it takes an image."""
+    """How to start a server, and the path that accepts an image."""
 
     name: str
     command: Sequence[str | Path]
     path: str
-    packages: Sequence[str]  # whose versions matter
+    packages: Sequence[str]  # whose versions are reported
     environment: Mapping[str, str] = field(default_factory=dict)
-    form: bool = False  # it takes the image as the file of a form, not as the body
+    form: bool = False  # the image is sent as the file of a form, not as the body
 
     @property
     def ours(self) -> bool:
@@ -80,7 +80,7 @@ def yolopard(name: str, *packages: str, **settings: object) -> Kind:
     return Kind(name, [sys.executable, "-m", "app", "serve", *options], "/v1/detect", ["yolopard", *packages])
 
 
-KEEP_FREED_MEMORY = {  # what Yolopard tells malloc by itself (app/system/host.py)
+KEEP_FREED_MEMORY = {  # the malloc settings of Yolopard (app/system/host.py)
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
 }
@@ -91,7 +91,7 @@ def peer(name: str, file: str, *packages: str, path: str = "/predict", form: boo
 
 
 def null_kinds() -> list[Kind]:
-    """All but the engine. `malloc`: a peer as few start it, with what Yolopard tells malloc."""
+    """Servers without a model. `malloc`: a peer with Yolopard's malloc settings, which is unusual."""
     return [
         yolopard("yolopard simulated", backend="simulated"),
         peer("fastapi", "fastapi_null", "fastapi", "uvicorn"),
@@ -106,7 +106,7 @@ def null_kinds() -> list[Kind]:
 
 
 def real_kinds(weights: Path) -> list[Kind]:
-    """The same weights, all the way."""
+    """Servers that run the same weights."""
     pytorch, openvino = {"M": str(weights)}, {"M": str(openvino_export(weights))}
     return [
         yolopard("yolopard fp32", "openvino", weights=weights, backend="openvino", precision="fp32"),
@@ -127,12 +127,12 @@ def real_kinds(weights: Path) -> list[Kind]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For what runs Ultralytics: its settings file lies in the cache and not in the user's home."""
+    """Return an environment in which Ultralytics keeps its settings in the cache and not in the user's home."""
     return {**os.environ, "YOLO_CONFIG_DIR": str(CACHE), **more}
 
 
 def openvino_export(weights: Path) -> Path:
-    """Ultralytics' own, made once for these weights."""
+    """Return the folder of Ultralytics' OpenVINO export; it is made once for these weights."""
     folder = CACHE / f"{weights.stem}-{weights.stat().st_mtime_ns}"
     made = folder / f"{weights.stem}_openvino_model"
     if not made.exists():
@@ -152,12 +152,12 @@ def last_line(text: str) -> str:
 
 def version_of(kind: Kind) -> str:
     code = "import sys, importlib.metadata as m; print(', '.join(f'{p} {m.version(p)}' for p in sys.argv[1:]))"
-    reported = subprocess.run([kind.command[0], "-c", code, *kind.packages], capture_output=True, text=True, check=True)
-    return reported.stdout.strip()
+    printed = subprocess.run([kind.command[0], "-c", code, *kind.packages], capture_output=True, text=True, check=True)
+    return printed.stdout.strip()
 
 
 class Server:
-    """One that runs, in a session of its own: all of its processes are those of that session."""
+    """A running server in its own session; all processes of the session belong to it."""
 
     def __init__(self, kind: Kind, port: int, image: bytes) -> None:
         self.kind = kind
@@ -167,7 +167,7 @@ class Server:
         self.boxes: list[Any] = []
         self.idle_cpu = 0.0
         self.version = version_of(kind)
-        socket.create_server(("127.0.0.1", port)).close()  # nobody else answers there
+        socket.create_server(("127.0.0.1", port)).close()  # the port is free
         self._log = CACHE / f"{kind.name.replace(' ', '-')}.log"
         port_option = [f"--port={port}"] if kind.ours else []
         with self._log.open("wb") as log:
@@ -182,7 +182,7 @@ class Server:
             )
 
     def family(self) -> dict[int, int]:
-        """The clock ticks that each of its living processes has used, by pid."""
+        """Return the clock ticks that each of its living processes has used, by pid."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -192,11 +192,11 @@ class Server:
         return found
 
     def pause(self) -> None:
-        """The leader first, lest it take its workers for hung and start others."""
+        """Stop the leader first, otherwise it would replace its workers as hung."""
         self._send(signal.SIGSTOP, [self._process.pid, *self.family()])
 
     def resume(self) -> None:
-        """The leader last, when its workers have answered what it asked them before."""
+        """Resume the leader last, after its workers have replied to its earlier messages."""
         workers = set(self.family()) - {self._process.pid}
         self._send(signal.SIGCONT, workers)
         time.sleep(POLL_S)
@@ -215,21 +215,21 @@ class Server:
                 os.kill(pid, number)
 
     def ask(self) -> list[Any]:
-        """The boxes of the image. Raises OSError while it is not ready, Failed if it says anything but boxes."""
+        """Return the boxes of the image. Raises OSError if the server is not ready, Failed if it returns no boxes."""
         request = urllib.request.Request(self.url, self.body, {"Content-Type": self.content_type})
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
-            said = answer.read()
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
+            content = response.read()
         try:
-            boxes = json.loads(said)["images"][0]["results"] if self.kind.ours else json.loads(said)
-            sane = [0 <= box["confidence"] <= 1 and box["box"].keys() >= {"x1", "y1", "x2", "y2"} for box in boxes]
+            boxes = json.loads(content)["images"][0]["results"] if self.kind.ours else json.loads(content)
+            valid = [0 <= box["confidence"] <= 1 and box["box"].keys() >= {"x1", "y1", "x2", "y2"} for box in boxes]
         except (ValueError, LookupError, TypeError) as error:
-            raise Failed(f"{self.kind.name} says {said[:100]!r}") from error
-        if not all(sane):
-            raise Failed(f"{self.kind.name} says {said[:100]!r}")
+            raise Failed(f"{self.kind.name} returned {content[:100]!r}") from error
+        if not all(valid):
+            raise Failed(f"{self.kind.name} returned {content[:100]!r}")
         return boxes
 
     def until_ready(self) -> None:
-        """Also its other workers, and what it does behind the first answers (Yolopard compiles for their shape)."""
+        """Wait for all workers, and for work after the first responses (Yolopard compiles a model for their shape)."""
         deadline = time.monotonic() + START_S
         while not self.boxes:
             try:
@@ -238,7 +238,7 @@ class Server:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise Failed(f"{self.kind.name} does not start: {last_line(self._log.read_text())}") from None
                 time.sleep(POLL_S)
-        for _ in range(ASKED):
+        for _ in range(FIRST_REQUESTS):
             self.check()
         while self._use_of_core() > LOADING and time.monotonic() < deadline:
             pass
@@ -275,7 +275,7 @@ class Server:
 
 
 def others_use() -> float:
-    """Of a core, by all that runs on this machine; ask it while the servers are stopped."""
+    """Return the CPU use of everything on this machine, in cores; call it while the servers are stopped."""
 
     def used() -> int:
         user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:8])
@@ -292,21 +292,21 @@ def measure(
     options: argparse.Namespace,
     each_round: Callable[[], None] = lambda: None,
 ) -> list[Server]:
-    """Every server after `rounds` turns, all of them ended. While `each_round` runs, all of them are stopped."""
+    """Run `rounds` rounds and return the servers, which have been killed. They are stopped while `each_round` runs."""
     servers: list[Server] = []
     try:
         for i, kind in enumerate(kinds):
             servers.append(Server(kind, options.port + i, image))
             servers[-1].until_ready()
             servers[-1].pause()
-            tell(f"{kind.name}: {len(servers[-1].boxes)} boxes, {servers[-1].idle_cpu:.0%} of a core while idle")
+            log_line(f"{kind.name}: {len(servers[-1].boxes)} boxes, {servers[-1].idle_cpu:.0%} of a core while idle")
         for number in range(options.rounds):
             for server in servers:
                 server.resume()
                 server.turn(options.clients, options.seconds)
                 server.pause()
-                tell(f"round {number + 1}/{options.rounds}: {server.kind.name}: {server.rates()[-1]:.1f} images/s")
-            tell(f"round {number + 1}/{options.rounds}: others use {(use := others_use()):.0%} of a core")
+                log_line(f"round {number + 1}/{options.rounds}: {server.kind.name}: {server.rates()[-1]:.1f} images/s")
+            log_line(f"round {number + 1}/{options.rounds}: others use {(use := others_use()):.0%} of a core")
             options.others = max(getattr(options, "others", 0.0), use)
             each_round()
     finally:
@@ -315,19 +315,26 @@ def measure(
     return servers
 
 
-def tell(line: str) -> None:
+def log_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 def ratio(server: Server, base: Server) -> float:
-    """How many times as many images the base answers, within a round."""
-    return median(ours / its for ours, its in zip(base.rates(), server.rates(), strict=True))
+    """Return the median ratio of the base's rate to the server's rate within a round."""
+    return median(base_rate / rate for base_rate, rate in zip(base.rates(), server.rates(), strict=True))
 
 
 def table(servers: Sequence[Server]) -> str:
     bases = [server for server in servers if server.kind.ours]
-    titles = ["server", "versions", "images/s", "p50 ms", "p99 ms", *(f"{base.kind.name} / it" for base in bases)]
-    titles += ["boxes", "idle, of a core"]
+    titles = [
+        "server",
+        "versions",
+        "images/s",
+        "p50 ms",
+        "p99 ms",
+        *(f"images/s of {base.kind.name} / of this server" for base in bases),
+    ]
+    titles += ["boxes", "CPU while idle, of a core"]
     lines = [titles, ["---"] * len(titles)]
     for server in servers:
         rates = server.rates()
@@ -347,7 +354,7 @@ def table(servers: Sequence[Server]) -> str:
 
 
 def document(servers: Sequence[Server], options: argparse.Namespace) -> dict[str, Any]:
-    """What --json writes: every round of every server."""
+    """Return the content of --json: every round of every server."""
     bases = [server for server in servers if server.kind.ours]
     return {
         **circumstances(),
@@ -373,7 +380,7 @@ def report(servers: Sequence[Server], options: argparse.Namespace) -> str:
     lines = [
         f"{machine_line(circumstances())}; {options.image.name}, {options.clients} clients on the same cores, "
         f"{options.rounds} rounds of {options.seconds:g} s; "
-        f"others used at most {options.others:.0%} of a core.",
+        f"other processes used at most {options.others:.0%} of a core.",
         "",
         table(servers),
     ]
@@ -383,7 +390,7 @@ def report(servers: Sequence[Server], options: argparse.Namespace) -> str:
 
 
 def photo() -> Path:
-    """The bus that comes with Ultralytics, 810 by 1080."""
+    """Return the path of Ultralytics' photo of a bus, 810 by 1080 px."""
     found = importlib.util.find_spec("ultralytics")
     assert found is not None
     assert found.origin is not None
@@ -392,16 +399,18 @@ def photo() -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Yolopard beside its peers")
-    parser.add_argument("--null", action="store_true", help="no model anywhere: all but the engine")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="those whose names hold one of these")
+    parser.add_argument("--null", action="store_true", help="servers without a model")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="only servers whose names contain one of these"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=6, help="of a turn, after its warm-up")
+    parser.add_argument("--seconds", type=float, default=6, help="duration of a turn after its warm-up")
     parser.add_argument("--clients", type=int, help=f"{CLIENTS}; with --null {NULL_CLIENTS}")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--image", type=Path, default=photo())
-    parser.add_argument("--port", type=int, default=18200, help="the first of as many as there are servers")
-    parser.add_argument("--markdown", type=Path, help="a file for the table")
-    parser.add_argument("--json", type=Path, help="a file for every round")
+    parser.add_argument("--port", type=int, default=18200, help="port of the first server; the others follow")
+    parser.add_argument("--markdown", type=Path, help="write the table to this file")
+    parser.add_argument("--json", type=Path, help="write every round to this file")
     options = parser.parse_args()
     options.clients = options.clients or (NULL_CLIENTS if options.null else CLIENTS)
     if not PEERS_PYTHON.exists():
@@ -415,7 +424,7 @@ def main() -> int:
             parser.error(f"--only: none of {', '.join(kind.name for kind in kinds)}")
         servers = measure(chosen, options.image.read_bytes(), options)
     except (Failed, OSError) as failure:
-        tell(f"compare: {failure}")
+        log_line(f"compare: {failure}")
         return 1
     except KeyboardInterrupt:
         return 130

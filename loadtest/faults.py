@@ -1,10 +1,10 @@
-"""A fault run: killed builds, corrupted plans, wrong versions, concurrent starts, full disk, each ending in a served
-model or one clear line.
+"""A fault run: killed builds, corrupted engines, wrong versions, concurrent starts, full disks. Each must end in a
+served model or one clear line.
 
-    .venv/bin/python loadtest/faults.py [words of the scenarios to play]
+    .venv/bin/python loadtest/faults.py [words of the scenarios to run]
 
-It runs the real command in a temporary folder, on loopback only, and prints a Markdown table. Exit status 1 if any
-scenario ends otherwise. Root may also mount small and read-only file systems; without it those scenarios are skipped.
+It runs `yolopard` in a temporary folder, on loopback only, and prints a Markdown table. Exit status 1 if any scenario
+fails. Scenarios that mount small or read-only file systems need root and are skipped without it.
 """
 
 import contextlib
@@ -33,21 +33,21 @@ from app.store.manifest import MANIFEST, Fingerprint, sha256  # noqa: E402
 
 WEIGHTS, SAMPLES = ROOT / "models/demo/yolov8n-demo.pt", ROOT / "models/demo/samples"
 QUICK = {"weights": WEIGHTS, "backend": "onnxruntime", "imgsz": 160, "batch": 2, "gate_dir": SAMPLES}
-PATIENCE_S, STOP_S, ORPHAN_S, WHOLE_S = 60, 5, 2, 900
-MOST = 260  # characters of a cell
+MAX_WAIT_S, MAX_STOP_S, MAX_ORPHAN_S, MAX_RUN_S = 60, 5, 2, 900
+MAX_CELL = 260  # characters
 EXPECTED = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (INFO|WARNING|ERROR) |yolopard: |\[\d/6\] ")  # no other lines
 
 
 class Failed(Exception):
-    """The scenario did not end as it should."""
+    """The scenario failed."""
 
 
 class Skipped(Exception):
-    """It cannot be played here."""
+    """The scenario cannot run here."""
 
 
 class Run:
-    """The real command, in a process group of its own."""
+    """`yolopard serve` or `yolopard build` in its own process group."""
 
     def __init__(self, engines: Path, command: str = "serve", **settings: object) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -60,7 +60,7 @@ class Run:
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if command == "build" else subprocess.DEVNULL,  # the progress of a build
+            stdout=subprocess.PIPE if command == "build" else subprocess.DEVNULL,  # build prints its progress there
             stderr=subprocess.STDOUT if command == "build" else subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -75,7 +75,7 @@ class Run:
             self.lines.append(line.rstrip())
 
     def family(self) -> dict[int, str]:
-        """Command lines of the living processes of its group, by pid."""
+        """Return the command lines of the living processes of its group, by pid."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -88,7 +88,7 @@ class Run:
         return re.findall(r"\[\d/6\] \S+: ([\w-]+)", "\n".join(self.lines))
 
     def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + MAX_WAIT_S
         while not condition():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise Failed(f"status {self.process.poll()}: {(self.lines or ['silent'])[-1]}")
@@ -98,47 +98,54 @@ class Run:
         self.until(lambda: phase in self.phases())
 
     def boxes(self) -> list[dict[str, Any]]:
-        """Wait until it serves; the boxes of the sample."""
+        """Wait until it serves; return the boxes of the sample."""
         self.until(lambda: any(" ready: " in line for line in self.lines))
-        with urllib.request.urlopen(f"{self.url}/readyz", timeout=30) as answer:
-            assert json.load(answer)["phase"] == "ready"
+        with urllib.request.urlopen(f"{self.url}/readyz", timeout=30) as response:
+            assert json.load(response)["phase"] == "ready"
         sample = (SAMPLES / "scene-1.jpg").read_bytes()
-        with urllib.request.urlopen(f"{self.url}/v1/detect", sample, timeout=30) as answer:
-            return json.load(answer)["images"][0]["results"]
+        with urllib.request.urlopen(f"{self.url}/v1/detect", sample, timeout=30) as response:
+            return json.load(response)["images"][0]["results"]
 
     def ended(self, seconds: float) -> int:
-        """Its exit status; no process and no strange line may be left of it."""
+        """Return its exit status. Raises Failed if a process is left or a line is neither log nor message."""
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise Failed(f"still there {seconds} s later") from None
-        gone_by = time.monotonic() + ORPHAN_S
+            raise Failed(f"still running {seconds} s later") from None
+        deadline = time.monotonic() + MAX_ORPHAN_S
         while left := self.family():
-            if time.monotonic() > gone_by:
-                raise Failed(f"{len(left)} processes are left {ORPHAN_S} s after its end, in phase {self.phases()[-1]}")
+            if time.monotonic() > deadline:
+                raise Failed(
+                    f"{len(left)} processes are left {MAX_ORPHAN_S} s after its end, in phase {self.phases()[-1]}"
+                )
             time.sleep(0.02)
         self._reader.join(1)
-        if strange := [line for line in self.lines if not EXPECTED.match(line)]:
-            raise Failed(f"neither log nor the one line: {strange[0]}")
+        if unexpected := [line for line in self.lines if not EXPECTED.match(line)]:
+            raise Failed(f"neither log nor the one line: {unexpected[0]}")
         return status
 
     def stopped(self, name: str = "SIGTERM", *statuses: int) -> str:
-        """It ends in time and with such a status (0); SIGINT reaches the whole group, as Ctrl-C does."""
+        """Send a signal, SIGINT to the whole group as Ctrl-C does; the status must be one of `statuses` (default 0)."""
         started = time.monotonic()
         (os.killpg if name == "SIGINT" else os.kill)(self.process.pid, signal.Signals[name])
-        if (status := self.ended(STOP_S)) not in (statuses or (0,)):
+        if (status := self.ended(MAX_STOP_S)) not in (statuses or (0,)):
             raise Failed(f"exit status {status}")
         return f"exit status {status} after {time.monotonic() - started:.1f} s"
 
     def line(self, expected: str) -> str:
-        """Status 1 and exactly one line for the user, the last, which matches."""
-        status = self.ended(PATIENCE_S)
-        reported = [line for line in self.lines if line.startswith("yolopard: ")]
-        if status != 1 or len(reported) != 1 or reported != self.lines[-1:] or not re.search(expected, reported[0]):
+        """Wait for status 1 with exactly one line for the user, the last one; return it. It must match `expected`."""
+        status = self.ended(MAX_WAIT_S)
+        user_lines = [line for line in self.lines if line.startswith("yolopard: ")]
+        if (
+            status != 1
+            or len(user_lines) != 1
+            or user_lines != self.lines[-1:]
+            or not re.search(expected, user_lines[0])
+        ):
             raise Failed(
-                f"exit status {status}, {len(reported)} lines for the user, last: {(self.lines or ['none'])[-1]}"
+                f"exit status {status}, {len(user_lines)} lines for the user, last: {(self.lines or ['none'])[-1]}"
             )
-        return reported[0]
+        return user_lines[0]
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -150,7 +157,7 @@ RUNS: list[Run] = []
 
 
 class Stage:
-    """A folder for one scenario, and what a clean start gives."""
+    """A folder for one scenario, and the boxes of a clean start."""
 
     clean: Path  # engines folder
     boxes: list[dict[str, Any]]
@@ -160,7 +167,7 @@ class Stage:
         folder.mkdir()
 
     def engine(self) -> Path:
-        """A copy of the clean engine."""
+        """Copy the clean engine; return its folder."""
         shutil.copytree(self.clean, self.engines, dirs_exist_ok=True)
         return self.engines / self.visible()[0]
 
@@ -168,12 +175,12 @@ class Stage:
         return [path.name for path in self.engines.glob("[!.]*")]
 
     def foreign(self, name: str) -> Path:
-        """The demo's weights with a byte more: no digest knows them."""
+        """Write the demo's weights with an additional byte, so that their digest is unknown; return the path."""
         (self.folder / name).write_bytes(WEIGHTS.read_bytes() + b"\0")
         return self.folder / name
 
     def check(self, boxes: list[dict[str, Any]]) -> str:
-        """As of a clean start: the same names in order, within 1 px and, for other precisions, 0.02 of score."""
+        """Compare with a clean start: the same names in order, within 1 px and 0.02 of score."""
         for a, b in zip([*boxes, {}], [*self.boxes, {}], strict=False):
             sides = [abs(a["box"][side] - b["box"][side]) for side in b["box"]] if a and b else [0]
             score = abs(a.get("confidence", 0) - b.get("confidence", 0))
@@ -182,7 +189,7 @@ class Stage:
         return f"served: {len(boxes)} boxes as expected"
 
     def serves(self, *, builds: int = 1, log: str = "", **settings: object) -> str:
-        """One start, so many builds; one warning or error in the log if `log` tells which, none otherwise."""
+        """Start once; expect this number of builds, and one warning that matches `log`, or none if it is empty."""
         run = Run(self.engines, **settings)
         text = self.check(run.boxes())
         run.stopped()
@@ -208,7 +215,7 @@ SCENARIOS: list[tuple[str, Callable[..., str], tuple[Any, ...]]] = []
 
 
 def scenario(title: str, *cases: Any) -> Callable[[Callable[..., str]], None]:
-    """A scenario for each case, or one."""
+    """Register a scenario for each case, or a single one."""
     arguments = [case if isinstance(case, tuple) else (case,) for case in cases] or [()]
     return lambda function: SCENARIOS.extend((title.format(*case), function, case) for case in arguments)
 
@@ -217,14 +224,14 @@ def scenario(title: str, *cases: Any) -> Callable[[Callable[..., str]], None]:
 def _(stage: Stage) -> str:
     run = Run(stage.engines)
     Stage.clean, Stage.boxes = stage.engines, run.boxes()
-    return f"served: {len(Stage.boxes)} boxes, which all others must give; {run.stopped()}"
+    return f"served: {len(Stage.boxes)} boxes, which all other scenarios must give; {run.stopped()}"
 
 
 @scenario("builder killed in phase {}, then a start", "graph", "engine", "check", "publish")
 def _(stage: Stage, phase: str) -> str:
-    for _ in range(3):  # a phase may be over before the signal comes
+    for _ in range(3):  # a phase may end before the signal arrives
         shutil.rmtree(stage.engines, ignore_errors=True)
-        run = Run(stage.engines, precision="fp16")  # in fp32 the phase "engine" takes no time
+        run = Run(stage.engines, precision="fp16")  # in fp32 the phase "engine" is too short
         run.until_phase("graph")
         builder = next(pid for pid, command in run.family().items() if "multiprocessing-fork" in command)
         run.until_phase(phase)
@@ -242,7 +249,7 @@ def _(stage: Stage, command: str) -> str:
     run = Run(stage.engines, command)
     run.until_phase("graph")
     run.process.kill()
-    run.ended(STOP_S)
+    run.ended(MAX_STOP_S)
     return f"no process left; {stage.serves()}"
 
 
@@ -281,7 +288,7 @@ def of_another_version(engine: Path) -> None:
 
 
 FILE, OTHER = r"model\.onnx is missing, cut short or was replaced .*: building", r"manifest\.json .*: building"
-DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {  # how, and the line in the log
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {  # the damage, and the expected line in the log
     "engine file cut short": (lambda engine: os.truncate(engine / "model.onnx", 1_000_000), FILE),
     "engine file with one bit flipped": (lambda engine: flip(engine / "model.onnx"), FILE),
     "another file in the engine file's place": (lambda engine: shutil.copy(WEIGHTS, engine / "model.onnx"), FILE),
@@ -358,7 +365,7 @@ def _(stage: Stage) -> str:
 
 @scenario("int8 refused by the gate, then a second start")
 def _(stage: Stage) -> str:
-    gray = stage.folder / "gray"  # what INT8 is calibrated on has no objects: the ranges fit nothing else
+    gray = stage.folder / "gray"  # calibration images without objects: the ranges do not fit other images
     gray.mkdir()
     Image.new("RGB", (160, 160), (114, 114, 114)).save(gray / "gray.png")
     reported = []
@@ -385,7 +392,7 @@ def written(path: Path, data: bytes) -> Path:
     return path
 
 
-REFUSALS: dict[str, tuple[Callable[[Stage], dict[str, object]], str]] = {  # settings, and the line
+REFUSALS: dict[str, tuple[Callable[[Stage], dict[str, object]], str]] = {  # settings, and the expected line
     "no TensorRT here, FALLBACK=none": (lambda _: {"backend": "tensorrt"}, "BACKEND=tensorrt cannot be used"),
     "port in use": (lambda _: {"port": TAKEN.getsockname()[1]}, "cannot be listened on"),
     "engines folder is a file": (lambda s: {"engines_dir": written(s.folder / "file", b"")}, "file: .*ENGINES_DIR"),
@@ -419,14 +426,14 @@ def _(stage: Stage, refusal: str) -> str:
     return Run(stage.engines, **settings(stage)).line(line)
 
 
-def play(title: str, function: Callable[..., str], case: tuple[Any, ...], stage: Stage) -> bool:
-    """A row of the table; its logs too where it failed."""
-    started, verdict = time.monotonic(), "yes"
+def run_scenario(title: str, function: Callable[..., str], case: tuple[Any, ...], stage: Stage) -> bool:
+    """Run a scenario and print its row, and its logs if it failed."""
+    started, result = time.monotonic(), "yes"
     try:
         text = function(stage, *case)
     except (Failed, Skipped, OSError) as reason:
-        text, verdict = str(reason), "skipped" if isinstance(reason, Skipped) else "**no**"
-        if verdict != "skipped":
+        text, result = str(reason), "skipped" if isinstance(reason, Skipped) else "**no**"
+        if result != "skipped":
             print(f"--- {title}", *("\n".join(run.lines) for run in RUNS), sep="\n", file=sys.stderr)
     finally:
         while RUNS:
@@ -434,21 +441,21 @@ def play(title: str, function: Callable[..., str], case: tuple[Any, ...], stage:
     text = text.replace(f"{stage.folder}/", "").replace(str(stage.folder), "folder").replace(f"{ROOT}/", "")
     text = text.replace("|", "\\|")
     text = re.sub(r"\b[0-9a-f]{12,64}\b", lambda digest: f"{digest[0][:6]}…", text)
-    text = text if len(text) <= MOST else f"{text[: MOST - 1]}…"
-    print(f"| {title} | {text} | {time.monotonic() - started:.1f} | {verdict} |", flush=True)
-    return verdict != "**no**"
+    text = text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 1]}…"
+    print(f"| {title} | {text} | {time.monotonic() - started:.1f} | {result} |", flush=True)
+    return result != "**no**"
 
 
 def main(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"not done after {WHOLE_S} s"))
-    signal.alarm(WHOLE_S)
-    print("| scenario | what happened | seconds | pass |\n|---|---|---|---|", flush=True)
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"not done after {MAX_RUN_S} s"))
+    signal.alarm(MAX_RUN_S)
+    print("| scenario | outcome | seconds | passed |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory(prefix="yolopard-faults-") as folder:
-        if not play(*SCENARIOS[0], Stage(Path(folder) / "clean")):
+        if not run_scenario(*SCENARIOS[0], Stage(Path(folder) / "clean")):
             return 1
-        wanted = [row for row in SCENARIOS[1:] if not words or any(word in row[0] for word in words)]
-        passed = [play(*row, Stage(Path(folder) / str(i))) for i, row in enumerate(wanted)]
+        chosen = [row for row in SCENARIOS[1:] if not words or any(word in row[0] for word in words)]
+        passed = [run_scenario(*row, Stage(Path(folder) / str(i))) for i, row in enumerate(chosen)]
     return int(not all(passed))
 
 

@@ -1,4 +1,4 @@
-"""Strangers beside a good client, a row a kind: the program is the package beside this file. `--help` says more."""
+"""Runs the package loadtest/hostile: attacks on a server while a good client uses it. See `--help`."""
 
 import runpy
 from pathlib import Path

@@ -1,14 +1,14 @@
-"""INT8 by every method, side by side: what the builder chooses among, NNCF's and ModelOpt's.
+"""Compares INT8 methods: those that the builder chooses from, NNCF's and ModelOpt's.
 
     python loadtest/int8.py --weights W --calibration-dir A --gate-dir B [--graph NAME=FILE ...]
 
-A and B hold different images. All graphs run in OpenVINO on two threads and are compared with the FP32 graph in ONNX
-Runtime. NNCF and ModelOpt are no dependencies: where they are not installed (`pip install nncf`; ModelOpt's onnx extra
-wants an onnx of its own, so a virtual environment) a row says so. `--graph` adds an INT8 graph made elsewhere.
+A and B contain different images. All graphs run in OpenVINO on two threads and are compared with the FP32 graph in ONNX
+Runtime. NNCF and ModelOpt are optional (`pip install nncf`; ModelOpt's onnx extra needs another onnx, so a separate
+virtual environment); a row shows if one is not installed. `--graph` adds an INT8 graph made elsewhere.
 
-Columns: boxes of score >= 0.25 found (IoU >= 0.9, same class) and new ones; score: greatest and mean difference of a
-pair; px: greatest difference of a side of more than 100 px, after NMS and, since NMS may keep either of two rows with
-nearly the same score, of the nearest row before it; times FP32: speed of one frame, median of alternating rounds.
+Columns: boxes with score >= 0.25 found (IoU >= 0.9, same class) and false positives; maximum and mean score difference
+of a pair; maximum difference of box coordinates on sides longer than 100 px, after NMS and of the nearest row before it
+(NMS may keep either of two rows with nearly equal scores); speed of one frame, median of alternating rounds.
 """
 
 import argparse
@@ -37,13 +37,22 @@ from app.vision import matching, postprocess
 from app.vision.postprocess import Outputs, Thresholds
 from app.vision.preprocess import Pixels
 
-LARGE = 100  # px of a side
+MIN_SIDE_PX = 100
 ROUNDS = 12
-HEAD = ("method", "boxes found", "new", "score", "mean", "px", "before NMS", "times FP32")
+HEAD = (
+    "method",
+    "boxes found",
+    "false positives",
+    "max score difference",
+    "mean score difference",
+    "max box difference, px",
+    "the same before NMS, px",
+    "speed / speed of FP32",
+)
 
 
 class Engine:
-    """A model in OpenVINO, on two threads, in FP32 where it is not INT8."""
+    """A model in OpenVINO on two threads; its float layers run in FP32."""
 
     def __init__(self, model: openvino.Model) -> None:
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2, "ENABLE_CPU_PINNING": False}
@@ -53,8 +62,8 @@ class Engine:
         return tuple(np.array(output[0]) for output in self._compiled({"images": frame[None]}).values())
 
 
-class Judge:
-    """The FP32 graph's outputs on the gate's images, beside which engines are evaluated."""
+class Evaluator:
+    """Compares engines with the outputs of the FP32 graph on the gate's images."""
 
     def __init__(self, serving: Path, model: ModelInfo, images: datasets.Dataset) -> None:
         self._model = model
@@ -65,9 +74,9 @@ class Judge:
 
     def row(self, name: str, engine: Engine) -> str:
         gate, px, px_before = Gate("int8", self._model), 0.0, 0.0
-        for (picture, transform, frame), expected in zip(self._framed, self._expected, strict=True):
+        for (sample, transform, frame), expected in zip(self._framed, self._expected, strict=True):
             found = engine.infer(frame)
-            gate.add(picture, transform, expected, found)
+            gate.add(sample, transform, expected, found)
             after, before = self._sides(expected, found)
             px, px_before = max(px, after), max(px_before, before)
         figures = gate.figures()
@@ -80,16 +89,18 @@ class Judge:
         return f"| {name} | {' | '.join(cells)} |"
 
     def _sides(self, expected: Outputs, found: Outputs) -> tuple[float, float]:
-        """Greatest difference of a large box's side: of the pair, and of the nearest row of its class before NMS."""
-        faint = Thresholds(conf=matching.MIN_MATCH_CONF)
-        wanted, offered = (postprocess.select(outputs, faint, self._model) for outputs in (expected, found))
-        wanted = wanted.first(int(np.count_nonzero(wanted.scores >= matching.CONF)))
+        """Return the maximum difference on large sides: after NMS, and of the nearest row of the class before."""
+        thresholds = Thresholds(conf=matching.MIN_MATCH_CONF)
+        expected_boxes, candidates = (
+            postprocess.select(outputs, thresholds, self._model) for outputs in (expected, found)
+        )
+        expected_boxes = expected_boxes.first(int(np.count_nonzero(expected_boxes.scores >= matching.CONF)))
         after = before = 0.0
-        for i, j in matching.pairs(wanted, offered):
-            box = wanted.boxes[i, :4]
-            sides = np.tile(box[2:] - box[:2], 2) > LARGE
-            rows = found[0][(found[0][:, 5] == wanted.classes[i]) & (found[0][:, 4] >= matching.MIN_MATCH_CONF)]
-            after = max(after, float(np.abs(offered.boxes[j, :4] - box)[sides].max(initial=0)))
+        for i, j in matching.pairs(expected_boxes, candidates):
+            box = expected_boxes.boxes[i, :4]
+            sides = np.tile(box[2:] - box[:2], 2) > MIN_SIDE_PX
+            rows = found[0][(found[0][:, 5] == expected_boxes.classes[i]) & (found[0][:, 4] >= matching.MIN_MATCH_CONF)]
+            after = max(after, float(np.abs(candidates.boxes[j, :4] - box)[sides].max(initial=0)))
             nearest = np.abs(rows[:, :4] - box)[:, sides].max(1, initial=0).min(initial=np.inf)
             before = max(before, float(nearest))
         return after, before
@@ -110,19 +121,21 @@ def main() -> None:
     for name in ("--weights", "--calibration-dir", "--gate-dir"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--graph", action="append", default=[], metavar="NAME=FILE")
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        plain, serving = export.to_plain_onnx(given.weights, None, folder), folder / "graph.onnx"
-        model = serving_graph.to_serving_graph(plain, given.weights.stem, None, serving)
-        images = {name: datasets.folder(getattr(given, name), model, name) for name in ("calibration_dir", "gate_dir")}
+        plain, serving = export.to_plain_onnx(options.weights, None, folder), folder / "graph.onnx"
+        model = serving_graph.to_serving_graph(plain, options.weights.stem, None, serving)
+        images = {
+            name: datasets.folder(getattr(options, name), model, name) for name in ("calibration_dir", "gate_dir")
+        }
         frames = [frame for _, _, frame in compare.frames(images["calibration_dir"], model, model.shapes)]
-        seat = Judge(serving, model, images["gate_dir"])
+        evaluator = Evaluator(serving, model, images["gate_dir"])
         print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}", flush=True)
         for name, engine in engines(serving, folder / "int8.onnx", frames):
-            print(seat.row(name, engine), flush=True)
-        for name, file in (each.split("=", 1) for each in given.graph):
-            print(seat.row(name, Engine(openvino.convert_model(file))), flush=True)
+            print(evaluator.row(name, engine), flush=True)
+        for name, file in (each.split("=", 1) for each in options.graph):
+            print(evaluator.row(name, Engine(openvino.convert_model(file))), flush=True)
 
 
 def engines(serving: Path, target: Path, frames: list[Pixels]) -> Iterator[tuple[str, Engine]]:
@@ -152,7 +165,7 @@ def own_engines(serving: Path, target: Path, frames: list[Pixels]) -> Iterator[t
 
 
 def percentile(share: float) -> Callable[[Statistics], np.ndarray]:
-    """The rule that clips all but this share of a tensor's values."""
+    """Return the rule that keeps this share of a tensor's values and clips the others."""
 
     def rule(found: Statistics) -> np.ndarray:
         below = np.cumsum(found.counts, axis=1) / found.counts.sum(1, keepdims=True)
@@ -162,25 +175,25 @@ def percentile(share: float) -> Callable[[Statistics], np.ndarray]:
 
 
 def of_all_channels(peaks: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """One scale a tensor: the greatest of all channels."""
+    """Return a function with one peak per tensor, the maximum of all channels."""
     return lambda weights: np.full(len(weights), peaks(weights).max(), np.float32)
 
 
 def decode(serving: Path) -> set[str]:
-    """The names of the nodes behind the features, and of their outputs: what no method quantizes."""
+    """Return the names of the nodes after the features and of their outputs, which no method quantizes."""
     nodes = onnx.load(serving).graph
     features = fp16.features(nodes)
     return {name for node in nodes.node if node.output[0] not in features for name in (node.name, *node.output) if name}
 
 
 def nncf_engines(serving: Path, target: Path, frames: list[Pixels]) -> Iterator[tuple[str, Engine]]:
-    """PTQ of OpenVINO's model without the decode; the mixed preset has zero points, which TensorRT has not."""
+    """Quantize OpenVINO's model except the decode; the mixed preset has zero points, unlike TensorRT."""
     import nncf  # noqa: PLC0415 - optional
 
     nncf.set_log_level(logging.ERROR)
-    behind = decode(serving)
+    ignored = decode(serving)
     model = openvino.convert_model(serving)
-    names = [op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name() in behind]
+    names = [op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name() in ignored]
     options = {"ignored_scope": nncf.IgnoredScope(names=names), "subset_size": len(frames)}
 
     def data(some: Sequence[Pixels]) -> nncf.Dataset:
@@ -190,31 +203,31 @@ def nncf_engines(serving: Path, target: Path, frames: list[Pixels]) -> Iterator[
         quantized = nncf.quantize(openvino.convert_model(serving), data(frames), preset=preset, **options)
         yield f"NNCF PTQ, {preset.value}", Engine(quantized)
 
-    # The builder's own goal, on the same images that it holds back
+    # The same criterion and the same held-back images as the builder
     held_back, used = frames[:: int8_search.HELD_BACK], [f for i, f in enumerate(frames) if i % int8_search.HELD_BACK]
     expected = int8_search.outputs(serving, held_back)
 
-    def nearness(compiled: openvino.CompiledModel, validation: Sequence[Pixels]) -> tuple[float, list[float]]:
-        apart = []
+    def similarity(compiled: openvino.CompiledModel, validation: Sequence[Pixels]) -> tuple[float, list[float]]:
+        distances = []
         for wanted, frame in zip(expected, validation, strict=False):
             found = tuple(np.array(output[0]) for output in compiled(frame[None]).values())
-            apart.append(int8_search.distance([wanted], [found]))
-        return 1 - float(np.mean(apart)), [1 - each for each in apart]
+            distances.append(int8_search.distance([wanted], [found]))
+        return 1 - float(np.mean(distances)), [1 - each for each in distances]
 
     controlled = nncf.quantize_with_accuracy_control(
-        model, data(used), data(held_back), nearness, max_drop=int8_search.MAX_DISTANCE,
+        model, data(used), data(held_back), similarity, max_drop=int8_search.MAX_DISTANCE,
         preset=nncf.QuantizationPreset.MIXED, ignored_scope=options["ignored_scope"], subset_size=len(used),
     )  # fmt: skip
     yield "NNCF PTQ with accuracy control, mixed", Engine(controlled)
 
 
 def modelopt_engines(serving: Path, target: Path, frames: list[Pixels]) -> Iterator[tuple[str, Engine]]:
-    """NVIDIA's ONNX PTQ, as for TensorRT: zero points 0."""
+    """Quantize with NVIDIA's ONNX PTQ as for TensorRT: zero points 0."""
     from modelopt.onnx.quantization import quantize as modelopt  # noqa: PLC0415 - optional
     from onnxruntime.quantization import CalibrationDataReader  # noqa: PLC0415
 
     class Frames(CalibrationDataReader):
-        """One frame at a time, of any shape."""
+        """Yields single frames of any shape."""
 
         def __init__(self) -> None:
             self.rewind()
@@ -228,11 +241,11 @@ def modelopt_engines(serving: Path, target: Path, frames: list[Pixels]) -> Itera
         def get_first(self) -> dict[str, Pixels]:
             return {"images": frames[0][None]}
 
-    behind = [f"^{re.escape(name)}$" for name in sorted(decode(serving))]
-    for method in ("max", "entropy"):  # of convolutions only: with its own choice of layers 0.58 and 0.60 were found
+    excluded = [f"^{re.escape(name)}$" for name in sorted(decode(serving))]
+    for method in ("max", "entropy"):  # only convolutions: with its own choice of layers it finds 0.58 and 0.60
         modelopt(
             str(serving), calibration_method=method, calibration_data_reader=Frames(), calibration_eps=["cpu"],
-            op_types_to_quantize=["Conv"], nodes_to_exclude=behind, high_precision_dtype="fp32",
+            op_types_to_quantize=["Conv"], nodes_to_exclude=excluded, high_precision_dtype="fp32",
             output_path=str(target),
         )  # fmt: skip
         yield f"ModelOpt PTQ, {method}", Engine(openvino.convert_model(target))

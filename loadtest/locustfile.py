@@ -1,10 +1,10 @@
-"""Yolopard under Locust: a folder of images, raw and as multipart.
+"""Load test with Locust: sends a folder of images, raw and as multipart.
 
-    make peers        # brings Locust
+    make peers        # installs Locust
     make serve
     .venv-peers/bin/locust --locustfile loadtest/locustfile.py --host http://127.0.0.1:8000
 
-Its page is at http://127.0.0.1:8089 with --web-host 127.0.0.1; without a page: --headless --users 8 --run-time 30s.
+The web page is at http://127.0.0.1:8089 with --web-host 127.0.0.1; without a page: --headless --users 8 --run-time 30s.
 """
 
 import random
@@ -20,11 +20,11 @@ PATH = "/v1/detect"
 
 @events.init_command_line_parser.add_listener
 def add_option(parser: LocustArgumentParser) -> None:
-    parser.add_argument("--images", default=str(SAMPLES), env_var="IMAGES", help="the folder of images that are sent")
+    parser.add_argument("--images", default=str(SAMPLES), env_var="IMAGES", help="the folder of images to send")
 
 
 class Client(FastHttpUser):
-    """Asks again as soon as it is answered."""
+    """Sends its next request as soon as it has a response."""
 
     images: list[tuple[str, bytes]]
 
@@ -36,20 +36,20 @@ class Client(FastHttpUser):
     @task(3)
     def raw(self) -> None:
         _, data = random.choice(self.images)
-        self._ask("raw", 1, data=data, headers={"Content-Type": "application/octet-stream"})
+        self._post("raw", 1, data=data, headers={"Content-Type": "application/octet-stream"})
 
     @task
     def multipart(self) -> None:
         some = random.sample(self.images, min(2, len(self.images)))
-        self._ask("multipart of 2", len(some), files=[("file", image) for image in some])
+        self._post("multipart of 2", len(some), files=[("file", image) for image in some])
 
-    def _ask(self, name: str, images: int, **body: object) -> None:
-        with self.client.post(PATH, name=f"{PATH} {name}", catch_response=True, **body) as answer:
-            if answer.status_code != 200:
-                answer.failure(f"{answer.status_code}: {answer.text}")
+    def _post(self, name: str, images: int, **body: object) -> None:
+        with self.client.post(PATH, name=f"{PATH} {name}", catch_response=True, **body) as response:
+            if response.status_code != 200:
+                response.failure(f"{response.status_code}: {response.text}")
                 return
-            found = answer.json()["images"]
+            found = response.json()["images"]
             if len(found) != images:
-                answer.failure(f"{len(found)} answers for {images} images")
+                response.failure(f"{len(found)} answers for {images} images")
             elif not all(0 <= box["confidence"] <= 1 for image in found for box in image["results"]):
-                answer.failure("a confidence that is none")
+                response.failure("a confidence outside 0 to 1")

@@ -1,12 +1,12 @@
-"""Models of every size and task, of other numbers of classes, at other sizes of frame: built, and beside PyTorch FP32.
+"""Builds models of every size and task, with other numbers of classes and frame sizes, and compares with PyTorch FP32.
 
     .venv/bin/python loadtest/sizes.py [words of the models to build]
 
-The weights are Ultralytics' own architectures with random values from a seed, so they find nothing: this tells that
-such a model builds and that an engine's numbers are PyTorch's, and no more. Accuracy is for trained weights (the gate,
-tests/). A row counts as alike if PyTorch has one within 0.5 px, keypoints and all, whose score, which is small, is
-within 0.5 % and a millionth of its own; which of many near ties comes first is chance. It prints a Markdown table; exit
-status 1 if anything is not built or not alike.
+The weights are random values from a seed in Ultralytics' architectures, so they find no objects: this only checks that
+such a model builds and that an engine computes the numbers of PyTorch. The gate and tests/ check accuracy with trained
+weights. A row matches if PyTorch has one within 0.5 px, including keypoints, whose score is within 0.5 % plus one
+millionth; the order of nearly equal scores is ignored. Prints a Markdown table; exit status 1 if anything is not built
+or does not match.
 """
 
 import logging
@@ -34,13 +34,13 @@ from app.graphs import export, serving_graph  # noqa: E402
 
 TASKS = ("", "-seg", "-pose", "-obb", "-cls")
 SIDES = {"n": 640, "s": 640, "m": 320, "l": 320, "x": 320}  # px: larger ones take minutes on two cores
-PX, SCORE, LEAST = 0.5, 0.005, 1e-6
-pytorch.K = 1 << 20  # every anchor: of near ties an engine may pick others than PyTorch
+MAX_PX, SCORE_RATIO, MIN_SCORE_TOLERANCE = 0.5, 0.005, 1e-6
+pytorch.K = 1 << 20  # every anchor, because an engine may choose other rows of nearly equal score than PyTorch
 
 
 @dataclass(frozen=True)
 class Case:
-    """An architecture of Ultralytics by its name, such as yolov8n-seg; without `classes` it has its own."""
+    """An architecture of Ultralytics such as yolov8n-seg; `classes` None means its own number."""
 
     name: str
     imgsz: int
@@ -57,7 +57,7 @@ CASES = [
 
 
 def make(case: Case, folder: Path) -> Path:
-    """Weights from a seed that give back as much as they are given, layer after layer."""
+    """Write weights from a seed that keep the variance of their input in every layer; return the path."""
     facts = yaml_model_load(f"{case.name}.yaml")
     described = folder / f"{case.name}.yaml"
     described.write_text(yaml.safe_dump(facts | ({"nc": case.classes} if case.classes else {})))
@@ -71,11 +71,11 @@ def make(case: Case, folder: Path) -> Path:
     return weights
 
 
-def apart(ours: tuple[np.ndarray, ...], theirs: tuple[np.ndarray, ...], task: str) -> tuple[float, float, float]:
-    """The share of rows that are alike, and the most that those are off, in px and score."""
+def difference(ours: tuple[np.ndarray, ...], theirs: tuple[np.ndarray, ...], task: str) -> tuple[float, float, float]:
+    """Return the share of matching rows and their maximum difference in px and in score."""
     if task == "classify":
         off = np.abs(ours[0] - theirs[0])
-        return float((off <= SCORE * theirs[0] + LEAST).mean()), 0.0, float(off.max())
+        return float((off <= SCORE_RATIO * theirs[0] + MIN_SCORE_TOLERANCE).mean()), 0.0, float(off.max())
     rows, expected = ours[0], theirs[0]
     place = [i for i in range(rows.shape[1]) if i not in (4, 5)]
     px, score, allowed = (np.zeros(len(rows)) for _ in range(3))
@@ -83,21 +83,21 @@ def apart(ours: tuple[np.ndarray, ...], theirs: tuple[np.ndarray, ...], task: st
         off = np.abs(expected[:, place] - row[place]).max(1)
         px[i] = off.min()
         wanted = expected[off.argmin(), 4]
-        score[i], allowed[i] = abs(wanted - row[4]), SCORE * wanted + LEAST
-    alike = (px <= PX) & (score <= allowed)
+        score[i], allowed[i] = abs(wanted - row[4]), SCORE_RATIO * wanted + MIN_SCORE_TOLERANCE
+    matching = (px <= MAX_PX) & (score <= allowed)
     for one, other in zip(ours[1:], theirs[1:], strict=True):  # prototypes
-        alike &= bool(np.abs(one - other).max() <= 1e-3 * max(1, np.abs(other).max()))
-    return float(alike.mean()), float(px[alike].max(initial=0)), float(score[alike].max(initial=0))
+        matching &= bool(np.abs(one - other).max() <= 1e-3 * max(1, np.abs(other).max()))
+    return float(matching.mean()), float(px[matching].max(initial=0)), float(score[matching].max(initial=0))
 
 
 def build(case: Case, backend_name: str, weights: Path, folder: Path) -> tuple[backends.Engine, str]:
-    """A loaded engine, and its model's task."""
+    """Return a loaded engine and the task of its model."""
     backend = backends.get(backend_name)
     for part in ("plain", "engine"):
         (folder / part).mkdir(parents=True)
     plain = export.to_plain_onnx(weights, case.imgsz, folder / "plain")
     model = serving_graph.to_serving_graph(plain, case.name, case.imgsz, folder / "graph.onnx")
-    recipe = BuildContext(
+    context = BuildContext(
         weights=weights,
         graphs=[folder / "graph.onnx"],
         model=model,
@@ -109,14 +109,15 @@ def build(case: Case, backend_name: str, weights: Path, folder: Path) -> tuple[b
         cache=folder,
         report=lambda _: None,
     )
-    backend.build(recipe)
+    backend.build(context)
     return backend.load(folder / "engine", 1, 2), model.task
 
 
 def main(words: list[str]) -> int:
     failed = 0
     logging.getLogger("ultralytics").setLevel(logging.WARNING)
-    print("| model | classes | px | parameters | engine | build s | rows alike | px at most | score at most |")
+    heads = ("model", "classes", "size, px", "parameters", "engine", "build, s", "matching rows")
+    print(f"| {' | '.join(heads)} | max difference, px | max difference of score |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for case in CASES:
         if words and not any(word in case.name for word in words):
@@ -138,10 +139,10 @@ def main(words: list[str]) -> int:
                     continue
                 seconds = time.monotonic() - started
                 found = engine.infer(0, frames)
-                each = [apart(ours, theirs, task) for ours, theirs in zip(found, expected, strict=True)]
-                alike, px, score = min(a for a, _, _ in each), max(p for _, p, _ in each), max(s for _, _, s in each)
-                failed += alike < 1
-                print(f"{facts} {seconds:.1f} | {alike:.2%} | {px:.4f} | {score:.0e} |", flush=True)
+                each = [difference(ours, theirs, task) for ours, theirs in zip(found, expected, strict=True)]
+                matching, px, score = min(a for a, _, _ in each), max(p for _, p, _ in each), max(s for _, _, s in each)
+                failed += matching < 1
+                print(f"{facts} {seconds:.1f} | {matching:.2%} | {px:.4f} | {score:.0e} |", flush=True)
                 engine.close()
     return int(failed > 0)
 

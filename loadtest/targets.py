@@ -1,9 +1,9 @@
-"""What Yolopard has promised of its speed, measured: one line a promise, with pass or falls short.
+"""Measures Yolopard's performance targets: one line for each, with pass or falls short.
 
     make peers && .venv/bin/python loadtest/targets.py [--only 1 4] [--rounds 5] [--markdown FILE]
 
-Everything runs on this machine, the load included, so every figure is a ratio taken in turns with what it is compared
-with, or counted by the server itself.
+Everything runs on this machine, including the load, so every result is a ratio measured in alternating turns, or a
+counter of the server.
 """
 
 import argparse
@@ -40,51 +40,51 @@ from app.system.metrics import Metrics  # noqa: E402
 median = statistics.median
 JPEG = compare.photo().read_bytes()
 YARDSTICK_MS = "4,6.93"  # yolov8m at 1280 on an A10G: 64 images in 447.5 ms, 143 a second
-TURNS, TURN_S = 8, 0.5  # of item 3, a round: a machine that changes its pace by a third has to be asked in short turns
+TURNS, TURN_S = 8, 0.5  # of item 3, per round: short, because the speed of a machine may change by a third
 SMALL_MS = "2,3.2083"  # 16 images in 53.3 ms, 300 a second
 
 
 @dataclass(frozen=True)
 class Line:
-    """One promise."""
+    """The measurement of one target."""
 
     item: int
     text: str
     measured: float
-    wanted: float | None  # None: nothing was promised of it
-    most: bool = False  # at most, rather than at least
+    limit: float | None  # None: there is no target
+    is_maximum: bool = False  # of `limit`: a maximum, otherwise a minimum
     unit: str = ""
 
     @property
-    def kept(self) -> bool:
-        if self.wanted is None:
+    def passed(self) -> bool:
+        if self.limit is None:
             return True
-        return self.measured <= self.wanted if self.most else self.measured >= self.wanted
+        return self.measured <= self.limit if self.is_maximum else self.measured >= self.limit
 
     def __str__(self) -> str:
-        if self.wanted is None:
+        if self.limit is None:
             return f"| {self.item} | {self.text} | {self.measured:.3g}{self.unit} | | |"
-        bound = f"{'at most' if self.most else 'at least'} {self.wanted:g}{self.unit}"
-        verdict = "pass" if self.kept else "**falls short**"
-        return f"| {self.item} | {self.text} | {self.measured:.3g}{self.unit} | {bound} | {verdict} |"
+        bound = f"{'at most' if self.is_maximum else 'at least'} {self.limit:g}{self.unit}"
+        result = "pass" if self.passed else "**falls short**"
+        return f"| {self.item} | {self.text} | {self.measured:.3g}{self.unit} | {bound} | {result} |"
 
 
 def settings(**given: object) -> Settings:
     return Settings.read({name: str(value) for name, value in given.items()}, {})
 
 
-def ask(server: Server, seconds: float, clients: int, warm_up: float = 1.5):  # noqa: ANN201
+def run_clients(server: Server, seconds: float, clients: int, warm_up: float = 1.5):  # noqa: ANN201
     return uvloop.run(
         closed_loop(Target(f"{server.url}/v1/detect", [JPEG]), clients=clients, seconds=seconds, warm_up=warm_up)
     )
 
 
-def tell(text: str) -> None:
+def log_line(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def all_but_the_engine(options: argparse.Namespace) -> Iterator[Line]:
-    """1: a simulated engine of 0 ms beside peers that run no model, and beside decode and letterbox alone."""
+    """1: a simulated engine of 0 ms against peers without a model, and against decode and letterbox alone."""
     names = ("yolopard simulated", "litserve", "litserve first", "mosec", "mosec first")
     kinds = [kind for kind in compare.null_kinds() if kind.name in names]
     ceiling: list[float] = []
@@ -92,25 +92,25 @@ def all_but_the_engine(options: argparse.Namespace) -> Iterator[Line]:
         ours, *peers = compared(kinds, 32, options, lambda: ceiling.append(baseline.decode(options.seconds)))
     for peer in peers:
         text = f"all but the engine, 32 clients, against {described(peer)}"
-        yield Line(1, text, compare.ratio(peer, ours), promised(peer, 2.5), unit=" x")
-    share = median(rate / most for rate, most in zip(ours.rates(), ceiling, strict=True))
+        yield Line(1, text, compare.ratio(peer, ours), target_for(peer, 2.5), unit=" x")
+    share = median(rate / maximum for rate, maximum in zip(ours.rates(), ceiling, strict=True))
     yield Line(1, f"the same against decode and letterbox alone ({median(ceiling):.0f}/s)", share, 0.80)
 
 
-def reported(requested: str, baseline: EngineBaseline) -> str:
-    """The precision in a line's text."""
+def precision_text(requested: str, baseline: EngineBaseline) -> str:
+    """Return the precision for a line, and the served one if the gate refused it."""
     got = baseline.precision()
     return requested.upper() if got == requested else f"{requested.upper()} (refused by the gate here: {got.upper()})"
 
 
 def described(peer: compare.Server) -> str:
-    """With its rate."""
+    """Return the peer's name with its rate."""
     name, rate = peer.kind.name, median(peer.rates())
-    return f"{name.replace('first', '').strip()}, {'as promised' if 'first' in name else 'tuned'} ({rate:.1f}/s)"
+    return f"{name.replace('first', '').strip()}, {'as in the target' if 'first' in name else 'tuned'} ({rate:.1f}/s)"
 
 
-def promised(peer: compare.Server, multiple: float) -> float | None:
-    """The multiples were promised of the peers in peers/first/; the tuned ones stand beside them."""
+def target_for(peer: compare.Server, multiple: float) -> float | None:
+    """Return the target for the peers in peers/first/, None for the tuned ones."""
     return multiple if "first" in peer.kind.name else None
 
 
@@ -131,18 +131,18 @@ def with_the_engine(options: argparse.Namespace) -> Iterator[Line]:
             decode.append(fp32_baseline.decode(options.seconds))
 
         fp32, int8, *peers = compared(kinds, 8, options, parts)
-        names = {"fp32": reported("fp32", fp32_baseline), "int8": reported("int8", int8_baseline)}
+        names = {"fp32": precision_text("fp32", fp32_baseline), "int8": precision_text("int8", int8_baseline)}
     for peer in peers:
         of_fp32, of_int8 = (2.7, 4.8) if peer.kind.name.endswith("pt") else (1.3, None)
         yield Line(
-            2, f"served FP32 against {described(peer)}", compare.ratio(peer, fp32), promised(peer, of_fp32), unit=" x"
+            2, f"served FP32 against {described(peer)}", compare.ratio(peer, fp32), target_for(peer, of_fp32), unit=" x"
         )
         if of_int8:
             yield Line(
                 2,
                 f"served {names['int8']} against {described(peer)}",
                 compare.ratio(peer, int8),
-                promised(peer, of_int8),
+                target_for(peer, of_int8),
                 unit=" x",
             )
     for server, name in ((fp32, "fp32"), (int8, "int8")):
@@ -157,28 +157,30 @@ def with_the_engine(options: argparse.Namespace) -> Iterator[Line]:
 
 
 def one_client(options: argparse.Namespace) -> Iterator[Line]:
-    """3: all cores on one image when idle, one image a core when busy."""
+    """3: all cores for one image when idle, one image per core under load."""
     for precision in ("fp32", "int8"):
         own = settings(backend="openvino", precision=precision)
         added, gains = [], []
         with started(own) as server, EngineBaseline(engine_provider, own, [JPEG]) as baseline:
-            name = reported(precision, baseline)
-            ask(server, 3, 1)
+            name = precision_text(precision, baseline)
+            run_clients(server, 3, 1)
             for _ in range(options.rounds):
                 for _ in range(TURNS):
                     latency = baseline.latency(TURN_S)
-                    run = ask(server, TURN_S, 1, 0.2)
+                    run = run_clients(server, TURN_S, 1, 0.2)
                     added.append((run.percentile(50) - latency) * 1000)
-                one = ask(server, options.seconds, 1).images_per_second
-                gains.append(ask(server, options.seconds, 8).images_per_second / one)
+                one = run_clients(server, options.seconds, 1).images_per_second
+                gains.append(run_clients(server, options.seconds, 8).images_per_second / one)
                 last = median(added[-TURNS:])
-                tell(f"3: {precision}: {latency * 1000:.1f} ms alone, {last:+.2f} ms served, {gains[-1]:.2f} x by 8")
+                log_line(
+                    f"3: {precision}: {latency * 1000:.1f} ms alone, {last:+.2f} ms served, {gains[-1]:.2f} x by 8"
+                )
         yield Line(3, f"one client, {name}: p50 over decode and engine alone", median(added), 1.5, True, " ms")
         yield Line(3, f"8 clients, {name}: images/s over one client's", median(gains), 1.0, unit=" x")
 
 
 def simulated_gpus(options: argparse.Namespace) -> Iterator[Line]:
-    """4: whether these cores can feed a GPU."""
+    """4: the share of a GPU's rate that these cores can serve."""
     cases = (
         (
             "yolov8m on an A10G, 1280, batch 64, 143/s",
@@ -189,30 +191,30 @@ def simulated_gpus(options: argparse.Namespace) -> Iterator[Line]:
         ),
         ("300/s, 640, batch 16", {"simulated_ms": SMALL_MS, "imgsz": 640, "batch": 16}, 64, 300, 0.90),
     )
-    for text, given, clients, rate, wanted in cases:
-        with started(settings(backend="simulated", **given)) as server:
+    for text, engine_settings, clients, rate, limit in cases:
+        with started(settings(backend="simulated", **engine_settings)) as server:
             shares = []
             for _ in range(options.rounds):
-                shares.append(ask(server, 2 * options.seconds, clients, 3).images_per_second / rate)
-                tell(f"4: {text}: {shares[-1]:.3f}")
-        yield Line(4, f"simulated GPU, {text}", median(shares), wanted)
+                shares.append(run_clients(server, 2 * options.seconds, clients, 3).images_per_second / rate)
+                log_line(f"4: {text}: {shares[-1]:.3f}")
+        yield Line(4, f"simulated GPU, {text}", median(shares), limit)
 
 
 def overload(options: argparse.Namespace) -> Iterator[Line]:
-    """5: three times as much as it can do."""
+    """5: three times the peak load."""
     deadline_ms = 1000
     with started(settings(backend="openvino", precision="int8")) as server:
-        peaks = [ask(server, options.seconds, clients).images_per_second for clients in (8, 16, 8)]
+        peaks = [run_clients(server, options.seconds, clients).images_per_second for clients in (8, 16, 8)]
         target = Target(f"{server.url}/v1/detect", [JPEG], headers={"X-Deadline-Ms": str(deadline_ms)})
         uvloop.run(open_loop(target, rate=3 * max(peaks), seconds=10))
         before = server.counters().resident_bytes
         run = uvloop.run(open_loop(target, rate=3 * max(peaks), seconds=60, warm_up=2))
         after = server.counters().resident_bytes
-        peaks += [ask(server, options.seconds, clients).images_per_second for clients in (8, 16, 8)]
-        tell(f"5: peaks {peaks}; {dict(run.statuses)}; sent up to {max(run.lateness) * 1000:.0f} ms late")
+        peaks += [run_clients(server, options.seconds, clients).images_per_second for clients in (8, 16, 8)]
+        log_line(f"5: peaks {peaks}; {dict(run.statuses)}; sent up to {max(run.lateness) * 1000:.0f} ms late")
     peak = median(peaks)
     yield Line(5, f"3 x {peak:.0f}/s for 60 s: answered over peak", run.images_per_second / peak, 0.95)
-    yield Line(5, "the same: p99 of what was accepted", run.percentile(99) * 1000, deadline_ms, True, " ms")
+    yield Line(5, "the same: p99 of accepted requests", run.percentile(99) * 1000, deadline_ms, True, " ms")
     yield Line(5, "the same: p99 of refusals", run.percentile(99, 503) * 1000, 10, True, " ms")
     yield Line(
         5,
@@ -225,7 +227,7 @@ def overload(options: argparse.Namespace) -> Iterator[Line]:
 
 
 def soak(options: argparse.Namespace) -> Iterator[Line]:
-    """6: 100,000 requests, good and bad, of all kinds."""
+    """6: 100,000 valid and invalid requests of all kinds."""
     bodies = mixed_bodies()
     with started(settings(backend="simulated", max_body_bytes=2_000_000)) as server:
 
@@ -244,7 +246,7 @@ def soak(options: argparse.Namespace) -> Iterator[Line]:
         first = usage(server)
         more = part(90_000)
         last = usage(server)
-        tell(f"6: {statuses} then {more}; {first} then {last}")
+        log_line(f"6: {statuses} then {more}; {first} then {last}")
     errors = sum(count for each in (statuses, more) for status, count in each.items() if status >= 500 or status == 0)
     yield Line(6, f"{sum(statuses.values()) + sum(more.values())} mixed requests: 5xx, or none at all", errors, 0, True)
     yield Line(6, "the same: memory after all over memory after 10,000", last[0] / first[0], 1.05, True, " x")
@@ -254,15 +256,15 @@ def soak(options: argparse.Namespace) -> Iterator[Line]:
 
 
 def usage(server: Server) -> tuple[int, int, int]:
-    """Resident bytes, threads and open files of a server that has nothing to do."""
-    time.sleep(3 * host.IDLE_S)  # it has closed the connections of the load, and given back what malloc kept
+    """Return resident bytes, threads and open files of an idle server."""
+    time.sleep(3 * host.IDLE_S)  # then the connections are closed and malloc has released its memory
     folder = Path(f"/proc/{server.pid}")
     resident = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return resident, len(list((folder / "task").iterdir())), len(list((folder / "fd").iterdir()))
 
 
 def mixed_bodies() -> Callable[[str], list[Target]]:
-    """Small and large, JPEG, PNG, WebP and BMP, one and many, and what is no image at all."""
+    """Return requests with small and large JPEG, PNG, WebP and BMP, one and many files, and invalid images."""
     rng = np.random.default_rng(0)
     noise = cv2.GaussianBlur(rng.integers(0, 255, (1500, 2000, 3), np.uint8), (0, 0), 9)
     sizes = ((64, 48), (320, 240), (640, 480), (1280, 720), (2000, 1500))
@@ -289,13 +291,13 @@ def mixed_bodies() -> Callable[[str], list[Target]]:
 
 
 def own_cost(options: argparse.Namespace) -> Iterator[Line]:
-    """7: the batcher, and a server with nothing to do."""
+    """7: the CPU time of the batcher and of an idle server."""
     yield Line(
         7, "the batcher's own CPU an image, 64 waiting, batches of 16", uvloop.run(batcher_us()), 30, True, " us"
     )
     for given in ({"backend": "simulated"}, {"backend": "openvino"}):
         with started(settings(**given)) as server:
-            ask(server, 2, 8)
+            run_clients(server, 2, 8)
             time.sleep(3)
             before, seconds = server.counters().cpu_s, 10
             time.sleep(seconds)
@@ -304,7 +306,7 @@ def own_cost(options: argparse.Namespace) -> Iterator[Line]:
 
 
 async def batcher_us() -> float:
-    """Microseconds of CPU that an image costs between submit and answer, with an engine that does nothing."""
+    """Return the CPU microseconds per image in the batcher, with an engine that takes no time."""
     sizes = (1, 16)
     batcher = Batcher(
         SimulatedEngine(0, 0, 640, 1),
@@ -337,34 +339,34 @@ async def batcher_us() -> float:
 def compared(
     kinds: list[compare.Kind], clients: int, options: argparse.Namespace, each_round: Callable[[], None]
 ) -> list[compare.Server]:
-    requested = argparse.Namespace(port=18300, rounds=options.rounds, clients=clients, seconds=options.seconds)
-    return compare.measure(kinds, JPEG, requested, each_round)
+    measure_options = argparse.Namespace(port=18300, rounds=options.rounds, clients=clients, seconds=options.seconds)
+    return compare.measure(kinds, JPEG, measure_options, each_round)
 
 
 ITEMS = {1: all_but_the_engine, 2: with_the_engine, 3: one_client, 4: simulated_gpus, 5: overload, 6: soak, 7: own_cost}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="What Yolopard has promised of its speed, measured")
+    parser = argparse.ArgumentParser(description="Measures Yolopard's performance targets")
     parser.add_argument("--only", type=int, nargs="+", choices=ITEMS, default=list(ITEMS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4, help="of a run")
-    parser.add_argument("--markdown", type=Path, help="a file for the table")
+    parser.add_argument("--seconds", type=float, default=4, help="duration of a run")
+    parser.add_argument("--markdown", type=Path, help="write the table to this file")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     compare.CACHE.mkdir(exist_ok=True)
-    lines = ["| item | what | measured | wanted | |", "| --- | --- | --- | --- | --- |"]
-    kept = True
+    lines = ["| item | target | measured | limit | result |", "| --- | --- | --- | --- | --- |"]
+    passed = True
     for item in options.only:
         for line in ITEMS[item](options):
-            tell(str(line))
+            log_line(str(line))
             lines.append(str(line))
-            kept &= line.kept
+            passed &= line.passed
     text = "\n".join([machine_line(circumstances()), "", *lines]) + "\n"
     print(text, end="")
     if options.markdown:
         options.markdown.write_text(text)
-    return int(not kept)
+    return int(not passed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Clients that people have, against the demo model: what the README's table says."""
+"""Existing clients with the demo model: the checks of the README's table."""
 
 import pytest
 from clients import deepstack, hub, kserve, perf_analyzer, roboflow, same
@@ -8,7 +8,7 @@ CHECKS = [check for family in (hub, deepstack, roboflow) for check in family.CHE
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check[0]} {check[2]}")
-def test_a_client_of_the_table_finds_what_the_native_api_finds(demo, check):
+def test_a_client_of_the_table_gets_the_boxes_of_the_native_api(demo, check):
     if check in roboflow.CHECKS and not roboflow.PYTHON.exists():
         pytest.skip("`make clients` has not been run")
     *_, run = check
@@ -25,35 +25,35 @@ def with_grpc(build):
 
 
 @pytest.mark.parametrize("check", kserve.CHECKS, ids=lambda check: f"{check[0]} {check[2]}")
-def test_triton_s_clients_and_ultralytics_find_it_too(with_grpc, check):
+def test_clients_of_triton_and_ultralytics_get_the_boxes_of_the_native_api(with_grpc, check):
     assert check[3](with_grpc)
 
 
 @pytest.mark.parametrize("check", perf_analyzer.CHECKS, ids=lambda check: f"{check[0]} {check[2]}")
-def test_perf_analyzer_measures_with_the_server_s_own_statistics(with_grpc, check):
+def test_perf_analyzer_reports_the_statistics_of_the_server(with_grpc, check):
     if not perf_analyzer.can_run():
         pytest.skip("`make clients` has not been run, or Debian's libb64-0d is not installed")
     assert check[3](with_grpc)
 
 
-def test_a_check_of_perf_analyzer_fails_where_the_counts_differ_or_nothing_is_told():
-    reported = """
+def test_the_perf_analyzer_check_fails_if_counts_differ_or_a_statistic_is_missing():
+    output = """
     Request count: 20
     Inference count: 80
     Successful request count: 20
     Avg request latency: 9 usec (overhead 1 usec + queue 0 usec + compute input 3 usec + compute infer 5 usec)
     """
-    assert perf_analyzer.reported(reported)
+    assert perf_analyzer.reported(output)
     for wrong in (
         "",
-        reported.replace("request count: 20", "request count: 9"),
-        reported.replace("infer 5", "infer 0"),
+        output.replace("request count: 20", "request count: 9"),
+        output.replace("infer 5", "infer 0"),
     ):
         with pytest.raises(AssertionError):
             perf_analyzer.reported(wrong)
 
 
-def test_a_check_fails_where_boxes_differ_or_are_missing():
+def test_a_check_fails_if_boxes_differ_or_are_missing():
     boxes = [("cat", [0, 0, 10, 10]), ("dog", [5, 5, 9, 9])]
     assert same(boxes, boxes, 0)
     for wrong in (boxes[:1], boxes[::-1], [boxes[0], ("dog", [5, 5, 9, 12])]):

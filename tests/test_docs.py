@@ -1,4 +1,4 @@
-"""What the docs say of settings, errors, packages and files is what there is."""
+"""Settings, errors, packages and files named in the docs exist."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ PAGES = [
 ]
 
 
-def test_the_page_of_the_settings_is_current():
+def test_the_settings_page_is_current():
     assert (DOCS / "configuration.md").read_text() == page(), "run `make docs/configuration.md`"
 
 
@@ -40,7 +40,7 @@ def test_every_error_over_http_is_listed_with_its_status(error):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "app").iterdir()), ids=lambda path: path.name)
-def test_every_package_has_its_line(path):
+def test_every_package_is_listed_in_architecture_md(path):
     if path.name in ("__init__.py", "__pycache__"):
         return
     text = (DOCS / "architecture.md").read_text()
@@ -48,7 +48,7 @@ def test_every_package_has_its_line(path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_to_files(page):
+def test_links_lead_to_existing_files(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
@@ -66,16 +66,16 @@ def modules(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_modules_that_are_named_are_there(page: Path):
-    if page.name == "decisions.md":  # which is dated
+def test_named_modules_exist(page: Path):
+    if page.name == "decisions.md":  # it is dated
         return
     assert [name for name in sorted(modules(page.read_text())) if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "docker-compose.yml", ROOT / "Dockerfile"], ids=lambda path: path.name)
-def test_settings_that_are_named_are_there(page):
+def test_named_settings_exist(page):
     """deploy/gpu.md recommended YOLOPARD_SHAPES, which the server refuses."""
-    if page.name in ("decisions.md", "RESULTS.md"):  # which are dated
+    if page.name in ("decisions.md", "RESULTS.md"):  # they are dated
         return
     named = set(re.findall(r"\bYOLOPARD_([A-Z_]+)\b", page.read_text())) - {"NAME"}
     assert sorted(name for name in named if name.lower() not in FIELDS) == []

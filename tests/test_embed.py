@@ -43,7 +43,7 @@ def test_paths_bytes_and_arrays_of_one_image_give_the_same(model):
         assert other.names == first.names
 
 
-def test_thresholds_and_classes_count(model):
+def test_thresholds_and_classes_are_applied(model):
     every = model.predict(SAMPLES[0], conf=0.05)[0]
     name = every.names[0]
     chosen = model.predict(SAMPLES[0], conf=0.05, classes=[name])[0]
@@ -53,18 +53,18 @@ def test_thresholds_and_classes_count(model):
         model.predict(SAMPLES[0], classes=["unicorn"])
 
 
-def test_many_threads_may_ask(model):
+def test_predict_is_thread_safe(model):
     expected = [result.names for result in model.predict(SAMPLES)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda i: model.predict(SAMPLES[i % len(SAMPLES)])[0].names, range(40)))
     assert found == [expected[i % len(SAMPLES)] for i in range(40)]
 
 
-def test_no_image_is_no_result(model):
+def test_no_images_give_no_results(model):
     assert model.predict([]) == []
 
 
-def test_an_image_that_is_none_is_refused_and_the_next_is_answered(model):
+def test_an_invalid_image_is_refused_and_the_next_is_predicted(model):
     with pytest.raises(UndecodableImage):
         model.predict(b"\xff\xd8\xff nothing")
     with pytest.raises(FileNotFoundError):
@@ -74,7 +74,7 @@ def test_an_image_that_is_none_is_refused_and_the_next_is_answered(model):
     assert model.predict(SAMPLES[0])
 
 
-def test_model_and_gate_are_told(model):
+def test_model_and_gate_result_are_available(model):
     assert (model.model.name, model.model.task) == ("yolov8n-demo", "detect")
     assert model.gate["figures"]["agreement"] > 0.98
 
@@ -87,8 +87,8 @@ def test_wrong_settings_and_weights_are_refused():
 
 
 @pytest.mark.usefixtures("needs_engine")
-def test_a_script_without_a_guard_builds_its_engine(tmp_path):
-    """multiprocessing ran the script again in the builder's process, which failed."""
+def test_a_script_without_a_main_guard_builds_its_engine(tmp_path):
+    """Earlier multiprocessing ran the script again in the builder's process and failed."""
     script = tmp_path / "script.py"
     script.write_text(
         "from app import Yolopard\n"
@@ -101,7 +101,7 @@ def test_a_script_without_a_guard_builds_its_engine(tmp_path):
     assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
 
 
-def test_a_closed_model_says_so():
+def test_a_closed_model_raises_stopping():
     model = Yolopard.load(backend="simulated")
     assert len(model.predict(SAMPLES[0])[0].boxes) == 5
     model.close()
@@ -110,7 +110,7 @@ def test_a_closed_model_says_so():
         model.predict(SAMPLES[0])
 
 
-def test_the_package_offers_what_it_lists():
+def test_the_package_exports_yolopard():
     assert app.Yolopard is Yolopard
     with pytest.raises(AttributeError, match="no attribute 'yolopard'"):
         app.yolopard  # noqa: B018

@@ -1,4 +1,4 @@
-"""The tree of errors and its picture say the same."""
+"""The error classes and the diagram in their module's docstring agree."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from app.store import manifest
 
 
 def tree(parent: type[YolopardError]) -> Iterator[type[YolopardError]]:
-    """The classes of app.errors below a class."""
+    """Yield the subclasses of `parent` in app.errors."""
     for child in parent.__subclasses__():
         if child.__module__ == errors.__name__:
             yield child
@@ -22,8 +22,8 @@ def leaves(parent: type[YolopardError]) -> list[type[YolopardError]]:
     return [cls for cls in tree(parent) if not any(other.__base__ is cls for other in tree(cls))]
 
 
-def picture() -> dict[str, tuple[str | None, str]]:
-    """Class name: (name of its parent, what stands beside it), off the module's docstring."""
+def diagram() -> dict[str, tuple[str | None, str]]:
+    """Return {class name: (name of its parent, text beside it)} from the module's docstring."""
     drawn: dict[str, tuple[str | None, str]] = {}
     path: list[str] = []
     for line in errors.__doc__.splitlines():
@@ -37,23 +37,23 @@ def picture() -> dict[str, tuple[str | None, str]]:
 CLASSES = [YolopardError, *tree(YolopardError)]
 
 
-def test_the_picture_shows_every_class_and_no_other():
-    assert list(picture()) == [cls.__name__ for cls in CLASSES]
+def test_the_diagram_shows_exactly_the_classes():
+    assert list(diagram()) == [cls.__name__ for cls in CLASSES]
     in_module = {
         name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__
     }
-    assert in_module == set(picture())
+    assert in_module == set(diagram())
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_the_picture_shows_parent_status_and_code(cls):
-    parent, beside = picture()[cls.__name__]
+def test_the_diagram_shows_parent_status_and_code(cls):
+    parent, beside = diagram()[cls.__name__]
     assert cls is YolopardError or cls.__base__.__name__ == parent
     if cls is YolopardError or cls in leaves(RequestError) + leaves(ServiceError):
         assert beside.split() == [str(cls.status), cls.code]
 
 
-def test_no_two_errors_that_clients_see_share_a_code():
+def test_errors_over_http_have_unique_codes():
     codes = [cls.code for cls in leaves(RequestError) + leaves(ServiceError)]
     assert len(codes) == len(set(codes)) > 10
     assert not set(codes) & {YolopardError.code, SetupError.code}
@@ -66,15 +66,15 @@ def test_status_and_code_fit_their_branch(cls):
 
 
 @pytest.mark.parametrize("cls", leaves(RequestError) + leaves(ServiceError))
-def test_a_code_is_its_class_name(cls):
+def test_a_code_is_the_class_name_in_snake_case(cls):
     assert cls.code == re.sub(r"(?<!^)([A-Z])", r"_\1", cls.__name__).lower()
 
 
-def test_what_stops_a_start_up_is_a_setup_error():
+def test_errors_that_stop_a_start_are_setup_errors():
     assert {cls.__base__ for cls in leaves(SetupError)} == {SetupError}
     assert issubclass(manifest.Damaged, SetupError)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_the_message_is_what_the_user_reads(cls):
+def test_the_message_is_the_given_text(cls):
     assert str(cls("say what to do")) == "say what to do"

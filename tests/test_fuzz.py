@@ -1,4 +1,4 @@
-"""A few of the malformed requests of `python tests/fuzz 50000`, from a seed; and the parsers, without a server."""
+"""Some of the malformed requests of `python tests/fuzz 50000`, from a seed; and the parsers without a server."""
 
 import base64
 import contextlib
@@ -41,23 +41,25 @@ few = settings(
 )
 
 
-def sound(live) -> fuzz.Server:
+def fuzz_server(live) -> fuzz.Server:
     return fuzz.Server(live.url, f"127.0.0.1:{live.service.settings.grpc_port}", os.getpid())
 
 
-def test_malformed_requests_to_every_protocol_get_no_5xx_and_the_next_right_one_is_answered(serve):
+def test_malformed_requests_to_every_protocol_get_no_5xx_and_a_valid_one_succeeds(serve):
     live = serve(grpc_port=free_port(), **kserve.LIMITS)
-    outcome = fuzz.run(sound(live), 900, senders=("web", "kserve", "grpc"), parts=2)
-    assert [failure for failure in outcome.failures if "growth" not in failure] == []  # it is the tests' own process
+    outcome = fuzz.run(fuzz_server(live), 900, senders=("web", "kserve", "grpc"), parts=2)
+    assert [
+        failure for failure in outcome.failures if "growth" not in failure
+    ] == []  # the server runs in the tests' process
     assert {protocol for protocol, _ in outcome.statuses} == {*web.PATHS.values(), "kserve", "grpc"}
     assert {"200", "400", "405", "415", "422", "OK", "INVALID_ARGUMENT"} <= {status for _, status in outcome.statuses}
     assert live.client.post("/v1/detect", content=parts.IMAGES[0]).status_code == 200
     assert live.service.predictor.pending == 0
 
 
-def test_malformed_http_gets_no_5xx_and_the_next_right_one_is_answered(serve):
+def test_malformed_http_gets_no_5xx_and_a_valid_request_succeeds(serve):
     live = serve(grpc_port=free_port())
-    outcome = fuzz.run(sound(live), 100, senders=["wire"], parts=2)
+    outcome = fuzz.run(fuzz_server(live), 100, senders=["wire"], parts=2)
     assert [failure for failure in outcome.failures if "growth" not in failure] == []
     assert {("wire", "none"), ("wire", "200"), ("wire", "400")} <= set(outcome.statuses)
     assert live.client.post("/v1/detect", content=parts.IMAGES[0]).status_code == 200
@@ -79,8 +81,8 @@ SHOWN = [
 
 @few
 @given(st.sampled_from([*web.PATHS]), *SHOWN)
-def test_no_broken_key_opens_a_protocol(locked, path, name, scheme, key):
-    shown = (scheme + key).translate(None, bytes([*range(32), 127])).strip()  # what a head can carry
+def test_every_protocol_refuses_wrong_keys(locked, path, name, scheme, key):
+    shown = (scheme + key).translate(None, bytes([*range(32), 127])).strip()  # valid bytes of a header
     assume(shown.removeprefix(b"Bearer ").strip() != KEY)
     answer = locked.client.post(path.format(model="pets"), headers=[(name, shown)], content=parts.IMAGES[0])
     assert 400 <= answer.status_code < 500
@@ -88,8 +90,8 @@ def test_no_broken_key_opens_a_protocol(locked, path, name, scheme, key):
 
 @few
 @given(*SHOWN)
-def test_no_broken_key_opens_grpc(locked, name, scheme, key):
-    shown = bytes(each for each in scheme + key if 32 <= each < 127).decode()  # what metadata can carry
+def test_grpc_refuses_wrong_keys(locked, name, scheme, key):
+    shown = bytes(each for each in scheme + key if 32 <= each < 127).decode()  # valid characters of metadata
     assume(shown.removeprefix("Bearer ").strip() != KEY.decode())
     with grpc.insecure_channel(f"127.0.0.1:{locked.service.settings.grpc_port}") as channel:
         call = channel.unary_unary(kserve.SERVICE + "ModelMetadata", request_serializer=bytes)
@@ -122,7 +124,7 @@ def test_any_bytes_are_an_image_or_a_request_error(data):
 
 @few
 @given(web.forms(), st.integers(1, 50))
-def test_a_form_is_the_same_in_whatever_chunks_it_comes(form, size):
+def test_a_form_is_parsed_the_same_in_chunks_of_any_size(form, size):
     body, kind = form
 
     def parsed(size: int):
@@ -139,7 +141,7 @@ def test_a_form_is_the_same_in_whatever_chunks_it_comes(form, size):
 
 @few
 @given(st.binary(max_size=100), st.sampled_from([b"data:image/png;base64,", b""]), st.integers(1, 80))
-def test_base64_of_any_bytes_gives_them_back_in_lines_and_unpadded(data, prefix, width):
+def test_base64_in_lines_and_unpadded_is_decoded(data, prefix, width):
     text = base64.urlsafe_b64encode(data).rstrip(b"=")
     lines = b"\r\n".join(text[at : at + width] for at in range(0, len(text), width))
     assert from_base64(prefix + lines) == data
@@ -147,14 +149,14 @@ def test_base64_of_any_bytes_gives_them_back_in_lines_and_unpadded(data, prefix,
 
 @few
 @given(st.binary(max_size=60))
-def test_any_other_text_is_refused_in_words_if_at_all(text):
+def test_any_text_is_base64_or_a_request_error(text):
     with contextlib.suppress(RequestError):
         from_base64(text)
 
 
 @few
 @given(kserve.bodies("images") | kserve.bodies("image"), st.sampled_from([TensorModel, ImageModel]))
-def test_any_body_is_a_question_of_kserve_or_refused(made, kind):
+def test_any_body_is_a_kserve_request_or_refused(made, kind):
     body, reported = made
     headers = Headers(raw=[(name.lower().encode(), value.encode("latin-1")) for name, value in reported.items()])
     with contextlib.suppress(RequestError, Unsupported):
@@ -166,21 +168,21 @@ def test_any_body_is_a_question_of_kserve_or_refused(made, kind):
 
 @few
 @given(kserve.inferences("pets"))
-def test_any_message_is_an_inference_or_refused(message):
+def test_any_grpc_message_is_an_inference_or_refused(message):
     with contextlib.suppress(RequestError):
         for tensor in kserve_messages.read_inference(message, message.raw_input_contents).inputs:
             assert math.prod(tensor.shape) == np.size(tensor.data)
 
 
-def test_a_5xx_would_be_told(serve, device):
+def test_a_5xx_is_reported(serve, device):
     live = serve(grpc_port=free_port())
     device.failure = RuntimeError("broken")
     for sender, status in (("web", "500"), ("kserve", "500"), ("grpc", "INTERNAL")):
-        failures = fuzz.run(sound(live), 100, senders=(sender,), parts=2).failures
+        failures = fuzz.run(fuzz_server(live), 100, senders=(sender,), parts=2).failures
         assert any(f": {status}: " in failure for failure in failures), failures
 
 
-def test_growth_would_be_told():
+def test_growth_is_reported():
     outcome, before = fuzz.Outcome(), fuzz.Vitals(100, 10, 20)
     for after, failures in (
         (fuzz.Vitals(110, 11, 21), 0),
@@ -201,26 +203,26 @@ def test_open_files_are_counted_without_the_connections_of_slow_clients():
         for _ in range(3):
             strangers.add(slow.Stranger(b"GET", b"", half=False))
             kept.enter_context(listening.accept()[0])
-        own = 3  # the strangers' ends, in the same process here
+        own = 3  # the client sockets, which are in this process
         assert fuzz.Vitals.of(os.getpid()).files == before + 2 * own
         assert fuzz.Vitals.of(os.getpid(), strangers.ports()).files == before + own
 
 
 @pytest.mark.parametrize("kind", range(len(parts.IMAGES)))
-def test_the_images_that_are_broken_are_sound_at_first(kind):
+def test_the_images_to_damage_are_valid(kind):
     assert preprocess.decode(parts.IMAGES[kind], 1000).shape == (16, 24, 3)
 
 
-def test_slow_half_and_endless_clients_get_no_5xx_and_the_next_right_one_is_answered(serve):
+def test_slow_half_and_endless_clients_get_no_5xx_and_a_valid_request_succeeds(serve):
     live = serve(grpc_port=free_port())
-    outcome = fuzz.run(sound(live), 200, senders=["slow"], parts=2)
+    outcome = fuzz.run(fuzz_server(live), 200, senders=["slow"], parts=2)
     assert [failure for failure in outcome.failures if "growth" not in failure] == []
     assert {"none", "400"} <= {status for _, status in outcome.statuses}
     assert live.client.post("/v1/detect", content=parts.IMAGES[0]).status_code == 200
 
 
 @pytest.mark.parametrize("cost", ["cpu", "memory", "none", "once"])
-def test_a_request_that_costs_too_much_would_be_told_once_it_has_done_so_twice(cost):
+def test_a_request_that_costs_too_much_twice_is_reported(cost):
     reported, sent = [], []
 
     def send(made: str) -> None:

@@ -1,4 +1,4 @@
-"""The commands as a user runs them: real processes, real output."""
+"""The commands as a user runs them, in real processes."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def yolopard(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str
 
 
 class Served:
-    """`yolopard serve` in a process, up to its line of readiness."""
+    """`yolopard serve` in a process; the constructor returns when the server is ready."""
 
     def __init__(self, *arguments: str) -> None:
         self.port = free_port()
@@ -67,7 +67,7 @@ def engine(build) -> Path:
 
 
 @pytest.mark.serial
-def test_serve_finds_its_engine_is_ready_in_ten_seconds_and_its_curl_line_works(engine):
+def test_serve_with_a_stored_engine_is_ready_in_ten_seconds_and_its_curl_line_works(engine):
     served = Served("--engines-dir", str(engine))
     try:
         assert served.ready_s < 10
@@ -79,7 +79,7 @@ def test_serve_finds_its_engine_is_ready_in_ten_seconds_and_its_curl_line_works(
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP], ids=lambda how: how.name)
-def test_stop_answers_every_request_that_had_reached_the_socket(engine, sample, how):
+def test_every_request_that_reached_the_socket_before_a_stop_gets_its_response(engine, sample, how):
     served = Served("--engines-dir", str(engine))
     request = b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (len(sample), sample)
     clients = [socket.create_connection(("127.0.0.1", served.port), timeout=30) for _ in range(30)]
@@ -93,13 +93,13 @@ def test_stop_answers_every_request_that_had_reached_the_socket(engine, sample, 
     assert served.end(signal.SIGTERM) == 0
 
 
-def test_interrupt_ends_it_cleanly(engine):
-    """With the status that shells expect of Ctrl-C; it was 0 for a while."""
+def test_interrupt_ends_serve_with_status_130(engine):
+    """130 is the status that shells expect after Ctrl-C; earlier it was 0."""
     served = Served("--engines-dir", str(engine))
     assert served.end(signal.SIGINT) == 130
 
 
-def test_a_simulated_server_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch):
+def test_a_simulated_server_deletes_its_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     served = Served("--backend", "simulated")
     assert list(tmp_path.iterdir())
@@ -107,8 +107,8 @@ def test_a_simulated_server_leaves_nothing_in_the_temporary_folder(tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def until_it_builds(*options: str) -> subprocess.Popen[str]:
-    """`yolopard serve`, in the middle of its build."""
+def start_and_wait_for_build(*options: str) -> subprocess.Popen[str]:
+    """Return `yolopard serve` during its build."""
     serving = subprocess.Popen(
         [sys.executable, "-m", "app", "serve", "--port", str(free_port()), *options],
         cwd=ROOT,
@@ -122,17 +122,17 @@ def until_it_builds(*options: str) -> subprocess.Popen[str]:
     return serving
 
 
-def test_end_in_the_middle_of_a_build_takes_the_builder_along(tmp_path):
-    serving = until_it_builds("--engines-dir", str(tmp_path))
+def test_sigterm_during_a_build_ends_the_builder_too(tmp_path):
+    serving = start_and_wait_for_build("--engines-dir", str(tmp_path))
     serving.send_signal(signal.SIGTERM)
-    _, errors = serving.communicate(timeout=30)  # stderr ends when the builder, which shares it, has ended
+    _, errors = serving.communicate(timeout=30)  # stderr ends when the builder, which shares it, has exited
     assert serving.returncode == 0
     assert "Traceback" not in errors
     assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("arguments", [["bench", "--backend", "simulated"], ["selftest", "--backend", "onnxruntime"]])
-def test_end_in_the_middle_of_a_measurement_takes_its_processes_along(tmp_path, arguments):
+def test_sigterm_during_a_measurement_ends_its_processes_too(tmp_path, arguments):
     measuring = subprocess.Popen(
         [sys.executable, "-m", "app", *arguments, "--engines-dir", str(tmp_path)], cwd=tmp_path, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -141,23 +141,23 @@ def test_end_in_the_middle_of_a_measurement_takes_its_processes_along(tmp_path, 
     eventually(children.read_text)
     started = children.read_text().split()
     measuring.send_signal(signal.SIGTERM)
-    measuring.communicate(timeout=60)  # its output ends when the last that shares it has ended
+    measuring.communicate(timeout=60)  # its output ends when the last process that shares it has exited
     assert measuring.returncode == 128 + signal.SIGTERM
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
 
 
-def test_server_killed_in_the_middle_of_a_build_leaves_nothing_that_breaks_the_next_start(tmp_path):
+def test_a_server_killed_during_a_build_does_not_break_the_next_start(tmp_path):
     options = ["--engines-dir", str(tmp_path), "--backend", "onnxruntime", "--imgsz", "160", "--gate-dir", FEW_IMAGES]
-    killed = until_it_builds(*options)
+    killed = start_and_wait_for_build(*options)
     killed.send_signal(signal.SIGKILL)
     following = Served(*options)
     assert following.end(signal.SIGTERM) == 0
-    _, errors = killed.communicate(timeout=60)  # the orphaned builder ends by itself
+    _, errors = killed.communicate(timeout=60)  # the orphaned builder exits by itself
     assert "Traceback" not in errors
     assert len([path for path in tmp_path.iterdir() if not path.name.startswith(".")]) == 1
 
 
-def test_build_prints_each_step_and_what_the_check_gave(tmp_path):
+def test_build_prints_each_step_and_the_gate_result(tmp_path):
     first = yolopard("build", "--engines-dir", str(tmp_path), "--backend", "onnxruntime", "--imgsz", "160")
     assert first.returncode == 0, first.stderr
     assert re.findall(r"\[(\d)/6\] yolov8n-demo: (\w+)", first.stdout) == [
@@ -171,7 +171,7 @@ def test_build_prints_each_step_and_what_the_check_gave(tmp_path):
     assert again.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]
 
 
-def test_table_says_how_sure_few_boxes_are_and_how_int8_was_made(build):
+def test_the_table_shows_the_confidence_interval_and_the_int8_method(build):
     built = build()
     few = dataclasses.replace(built.manifest.gate.figures, boxes=12, agreement=1.0, false_positives=0.0)
     manifest = dataclasses.replace(
@@ -184,7 +184,7 @@ def test_table_says_how_sure_few_boxes_are_and_how_int8_was_made(build):
     assert "  int8             mean of peaks" in lines
 
 
-def test_settings_come_from_the_environment_and_the_command_line_wins(tmp_path):
+def test_settings_are_read_from_the_environment_and_the_command_line_takes_precedence(tmp_path):
     environ = {"YOLOPARD_ENGINES_DIR": str(tmp_path), "YOLOPARD_BACKEND": "onnxruntime", "YOLOPARD_IMGSZ": "600"}
     assert "IMGSZ=600 is not a multiple of the model's stride 32: use 608" in yolopard("build", **environ).stderr
     assert yolopard("build", "--imgsz", "160", "--gate-dir", FEW_IMAGES, **environ).returncode == 0
@@ -201,7 +201,7 @@ def test_settings_come_from_the_environment_and_the_command_line_wins(tmp_path):
         (["--precision", "fp16"], {}, "PRECISION=fp16 does not exist on openvino: use fp32 or int8"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_a_status(tmp_path, arguments, environ, message):
+def test_invalid_settings_end_with_one_line_and_an_error_status(tmp_path, arguments, environ, message):
     for command in ("build", "serve"):
         ended = yolopard(command, "--engines-dir", str(tmp_path), *arguments, **environ)
         assert ended.returncode in (1, 2)
@@ -209,7 +209,7 @@ def test_what_cannot_be_done_is_one_line_and_a_status(tmp_path, arguments, envir
         assert "Traceback" not in ended.stderr
 
 
-def test_a_host_that_lets_others_in_wants_keys_before_anything_is_built(tmp_path):
+def test_a_host_open_to_other_machines_needs_keys_before_anything_is_built(tmp_path):
     ended = yolopard("serve", "--host", "0.0.0.0", "--engines-dir", str(tmp_path))
     assert ended.returncode == 1
     assert ended.stderr.startswith("yolopard: HOST=0.0.0.0 is open to other machines: give API_KEYS")
@@ -217,7 +217,7 @@ def test_a_host_that_lets_others_in_wants_keys_before_anything_is_built(tmp_path
 
 
 @pytest.mark.parametrize("setting", ["PORT", "GRPC_PORT"])
-def test_port_that_is_taken_is_named(tmp_path, setting):
+def test_a_port_in_use_is_reported_with_its_setting(tmp_path, setting):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -227,7 +227,7 @@ def test_port_that_is_taken_is_named(tmp_path, setting):
     assert re.fullmatch(rf"yolopard: 127\.0\.0\.1:\d+ .* choose another {setting} or HOST\n", ended.stderr)
 
 
-def test_grpc_without_its_package_is_one_line_that_names_it(tmp_path):
+def test_grpc_without_its_package_is_reported_in_one_line(tmp_path):
     (tmp_path / "tritonclient.py").touch()  # hides the real one
     ports = {"YOLOPARD_PORT": str(free_port()), "YOLOPARD_GRPC_PORT": str(free_port())}
     ended = yolopard("serve", PYTHONPATH=str(tmp_path), **ports)
@@ -235,7 +235,7 @@ def test_grpc_without_its_package_is_one_line_that_names_it(tmp_path):
     assert re.fullmatch(r"yolopard: GRPC_PORT=\d+ needs .*: pip install 'yolopard\[grpc\]'\n", ended.stderr)
 
 
-def test_make_hands_every_setting_over_by_its_name():
+def test_make_passes_settings_to_the_server():
     made = subprocess.run(
         ["make", "--dry-run", "--old-file=.venv/serve", "serve", "WEIGHTS=my model's.pt", "PORT=9000", "IMGSZ=1280"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""What a model is, in JSON and back."""
+"""ModelInfo as JSON and back."""
 
 import dataclasses
 import json
@@ -10,17 +10,17 @@ from app.model import ModelInfo
 
 
 def read(fields: dict) -> ModelInfo:
-    """As the store reads it."""
+    """Parse the fields as the store does."""
     return TypeAdapter(ModelInfo).validate_json(json.dumps(fields), strict=True, extra="forbid")
 
 
-def test_every_fact_comes_back_from_json():
+def test_every_field_survives_json():
     pose = dataclasses.replace(MODEL, task="pose", shapes=((96, 160),), kpt_shape=(17, 3), end_to_end=True)
     for model in (MODEL, pose):
         assert read(model.to_json()) == model
 
 
-def test_manifests_from_before_the_other_tasks_are_read():
+def test_old_manifests_without_fields_of_other_tasks_are_read():
     old = MODEL.to_json()
     del old["kpt_shape"], old["end_to_end"]
     assert read(old) == MODEL

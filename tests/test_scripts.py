@@ -1,4 +1,4 @@
-"""Scripts that no other test runs: what they import and use of `app` is there."""
+"""Everything that scripts without other tests import from `app` exists."""
 
 import ast
 import importlib
@@ -12,7 +12,7 @@ SCRIPTS = sorted(path for folder in ("loadtest", "models", "tests/clients") for 
 
 
 def imported(tree: ast.AST) -> dict[str, object]:
-    """Name in the script: what `from app... import` binds to it. Raises ImportError and AttributeError."""
+    """Return {name: object} for every `from app... import`. Raises ImportError or AttributeError if one is missing."""
     found: dict[str, object] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "app":
@@ -25,7 +25,7 @@ def imported(tree: ast.AST) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_scripts_take_from_the_app_is_there(path: Path):
+def test_everything_that_scripts_use_of_the_app_exists(path: Path):
     """After modules were moved loadtest/faults.py did not start, and loadtest/int8.py ended with an AttributeError."""
     tree = ast.parse(path.read_text())
     modules = {name: value for name, value in imported(tree).items() if isinstance(value, ModuleType)}

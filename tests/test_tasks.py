@@ -1,5 +1,5 @@
-"""/v1/predict gives what Ultralytics' `Results.summary()` gives, task by task: its own preparation, forward pass in
-PyTorch FP32, NMS and results.
+"""For every task /v1/predict returns what Ultralytics' `Results.summary()` returns, with Ultralytics' preprocessing,
+forward pass in PyTorch FP32 and NMS.
 """
 
 import io
@@ -57,11 +57,11 @@ def served(request, of_task):
 
 @pytest.fixture(scope="module")
 def theirs(served, pictures) -> list[Results]:
-    """Sample by picture."""
+    """The results of Ultralytics for each image."""
     torch.set_num_threads(2)
     module = export.load_module(served.weights)
-    look = classified if served.task == "classify" else detected
-    return [look(served, module, image) for image in pictures]
+    predict = classified if served.task == "classify" else detected
+    return [predict(served, module, image) for image in pictures]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def detected(served, module, image: np.ndarray) -> Results:
 
 
 def classified(served, module, image: np.ndarray) -> Results:
-    """Resized and cropped as torchvision's Resize and CenterCrop do it with a PIL image."""
+    """Classify the image after torchvision's Resize and CenterCrop of a PIL image."""
     (height, width), side = image.shape[:2], served.model.imgsz
     size = (int(side * width / height), side) if height <= width else (side, int(side * height / width))
     resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
@@ -96,7 +96,7 @@ def classified(served, module, image: np.ndarray) -> Results:
 
 
 def assert_equal(found: list[dict], expected: list[dict]) -> None:
-    """Field by field, in the same order; numbers within 0.01 px or 0.001 of score."""
+    """Assert equal fields in the same order; coordinates within 0.01 px, scores within 0.001."""
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
         assert list(ours) == list(theirs)
@@ -114,38 +114,38 @@ def post(live: Live, query: str, *files: bytes, path: str = "/v1/predict"):
     return response
 
 
-def test_there_is_something_to_compare(served, expected):
+def test_there_are_enough_results_to_compare(served, expected):
     assert sum(map(len, expected)) >= 12
     if served.task == "segment":
         assert max(len(found["segments"]["x"]) for each in expected for found in each) > 50
 
 
-def test_results_are_those_of_ultralytics_alone_and_with_others(served, files, expected):
+def test_results_of_one_and_of_many_files_equal_those_of_ultralytics(served, files, expected):
     for file, summary in zip(files, expected, strict=True):
         assert_equal(post(served.live, "", file).json()["images"][0]["results"], summary)
-    together = post(served.live, "", *files).json()["images"]
-    for image, summary in zip(together, expected, strict=True):
+    batch = post(served.live, "", *files).json()["images"]
+    for image, summary in zip(batch, expected, strict=True):
         assert_equal(image["results"], summary)
 
 
-def test_shapes_are_those_of_the_pictures(served, files, pictures):
+def test_shapes_are_those_of_the_images(served, files, pictures):
     found = post(served.live, "", *files).json()["images"]
     assert [image["shape"] for image in found] == [list(image.shape[:2]) for image in pictures]
 
 
-def test_detect_answers_the_same(served, files):
+def test_detect_returns_the_results_of_predict(served, files):
     ours, theirs = (post(served.live, "", files[0], path=path).json() for path in ("/v1/predict", "/v1/detect"))
     assert ours["images"][0]["results"] == theirs["images"][0]["results"]
 
 
-def test_a_picture_has_drawn_on_it_what_was_found(served, files, pictures):
+def test_format_image_returns_the_image_with_the_results_drawn(served, files, pictures):
     answer = served.live.client.post(f"/v1/predict?format=image&conf={CONF}", content=files[0])
     drawn = np.asarray(Image.open(io.BytesIO(answer.content)))
     assert drawn.shape == pictures[0].shape
     assert np.count_nonzero(np.abs(drawn.astype(int) - pictures[0]).max(2) > 50) > 200
 
 
-def test_run_lengths_are_the_masks_of_segment_and_change_nothing_else(served, files, theirs, expected):
+def test_masks_rle_adds_the_run_lengths_and_changes_only_the_segments(served, files, theirs, expected):
     for file, results, summary in zip(files[:6], theirs, expected, strict=False):
         found = post(served.live, "masks=rle", file).json()["images"][0]["results"]
         coded = [each.pop("mask") for each in found if served.task == "segment"]
@@ -164,12 +164,12 @@ def test_masks_of_another_kind_are_refused(served, files):
 
 
 @pytest.mark.parametrize("i", range(6), ids=["http", "aio", "grpc", "http url", "grpc url", "val by url"])
-def test_a_client_of_the_table_finds_the_same(served, i):
+def test_a_client_of_the_table_gets_the_results_of_the_native_api(served, i):
     *_, run = tasks.CHECKS[served.task][i]
     assert run(served.live.url)
 
 
-def test_outputs_of_both_kserve_models_have_the_shapes_and_types_that_are_told(served, files):
+def test_outputs_of_both_kserve_models_have_the_shapes_and_types_of_their_metadata(served, files):
     with triton.InferenceServerClient(served.live.url.removeprefix("http://")) as client:
         name, side = served.model.name, served.model.imgsz
         frames = triton.InferInput("images", [2, 3, side, side], "UINT8")
@@ -191,19 +191,22 @@ def test_outputs_of_both_kserve_models_have_the_shapes_and_types_that_are_told(s
             assert (statistics["name"], statistics["inference_count"] >= 2) == (model, True)
 
 
-def test_grpc_tells_of_both_kserve_models_what_http_tells(served):
+def test_grpc_describes_both_kserve_models_as_http_does(served):
     port, address = tasks.GRPC_PORTS[served.task], served.live.url.removeprefix("http://")
     with (
-        triton_grpc.InferenceServerClient(f"127.0.0.1:{port}") as requested,
-        triton.InferenceServerClient(address) as other,
+        triton_grpc.InferenceServerClient(f"127.0.0.1:{port}") as grpc_client,
+        triton.InferenceServerClient(address) as http_client,
     ):
         for model in (served.model.name, f"{served.model.name}_image"):
-            reported, wanted = requested.get_model_metadata(model, as_json=True), other.get_model_metadata(model)
-            shapes = {each["name"]: [str(side) for side in each["shape"]] for each in wanted["outputs"]}
+            reported, expected = (
+                grpc_client.get_model_metadata(model, as_json=True),
+                http_client.get_model_metadata(model),
+            )
+            shapes = {each["name"]: [str(side) for side in each["shape"]] for each in expected["outputs"]}
             assert {each["name"]: each["shape"] for each in reported["outputs"]} == shapes
-            config = requested.get_model_config(model, as_json=True)["config"]
-            assert config["parameters"] == other.get_model_config(model)["parameters"]
-            assert requested.get_inference_statistics(model, as_json=True)["model_stats"][0]["name"] == model
+            config = grpc_client.get_model_config(model, as_json=True)["config"]
+            assert config["parameters"] == http_client.get_model_config(model)["parameters"]
+            assert grpc_client.get_inference_statistics(model, as_json=True)["model_stats"][0]["name"] == model
 
 
 def test_an_image_without_results_has_empty_outputs(served):
@@ -211,7 +214,7 @@ def test_an_image_without_results_has_empty_outputs(served):
         encoded = triton.InferInput("image", [1], "BYTES")
         encoded.set_data_from_numpy(np.array([cv2.imencode(".png", np.zeros((64, 64, 3)))[1].tobytes()], np.object_))
         answer = client.infer(f"{served.model.name}_image", [encoded], parameters={"conf": 1.0})
-        found = 5 if served.task == "classify" else 0  # the five likeliest there always are
+        found = 5 if served.task == "classify" else 0  # classify always returns five classes
         for output in answer.get_response()["outputs"]:
             assert answer.as_numpy(output["name"]).shape[1:2] in ((), (found,))
 

@@ -1,5 +1,5 @@
-"""Strangers against a server and one good client: `python loadtest/hostile` prints what each kind of attack does.
+"""Attacks on a server that a good client uses: `python loadtest/hostile` prints the effect of each attack.
 
-`row` says what an attack is, `attacks` has all of them, `attacker` runs one in a process of its own, `server` and
-`good` are the two that it must not hurt, `play` puts them together and gives the verdict.
+`row` defines an attack, `attacks` lists all of them, `attacker` runs one in a separate process, `server` and `good` are
+the server and the client that it must not disturb, `play` runs them together and returns the result.
 """

@@ -1,7 +1,7 @@
-"""python loadtest/hostile.py [--only NAME...] [--list] [--quick] [--refusals] [--markdown FILE]: strangers, one client.
+"""python loadtest/hostile.py [--only NAME...] [--list] [--quick] [--refusals] [--markdown FILE]: attack a server.
 
-A line is an attack. It has a server of its own on loopback, a good client that posts a sample every 0.1 s, the attack
-beside it, a rest, and a SIGTERM in the midst of the same attack. Ends with 1 if any line fails. Some 30 s a line.
+Each line of the table is an attack on its own server on loopback, while a good client posts a sample every 0.1 s. Then
+come a pause and a SIGTERM during the same attack. Exits with 1 if any line fails. Takes about 30 s a line.
 """
 
 import argparse
@@ -20,12 +20,14 @@ from loadtest.hostile.row import ROWS  # noqa: E402
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser("python loadtest/hostile.py", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", default=["*"], help="names of rows, or patterns of them")
-    parser.add_argument("--list", action="store_true", help="the rows' names, and what each does")
+    parser.add_argument("--list", action="store_true", help="list the names of the rows with their attacks")
     parser.add_argument("--quick", action="store_true", help="smaller forms and shorter timeouts")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
-    parser.add_argument("--refusals", action="store_true", help="only: how many of 100 early refusals clients read")
+    parser.add_argument(
+        "--refusals", action="store_true", help="only count how many of 100 early refusals each client reads"
+    )
     options = parser.parse_args(words)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped too
     if options.refusals:
         return _refusals(options.markdown, [])
     rows = [row for name, row in ROWS.items() if any(fnmatch(name, only) for only in options.only)]
@@ -38,7 +40,7 @@ def main(words: list[str]) -> int:
         try:
             report = play(row, quick=options.quick)
         except RuntimeError as error:
-            line, faults = f"| {row.name} | **not played**: {error} |", ["not played"]
+            line, faults = f"| {row.name} | **not run**: {error} |", ["not run"]
         else:
             line, faults = table.line(report), report.faults()
         failed += bool(faults)
@@ -52,7 +54,7 @@ def main(words: list[str]) -> int:
 
 
 def _refusals(markdown: Path | None, before: list[str]) -> int:
-    """1 where a client did not see all of the early refusals."""
+    """Return 1 if a client did not receive all early refusals."""
     lines, whole = refusals.table(clients.clients())
     if markdown:
         markdown.write_text("\n".join([*before, *lines]) + "\n")

@@ -1,7 +1,7 @@
-"""The clients of `refusals`: Python's own and its libraries, curl, the JDK's, and the very bytes of Go's and the JDK's.
+"""The clients of `refusals`: Python's own and libraries, curl, the JDK's, and replays of the bytes of Go and the JDK.
 
-A replay does what its client does: it reads while it still writes, and counts as failed where writing fails before an
-answer has been read, as Go's Transport and the JDK's HttpClient do.
+A replay behaves like its client, Go's Transport or the JDK's HttpClient: it reads while it writes, and fails if writing
+fails before a response has been read.
 """
 
 import contextlib
@@ -29,17 +29,17 @@ PIECE = 64 << 10
 JAVA = Path(__file__).with_name("Early.java")
 
 
-def body(requested: Refusal) -> bytes | Iterator[bytes]:
-    whole = bytes(requested.size)
-    return (whole[at : at + PIECE] for at in range(0, requested.size, PIECE)) if requested.chunked else whole
+def body(refusal: Refusal) -> bytes | Iterator[bytes]:
+    data = bytes(refusal.size)
+    return (data[at : at + PIECE] for at in range(0, refusal.size, PIECE)) if refusal.chunked else data
 
 
 def each(send: Callable[[Refusal], object]) -> Client:
     def run(refusals: Sequence[Refusal]) -> list[str]:
         found = []
-        for requested in refusals:
+        for refusal in refusals:
             try:
-                found.append(str(send(requested)))
+                found.append(str(send(refusal)))
             except (OSError, http.client.HTTPException, httpx.HTTPError) as error:
                 found.append(re.sub(r"0x[0-9a-f]+|port=\d+|:\d{4,5}", "", repr(error))[:100])
         return found
@@ -47,28 +47,26 @@ def each(send: Callable[[Refusal], object]) -> Client:
     return run
 
 
-def by_urllib(requested: Refusal) -> int:
+def by_urllib(refusal: Refusal) -> int:
     try:
         with urllib.request.urlopen(
-            urllib.request.Request(requested.url, body(requested), requested.headers), timeout=PATIENCE_S
-        ) as answer:
-            return answer.status
+            urllib.request.Request(refusal.url, body(refusal), refusal.headers), timeout=PATIENCE_S
+        ) as response:
+            return response.status
     except urllib.error.HTTPError as error:
         error.read()
         return error.code
 
 
-def by_requests(requested: Refusal) -> int:
-    return requests.post(requested.url, body(requested), headers=requested.headers, timeout=PATIENCE_S).status_code
+def by_requests(refusal: Refusal) -> int:
+    return requests.post(refusal.url, body(refusal), headers=refusal.headers, timeout=PATIENCE_S).status_code
 
 
 def by_session(refusals: Sequence[Refusal]) -> list[str]:
     with requests.Session() as session:
 
-        def send(requested: Refusal) -> int:
-            return session.post(
-                requested.url, body(requested), headers=requested.headers, timeout=PATIENCE_S
-            ).status_code
+        def send(refusal: Refusal) -> int:
+            return session.post(refusal.url, body(refusal), headers=refusal.headers, timeout=PATIENCE_S).status_code
 
         return each(send)(refusals)
 
@@ -76,19 +74,19 @@ def by_session(refusals: Sequence[Refusal]) -> list[str]:
 def by_httpx(refusals: Sequence[Refusal]) -> list[str]:
     with httpx.Client(timeout=PATIENCE_S) as client:
 
-        def send(requested: Refusal) -> int:
-            return client.post(requested.url, content=body(requested), headers=requested.headers).status_code
+        def send(refusal: Refusal) -> int:
+            return client.post(refusal.url, content=body(refusal), headers=refusal.headers).status_code
 
         return each(send)(refusals)
 
 
 def by_curl(*options: str) -> Callable[[Refusal], str]:
-    def send(requested: Refusal) -> str:
-        headers = requested.headers | ({"Transfer-Encoding": "chunked"} if requested.chunked else {})
-        reported = [word for name, value in headers.items() for word in ("--header", f"{name}: {value}")]
-        with file_of(requested.size) as path:
+    def send(refusal: Refusal) -> str:
+        headers = refusal.headers | ({"Transfer-Encoding": "chunked"} if refusal.chunked else {})
+        options_of_headers = [word for name, value in headers.items() for word in ("--header", f"{name}: {value}")]
+        with file_of(refusal.size) as path:
             command = ["curl", "--silent", "--show-error", "--output", "/dev/null", "--write-out", "%{http_code}"]
-            command += [*options, *reported, "--data-binary", f"@{path}", requested.url]
+            command += [*options, *options_of_headers, "--data-binary", f"@{path}", refusal.url]
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         return done.stdout if done.returncode == 0 else f"{done.stdout} {done.stderr.strip()}"[:100]
 
@@ -96,11 +94,11 @@ def by_curl(*options: str) -> Callable[[Refusal], str]:
 
 
 def by_jdk(refusals: Sequence[Refusal]) -> list[str]:
-    """A line each for the program; the JDK lets nobody set Connection."""
-    words = ("chunked" if requested.chunked else "length" for requested in refusals)
+    """Pass one line per request to the program; the JDK does not allow setting Connection."""
+    words = ("chunked" if refusal.chunked else "length" for refusal in refusals)
     lines = [
-        f"{requested.url} {requested.headers.get('X-API-Key', '-')} {requested.size} {word}"
-        for requested, word in zip(refusals, words, strict=True)
+        f"{refusal.url} {refusal.headers.get('X-API-Key', '-')} {refusal.size} {word}"
+        for refusal, word in zip(refusals, words, strict=True)
     ]
     with tempfile.NamedTemporaryFile("w") as file:
         file.write("\n".join(lines))
@@ -109,56 +107,56 @@ def by_jdk(refusals: Sequence[Refusal]) -> list[str]:
     return (done.stdout.splitlines() + [f"java: {done.stderr[:80]}"] * len(lines))[: len(lines)]
 
 
-def go_head(requested: Refusal) -> bytes:
-    """As net/http of Go writes it: host, agent, framing, and the rest by name."""
-    address = urlsplit(requested.url)
-    headers = {name.title(): value for name, value in requested.headers.items()}
+def go_head(refusal: Refusal) -> bytes:
+    """Return the head as Go's net/http writes it: host, agent, framing, and the others sorted by name."""
+    address = urlsplit(refusal.url)
+    headers = {name.title(): value for name, value in refusal.headers.items()}
     headers.pop("Connection", None)
-    framing = "Transfer-Encoding: chunked" if requested.chunked else f"Content-Length: {requested.size}"
+    framing = "Transfer-Encoding: chunked" if refusal.chunked else f"Content-Length: {refusal.size}"
     return _head(
-        requested,
+        refusal,
         f"Host: {address.netloc}",
         "User-Agent: Go-http-client/1.1",
-        *(["Connection: close"] if requested.close else []),
+        *(["Connection: close"] if refusal.close else []),
         framing,
         *(f"{name}: {headers[name]}" for name in sorted(headers)),
         "Accept-Encoding: gzip",
     )
 
 
-def jdk_head(requested: Refusal) -> bytes:
-    """As java.net.http of JDK 17 writes it, HTTP/2 offered."""
-    framing = "Transfer-encoding: chunked" if requested.chunked else None
+def jdk_head(refusal: Refusal) -> bytes:
+    """Return the head as java.net.http of JDK 17 writes it, with an offer of HTTP/2."""
+    framing = "Transfer-encoding: chunked" if refusal.chunked else None
     lines = [
         "Connection: Upgrade, HTTP2-Settings",
-        *([] if requested.chunked else [f"Content-Length: {requested.size}"]),
-        f"Host: {urlsplit(requested.url).netloc}",
+        *([] if refusal.chunked else [f"Content-Length: {refusal.size}"]),
+        f"Host: {urlsplit(refusal.url).netloc}",
         "HTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA",
         *([framing] if framing else []),
         "Upgrade: h2c",
         "User-Agent: Java-http-client/17.0.15",
-        *(f"{name}: {value}" for name, value in requested.headers.items() if name == "X-API-Key"),
+        *(f"{name}: {value}" for name, value in refusal.headers.items() if name == "X-API-Key"),
     ]
-    return _head(requested, *lines)
+    return _head(refusal, *lines)
 
 
-def _head(requested: Refusal, *lines: str) -> bytes:
-    address = urlsplit(requested.url)
+def _head(refusal: Refusal, *lines: str) -> bytes:
+    address = urlsplit(refusal.url)
     path = f"{address.path}?{address.query}" if address.query else address.path
     return "\r\n".join([f"POST {path} HTTP/1.1", *lines, "", ""]).encode()
 
 
 def replay(head: Callable[[Refusal], bytes], piece: int) -> Callable[[Refusal], str]:
-    """`piece` is how many bytes of the body the client writes at a time, or has in a chunk."""
+    """Return a client that writes `piece` bytes of the body at a time, or in a chunk."""
 
-    def send(requested: Refusal) -> str:
-        address, failure = urlsplit(requested.url), threading.Event()
+    def send(refusal: Refusal) -> str:
+        address, failure = urlsplit(refusal.url), threading.Event()
         with socket.create_connection((address.hostname, address.port), PATIENCE_S) as connection:
 
             def write() -> None:
                 try:
-                    connection.sendall(head(requested))
-                    for part in _parts(requested, piece):
+                    connection.sendall(head(refusal))
+                    for part in _parts(refusal, piece):
                         connection.sendall(part)
                 except OSError:
                     failure.set()
@@ -170,7 +168,7 @@ def replay(head: Callable[[Refusal], bytes], piece: int) -> Callable[[Refusal], 
                 finally:
                     failed = failure.is_set()
                     if not writing.done():
-                        with contextlib.suppress(OSError):  # which the server has closed already
+                        with contextlib.suppress(OSError):  # the server has closed it already
                             connection.shutdown(socket.SHUT_RDWR)
         found = re.match(rb"HTTP/1\.1 (\d{3})", start)
         if failed:
@@ -181,7 +179,7 @@ def replay(head: Callable[[Refusal], bytes], piece: int) -> Callable[[Refusal], 
 
 
 def _start(connection: socket.socket) -> bytes:
-    """Of the answer; of a 100 that of what follows."""
+    """Return the start of the response, after a 100 that of the final response."""
     received = b""
     while b"\r\n\r\n" not in received or received.startswith(b"HTTP/1.1 100"):
         if received.startswith(b"HTTP/1.1 100") and b"\r\n\r\n" in received:
@@ -193,16 +191,16 @@ def _start(connection: socket.socket) -> bytes:
     return received
 
 
-def _parts(requested: Refusal, piece: int) -> Iterator[bytes]:
-    for at in range(0, requested.size, piece):
-        part = bytes(min(piece, requested.size - at))
-        yield b"%x\r\n%b\r\n" % (len(part), part) if requested.chunked else part
-    if requested.chunked:
+def _parts(refusal: Refusal, piece: int) -> Iterator[bytes]:
+    for at in range(0, refusal.size, piece):
+        part = bytes(min(piece, refusal.size - at))
+        yield b"%x\r\n%b\r\n" % (len(part), part) if refusal.chunked else part
+    if refusal.chunked:
         yield b"0\r\n\r\n"
 
 
 def clients() -> dict[str, Client]:
-    """By name; curl and the JDK's own where they are installed."""
+    """Return the clients by name; curl and the JDK only if installed."""
     found = {
         "urllib": each(by_urllib),
         "requests": each(by_requests),

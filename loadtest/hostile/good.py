@@ -1,4 +1,4 @@
-"""The good client: one sample every 0.1 s, and /healthz beside it, each on a connection of its own."""
+"""The good client: sends a sample and a /healthz request every 0.1 s, each on its own connection."""
 
 import http.client
 import threading
@@ -15,14 +15,14 @@ PATIENCE_S = 20.0
 
 @dataclass(frozen=True)
 class Seen:
-    at: float  # when it was due, monotonic
+    at: float  # time.monotonic() at which it was due
     path: str
     status: str
-    seconds: float  # since it was due, so that waiting for a thread counts too
+    seconds: float  # since it was due, including the wait for a thread
 
 
 class Good:
-    """Asks from `with` to its end; `seen` has every answer."""
+    """Sends requests until the end of `with`; `seen` has every response."""
 
     def __init__(self, port: int, *, keys: bool) -> None:
         self._port = port
@@ -31,7 +31,7 @@ class Good:
         self._pool = ThreadPoolExecutor(64)
         self._thread = threading.Thread(target=self._run)
         self.seen: list[Seen] = []
-        self.pause_s = 0.0  # the longest that this machine kept the client itself from running
+        self.pause_s = 0.0  # the longest time that the client itself could not run
 
     def __enter__(self) -> "Good":
         self._thread.start()
@@ -46,20 +46,20 @@ class Good:
         due = time.monotonic()
         while not self._stop.wait(max(0, due - time.monotonic())):
             self.pause_s = max(self.pause_s, time.monotonic() - due)
-            self._pool.submit(self._ask, due, "/v1/predict")
-            self._pool.submit(self._ask, due, "/healthz")
+            self._pool.submit(self._send, due, "/v1/predict")
+            self._pool.submit(self._send, due, "/healthz")
             due += EVERY_S
 
-    def _ask(self, due: float, path: str) -> None:
+    def _send(self, due: float, path: str) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
         try:
             if path == "/healthz":
                 connection.request("GET", path)
             else:
                 connection.request("POST", path, SAMPLE, self._headers)
-            answer = connection.getresponse()
-            answer.read()
-            status = str(answer.status)
+            response = connection.getresponse()
+            response.read()
+            status = str(response.status)
         except TimeoutError:
             status = "silent"
         except (OSError, http.client.HTTPException) as error:

@@ -1,4 +1,4 @@
-"""HTTP/2 frames by hand, as gRPC's hostile clients send them."""
+"""HTTP/2 frames for hostile gRPC clients."""
 
 import struct
 
@@ -15,7 +15,7 @@ START = PREFACE + frame(SETTINGS)
 
 
 def header(name: str, value: str) -> bytes:
-    """A literal of HPACK that enters no table."""
+    """Return an HPACK literal without indexing."""
     return b"\0" + _text(name) + _text(value)
 
 
@@ -31,7 +31,7 @@ def _text(text: str) -> bytes:
 
 
 def call(method: str, *more: tuple[str, str]) -> bytes:
-    """The headers of a gRPC call, packed."""
+    """Return the HPACK-encoded headers of a gRPC call."""
     fields = [
         (":method", "POST"),
         (":scheme", "http"),
@@ -45,5 +45,5 @@ def call(method: str, *more: tuple[str, str]) -> bytes:
 
 
 def message(size: int) -> bytes:
-    """The five bytes before a message of so many."""
+    """Return the five-byte prefix of a gRPC message of `size` bytes."""
     return b"\0" + struct.pack(">I", size)

@@ -1,4 +1,4 @@
-"""Small files that ask for much work: of many scans, two sizes, padded heads, one pixel wide, flat and huge."""
+"""Small image files that cost much: many scans, two sizes, padded headers, one pixel wide, or one colour and huge."""
 
 import io
 import math
@@ -18,7 +18,7 @@ def segment(marker: int, body: bytes) -> bytes:
 
 @cache
 def many_scans(side: int, scans: int) -> bytes:
-    """A sound grey progressive JPEG in which each scan is some 80 bytes and costs a pass over all blocks."""
+    """Return a valid grey progressive JPEG; each scan has about 80 bytes and costs a pass over all blocks."""
     blocks = math.ceil(side / 8) ** 2
     ends = [14, *range(13, -1, -1)]  # end-of-band runs of 2^k blocks; the code of the i-th is i ones and a zero
 
@@ -54,7 +54,7 @@ def many_scans(side: int, scans: int) -> bytes:
 
 @cache
 def two_sizes(big: int, small: int, *, big_first: bool = True, kind: int = 17, rows: int = 64) -> bytes:
-    """A TIFF that says its size twice: `big` as the type `kind` (17 = SLONG8, which Pillow skips), `small` as LONG."""
+    """Return a TIFF with two sizes: `big` with type `kind` (17 = SLONG8, which Pillow skips), `small` as LONG."""
     strip = zlib.compress(bytes(big * rows * 3), 9)
     strips = math.ceil(big / rows)
     tags: list[tuple[int, int, int, bytes]] = []
@@ -86,22 +86,22 @@ def two_sizes(big: int, small: int, *, big_first: bool = True, kind: int = 17, r
     return build(build(0)[1])[0] + strip
 
 
-def encoded(image: Image.Image, kind: str, **how: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
-    image.save(file, kind, **how)  # type: ignore[arg-type]
+    image.save(file, kind, **options)  # type: ignore[arg-type]
     return file.getvalue()
 
 
 @cache
 def flat(kind: str, width: int, height: int) -> bytes:
-    """One colour: as small as a file of so many pixels can be."""
-    how = {"TIFF": {"compression": "tiff_adobe_deflate"}, "JPEG": {"progressive": True}, "WEBP": {"lossless": True}}
-    return encoded(Image.new("L" if kind == "GIF" else "RGB", (width, height)), kind, **how.get(kind, {}))
+    """Return an image of one colour, the smallest file for its number of pixels."""
+    options = {"TIFF": {"compression": "tiff_adobe_deflate"}, "JPEG": {"progressive": True}, "WEBP": {"lossless": True}}
+    return encoded(Image.new("L" if kind == "GIF" else "RGB", (width, height)), kind, **options.get(kind, {}))
 
 
 @cache
 def noise(side: int) -> bytes:
-    """A JPEG that as a PNG is some 3 bytes a pixel."""
+    """Return a JPEG that takes about 3 bytes a pixel as PNG."""
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     return encoded(Image.fromarray(pixels), "JPEG", quality=30)
 
@@ -111,7 +111,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def padded(size: int) -> dict[str, bytes]:
-    """Sound small pictures with `size` bytes before what matters, by how they are filled."""
+    """Return valid small images with `size` bytes of padding before the pixels, by kind of padding."""
     png, webp, gif = (encoded(Image.new("RGB", (64, 64)), kind) for kind in ("PNG", "WEBP", "GIF"))
     empty, riff = chunk(b"tEXt", b"a\0"), b"JUNK\0\0\0\0"
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(min(size, 1 << 20) * 40), 9))

@@ -1,4 +1,4 @@
-"""One row, played: calm, attack, rest, the attack again and the signal in the midst of it; and the verdict."""
+"""Runs one row: a calm phase, the attack, a pause, and the attack again with a signal; and evaluates it."""
 
 import json
 import re
@@ -13,20 +13,20 @@ from loadtest.hostile.good import Good
 from loadtest.hostile.row import Row
 from loadtest.hostile.server import Server, start_attack
 
-SLOWER = 2.0  # most p50 of the good client, in times of its calm one
-NOISE_S = 0.005  # or so much above it, whichever is more
-HEALTHZ_S = 0.2
-CLOSED_S = {False: 15.0, True: 7.0}  # by quick, whose timeouts are shorter; a body's least rate is seen over 5 s
-EXIT_S = 5.0
-REST_S = 30.0
-BACK_MB, BACK_SHARE = 60, 0.15  # above base after the rest: the greater of the two
-ANSWER_BYTES = 64 << 10  # most of an error's text
-ATTACK_S = 60.0  # after which an attack is ended
+MAX_SLOWDOWN = 2.0  # of the good client's p50, relative to the calm phase
+NOISE_S = 0.005  # a p50 this much above the calm one is accepted too
+MAX_HEALTHZ_S = 0.2
+MAX_CLOSED_S = {False: 15.0, True: 7.0}  # quick: shorter timeouts; the minimum rate of a body is measured over 5 s
+MAX_EXIT_S = 5.0
+MAX_REST_S = 30.0
+REST_MB, REST_RATIO = 60, 0.15  # maximum memory above base after the pause: the greater of the two
+MAX_ANSWER_BYTES = 64 << 10  # of an error's text
+MAX_ATTACK_S = 60.0  # then the attack is killed
 
 
 @dataclass
 class Report:
-    """What was seen of a row, and what of it is wrong."""
+    """The measurements of a row; `faults` evaluates them."""
 
     row: Row
     good: Counter[str]
@@ -42,8 +42,8 @@ class Report:
     log: str
     skipped: list[str]
     pause_ms: float
-    died: int | None  # exit status of a server that ended on its own, before the signal
-    ended: dict[str, Any]  # the outcome of the attack that the signal met; {} unless the row asks for it
+    died: int | None  # exit status of a server that ended before the signal
+    ended: dict[str, Any]  # outcome of the attack during the signal; {} unless the row evaluates it
     quick: bool
 
     @property
@@ -59,39 +59,41 @@ class Report:
         return statistics.median(answers) if answers else None
 
     def faults(self) -> list[str]:
-        """In words; none = passed."""
-        return [*self._of_good(), *self._of_memory(), *self._of_strangers(), *self._of_end()]
+        """Return the faults as text; an empty list means that the row passes."""
+        return [*self._of_good(), *self._of_memory(), *self._of_attackers(), *self._of_end()]
 
     def _of_good(self) -> Iterator[str]:
         if set(self.good) - {"200"}:
             yield "the good client did not get 200 throughout"
-        if not self.row.shares_engine and self.attacked_ms > max(SLOWER * self.calm_ms, self.calm_ms + NOISE_S * 1000):
+        if not self.row.shares_engine and self.attacked_ms > max(
+            MAX_SLOWDOWN * self.calm_ms, self.calm_ms + NOISE_S * 1000
+        ):
             yield "the good client was slowed down"
-        if self.healthz_ms > HEALTHZ_S * 1000:
-            yield "/healthz"
+        if self.healthz_ms > MAX_HEALTHZ_S * 1000:
+            yield "/healthz was slow"
 
     def _of_memory(self) -> Iterator[str]:
         if self.peak_mb > self.base_mb + self.row.budget_mb:
             yield f"memory, {self.peak_mb - self.base_mb:.0f} of {self.row.budget_mb:.0f} MB above base"
-        if self.rest_mb > self.base_mb + max(BACK_MB, self.base_mb * BACK_SHARE):
-            yield "memory does not come back"
+        if self.rest_mb > self.base_mb + max(REST_MB, self.base_mb * REST_RATIO):
+            yield "memory was not released"
 
-    def _of_strangers(self) -> Iterator[str]:
+    def _of_attackers(self) -> Iterator[str]:
         row, statuses, largest = self.row, self.outcome["statuses"], self.outcome["largest_answer"]
-        if self.closed_s is not None and self.closed_s > CLOSED_S[self.quick]:
-            yield f"strangers are kept ({self.outcome['left_open']} still open)"
+        if self.closed_s is not None and self.closed_s > MAX_CLOSED_S[self.quick]:
+            yield f"attackers' connections are kept ({self.outcome['left_open']} still open)"
         if wrong := [status for status in statuses if not re.fullmatch(row.statuses, status)]:
-            yield f"strangers got {', '.join(sorted(wrong))}"
+            yield f"attackers got {', '.join(sorted(wrong))}"
         if row.answer_s and self.answer_s and self.answer_s > row.answer_s:
             yield f"the refusal took {self.answer_s:.2f} s"
-        if largest > ANSWER_BYTES and not re.fullmatch(row.statuses, "200"):
+        if largest > MAX_ANSWER_BYTES and not re.fullmatch(row.statuses, "200"):
             yield f"an answer of {largest} bytes"
 
     def _of_end(self) -> Iterator[str]:
         row, ended = self.row, self.ended.get("statuses")
         if self.died is not None:
             yield f"the server ended with status {self.died}: {self.log.splitlines()[-1:]}"
-        if self.exit_s > EXIT_S:
+        if self.exit_s > MAX_EXIT_S:
             yield f"{row.end} to exit"
         if row.end != "SIGTERM" and set(ended or ()) != {"200"}:
             yield f"{row.end}: those in flight got {ended}"
@@ -102,7 +104,7 @@ class Report:
 
 
 def play(row: Row, *, quick: bool) -> Report:
-    """Raises RuntimeError where the server does not start or the attack cannot be run."""
+    """Run the row. Raises RuntimeError if the server does not start or the attack cannot be run."""
     with Server(row, quick=quick) as server:
         with Good(server.port, keys=row.keys) as good:
             time.sleep(1.0)
@@ -110,13 +112,13 @@ def play(row: Row, *, quick: bool) -> Report:
             time.sleep(1.0 if quick else 3.0)
             calm_to, base_mb = time.monotonic(), server.resident_mb()
             server.reset_peak()
-            reported = _finished(row, server, quick=quick)
+            attack = _finished(row, server, quick=quick)
             peak_mb = server.peak_mb()
         rest_mb, rest_s = _rest(server, base_mb)
         died = server.process.poll()
         exit_s, ended = _end(row, server, quick=quick)
-        outcome = reported["outcome"]
-        begin, end = reported["started"] + row.good_from_s, reported["ended"]
+        outcome = attack["outcome"]
+        begin, end = attack["started"] + row.good_from_s, attack["ended"]
         attacked = good.between("/v1/predict", begin, end)
         return Report(
             row=row,
@@ -146,7 +148,7 @@ def _median_ms(seen: list[Any]) -> float:
 def _finished(row: Row, server: Server, *, quick: bool) -> dict[str, Any]:
     attack = start_attack(server, quick=quick, once=quick)
     try:
-        text, _ = attack.communicate(timeout=ATTACK_S)
+        text, _ = attack.communicate(timeout=MAX_ATTACK_S)
     except Exception as error:
         raise RuntimeError(f"{row.name}: the attack did not end: {error!r}") from error
     finally:
@@ -158,17 +160,17 @@ def _finished(row: Row, server: Server, *, quick: bool) -> dict[str, Any]:
 
 
 def _rest(server: Server, base_mb: float) -> tuple[float, float]:
-    """MB, and the seconds after which they were back at base; at most REST_S."""
+    """Return the resident MB and the seconds until they were back near base; wait at most MAX_REST_S."""
     started = time.monotonic()
     while True:
         now_mb, seconds = server.resident_mb(), time.monotonic() - started
-        if now_mb <= base_mb + max(BACK_MB, base_mb * BACK_SHARE) or seconds > REST_S:
+        if now_mb <= base_mb + max(REST_MB, base_mb * REST_RATIO) or seconds > MAX_REST_S:
             return now_mb, seconds
         time.sleep(0.25)
 
 
 def _end(row: Row, server: Server, *, quick: bool) -> tuple[float, dict[str, Any]]:
-    """Seconds from the signal, which meets the same attack, to the exit; and what the attackers saw, if it matters."""
+    """Send the signal during the attack; return the seconds until the exit, and the outcome if the row evaluates it."""
     attack = start_attack(server, quick=quick, once=True)
     assert attack.stdout
     attack.stdout.readline()
@@ -178,5 +180,5 @@ def _end(row: Row, server: Server, *, quick: bool) -> tuple[float, dict[str, Any
         attack.kill()
         attack.wait()
         return seconds, {}
-    text, _ = attack.communicate(timeout=ATTACK_S)
+    text, _ = attack.communicate(timeout=MAX_ATTACK_S)
     return seconds, json.loads(text.splitlines()[-1])["outcome"]

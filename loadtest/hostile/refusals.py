@@ -1,8 +1,8 @@
-"""Early refusals: who is refused before the body is read must still get the answer, whatever the client.
+"""Early refusals: every client must receive the response to a request refused before its body is read.
 
-`python loadtest/hostile --refusals` prints how many of 100 did. A client that writes its whole body before it reads, or
-that gives up where its writing fails, loses the answer of a server that closes with bytes unread. nginx reads on for a
-while before it closes: https://nginx.org/en/docs/http/ngx_http_core_module.html#lingering_close
+`python loadtest/hostile --refusals` prints how many of 100 each client received. Clients that write their whole body
+before reading, or give up when writing fails, lose the response if the server closes with bytes unread. nginx reads for
+a while before it closes: https://nginx.org/en/docs/http/ngx_http_core_module.html#lingering_close
 """
 
 import contextlib
@@ -21,20 +21,20 @@ from loadtest.hostile.server import KEY, ROOT, free_port
 
 MAX_BODY = 512 << 10
 SIZES = (1 << 20, 5 << 20, 20 << 20)
-CASES = {  # path and whether the key is shown, by what the answer must be
+CASES = {  # expected status: path, and whether the key is sent
     401: ("/v1/predict", False),
     404: ("/nowhere", True),
     405: ("/healthz", True),
     413: ("/v1/predict", True),
     422: ("/v1/predict?conf=7", True),
-    503: ("/v1/predict", True),  # asked of a server that is not ready
+    503: ("/v1/predict", True),  # from a server that is not ready
 }
 START_S = 30
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A request, and the status that it must get."""
+    """A request and its expected status."""
 
     url: str
     status: int
@@ -45,15 +45,15 @@ class Refusal:
 
     @property
     def headers(self) -> dict[str, str]:
-        shown = {"X-API-Key": KEY} if self.keyed else {}
-        return {"Content-Type": "image/jpeg"} | shown | ({"Connection": "close"} if self.close else {})
+        key = {"X-API-Key": KEY} if self.keyed else {}
+        return {"Content-Type": "image/jpeg"} | key | ({"Connection": "close"} if self.close else {})
 
 
-Client = Callable[[Sequence[Refusal]], list[str]]  # the status that each got, or how the client failed
+Client = Callable[[Sequence[Refusal]], list[str]]  # the status of each request, or the error of the client
 
 
 def hundred(ready_url: str, busy_url: str, count: int = 100, sizes: Sequence[int] = SIZES) -> list[Refusal]:
-    """Every case by every size, of a length and chunked, closing and not; then again, until there are `count`."""
+    """Return `count` requests that cycle through all cases, sizes, framings and Connection headers."""
     every = [
         Refusal(f"{busy_url if status == 503 else ready_url}{path}", status, size, keyed, chunked, close)
         for chunked, close, size in itertools.product((False, True), (True, False), sizes)
@@ -64,7 +64,7 @@ def hundred(ready_url: str, busy_url: str, count: int = 100, sizes: Sequence[int
 
 @contextlib.contextmanager
 def servers() -> Iterator[tuple[str, str]]:
-    """A server that wants a key and takes bodies of 512 KB, and one that is not ready: their URLs."""
+    """Yield the URLs of a server that needs a key and accepts bodies of 512 KB, and of one that is not ready."""
     with _server() as ready, _server(simulated_ms="60000,0") as busy:
         yield ready, busy
 
@@ -80,7 +80,7 @@ def _server(**settings: object) -> Iterator[str]:
     try:
         url, until = f"http://127.0.0.1:{port}", time.monotonic() + START_S
         path = "/healthz" if settings else "/readyz"
-        while not _answers(url + path):
+        while not _responds(url + path):
             if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"the server of the refusals does not start: {process.poll()}")
             time.sleep(0.05)
@@ -90,30 +90,30 @@ def _server(**settings: object) -> Iterator[str]:
         process.wait()
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
         return True
     return False
 
 
 def lost(refusals: Sequence[Refusal], statuses: Sequence[str]) -> Counter[str]:
-    """What came instead of the answers that did not reach their client."""
+    """Count what the clients got instead of the expected responses."""
     pairs = zip(refusals, statuses, strict=True)
-    return Counter(f"{requested.status} -> {got}" for requested, got in pairs if str(requested.status) != got)
+    return Counter(f"{refusal.status} -> {got}" for refusal, got in pairs if str(refusal.status) != got)
 
 
 def table(clients: dict[str, Client]) -> tuple[list[str], bool]:
-    """A line for each client, and whether all answers were read."""
-    lines, whole = ["| client | answers read | lost |", "|---|---|---|"], True
+    """Return a table with a line for each client, and whether all responses were read."""
+    lines, complete = ["| client | answers read | lost |", "|---|---|---|"], True
     for name, client in clients.items():
         with servers() as urls:
             refusals = hundred(*urls)
             wrong = lost(refusals, client(refusals))
-        whole &= not wrong
-        reported = ", ".join(f"{what}: {count}" for what, count in wrong.most_common(6)).replace("|", "/") or "-"
-        lines.append(f"| {name} | {len(refusals) - wrong.total()} of {len(refusals)} | {reported} |")
+        complete &= not wrong
+        counts = ", ".join(f"{what}: {count}" for what, count in wrong.most_common(6)).replace("|", "/") or "-"
+        lines.append(f"| {name} | {len(refusals) - wrong.total()} of {len(refusals)} | {counts} |")
         print(lines[-1], flush=True)
-    return lines, whole
+    return lines, complete
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The real command in a process of its own, with what Linux tells of it."""
+"""`yolopard serve` in a child process, and its memory as reported by Linux."""
 
 import contextlib
 import functools
@@ -19,12 +19,12 @@ from loadtest.hostile.row import BUDGET, MB, TIMEOUTS_MS, Row, Target
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "key-of-the-good-client"
 START_S = 300  # the first start with an engine builds it
-EXIT_S = 15  # after which a server that does not end is killed
+EXIT_S = 15  # then the server is killed
 
 
 @functools.cache
 def known_settings() -> frozenset[str]:
-    """Those that `serve --help` lists."""
+    """Return the settings that `serve --help` lists."""
     text = subprocess.run([sys.executable, "-m", "app", "serve", "--help"], cwd=ROOT, capture_output=True, check=True)
     return frozenset(name.replace("-", "_") for name in re.findall(r"--([a-z][\w-]+)", text.stdout.decode()))
 
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 class Server:
-    """Started and ready; killed at the end of `with` if it has not ended by then."""
+    """A server that is ready; it is killed at the end of `with`."""
 
     def __init__(self, row: Row, *, quick: bool) -> None:
         self.row = row
@@ -90,7 +90,7 @@ class Server:
         return Target("127.0.0.1", self.port, self.grpc_port, self.process.pid, quick)
 
     def end(self, name: str) -> float:
-        """Seconds from the signal to the exit; infinity if it was killed after EXIT_S."""
+        """Send the signal; return the seconds until the exit, infinity if it was killed after EXIT_S."""
         started = time.monotonic()
         if self.process.poll() is not None:
             return 0.0
@@ -103,21 +103,21 @@ class Server:
         return time.monotonic() - started
 
     def resident_mb(self) -> float:
-        """Of the process and its children."""
+        """Return the resident memory of the process and its children."""
         return sum(_status_mb(pid, "VmRSS") for pid in family(self.process.pid))
 
     def peak_mb(self) -> float:
-        """The most since `reset_peak`, of each process on its own."""
+        """Return the sum of the peaks of each process since `reset_peak`."""
         return sum(_status_mb(pid, "VmHWM") for pid in family(self.process.pid))
 
     def reset_peak(self) -> None:
         for pid in family(self.process.pid):
-            with contextlib.suppress(OSError):  # who may not write it gets the peak since the start
+            with contextlib.suppress(OSError):  # without permission it stays the peak since the start
                 Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def family(pid: int) -> list[int]:
-    """The process and all that it has started, as far as they live."""
+    """Return the process and all its living descendants."""
     found = [pid]
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -134,7 +134,7 @@ def _status_mb(pid: int, name: str) -> float:
 
 
 def start_attack(server: Server, *, quick: bool, once: bool) -> "subprocess.Popen[str]":
-    reported = vars(server.target(quick=quick)) | {"once": once, "outcome": None}
-    del reported["outcome"]
-    command = [sys.executable, "-m", "loadtest.hostile.attacker", server.row.name, json.dumps(reported)]
+    fields = vars(server.target(quick=quick)) | {"once": once, "outcome": None}
+    del fields["outcome"]
+    command = [sys.executable, "-m", "loadtest.hostile.attacker", server.row.name, json.dumps(fields)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -4,15 +4,15 @@ from loadtest.hostile.play import Report
 
 _COLUMNS = (
     "attack",
-    "good client",
-    "its p50, calm and attacked, ms",
-    "worst /healthz, ms",
-    "MB: base, peak (most allowed), after the rest",
-    "strangers got",
-    "median answer, s",
-    "closed after, s",
+    "statuses of the good client",
+    "p50 of the good client, calm and attacked, ms",
+    "slowest /healthz, ms",
+    "MB: base, peak (maximum), after the pause",
+    "statuses of the attackers",
+    "median response to attackers, s",
+    "connections closed after, s",
     "signal to exit, s",
-    "verdict",
+    "result",
 )
 HEAD = f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}"
 
@@ -24,7 +24,7 @@ def line(report: Report) -> str:
         f"{row.name}: {row.text}{skipped}",
         _counts(report.good),
         f"{report.calm_ms:.1f}, {report.attacked_ms:.1f}",
-        f"{report.healthz_ms:.0f} (own pause {report.pause_ms:.0f})",
+        f"{report.healthz_ms:.0f} (client itself paused {report.pause_ms:.0f})",
         f"{report.base_mb:.0f}, {report.peak_mb:.0f} ({report.base_mb + row.budget_mb:.0f}), "
         f"{report.rest_mb:.0f} in {report.rest_s:.0f} s",
         _counts(outcome["statuses"]),

@@ -1,4 +1,4 @@
-"""What strangers do on plain sockets: ask, hold a connection, and never read."""
+"""The attackers' sockets: send a request, hold a connection, or never read."""
 
 import asyncio
 import contextlib
@@ -11,13 +11,13 @@ from pathlib import Path
 from loadtest.hostile.row import Target
 
 CONNECT_S = 5.0
-ASK_S = 20.0  # for an answer
+ASK_S = 20.0  # maximum wait for a response
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})")
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 
 
 def head(line: str, *headers: str) -> bytes:
-    """The head of a request: "POST /v1/predict" and "Name: value" lines."""
+    """Return the head of a request from "POST /v1/predict" and "Name: value" lines."""
     return "\r\n".join([f"{line} HTTP/1.1", "Host: 127.0.0.1", *headers, "", ""]).encode("latin-1")
 
 
@@ -26,7 +26,7 @@ def post(path: str, body: bytes, kind: str = "application/json", *headers: str) 
 
 
 async def connect(target: Target, receive_buffer: int = 0) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Raises OSError or TimeoutError."""
+    """Open a connection. Raises OSError or TimeoutError."""
     plain = socket.socket()
     plain.setblocking(False)
     if receive_buffer:
@@ -41,7 +41,7 @@ async def connect(target: Target, receive_buffer: int = 0) -> tuple[asyncio.Stre
 
 
 async def ask(target: Target, request: bytes | Iterable[bytes], patience_s: float = ASK_S) -> str:
-    """Send a request and read its answer, both at once. The status; "closed", "reset", "silent" or "unreachable"."""
+    """Send a request while reading; return the status, "closed", "reset", "silent" or "unreachable"."""
     started, status, size = time.monotonic(), "silent", 0
     try:
         reader, writer = await connect(target)
@@ -51,7 +51,7 @@ async def ask(target: Target, request: bytes | Iterable[bytes], patience_s: floa
     writing = asyncio.create_task(_write(writer, request))
     try:
         async with asyncio.timeout(patience_s):
-            status, size = await _answer(reader)
+            status, size = await _read_response(reader)
     except TimeoutError:
         pass
     finally:
@@ -69,8 +69,8 @@ async def _write(writer: asyncio.StreamWriter, request: bytes | Iterable[bytes])
             await writer.drain()
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[str, int]:
-    """The status of the first answer that is no 100, and its bytes."""
+async def _read_response(reader: asyncio.StreamReader) -> tuple[str, int]:
+    """Return the status of the first response that is no 100, and its size in bytes."""
     try:
         while True:
             start = await reader.readuntil(b"\r\n\r\n")
@@ -92,7 +92,7 @@ async def _answer(reader: asyncio.StreamReader) -> tuple[str, int]:
 
 
 async def hold(target: Target, first: bytes, drip: bytes = b"", every_s: float = 1.0) -> None:
-    """Keep a connection: send `first`, then `drip` every so often, until the server closes or patience ends."""
+    """Send `first`, then `drip` every `every_s`, until the server closes or patience_s ends."""
     started = time.monotonic()
     try:
         reader, writer = await connect(target)
@@ -100,7 +100,7 @@ async def hold(target: Target, first: bytes, drip: bytes = b"", every_s: float =
         target.outcome.answered("unreachable", time.monotonic() - started)
         return
     received = bytearray()
-    reading = asyncio.create_task(_drain(reader, received))
+    reading = asyncio.create_task(_read_all(reader, received))
     writer.write(first)
     while not reading.done() and time.monotonic() < started + target.patience_s:
         await asyncio.wait([reading], timeout=every_s)
@@ -117,14 +117,14 @@ async def hold(target: Target, first: bytes, drip: bytes = b"", every_s: float =
     writer.transport.abort()
 
 
-async def _drain(reader: asyncio.StreamReader, received: bytearray) -> None:
+async def _read_all(reader: asyncio.StreamReader, received: bytearray) -> None:
     with contextlib.suppress(OSError):
         while data := await reader.read(1 << 16):
             received += data[: 1024 - len(received)] if len(received) < 1024 else b""
 
 
 async def never_read(target: Target, request: bytes, count: int) -> None:
-    """Send `request` on `count` connections with small windows, and read nothing; watch which ones the server keeps."""
+    """Send `request` on `count` connections with small windows without reading; count those that the server keeps."""
     started, loop, sockets = time.monotonic(), asyncio.get_running_loop(), {}
     for _ in range(count):
         plain = socket.socket()
@@ -138,9 +138,9 @@ async def never_read(target: Target, request: bytes, count: int) -> None:
     left = set(sockets)
     while left and time.monotonic() < started + target.patience_s:
         await asyncio.sleep(0.25)
-        gone = left - server_peers(target.port)
-        target.outcome.closed_s += [time.monotonic() - started] * len(gone)
-        left -= gone
+        closed = left - server_peers(target.port)
+        target.outcome.closed_s += [time.monotonic() - started] * len(closed)
+        left -= closed
     target.outcome.left_open += len(left)
     target.outcome.statuses["held" if left else "closed"] += len(sockets)
     for each in sending:
@@ -156,7 +156,7 @@ async def _send(plain: socket.socket, request: bytes) -> None:
 
 
 def server_peers(port: int) -> set[int]:
-    """The ports of those whose connections a process still holds at this port of 127.0.0.1, as Linux tells them."""
+    """Return the client ports of all connections that a process still holds at this local port, from /proc/net/tcp."""
     peers = set()
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, remote, _, *_, inode = line.split()[:10]
@@ -166,7 +166,7 @@ def server_peers(port: int) -> set[int]:
 
 
 async def rounds(seconds: float, every_s: float, *calls: object) -> None:
-    """Call each of `calls` in turn, with pauses, for so long; each at least once."""
+    """Call each of `calls` in turn, with pauses, for `seconds`, and each at least once."""
     started = time.monotonic()
     while True:
         for call in calls:

@@ -1,7 +1,7 @@
-"""What every peer shares: where it listens, and what it does to an image.
+"""Shared by all peers: the address, and the preprocessing of an image.
 
-The `*_null` servers decode and letterbox the image, run no model and answer five fixed boxes: what is measured is all
-but the engine. They copy nothing that Yolopard does to be fast; this is what cv2's documentation leads to.
+The `*_null` servers decode and letterbox the image, run no model and return five fixed boxes: they measure everything
+except the engine. They use cv2 as its documentation shows, without Yolopard's optimizations.
 """
 
 import os
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-cv2.setNumThreads(1)  # the servers bring processes or threads enough
+cv2.setNumThreads(1)  # the servers have enough processes or threads
 
 HOST, PORT = "127.0.0.1", int(os.environ.get("PORT", "8000"))
 SIDE, GREY = 640, 114
@@ -20,12 +20,12 @@ BOXES = [BOX] * 5
 
 
 def workers(best: int) -> int:
-    """How many processes work: what was best on two cores, if WORKERS says nothing else."""
+    """Return WORKERS, by default `best`, the fastest number of processes on two cores."""
     return int(os.environ.get("WORKERS", best))
 
 
 def decode(image: bytes) -> NDArray[np.uint8]:
-    """Its pixels, BGR."""
+    """Return the pixels, uint8 [H, W, 3] in BGR. Raises ValueError for an invalid image."""
     pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
         raise ValueError("this is no image")
@@ -33,7 +33,7 @@ def decode(image: bytes) -> NDArray[np.uint8]:
 
 
 def frame(image: bytes) -> NDArray[np.uint8]:
-    """Decoded and letterboxed to 640 by 640."""
+    """Return the image decoded and letterboxed to 640 by 640."""
     pixels = decode(image)
     height, width = pixels.shape[:2]
     scale = SIDE / max(height, width)
@@ -44,5 +44,5 @@ def frame(image: bytes) -> NDArray[np.uint8]:
 
 
 def answers(frames: list[NDArray[np.uint8]]) -> list[list[dict[str, Any]]]:
-    """What an engine that takes no time finds in a batch."""
+    """Return the fixed boxes for every frame, like an engine that takes no time."""
     return [BOXES for _ in frames]

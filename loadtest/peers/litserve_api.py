@@ -1,4 +1,4 @@
-"""How the LitServe peers take an image and start."""
+"""The request type and the start of the LitServe peers."""
 
 from typing import Annotated
 
@@ -6,11 +6,11 @@ import litserve
 from common import HOST, PORT
 from fastapi import Body
 
-Jpeg = Annotated[bytes, Body(media_type="image/jpeg")]  # the raw body, as all peers get it
+Jpeg = Annotated[bytes, Body(media_type="image/jpeg")]  # the raw body, as for all peers
 
 
 def run(api: litserve.LitAPI, workers: int) -> None:
-    """Until the process is ended. A second API server and fast_queue=True were no clear gain on two cores."""
+    """Serve until the process ends. A second API server or fast_queue=True was not clearly faster on two cores."""
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=workers)
     server.run(
         host=HOST,

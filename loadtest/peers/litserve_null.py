@@ -15,7 +15,7 @@ class Null(litserve.LitAPI):
         return frame(request)
 
     def batch(self, inputs: list[Any]) -> list[Any]:
-        return inputs  # LitServe's own copies the frames into one array
+        return inputs  # the default would copy the frames into one array
 
     def predict(self, x: list[Any]) -> list[Any]:
         return answers(x)
@@ -28,7 +28,7 @@ class Null(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    # Images a second, 2 cores, medians of 4 turns in turns: one worker 201, with fast_queue 177, and two without
+    # Images a second, 2 cores, medians of 4 alternating turns: one worker 201, with fast_queue 177, and two without
     # batching 183. Another run: one worker 130, with fast_queue 143, with two API servers 122; two workers
     # 128, 114, 128.
     litserve_api.run(Null(max_batch_size=16, batch_timeout=0.002), workers(1))

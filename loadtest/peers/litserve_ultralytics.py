@@ -23,6 +23,6 @@ class Detect(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    # Images a second and p99, 2 cores, medians of 3 turns in turns. Two workers of one torch thread: image by image
+    # Images a second and p99, 2 cores, medians of 3 alternating turns. Two workers of one torch thread: image by image
     # 19.7 and 460 ms, in batches of 8 19.7 and 794 ms. One of two threads: 9.7, and in batches of 8 10.7.
     litserve_api.run(Detect(), workers(2))

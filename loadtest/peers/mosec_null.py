@@ -22,7 +22,7 @@ class Null(Worker):
 if __name__ == "__main__":
     sys.argv += ["--address", HOST, "--port", str(PORT), "--log-level", "warning"]
     server = Server()
-    # Images a second, 2 cores, medians of 4 turns in turns: this 196 and 129. A stage of two workers that decode, as
+    # Images a second, 2 cores, medians of 4 alternating turns: this 196 and 129. A stage of two workers that decode, as
     # mosec's examples have it, and one that infers 155 and 118 (the frames go from one to the other), of three 156.
     server.append_worker(Null, num=workers(2), max_batch_size=16, max_wait_time=2)
     server.run()

@@ -8,7 +8,7 @@ from ray import serve
 from starlette.requests import Request
 
 
-# Images a second, 2 cores, medians of 4 turns in turns: two replicas 108; one, or two, that decode in a thread 97, 99.
+# Images a second, 2 cores, medians of 4 alternating turns: two replicas 108; one that decodes in a thread 97, two 99.
 @serve.deployment(num_replicas=workers(2), **ray_serving.REPLICA)
 class Null:
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from ray import serve
 from starlette.requests import Request
 
 
-# Images a second, 2 cores, medians of 3 turns in turns: two replicas of one torch thread 15.0, in batches of 4 14.2,
+# Images a second, 2 cores, medians of 3 alternating turns: two replicas of one torch thread 15.0, in batches of 4 14.2,
 # image by image 12.2; one replica of two threads 10.0.
 @serve.deployment(num_replicas=workers(2), **ray_serving.REPLICA)
 class Detect:

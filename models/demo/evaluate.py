@@ -1,9 +1,9 @@
-"""Score a demo model on generated scenes that it never saw, as Ultralytics' validators do.
+"""Evaluate a demo model on unseen generated scenes, as Ultralytics' validators do.
 
 python models/demo/evaluate.py [--task detect] [--images 500]
 
-What counts is the overlap of boxes (detect), masks (segment), keypoints (pose, by OKS) or oriented boxes (obb); for
-classify the best class must be the right one.
+Measures the overlap of boxes (detect), masks (segment), keypoints (pose, by OKS) or oriented boxes (obb); for classify
+the top-1 accuracy.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def load(task: str, weights: Path | None = None) -> torch.nn.Module:
 
 @torch.inference_mode()
 def average_precision(model: torch.nn.Module, task: str, seeds: range) -> tuple[np.ndarray, np.ndarray]:
-    """Class ids [C] and average precision [C, 10], at the ten thresholds of COCO."""
+    """Return class ids [C] and average precision [C, 10] at the ten IoU thresholds of COCO."""
     side = max(RECIPES[task].sides)
     hits, scores, found, wanted = [], [], [], []
     for first in seeds[::BATCH]:
@@ -47,7 +47,7 @@ def average_precision(model: torch.nn.Module, task: str, seeds: range) -> tuple[
 def predict(
     model: torch.nn.Module, task: str, items: list[scenes.Scene]
 ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """For each scene rows [N, 6 + extras] after NMS and, for segment, the mask prototypes."""
+    """Return for each scene the rows [N, 6 + extras] after NMS and, for segment, the mask prototypes."""
     output = model(to_images([item.image for item in items]))[0]
     output, protos = output if task == "segment" else (output, [None] * len(items))
     classes, rotated = len(scenes.KINDS[task].classes), task == "obb"
@@ -56,7 +56,7 @@ def predict(
 
 
 def overlap(task: str, item: scenes.Scene, rows: torch.Tensor, protos: torch.Tensor | None) -> torch.Tensor:
-    """[objects, N]: how much each prediction is like each object, 0..1."""
+    """Return [objects, N]: the overlap of each prediction with each object, 0..1."""
     boxes, extras = torch.from_numpy(item.boxes), rows[:, 6:]
     if task == "segment":
         wanted = torch.from_numpy(item.masks) == torch.arange(1, 1 + len(boxes))[:, None, None]
@@ -74,14 +74,14 @@ def overlap(task: str, item: scenes.Scene, rows: torch.Tensor, protos: torch.Ten
 
 
 def match(overlaps: torch.Tensor, rows: torch.Tensor, item: scenes.Scene) -> np.ndarray:
-    """bool [N, 10]: which predictions hit an object of their class, at each threshold."""
+    """Return bool [N, 10]: True if the prediction matches an object of its class at the threshold."""
     validator = SimpleNamespace(iouv=IOUS)
     return BaseValidator.match_predictions(validator, rows[:, 5], torch.from_numpy(item.classes), overlaps).numpy()
 
 
 @torch.inference_mode()
 def accuracy(model: torch.nn.Module, seeds: range) -> np.ndarray:
-    """[C]: the share of each class's pictures whose best class is the right one."""
+    """Return [C]: the top-1 accuracy of each class."""
     images, labels = zip(*(picture("classify", seed, max(RECIPES["classify"].sides)) for seed in seeds), strict=True)
     best = np.concatenate([model(to_images(images[i : i + BATCH]))[0].argmax(1) for i in range(0, len(images), BATCH)])
     return np.array([(best == i)[np.array(labels) == i].mean() for i in range(len(scenes.KINDS["classify"].classes))])
@@ -91,7 +91,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=RECIPES, default="detect")
     parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--weights", type=Path, help="those in models/demo, if not given")
+    parser.add_argument("--weights", type=Path, help="default: those in models/demo")
     args = parser.parse_args()
     model, seeds = load(args.task, args.weights), range(args.images)
     names = list(scenes.KINDS[args.task].classes)

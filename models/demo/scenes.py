@@ -1,9 +1,9 @@
-"""Generated scenes with exact ground truth: what the demo models were trained and are scored on.
+"""Generate scenes with exact ground truth, for training and evaluating the demo models.
 
 A scene is a cluttered, photo-like background with shapes pasted on it. A class is one shape in one colour; other
 shapes, and the same shapes in other colours, are distractors without a label. A box is the bounding box of the
-pixels that stay visible; an object of which less than 40 % stays visible has no label. Every task has objects of its
-own kind, and every scene has all labels: boxes, masks, oriented boxes and keypoints.
+visible pixels; an object that is less than 40 % visible has no label. Every task has its own kind of objects, and every
+scene has all labels: boxes, masks, oriented boxes and keypoints.
 
     python models/demo/scenes.py 500 out/ --seed 1     # images/*.jpg and labels/*.txt in YOLO format
     python models/demo/scenes.py 500 out/ --task obb
@@ -41,16 +41,16 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What the objects in the scenes of a task are like."""
+    """The properties of the objects in the scenes of a task."""
 
     classes: dict[str, tuple[str, float]]  # name: (shape, hue in degrees)
     density: float = 10  # objects on 640x640 px, on average
-    sides: tuple[float, float] = (12.0, 400.0)  # of an object before it is turned, px, log-uniform
+    sides: tuple[float, float] = (12.0, 400.0)  # of an object before rotation, px, log-uniform
     squeeze: tuple[float, float] = (0.8, 1.0)  # height over width
-    turn: float = 25.0  # degrees at most, either way
-    inside: float = 0.5  # least share of an object that lies in the picture
-    keypoints: tuple[int, ...] = ()  # which corners of the shape are labelled
-    flip: tuple[int, ...] = ()  # where each keypoint goes in a mirror
+    turn: float = 25.0  # maximum rotation in degrees, either way
+    inside: float = 0.5  # minimum share of an object inside the image
+    keypoints: tuple[int, ...] = ()  # indices of the labelled corners of the shape
+    flip: tuple[int, ...] = ()  # index of each keypoint in the mirrored image
 
 
 KINDS = {
@@ -89,14 +89,14 @@ class Scene:
     image: Image  # uint8 [H, W, 3], RGB
     boxes: NDArray[np.float32]  # [N, 4] x1 y1 x2 y2 in pixels
     classes: NDArray[np.int64]  # [N]
-    masks: Image  # uint8 [H, W]: 1 + index of the object seen at a pixel, 0 = none
+    masks: Image  # uint8 [H, W]: 1 + index of the visible object, 0 = none
     corners: NDArray[np.float32]  # [N, 4, 2] x y in pixels: the oriented box of the whole object
-    keypoints: NDArray[np.float32]  # [N, K, 3] x y in pixels; 2 = seen, 1 = hidden, 0 = outside of the picture
+    keypoints: NDArray[np.float32]  # [N, K, 3] x y in pixels; 2 = visible, 1 = hidden, 0 = outside the image
 
 
 @dataclass(frozen=True, slots=True)
 class _Patch:
-    """A turned, squeezed shape on a square of its own."""
+    """A rotated, squeezed shape on its own square."""
 
     cover: NDArray[np.float32]  # [S, S] anti-aliased coverage 0..1
     outline: Points  # its corners
@@ -105,7 +105,7 @@ class _Patch:
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """An object in the picture."""
+    """An object in the image."""
 
     label: int
     pixels: int  # of the whole object
@@ -114,18 +114,18 @@ class _Drawn:
 
 
 def scene(seed: int, width: int = 640, height: int = 640, task: str = "detect") -> Scene:
-    """The scene of this seed; the same seed, size and task give the same pixels and labels."""
+    """Return the scene of this seed; the same seed, size and task give the same pixels and labels."""
     kind = KINDS[task]
     rng = np.random.default_rng([seed, width, height])
     canvas = _background(rng, width, height)
     area = width * height / 640**2
     for _ in range(rng.poisson(5 * area)):
         _paste_distractor(rng, canvas, kind)
-    owner = np.zeros((height, width), np.uint8)  # 1 + index of the object seen at a pixel, 0 = none
+    owner = np.zeros((height, width), np.uint8)  # 1 + index of the visible object, 0 = none
     drawn: list[_Drawn] = []
     for _ in range(max(1, rng.poisson(kind.density * area))):
-        if thing := _paste(rng, canvas, owner, len(drawn) + 1, kind):
-            drawn.append(thing)
+        if drawn_object := _paste(rng, canvas, owner, len(drawn) + 1, kind):
+            drawn.append(drawn_object)
     for _ in range(rng.poisson(2 * area)):
         _paste_occluder(rng, canvas, owner, kind)
     boxes, kept = _visible_boxes(owner, drawn)
@@ -145,7 +145,7 @@ def scene(seed: int, width: int = 640, height: int = 640, task: str = "detect") 
 
 
 def crop(seed: int, side: int = 96) -> tuple[Image, int]:
-    """One object in the middle of a square picture, and its class: what the classify model sees."""
+    """Return a square image with one object in the middle, and its class, for the classify model."""
     kind = KINDS["classify"]
     rng = np.random.default_rng([seed, side])
     canvas = _background(rng, side, side)
@@ -160,20 +160,20 @@ def crop(seed: int, side: int = 96) -> tuple[Image, int]:
 
 def _visible_boxes(owner: Image, drawn: list[_Drawn]) -> tuple[list[tuple[int, int, int, int]], list[int]]:
     boxes, kept = [], []
-    for i, thing in enumerate(drawn):
+    for i, drawn_object in enumerate(drawn):
         mask = (owner == i + 1).view(np.uint8)
         x, y, w, h = cv2.boundingRect(mask)
-        if min(w, h) >= 6 and cv2.countNonZero(mask) >= MIN_VISIBLE * thing.pixels:
+        if min(w, h) >= 6 and cv2.countNonZero(mask) >= MIN_VISIBLE * drawn_object.pixels:
             boxes.append((x, y, x + w, y + h))
             kept.append(i)
     return boxes, kept
 
 
-def _keypoints(thing: _Drawn, kind: Kind, seen: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """[K, 3] x y and 2, 1 or 0; of what lies outside of the picture all is 0, as in COCO."""
+def _keypoints(drawn_object: _Drawn, kind: Kind, seen: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return [K, 3]: x y and 2, 1 or 0; all are 0 outside the image, as in COCO."""
     height, width = seen.shape
     rows = np.zeros((len(kind.keypoints), 3), np.float32)
-    for row, (x, y) in zip(rows, thing.outline[list(kind.keypoints)], strict=True):
+    for row, (x, y) in zip(rows, drawn_object.outline[list(kind.keypoints)], strict=True):
         if 0 <= x < width and 0 <= y < height:
             near = seen[max(int(y) - 1, 0) : int(y) + 2, max(int(x) - 1, 0) : int(x) + 2]
             row[:] = x, y, 1 + near.any()
@@ -188,7 +188,7 @@ _POLYGONS = {
 
 
 def _outline(shape: str, rng: Rng) -> Points:
-    """Corners of the shape in the unit circle's square (-1..1)."""
+    """Return the corners of the shape in the square -1..1."""
     if shape in _POLYGONS:
         return _POLYGONS[shape]
     if shape == "cross":
@@ -213,7 +213,7 @@ def _rotation(degrees: float) -> NDArray[np.float64]:
 
 
 def _coverage(rng: Rng, kind: Kind, shape: str, side: float) -> _Patch:
-    """The shape as an object of this kind is turned and squeezed, and where its corners came to lie."""
+    """Return the shape, rotated and squeezed as an object of this kind, with its corners."""
     outline = _outline(shape, rng)
     squeeze, turn = [1, rng.uniform(*kind.squeeze)], _rotation(rng.uniform(-kind.turn, kind.turn))
     points = outline * squeeze @ turn * (side / 2)
@@ -226,7 +226,7 @@ def _coverage(rng: Rng, kind: Kind, shape: str, side: float) -> _Patch:
     if shape == "ring":
         hole = np.round((points * 0.52 + size / 2) * (1 << _SUBPIXEL)).astype(np.int32)
         cv2.fillPoly(mask, [hole], 0, cv2.LINE_AA, _SUBPIXEL)
-    middle = size / 2 + 0.5  # cv2 counts from the middle of the first pixel, labels from its edge
+    middle = size / 2 + 0.5  # cv2 counts from the centre of the first pixel, labels count from its edge
     return _Patch(mask.astype(np.float32) / 255, points + middle, frame * squeeze @ turn * (side / 2) + middle)
 
 
@@ -248,14 +248,14 @@ def _side(rng: Rng, kind: Kind) -> float:
 
 
 def _pick(rng: Rng, kind: Kind) -> tuple[int, str, NDArray[np.float32]]:
-    """A class: its id, shape and colour."""
+    """Return the id, shape and colour of a random class."""
     label = int(rng.integers(len(kind.classes)))
     shape, hue = list(kind.classes.values())[label]
     return label, shape, _class_colour(rng, hue)
 
 
 def _paste(rng: Rng, canvas: Image, owner: Image, mark: int, kind: Kind) -> _Drawn | None:
-    """Draw one labelled object where it hides little of the others; None = no such place."""
+    """Draw one labelled object where it hides little of the others; return None if there is no such position."""
     label, shape, colour = _pick(rng, kind)
     patch = _coverage(rng, kind, shape, _side(rng, kind))
     solid = patch.cover > 0.5
@@ -272,7 +272,7 @@ def _paste(rng: Rng, canvas: Image, owner: Image, mark: int, kind: Kind) -> _Dra
 
 
 def _paste_distractor(rng: Rng, canvas: Image, kind: Kind) -> None:
-    """Something without a label: a blob, or a class's shape in a pale colour of no class."""
+    """Draw an object without a label: a blob, or a shape of a class in a pale colour of no class."""
     shapes = sorted({shape for shape, _ in kind.classes.values()})
     shape = "blob" if rng.random() < 0.7 else str(rng.choice(shapes))
     cover = _coverage(rng, kind, shape, _side(rng, kind)).cover
@@ -280,7 +280,7 @@ def _paste_distractor(rng: Rng, canvas: Image, kind: Kind) -> None:
 
 
 def _paste_occluder(rng: Rng, canvas: Image, owner: Image, kind: Kind) -> None:
-    """A pale blob in front of whatever is there."""
+    """Draw a pale blob in front of the objects."""
     cover = _coverage(rng, kind, "blob", float(rng.uniform(15, 120))).cover
     x, y = _corner(rng, canvas, cover)
     _blend(rng, canvas, x, y, cover, _any_colour(rng))
@@ -289,7 +289,7 @@ def _paste_occluder(rng: Rng, canvas: Image, owner: Image, kind: Kind) -> None:
 
 
 def _corner(rng: Rng, canvas: Image, patch: NDArray[np.float32]) -> tuple[int, int]:
-    """Top left corner of a patch whose centre lies in the picture."""
+    """Return the top left corner of a patch whose centre is inside the image."""
     return (
         int(rng.integers(0, canvas.shape[1])) - patch.shape[1] // 2,
         int(rng.integers(0, canvas.shape[0])) - patch.shape[0] // 2,
@@ -300,14 +300,14 @@ Window = tuple[slice, slice]
 
 
 def _clip(canvas: NDArray, x: int, y: int, patch: NDArray) -> tuple[Window, Window]:
-    """Where a patch at (x, y) meets the canvas, as windows of the canvas and of the patch."""
+    """Return the overlap of the canvas and a patch at (x, y), as windows of the canvas and of the patch."""
     x0, y0 = max(x, 0), max(y, 0)
     x1, y1 = min(x + patch.shape[1], canvas.shape[1]), min(y + patch.shape[0], canvas.shape[0])
     return (slice(y0, y1), slice(x0, x1)), (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x))
 
 
 def _blend(rng: Rng, canvas: Image, x: int, y: int, cover: NDArray[np.float32], colour: NDArray[np.float32]) -> None:
-    """Paint a patch in a colour, lit from one side and a little rough, with a soft shadow for depth."""
+    """Paint a patch in a colour with light from one side, some texture and sometimes a soft shadow."""
     if rng.random() < 0.5:
         shadow = cv2.blur(cover, (5, 5)) * np.float32(rng.uniform(0.2, 0.5))
         drop = int(rng.integers(1, 3 + cover.shape[0] // 20))
@@ -329,14 +329,14 @@ def _mix(canvas: Image, x: int, y: int, cover: NDArray[np.float32], paint: NDArr
 
 
 def _background(rng: Rng, width: int, height: int) -> Image:
-    """Soft noise of several scales in muted colours, crossed by textured patches and lines."""
+    """Return soft noise of several scales in muted colours, with textured patches and lines."""
     half = (width // 2, height // 2)
-    picture = np.zeros((half[1], half[0], 3), np.float32) + _any_colour(rng)
+    pixels = np.zeros((half[1], half[0], 3), np.float32) + _any_colour(rng)
     for cells, strength in ((2, 50), (5, 35), (16, 22), (60, 12)):
         noise = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
         noise = 0.6 * noise.mean(2, keepdims=True) + 0.4 * noise
-        picture += cv2.resize(noise, half, interpolation=cv2.INTER_CUBIC)
-    canvas = cv2.resize(np.clip(picture, 0, 255).astype(np.uint8), (width, height))
+        pixels += cv2.resize(noise, half, interpolation=cv2.INTER_CUBIC)
+    canvas = cv2.resize(np.clip(pixels, 0, 255).astype(np.uint8), (width, height))
     for _ in range(rng.poisson(6)):
         centre = rng.uniform(0, 1, 2) * [width, height]
         box = (tuple(centre), tuple(rng.uniform(20, 300, 2)), float(rng.uniform(0, 180)))
@@ -370,21 +370,21 @@ def _develop(rng: Rng, canvas: Image) -> Image:
     height, width = canvas.shape[:2]
     fx, fy = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)
     fall = 1 - np.float32(rng.uniform(0, 0.25)) * (fx[None, :] ** 2 + fy[:, None] ** 2) / 2
-    picture = canvas * (fall * np.float32(rng.uniform(0.8, 1.15)))[..., None]
+    pixels = canvas * (fall * np.float32(rng.uniform(0.8, 1.15)))[..., None]
     grain = np.float32(rng.uniform(1, 7))
-    picture += grain * rng.standard_normal((height, width, 1), np.float32)
+    pixels += grain * rng.standard_normal((height, width, 1), np.float32)
     quality = int(rng.integers(70, 96))
-    jpeg = cv2.imencode(".jpg", np.clip(picture, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    jpeg = cv2.imencode(".jpg", np.clip(pixels, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
 
 
 def write_dataset(
     folder: Path, count: int, seed: int, width: int = 640, height: int = 640, task: str = "detect"
 ) -> None:
-    """A labelled data set as Ultralytics reads it.
+    """Write a labelled data set as Ultralytics reads it.
 
-    images/NNNNN.jpg, labels/NNNNN.txt with a line an object, relative, and data.yaml; for classify NAME/NNNNN.jpg,
-    square.
+    images/NNNNN.jpg, labels/NNNNN.txt with a line per object in relative coordinates, and data.yaml; for
+    classify square images NAME/NNNNN.jpg.
     """
     if task == "classify":
         for i in range(count):
@@ -411,11 +411,11 @@ def _write_jpeg(path: Path, image: Image) -> None:
 
 
 def _label_rows(item: Scene, task: str) -> list[NDArray[np.float64]]:
-    """What a label file says of each object after its class, relative."""
+    """Return the values of each object after its class in a label file, in relative coordinates."""
     height, width = item.masks.shape
     if task == "segment":
         return [(_polygon(item.masks == i + 1) / [width, height]).ravel() for i in range(len(item.classes))]
-    if task == "obb":  # Ultralytics refuses corners outside of the picture
+    if task == "obb":  # Ultralytics refuses corners outside the image
         return list((item.corners / [width, height]).clip(0, 1).reshape(-1, 8))
     centre = (item.boxes[:, :2] + item.boxes[:, 2:]) / 2 / [width, height]
     sides = (item.boxes[:, 2:] - item.boxes[:, :2]) / [width, height]
@@ -424,7 +424,7 @@ def _label_rows(item: Scene, task: str) -> list[NDArray[np.float64]]:
 
 
 def _polygon(mask: NDArray[np.bool_]) -> Points:
-    """One polygon around all parts and holes of a mask: a line leads to each from the first corner, and back."""
+    """Return one polygon around all parts and holes of a mask, joined by lines from the first corner and back."""
     contours = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)[0]
     start = contours[0][:1]
     path = np.concatenate([part for each in contours for part in (each, each[:1], start)])

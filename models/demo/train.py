@@ -1,9 +1,9 @@
 """Train a demo model from scratch on generated scenes, on a CPU.
 
-For detect a full-width YOLOv8n: most batches are 320 px scenes and every fifth one is 640 px, at the same pixel scale,
-so that the model works at 640 for little more than the cost of 320. For the other tasks half that width, on pictures of
-one small size. Scenes come from a pool in memory of which each batch renews a little: the set is endless.
-Stopping is safe: it goes on from `--state` when started again.
+The detect model is a full-width YOLOv8n: most batches are 320 px scenes and every fifth one is 640 px at the same pixel
+scale, so that the model works at 640 for little more than the cost of 320. The other tasks use half that width and
+images of one small size. Scenes come from a pool in memory; each batch replaces some of them, so the set is endless.
+Training can be stopped: it continues from `--state` when started again.
 
     python models/demo/train.py [--task detect] [--steps 4000] [--threads 2]
 """
@@ -32,18 +32,18 @@ SEED = 8
 LARGE_EVERY = 5
 WARMUP_STEPS = 100
 PEAK_LR, LAST_LR = 2e-3, 1e-5
-BF16 = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001  # twice as fast where the CPU has it
+BF16 = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001  # twice as fast if the CPU supports it
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a task's model is made."""
+    """The model and training of a task."""
 
     model: type[torch.nn.Module]
     config: str
-    width: float  # of its layers; n has 0.25
+    width: float  # width multiple of its layers; n has 0.25
     steps: int
-    sides: dict[int, tuple[int, int]]  # image side: images a batch, pictures kept in memory
+    sides: dict[int, tuple[int, int]]  # image side: images per batch, images kept in memory
     weights: str
 
 
@@ -70,7 +70,7 @@ def picture(task: str, seed: int, side: int) -> Picture:
 
 @dataclass
 class Pool:
-    """Pictures of one size; `draw` gives a batch and replaces its first ones with new ones."""
+    """Images of one size; `draw` returns a batch and replaces some of its images in the pool."""
 
     task: str
     side: int
@@ -94,7 +94,7 @@ class Pool:
 
 
 def to_batch(items: list[Picture], task: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    """Ultralytics' batch: img float32 [B,3,H,W] 0..1 and the labels that the task's loss reads."""
+    """Return Ultralytics' batch: img float32 [B,3,H,W] 0..1 and the labels for the loss of the task."""
     if task != "classify":
         return to_labelled(items, task, rng)
     images, labels = zip(*items, strict=True)
@@ -102,9 +102,9 @@ def to_batch(items: list[Picture], task: str, rng: np.random.Generator) -> dict[
 
 
 def to_labelled(items: list[scenes.Scene], task: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    """img, masks uint8 [B,H/4,W/4] of 1 + index; and per object batch_idx, cls, keypoints [K,3] and
+    """Return img, masks uint8 [B,H/4,W/4] of 1 + index, and for each object batch_idx, cls, keypoints [K,3] and bboxes.
 
-    bboxes: cx cy w h, relative, for obb with the angle in radians.
+    bboxes: relative cx cy w h, for obb with the angle in radians.
     """
     kind = scenes.KINDS[task]
     items = [mirrored(item, kind.flip) if rng.random() < 0.5 else item for item in items]
@@ -126,7 +126,7 @@ def to_images(images: Sequence[scenes.Image]) -> torch.Tensor:
 
 
 def mirrored(item: scenes.Scene, flip: tuple[int, ...]) -> scenes.Scene:
-    """The scene with left and right exchanged, also those of the keypoints."""
+    """Return the scene mirrored horizontally, with left and right keypoints exchanged."""
     width = item.masks.shape[1]
     boxes = np.stack([width - item.boxes[:, 2], item.boxes[:, 1], width - item.boxes[:, 0], item.boxes[:, 3]], 1)
     across, offset = np.array([-1, 1], np.float32), np.array([width, 0], np.float32)
@@ -138,14 +138,14 @@ def mirrored(item: scenes.Scene, flip: tuple[int, ...]) -> scenes.Scene:
 
 
 def upright_boxes(item: scenes.Scene, side: int) -> NDArray[np.float32]:
-    """[N, 4] cx cy w h, relative."""
+    """Return [N, 4]: relative cx cy w h."""
     return np.concatenate([item.boxes[:, :2] + item.boxes[:, 2:], 2 * (item.boxes[:, 2:] - item.boxes[:, :2])], 1) / (
         2 * side
     )
 
 
 def turned_boxes(item: scenes.Scene, side: int) -> NDArray[np.float32]:
-    """[N, 5] cx cy w h, relative, and the angle in radians."""
+    """Return [N, 5]: relative cx cy w h and the angle in radians."""
     return xyxyxyxy2xywhr(item.corners.reshape(-1, 8)).reshape(-1, 5) / [side, side, side, side, 1]
 
 
@@ -181,7 +181,7 @@ def new_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def save_weights(ema: ModelEMA, path: Path, task: str, step: int) -> None:
-    """An ordinary Ultralytics checkpoint, in half precision as theirs are."""
+    """Write an Ultralytics checkpoint in half precision, as Ultralytics does."""
     recipe = RECIPES[task]
     args = {"task": task, "imgsz": max(recipe.sides), "model": recipe.config}
     model = copy.deepcopy(ema.ema).to(memory_format=torch.contiguous_format).half().eval()
@@ -249,10 +249,10 @@ def train(task: str, steps: int, weights: Path, state_path: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=RECIPES, default="detect")
-    parser.add_argument("--steps", type=int, help="those of the recipe, if not given")
+    parser.add_argument("--steps", type=int, help="default: those of the task")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--weights", type=Path, help="models/demo/yolov8*-demo*.pt, if not given")
-    parser.add_argument("--state", type=Path, help="models/demo/train-state.TASK.pt, if not given")
+    parser.add_argument("--weights", type=Path, help="default: models/demo/yolov8*-demo*.pt")
+    parser.add_argument("--state", type=Path, help="default: models/demo/train-state.TASK.pt")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     recipe = RECIPES[args.task]

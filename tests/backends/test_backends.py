@@ -1,4 +1,4 @@
-"""Three engines of one graph: they agree with each other, and with themselves at any place of any batch."""
+"""Three backends run one graph and agree with each other, at every position of every batch."""
 
 import subprocess
 import sys
@@ -50,22 +50,22 @@ def test_backends_agree_on_every_sample(engines_by_name, name, index):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_image_gives_the_same_boxes_alone_and_in_any_place_of_a_batch(engines_by_name, name):
+def test_an_image_gives_the_same_boxes_as_a_single_image_and_at_any_position_of_a_batch(engines_by_name, name):
     engine = engines_by_name[name]
     square = next(frame for frame in FRAMES if frame.shape == (SIDE, SIDE, 3))
     others = [np.roll(square, 100 * i, axis=1) for i in range(1, 4)]
-    low_latency = select(engine.infer(0, square[None])[0], Thresholds(), MODEL)
-    for place in range(4):
+    expected = select(engine.infer(0, square[None])[0], Thresholds(), MODEL)
+    for position in range(4):
         batch = [*others]
-        batch.insert(place, square)
-        found = select(engine.infer(0, np.stack(batch))[place], Thresholds(), MODEL)
-        np.testing.assert_array_equal(found.classes, low_latency.classes)
-        np.testing.assert_allclose(found.boxes, low_latency.boxes, atol=1e-2)
-        np.testing.assert_allclose(found.scores, low_latency.scores, atol=1e-4)
+        batch.insert(position, square)
+        found = select(engine.infer(0, np.stack(batch))[position], Thresholds(), MODEL)
+        np.testing.assert_array_equal(found.classes, expected.classes)
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rows_are_the_engines_own_memory_no_more(engines_by_name, name):
+def test_returned_rows_are_not_overwritten_by_the_next_inference(engines_by_name, name):
     """Ultralytics' TensorRT backend returns views that the next call overwrites."""
     engine = engines_by_name[name]
     ((first,),) = engine.infer(0, FRAMES[0][None])
@@ -75,7 +75,7 @@ def test_rows_are_the_engines_own_memory_no_more(engines_by_name, name):
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
-def test_two_lanes_at_a_time_give_what_each_gives_alone(build, name):
+def test_two_concurrent_instances_give_the_rows_of_sequential_inference(build, name):
     engine = backends.get(name).load(build(name, imgsz=SIDE).folder, 2, 2)
     expected = [engine.infer(0, frame[None]) for frame in FRAMES[:2]]
     found: list = [None, None]
@@ -89,16 +89,16 @@ def test_two_lanes_at_a_time_give_what_each_gives_alone(build, name):
         thread.start()
     for thread in threads:
         thread.join()
-    for rows, low_latency in zip(map(rows_of, found), map(rows_of, expected), strict=True):
-        np.testing.assert_allclose(rows[0, :20], low_latency[0, :20], atol=1e-2)
+    for rows, wanted in zip(map(rows_of, found), map(rows_of, expected), strict=True):
+        np.testing.assert_allclose(rows[0, :20], wanted[0, :20], atol=1e-2)
 
 
-# OpenVINO: all cores on one batch or a stream for each instance, and models for the shapes that come often
+# OpenVINO: all cores for one batch or a stream for each instance, and models for frequent shapes
 
 
 @pytest.fixture(scope="module")
 def folders(needs_engine, tmp_path_factory) -> dict[str, Path]:
-    """OpenVINO's files in both precisions, straight from the backend, not evaluated."""
+    """OpenVINO's files in each precision, built by the backend without evaluation."""
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path_factory.mktemp("plain"))
     made = {}
     for precision in openvino.PRECISIONS:
@@ -136,7 +136,7 @@ def quantized(folders):
 
 
 def assert_same(found: Outputs, expected: Outputs) -> None:
-    """The same detections."""
+    """Assert that both outputs give the same detections."""
     ours, theirs = (select(outputs, Thresholds(), MODEL) for outputs in (found, expected))
     assert isinstance(ours, Detections)
     assert len(theirs) > 3
@@ -145,8 +145,8 @@ def assert_same(found: Outputs, expected: Outputs) -> None:
     np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
 
 
-def ways(engine: openvino.OpenvinoEngine) -> list[openvino.Compiled]:
-    """The one for all shapes, then those of single ones."""
+def compiled_models(engine: openvino.OpenvinoEngine) -> list[openvino.Compiled]:
+    """Return the model for all shapes, then those for single shapes."""
     return [engine._any, *(engine._shapes._made.values() if engine._shapes else [])]
 
 
@@ -154,67 +154,67 @@ def options(request, name: str) -> object:
     return request.get_compiled_model().get_property(name)
 
 
-def test_openvino_infers_in_float32_even_where_the_cpu_has_bfloat16(two_instances):
+def test_openvino_infers_in_float32_even_if_the_cpu_has_bfloat16(two_instances):
     two_instances.infer(0, FRAMES[:1])
-    for compiled in ways(two_instances):
+    for compiled in compiled_models(two_instances):
         for request in (*compiled._of_instance, compiled._low_latency):
             assert options(request, "INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
 
-def test_openvino_has_a_stream_for_each_lane_and_one_with_all_cores_for_a_batch_alone(two_instances):
+def test_openvino_has_a_stream_for_each_instance_and_one_with_all_cores_for_low_latency(two_instances):
     two_instances.infer(0, FRAMES[:1])
-    for compiled in ways(two_instances):
+    for compiled in compiled_models(two_instances):
         assert [options(request, "NUM_STREAMS") for request in compiled._of_instance] == [2, 2]
         assert options(compiled._low_latency, "NUM_STREAMS") == 1
         assert options(compiled._low_latency, "INFERENCE_NUM_THREADS") == 2
         assert len({id(request) for request in (*compiled._of_instance, compiled._low_latency)}) == 3
 
 
-def test_openvino_with_one_lane_is_compiled_once(folders):
+def test_openvino_with_one_instance_is_compiled_once(folders):
     engine = openvino.load(folders["fp32"], 1, 2)
     assert engine._any._low_latency is engine._any._of_instance[0]
     assert options(engine._any._low_latency, "NUM_STREAMS") == 1
     engine.close()
 
 
-def test_openvino_alone_gives_the_rows_of_a_instance(two_instances):
+def test_openvino_with_low_latency_gives_the_rows_of_an_instance(two_instances):
     for frames in ([FRAMES[0]], [FRAMES[2]] * 2):
         expected = two_instances.infer(0, frames)
         for instance, low_latency in ((1, False), (0, True), (1, True)):
-            for rows, theirs in zip(
+            for rows, reference in zip(
                 two_instances.infer(instance, frames, low_latency=low_latency), expected, strict=True
             ):
-                assert_same(rows, theirs)
+                assert_same(rows, reference)
 
 
-def test_openvino_rows_alone_are_their_own_memory_too(two_instances):
+def test_openvino_rows_with_low_latency_are_not_overwritten_either(two_instances):
     ((first,),) = two_instances.infer(0, FRAMES[:1], low_latency=True)
     before = first.copy()
     two_instances.infer(1, [np.zeros_like(FRAMES[0])], low_latency=True)
     np.testing.assert_array_equal(first, before)
 
 
-def test_openvino_lanes_at_the_same_time_give_what_each_gives_alone(two_instances):
+def test_concurrent_openvino_instances_give_the_rows_of_sequential_inference(two_instances):
     expected = {frame.shape: two_instances.infer(0, [frame])[0] for frame in FRAMES[:3]}
-    together, found = threading.Barrier(2), [[], []]
+    barrier, found = threading.Barrier(2), [[], []]
 
     def work(instance: int) -> None:
-        together.wait(10)
-        for turn in range(12):  # often enough for every shape to get a model of its own meanwhile
+        barrier.wait(10)
+        for turn in range(12):  # enough for every shape to get its own model
             frame = FRAMES[(turn + instance) % 3]
             found[instance].append((frame.shape, two_instances.infer(instance, [frame])[0]))
 
-    instances = [threading.Thread(target=work, args=(instance,)) for instance in range(2)]
-    for thread in instances:
+    threads = [threading.Thread(target=work, args=(instance,)) for instance in range(2)]
+    for thread in threads:
         thread.start()
-    for thread in instances:
+    for thread in threads:
         thread.join(60)
     assert [len(each) for each in found] == [12, 12]
     for shape, rows in [*found[0], *found[1]]:
         assert_same(rows, expected[shape])
 
 
-def test_a_model_for_one_shape_gives_what_the_model_for_all_shapes_gives(quantized):
+def test_a_model_for_one_shape_gives_the_rows_of_the_model_for_all_shapes(quantized):
     for frame in FRAMES[:3]:
         (expected,) = quantized._any.infer(0, [frame], False)
         for _ in range(shapes.MIN_FRAMES):
@@ -226,14 +226,14 @@ def test_a_model_for_one_shape_gives_what_the_model_for_all_shapes_gives(quantiz
             assert_same(quantized.infer(instance, [frame], low_latency=low_latency)[0], expected)
 
 
-def test_the_model_for_one_shape_is_the_one_that_is_asked(quantized, monkeypatch):
+def test_a_frame_is_inferred_by_the_model_for_its_shape(quantized, monkeypatch):
     frame = FRAMES[0]
     expected = quantized.infer(0, [frame])
     monkeypatch.setattr(quantized._any, "infer", None)
     np.testing.assert_array_equal(quantized.infer(0, [frame]), expected)
 
 
-def test_batches_of_several_go_to_the_model_for_all_shapes(quantized):
+def test_batches_of_several_images_use_the_model_for_all_shapes(quantized):
     quantized.infer(0, FRAMES[:1])
     seen = quantized._shapes._seen.copy()
     for _ in range(shapes.MIN_FRAMES):
@@ -241,20 +241,20 @@ def test_batches_of_several_go_to_the_model_for_all_shapes(quantized):
     assert quantized._shapes._seen == seen
 
 
-def test_a_float_engine_has_the_model_for_all_shapes_alone(folders):
-    """It gains nothing from others."""
+def test_a_float_engine_has_only_the_model_for_all_shapes(folders):
+    """A model per shape is not faster in FP32."""
     engine = openvino.load(folders["fp32"], 2, 2)
     assert engine._shapes is None
     engine.close()
 
 
-def test_close_waits_for_a_model_that_is_being_compiled(quantized):
+def test_close_waits_for_a_compilation_in_progress(quantized):
     quantized.infer(0, [FRAMES[0]])
     for _ in range(shapes.MIN_FRAMES):
         quantized.infer(0, [FRAMES[2]])
     compiling = quantized._shapes._compiling
     other = openvino.load(quantized._path.parent, 1, 1)
-    other.close()  # one that has compiled nothing yet
+    other.close()  # has compiled nothing yet
     quantized._shapes.close()
     assert compiling is None or not compiling.is_alive()
 
@@ -263,11 +263,11 @@ def test_close_waits_for_a_model_that_is_being_compiled(quantized):
     ("backend", "requested", "threads", "instances"),
     [(openvino, None, 5, 5), (openvino, 2, 5, 2), (openvino, 8, 5, 8), (pytorch, None, 5, 1), (simulated, None, 5, 2)],
 )
-def test_lanes_are_as_asked_or_the_backend_s_or_one_a_core(backend, requested, threads, instances):
+def test_instances_are_as_requested_or_the_backend_s_default_or_one_per_core(backend, requested, threads, instances):
     assert backends.instances(backend, requested, threads) == instances
 
 
-def test_more_lanes_than_threads_have_a_stream_each(folders):
+def test_more_instances_than_threads_have_a_stream_each(folders):
     engine = openvino.load(folders["fp32"], 3, 2)
     expected = engine.infer(0, FRAMES[:1])
     for instance in (1, 2):
@@ -275,14 +275,14 @@ def test_more_lanes_than_threads_have_a_stream_each(folders):
     engine.close()
 
 
-def test_auto_is_the_first_that_is_installed(monkeypatch):
+def test_auto_is_the_first_installed_backend(monkeypatch):
     assert backends.choose("auto") == "openvino"
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "app.backends.openvino", raising=False)
     assert backends.choose("auto") == "onnxruntime"
 
 
-def test_missing_wheel_is_named_with_the_command_that_brings_it(monkeypatch):
+def test_a_missing_wheel_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "app.backends.openvino", raising=False)
     with pytest.raises(
@@ -291,7 +291,7 @@ def test_missing_wheel_is_named_with_the_command_that_brings_it(monkeypatch):
         backends.get("openvino")
 
 
-def test_fakes_keep_to_the_protocol():
+def test_fakes_implement_the_engine_protocol():
     engine: backends.Engine = Device()
     assert rows_of(engine.infer(0, np.zeros((2, 4, 4, 3), np.uint8))).shape == (2, 3, 6)
 

@@ -1,4 +1,4 @@
-"""OpenVINO with SHAPES: the listed shapes of a quantized model are compiled before the first image comes."""
+"""OpenVINO with SHAPES: loading a quantized model compiles a model for each listed shape."""
 
 import os
 import time
@@ -46,7 +46,7 @@ def folder(request, tmp_path_factory) -> Path:
     return made
 
 
-def test_listed_shapes_of_a_quantized_model_have_their_own_before_the_first_image(folder, monkeypatch):
+def test_a_quantized_model_compiles_its_listed_shapes_when_it_is_loaded(folder, monkeypatch):
     compiled = []
     real = openvino.OpenvinoEngine._compile
     monkeypatch.setattr(
@@ -63,8 +63,8 @@ def test_listed_shapes_of_a_quantized_model_have_their_own_before_the_first_imag
     engine.close()
 
 
-def test_a_frequent_shape_is_inferred_at_the_priority_of_all(folder):
-    """Its model was compiled at nice 19, and so were its inferences: another busy process all but stopped them."""
+def test_the_model_of_a_frequent_shape_infers_at_normal_priority(folder):
+    """Threads that a model starts keep the priority it was compiled at: at nice 19 a busy process stopped inference."""
     before = set(Path("/proc/self/task").iterdir())
     engine = openvino.load(folder, 2, 2)
     for _ in range(MIN_FRAMES):
@@ -79,7 +79,7 @@ def test_a_frequent_shape_is_inferred_at_the_priority_of_all(folder):
     engine.close()
 
 
-def test_every_shape_gives_what_pytorch_gives(folder):
+def test_every_shape_gives_the_rows_of_pytorch(folder):
     engine, reference, compared = openvino.load(folder, 1, 2), pytorch.open_weights(DEMO_WEIGHTS, 2), 0
     tolerance = {"fp32": 0.01, "int8": 8}["int8" if "int8" in folder.name else "fp32"]
     for shape in SHAPES:

@@ -1,4 +1,4 @@
-"""Which shapes of frames get a compiled model of their own, and when."""
+"""Frequent frame shapes get their own compiled model."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ def shape(number: int) -> tuple[int, int, int]:
 
 
 class Compiler:
-    """Makes models, each known by its shape; `gate` holds those that are made in the background."""
+    """Makes models, each named after its shape; while `gate` is cleared, background compilation blocks."""
 
     def __init__(self) -> None:
         self.made: list[tuple[int, ...]] = []
@@ -46,7 +46,7 @@ def compiler():
 
 @pytest.fixture
 def shapes(compiler):
-    """At work: the first shape, that of the warm-up, is there."""
+    """Shapes after warm-up: the model for FIRST is compiled."""
     shapes = Shapes(compiler)
     assert shapes.get(FIRST) == "model of 640"
     yield shapes
@@ -54,8 +54,8 @@ def shapes(compiler):
     shapes.close()
 
 
-def ask(shapes: Shapes[str], which: tuple[int, ...], times: int) -> list[str | None]:
-    """What frames of the shape are given; each waits until nothing is being compiled any more."""
+def infer(shapes: Shapes[str], which: tuple[int, ...], times: int) -> list[str | None]:
+    """Return the models that `times` frames of the shape get; wait for the compilation after each."""
     given = []
     for _ in range(times):
         given.append(shapes.get(which))
@@ -65,50 +65,50 @@ def ask(shapes: Shapes[str], which: tuple[int, ...], times: int) -> list[str | N
 
 
 def fill(shapes: Shapes[str], times: int = MIN_FRAMES) -> None:
-    """As many models as are kept: that of FIRST, which came once, and those of others, which came `times` times."""
+    """Compile MAX_MODELS models: that of FIRST, used once, and those of other shapes, used `times` times."""
     for number in range(MAX_MODELS - 1):
-        ask(shapes, shape(number), times)
+        infer(shapes, shape(number), times)
 
 
 def test_the_first_shape_is_compiled_at_once(shapes, compiler):
     assert compiler.made == [FIRST]
     assert compiler.threads == [threading.current_thread().name]
-    assert ask(shapes, FIRST, 3) == ["model of 640"] * 3
+    assert infer(shapes, FIRST, 3) == ["model of 640"] * 3
     assert compiler.made == [FIRST]
 
 
-def test_another_shape_is_compiled_when_it_has_come_often(shapes, compiler):
-    assert ask(shapes, shape(0), MIN_FRAMES) == [None] * MIN_FRAMES
+def test_another_shape_is_compiled_once_it_is_frequent(shapes, compiler):
+    assert infer(shapes, shape(0), MIN_FRAMES) == [None] * MIN_FRAMES
     assert shapes.get(shape(0)) == "model of 32"
     assert compiler.made == [FIRST, shape(0)]
 
 
-def test_a_shape_that_comes_seldom_is_not_compiled(shapes, compiler):
-    assert ask(shapes, shape(0), MIN_FRAMES - 1) == [None] * (MIN_FRAMES - 1)
+def test_a_rare_shape_is_not_compiled(shapes, compiler):
+    assert infer(shapes, shape(0), MIN_FRAMES - 1) == [None] * (MIN_FRAMES - 1)
     assert compiler.made == [FIRST]
 
 
-def test_while_there_is_room_a_shape_needs_to_come_often_and_no_more_than_that(shapes, compiler):
-    ask(shapes, FIRST, 100 * MIN_FRAMES)
-    ask(shapes, shape(0), MIN_FRAMES)
+def test_a_frequent_shape_is_compiled_while_fewer_than_the_maximum_are_kept(shapes, compiler):
+    infer(shapes, FIRST, 100 * MIN_FRAMES)
+    infer(shapes, shape(0), MIN_FRAMES)
     assert compiler.made == [FIRST, shape(0)]
 
 
-def test_compiling_holds_up_nobody(shapes, compiler):
+def test_compilation_does_not_block_inference(shapes, compiler):
     compiler.gate.clear()
     for _ in range(MIN_FRAMES):
         shapes.get(shape(0))
     assert compiler.begun.acquire(timeout=10)
-    assert shapes.get(shape(0)) is None  # the one for all shapes serves meanwhile
+    assert shapes.get(shape(0)) is None  # the model for all shapes is used meanwhile
     assert shapes.get(FIRST) == "model of 640"
     compiler.gate.set()
     shapes._compiling.join(10)
     assert shapes.get(shape(0)) == "model of 32"
 
 
-def test_compiling_goes_on_a_thread_of_its_own_at_the_priority_of_all(shapes, compiler):
-    """At a lower one it did not come to its end on a busy server."""
-    ask(shapes, shape(0), MIN_FRAMES)
+def test_compilation_runs_in_its_own_thread_at_normal_priority(shapes, compiler):
+    """At a lower priority it did not finish on a busy server."""
+    infer(shapes, shape(0), MIN_FRAMES)
     assert compiler.threads[1:] == ["compile"]
     assert compiler.nice == [os.getpriority(os.PRIO_PROCESS, 0)] * 2
 
@@ -122,72 +122,72 @@ def test_one_shape_is_compiled_at_a_time(shapes, compiler):
     assert compiler.made == [FIRST, shape(0)]
     compiler.gate.set()
     shapes._compiling.join(10)
-    ask(shapes, shape(1), 1)  # comes again, and is still one that comes often
+    infer(shapes, shape(1), 1)  # this shape is still frequent
     assert compiler.made == [FIRST, shape(0), shape(1)]
 
 
-def test_a_new_model_is_a_line_in_the_log(shapes, caplog):
+def test_a_new_model_is_logged(shapes, caplog):
     with caplog.at_level(logging.INFO):
-        ask(shapes, shape(0), MIN_FRAMES)
+        infer(shapes, shape(0), MIN_FRAMES)
     assert caplog.messages == ["compiled a model for frames of 32x640"]
 
 
-def test_no_more_than_so_many_are_kept(shapes, compiler):
+def test_at_most_max_models_are_kept(shapes, compiler):
     fill(shapes)
     assert len(shapes._made) == MAX_MODELS
-    ask(shapes, shape(MAX_MODELS), 4 * MIN_FRAMES)
+    infer(shapes, shape(MAX_MODELS), 4 * MIN_FRAMES)
     assert len(shapes._made) == MAX_MODELS
     assert shapes.get(shape(MAX_MODELS)) == f"model of {shape(MAX_MODELS)[0]}"
 
 
-def test_the_rarest_makes_room(shapes):
+def test_the_rarest_shape_is_replaced(shapes):
     fill(shapes)
-    ask(shapes, shape(MAX_MODELS), 2 * MIN_FRAMES)
-    assert set(shapes._made) == {shape(MAX_MODELS), *map(shape, range(MAX_MODELS - 1))}  # FIRST came once
-    ask(shapes, shape(3), 1)
+    infer(shapes, shape(MAX_MODELS), 2 * MIN_FRAMES)
+    assert set(shapes._made) == {shape(MAX_MODELS), *map(shape, range(MAX_MODELS - 1))}  # FIRST was used once
+    infer(shapes, shape(3), 1)
     for number in (0, 1, 2, 4, 5, 6):
-        ask(shapes, shape(number), 9)
-    ask(shapes, shape(MAX_MODELS + 1), 2 * (MIN_FRAMES + 1))
+        infer(shapes, shape(number), 9)
+    infer(shapes, shape(MAX_MODELS + 1), 2 * (MIN_FRAMES + 1))
     assert shape(3) not in shapes._made
 
 
-def test_a_shape_takes_the_place_of_another_only_when_it_comes_twice_as_often(shapes):
-    ask(shapes, FIRST, 19)  # 20 with the warm-up
+def test_a_shape_replaces_another_only_if_it_is_twice_as_frequent(shapes):
+    infer(shapes, FIRST, 19)  # 20 with the warm-up
     fill(shapes, 20)
-    ask(shapes, shape(MAX_MODELS), 39)
+    infer(shapes, shape(MAX_MODELS), 39)
     assert shape(MAX_MODELS) not in shapes._made
-    ask(shapes, shape(MAX_MODELS), 1)
+    infer(shapes, shape(MAX_MODELS), 1)
     assert shape(MAX_MODELS) in shapes._made
 
 
-def test_shapes_that_all_come_equally_often_are_not_compiled_again_and_again(shapes, compiler):
+def test_equally_frequent_shapes_are_not_compiled_repeatedly(shapes, compiler):
     for _ in range(10 * WINDOW_FRAMES // (3 * MAX_MODELS)):
         for number in range(3 * MAX_MODELS):
-            ask(shapes, shape(number), 1)
+            infer(shapes, shape(number), 1)
     assert len(compiler.made) < 2 * MAX_MODELS
     assert len(set(compiler.made)) == len(compiler.made)
 
 
-def test_what_came_long_ago_is_forgotten(shapes, compiler):
-    ask(shapes, FIRST, 10)
+def test_old_counts_decay(shapes, compiler):
+    infer(shapes, FIRST, 10)
     fill(shapes, 10)
     for _ in range(2):
-        ask(shapes, shape(0), WINDOW_FRAMES)  # those before count a quarter, and less
-    ask(shapes, shape(MAX_MODELS), MIN_FRAMES)
+        infer(shapes, shape(0), WINDOW_FRAMES)  # earlier counts are now a quarter or less
+    infer(shapes, shape(MAX_MODELS), MIN_FRAMES)
     assert shape(MAX_MODELS) in shapes._made
     assert len(shapes._seen) <= MAX_MODELS + 1
 
 
-def test_the_memory_of_shapes_is_bounded(shapes, compiler):
+def test_the_number_of_counted_shapes_is_bounded(shapes, compiler):
     for number in range(3 * WINDOW_FRAMES):
         shapes.get((number, number, 3))
     assert len(shapes._seen) <= WINDOW_FRAMES
     assert compiler.made == [FIRST]
 
 
-def test_a_shape_that_does_not_compile_is_told_once_and_ends_the_compiling(shapes, compiler, caplog):
+def test_a_failed_compilation_is_logged_once_and_ends_compiling(shapes, compiler, caplog):
     compiler.failure = RuntimeError("no memory is left")
-    given = ask(shapes, shape(0), 3 * MIN_FRAMES) + ask(shapes, shape(1), 3 * MIN_FRAMES)
+    given = infer(shapes, shape(0), 3 * MIN_FRAMES) + infer(shapes, shape(1), 3 * MIN_FRAMES)
     assert set(given) == {None}
     assert compiler.made == [FIRST, shape(0)]
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
@@ -196,23 +196,23 @@ def test_a_shape_that_does_not_compile_is_told_once_and_ends_the_compiling(shape
     assert shapes.get(FIRST) == "model of 640"
 
 
-def test_lanes_that_come_at_the_same_time_share_one_first_model(compiler):
+def test_concurrent_instances_share_the_first_model(compiler):
     shapes = Shapes(compiler)
-    together, given = threading.Barrier(8), []
+    barrier, given = threading.Barrier(8), []
 
-    def instance() -> None:
-        together.wait(10)
+    def get() -> None:
+        barrier.wait(10)
         given.append(shapes.get(FIRST))
 
-    instances = [threading.Thread(target=instance) for _ in range(8)]
-    for each in instances:
-        each.start()
-    for each in instances:
-        each.join(10)
+    threads = [threading.Thread(target=get) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
     assert (given, compiler.made) == (["model of 640"] * 8, [FIRST])
 
 
-def test_close_waits_for_what_is_being_compiled_and_compiles_nothing_more(shapes, compiler):
+def test_close_waits_for_the_compilation_in_progress_and_starts_no_more(shapes, compiler):
     compiler.gate.clear()
     for _ in range(MIN_FRAMES):
         shapes.get(shape(0))
@@ -226,6 +226,6 @@ def test_close_waits_for_what_is_being_compiled_and_compiles_nothing_more(shapes
     closing.join(10)
     assert not closing.is_alive()
     assert not compiling.is_alive()
-    assert shapes._made == {}  # the models' memory goes back
-    assert ask(shapes, shape(1), 3 * MIN_FRAMES) == [None] * 3 * MIN_FRAMES
+    assert shapes._made == {}  # the models are deleted
+    assert infer(shapes, shape(1), 3 * MIN_FRAMES) == [None] * 3 * MIN_FRAMES
     assert compiler.made == [FIRST, shape(0)]

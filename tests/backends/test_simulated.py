@@ -1,4 +1,4 @@
-"""The engine without a model: it takes its time, answers fixed rows, and says everywhere what it is."""
+"""The engine without a model: it takes the configured time, returns fixed rows, and is reported as simulated."""
 
 import gc
 import logging
@@ -24,7 +24,7 @@ FRAME = np.zeros((64, 64, 3), np.uint8)
 
 
 class Clock:
-    """Of an engine that nobody really waits for: it goes on when somebody sleeps."""
+    """Replaces the module time: sleep() advances the clock and returns at once."""
 
     def __init__(self) -> None:
         self.now, self.slept = 100.0, []
@@ -48,21 +48,21 @@ def clock(monkeypatch) -> Clock:
 
 
 @pytest.mark.parametrize(("a", "b", "count", "seconds"), [(0.005, 0.002, 1, 0.007), (0.005, 0.002, 16, 0.037)])
-def test_a_batch_takes_its_own_time_and_that_of_its_images(clock, a, b, count, seconds):
+def test_a_batch_takes_the_time_per_batch_and_the_time_of_each_image(clock, a, b, count, seconds):
     engine = SimulatedEngine(a, b, 64, 1)
     engine.infer(0, [FRAME] * count)
     assert clock.slept == [pytest.approx(seconds)]
     assert engine.device_seconds(0) == pytest.approx(seconds)
 
 
-def test_an_engine_of_no_time_never_sleeps(clock):
+def test_an_engine_with_zero_times_never_sleeps(clock):
     engine = SimulatedEngine(0, 0, 64, 2)
     for _ in range(3):
         engine.infer(1, [FRAME] * 64)
     assert (clock.slept, engine.device_seconds(1)) == ([], 0)
 
 
-def test_a_device_that_was_idle_makes_up_for_nothing(clock):
+def test_idle_time_does_not_shorten_the_next_batch(clock):
     engine = SimulatedEngine(0.010, 0, 64, 1)
     engine.infer(0, [FRAME])
     clock.now += 5
@@ -70,7 +70,7 @@ def test_a_device_that_was_idle_makes_up_for_nothing(clock):
     assert clock.slept == pytest.approx([0.010, 0.010])
 
 
-def test_a_batch_begins_when_the_one_before_ends_however_late_its_thread_wakes(clock):
+def test_a_batch_begins_when_the_previous_one_ends_even_if_its_thread_wakes_late(clock):
     engine = SimulatedEngine(0.010, 0, 64, 2)
     instances = threading.Barrier(2)
     sleep = clock.sleep
@@ -85,7 +85,7 @@ def test_a_batch_begins_when_the_one_before_ends_however_late_its_thread_wakes(c
     assert sorted(clock.slept) == pytest.approx([0.010, 0.020])  # one after the other
 
 
-def test_lanes_take_turns_in_real_time():
+def test_instances_take_turns_in_real_time():
     engine = SimulatedEngine(0.004, 0.001, 64, 2)
     started = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
@@ -94,21 +94,21 @@ def test_lanes_take_turns_in_real_time():
     assert engine.device_seconds(0) == engine.device_seconds(1) == pytest.approx(0.006)
 
 
-def test_it_takes_no_cpu():
+def test_inference_uses_no_cpu():
     engine = SimulatedEngine(0.2, 0, 64, 1)
     before = time.process_time()
     engine.infer(0, [FRAME])
     assert time.process_time() - before < 0.1
 
 
-def test_each_lane_tells_its_own_time(clock):
+def test_device_seconds_are_those_of_the_instance(clock):
     engine = SimulatedEngine(0.001, 0.001, 64, 2)
     engine.infer(0, [FRAME])
     engine.infer(1, [FRAME] * 3)
     assert (engine.device_seconds(0), engine.device_seconds(1)) == (pytest.approx(0.002), pytest.approx(0.004))
 
 
-def test_rows_are_the_same_whatever_the_images_the_lane_and_the_batch(clock):
+def test_rows_do_not_depend_on_image_instance_or_batch(clock):
     engine = SimulatedEngine(0, 0, 64, 2)
     rows = rows_of(engine.infer(0, [FRAME]))
     assert (rows.shape, rows.dtype) == ((1, K, 6), np.float32)
@@ -117,7 +117,7 @@ def test_rows_are_the_same_whatever_the_images_the_lane_and_the_batch(clock):
     assert all(np.array_equal(each, rows[0]) for each in others)
 
 
-def test_rows_are_five_boxes_inside_the_frame_that_nms_keeps():
+def test_rows_are_five_boxes_inside_the_frame_and_nms_keeps_them_all():
     found = select(SimulatedEngine(0, 0, 640, 1).infer(0, [FRAME])[0], Thresholds(), MODEL)
     assert len(found) == 5
     assert found.boxes.min() >= 0
@@ -126,10 +126,10 @@ def test_rows_are_five_boxes_inside_the_frame_that_nms_keeps():
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
 
 
-# Where it comes from
+# The source
 
 
-def test_source_gives_an_engine_that_says_what_it_is_and_was_never_judged():
+def test_source_describes_the_engine_and_reports_no_evaluation():
     reported = []
     built = Source(5, 6.9, 320, 64).run(reported.append)
     fingerprint, model = built.manifest.fingerprint, built.manifest.model
@@ -141,12 +141,12 @@ def test_source_gives_an_engine_that_says_what_it_is_and_was_never_judged():
     assert [str(progress) for progress in reported] == ["[3/6] simulated: engine, runs no model, the boxes are fixed"]
 
 
-def test_engines_of_other_times_have_other_keys():
+def test_engines_with_different_times_have_different_keys():
     keys = {Source(a, b, 640, 8).run(lambda _: None).manifest.fingerprint.key for a, b in ((0, 0), (5, 0), (0, 5))}
     assert len(keys) == 3
 
 
-def test_what_the_source_gives_is_loaded_with_its_times(clock):
+def test_the_engine_of_a_source_is_loaded_with_its_times(clock):
     source = Source(5, 2, 320, 4)
     engine = backends.get("simulated").load(source.run(lambda _: None).folder, 3, 2)
     rows = engine.infer(2, [FRAME] * 4)
@@ -154,7 +154,7 @@ def test_what_the_source_gives_is_loaded_with_its_times(clock):
     assert rows[0][0][0, 2] == pytest.approx(0.3 * 320)
 
 
-def test_a_source_leaves_nothing_behind():
+def test_a_source_deletes_its_folder_when_it_is_garbage_collected():
     source = Source(0, 0, 640, 8)
     folder = source.run(lambda _: None).folder
     assert folder.exists()
@@ -163,21 +163,21 @@ def test_a_source_leaves_nothing_behind():
     assert not folder.exists()
 
 
-def test_it_is_never_chosen_by_itself():
+def test_auto_never_chooses_the_simulated_backend():
     assert "simulated" not in backends.PREFERRED
 
 
-def test_like_a_gpu_it_has_two_lanes_that_take_turns():
+def test_it_has_two_instances_on_one_device_like_a_gpu():
     assert backends.instances(simulated, None, 16) == 2
     assert simulated.ONE_DEVICE
 
 
-# Served
+# Serving
 
 
 @pytest.fixture
 def serve(caplog):
-    """A server of `yolopard serve`'s own making, but for its socket."""
+    """Starts what `yolopard serve` starts, without the socket."""
     lives = []
 
     def start(**fields: object) -> Live:
@@ -200,14 +200,14 @@ def serve(caplog):
         live.stop()
 
 
-def test_it_serves_without_weights_and_finds_five_boxes_in_anything(serve, sample):
+def test_it_serves_without_weights_and_finds_five_boxes_in_every_image(serve, sample):
     body = serve(batch=4).client.post("/v1/detect", content=sample).json()
     assert len(body["images"][0]["results"]) == 5
     assert body["images"][0]["shape"] == [480, 640]
     assert (body["metadata"]["model"], body["metadata"]["version"]["simulated"]) == ("simulated", "1")
 
 
-def test_models_the_metrics_and_the_log_say_what_it_is(serve, caplog):
+def test_the_models_route_the_metrics_and_the_log_show_that_the_engine_is_simulated(serve, caplog):
     live = serve(batch=2, simulated_ms="3,0.5")
     (model,) = live.client.get("/v1/models").json()["models"]
     engine = model["engine"]
@@ -222,7 +222,7 @@ def test_models_the_metrics_and_the_log_say_what_it_is(serve, caplog):
     assert any(line.startswith("ready: simulated on simulated, ") for line in caplog.messages)
 
 
-def test_its_pace_is_found_at_warm_up(serve):
+def test_warm_up_measures_its_engine_profile(serve):
     live = serve(batch=8, simulated_ms="4,1")
     (loaded,) = live.service.loaded
     assert (loaded.instances, loaded.one_device, loaded.capacity.batch) == (2, True, 8)
@@ -233,18 +233,18 @@ def test_its_pace_is_found_at_warm_up(serve):
 def test_full_batches_form_under_load(serve, sample):
     live = serve(batch=4, simulated_ms="20,1", max_pending=64)
     with ThreadPoolExecutor(16) as clients:
-        answers = list(clients.map(lambda _: live.client.post("/v1/detect", content=sample), range(64)))
-    assert {answer.status_code for answer in answers} == {200}
+        responses = list(clients.map(lambda _: live.client.post("/v1/detect", content=sample), range(64)))
+    assert {response.status_code for response in responses} == {200}
     assert live.value("batch_size_sum") == 64
     assert live.value("batch_size_count") <= 40
     assert live.value("batches_total", reason="full") >= 4
 
 
-# Nothing is built of it
+# Building
 
 
 @pytest.mark.parametrize("command", ["build", "selftest"])
-def test_what_builds_engines_refuses_it_by_name(command, tmp_path, capsys, monkeypatch):
+def test_commands_that_build_engines_refuse_it_by_name(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(__main__.log, "configure", lambda *_: None)
     options = ["--backend", "simulated", "--engines-dir", str(tmp_path)]
     assert __main__.main([command, *options]) == 1
@@ -252,14 +252,14 @@ def test_what_builds_engines_refuses_it_by_name(command, tmp_path, capsys, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_backend_itself_refuses_to_build(tmp_path):
+def test_the_backend_refuses_to_build(tmp_path):
     context = object()
     with pytest.raises(BuildFailed, match="BACKEND=simulated runs no model"):
         backends.get("simulated").build(context)
 
 
-def test_another_engine_beside_it_is_built_as_ever():
+def test_another_engine_beside_it_is_built_as_usual():
     settings = Settings.of(backend="simulated", weights="my.pt", compare="pytorch")
-    order = providers.build_request(settings, "pytorch")
-    assert isinstance(order, BuildRequest)
-    assert (order.weights, order.backend) == ("my.pt", "pytorch")
+    request = providers.build_request(settings, "pytorch")
+    assert isinstance(request, BuildRequest)
+    assert (request.weights, request.backend) == ("my.pt", "pytorch")

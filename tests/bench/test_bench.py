@@ -1,4 +1,4 @@
-"""`yolopard bench`: real servers and engines, small figures; what they are is loadtest/'s business."""
+"""`yolopard bench` with real servers and engines, for short times; loadtest/ has the measured results."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def out(tmp_path_factory) -> Path:
     return folder
 
 
-def test_bench_starts_a_server_measures_it_and_leaves_table_json_and_picture(out):
+def test_bench_measures_a_server_that_it_starts_and_writes_table_json_and_chart(out):
     assert {path.name for path in out.iterdir()} == {"report.md", "report.json", "report.png"}
     assert sniff((out / "report.png").read_bytes()) == "PNG"
     text = (out / "report.md").read_text()
@@ -44,7 +44,7 @@ def test_bench_starts_a_server_measures_it_and_leaves_table_json_and_picture(out
     assert "95% of the peak rate, at random times" in text
 
 
-def test_report_names_machine_versions_and_commit(out):
+def test_report_has_machine_versions_and_commit(out):
     found = json.loads((out / "report.json").read_text())
     assert found["machine"]["cpus"] >= 1
     assert found["versions"]["uvicorn"]
@@ -52,7 +52,7 @@ def test_report_names_machine_versions_and_commit(out):
     assert found["commit"] in (out / "report.md").read_text()
 
 
-def test_every_case_has_every_round_with_its_figures(out):
+def test_every_case_has_the_results_of_every_round(out):
     found = json.loads((out / "report.json").read_text())
     assert len(found["engine"]) == len(found["decode"]) == len(found["possible"]) == 2
     for case in found["cases"]:
@@ -62,15 +62,15 @@ def test_every_case_has_every_round_with_its_figures(out):
         assert all(size >= 1 for size in case["batch"])
 
 
-def test_engine_alone_is_what_the_simulated_figures_say(out):
-    """1 + 2 * 8 ms for 8 images: 470 a second."""
+def test_the_engine_baseline_is_the_rate_of_the_simulated_times(out):
+    """8 images take 1 + 2 * 8 ms: 470 images a second."""
     found = json.loads((out / "report.json").read_text())
     assert max(found["engine"]) == pytest.approx(470, rel=0.1)
     served = max(run["images_per_second"] for case in found["cases"] for run in case["runs"])
     assert served < 470
 
 
-def test_running_server_is_measured_by_its_address(tmp_path, capsys):
+def test_a_running_server_is_measured_with_url(tmp_path, capsys):
     with started(Settings.of(backend="simulated", imgsz=160)) as server:
         assert main(["bench", "--url", server.url + "/", *SHORT, "--out", str(tmp_path)]) == 0
     assert "| 2 clients |" in capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_running_server_is_measured_by_its_address(tmp_path, capsys):
         (["--out", "file/below"], "file/below: Not a directory: give another folder with --out"),
     ],
 )
-def test_what_cannot_be_measured_is_told_in_one_line(options, says, tmp_path, monkeypatch, capsys):
+def test_a_measurement_that_cannot_start_ends_with_one_line(options, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("file").touch()
@@ -100,7 +100,7 @@ def test_what_cannot_be_measured_is_told_in_one_line(options, says, tmp_path, mo
 
 
 @pytest.mark.parametrize("option", [["--clients", "0"], ["--clients", "x"], ["--rounds", "many"], ["--nonsense", "1"]])
-def test_wrong_options_are_refused_by_name(option, capsys):
+def test_wrong_options_are_refused_with_their_name(option, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["bench", *option])
     assert caught.value.code == 2
@@ -108,7 +108,7 @@ def test_wrong_options_are_refused_by_name(option, capsys):
 
 
 @pytest.mark.serial
-def test_server_of_a_bench_that_is_killed_by_ctrl_c_ends_with_it(tmp_path):
+def test_ctrl_c_ends_bench_and_its_server(tmp_path):
     command = [sys.executable, "-m", "app", "bench", *SIMULATED, "--seconds", "30", "--out", str(tmp_path)]
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -133,7 +133,7 @@ def _group(leader: int) -> set[int]:
     return found
 
 
-def test_alone_measures_engine_and_decoding_of_the_very_images(sample, build):
+def test_the_baseline_measures_engine_decoding_and_latency_with_the_given_images(sample, build):
     settings = Settings.of(backend="openvino", imgsz=160, engines_dir=build(imgsz=160).folder.parent)
     with EngineBaseline(engine_provider, settings, [sample]) as baseline:
         engine, decode, latency = baseline.engine(0.3), baseline.decode(0.3), baseline.latency(0.3)
@@ -143,7 +143,7 @@ def test_alone_measures_engine_and_decoding_of_the_very_images(sample, build):
     assert 1 / decode < latency < 5
 
 
-def test_counters_are_the_servers_own(sample):
+def test_counters_are_those_of_the_server(sample):
     with started(Settings.of(backend="simulated", imgsz=160)) as server:
         before = server.counters()
         for _ in range(3):
@@ -159,28 +159,28 @@ def _post(server: Server, data: bytes) -> None:
     import urllib.request
 
     request = urllib.request.Request(f"{server.url}/v1/detect", data, {"Content-Type": "image/jpeg"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        assert answer.status == 200
+    with urllib.request.urlopen(request, timeout=10) as response:
+        assert response.status == 200
 
 
-def test_requests_with_many_files_go_round_the_images():
-    made = target(Server("http://127.0.0.1:1"), [b"a", b"b", b"c"], "files")
-    assert made.images == 8
-    assert [body.count(b"\r\na\r\n") for body in made.bodies] == [3, 2, 3]
+def test_requests_with_many_files_cycle_through_the_images():
+    files = target(Server("http://127.0.0.1:1"), [b"a", b"b", b"c"], "files")
+    assert files.images == 8
+    assert [body.count(b"\r\na\r\n") for body in files.bodies] == [3, 2, 3]
 
 
-def test_bar_has_as_many_steps_as_are_made(capsys):
+def test_the_progress_bar_has_the_number_of_measured_steps(capsys):
     plan = Plan((1, 2), 0.1, 2)
-    made: list[str] = []
+    done: list[str] = []
     with started(Settings.of(backend="simulated", imgsz=160)) as server:
-        measure(server, None, bench.read_images(Path(__file__).parents[2] / "models/demo/samples"), plan, made.append)
-    assert len(made) == steps(plan)
+        measure(server, None, bench.read_images(Path(__file__).parents[2] / "models/demo/samples"), plan, done.append)
+    assert len(done) == steps(plan)
 
 
 # The table of engines
 
 
-def test_every_engine_here_is_measured_beside_pytorch(tmp_path, build, monkeypatch, capsys):
+def test_every_available_engine_is_compared_with_pytorch(tmp_path, build, monkeypatch, capsys):
     monkeypatch.setattr("app.backends.PREFERRED", ("tensorrt", "openvino", "pytorch"))
     monkeypatch.setattr("app.backends.openvino.PRECISIONS", ("fp32",))
     engines_dir = build("pytorch", imgsz=160).folder.parent
@@ -198,7 +198,7 @@ def test_every_engine_here_is_measured_beside_pytorch(tmp_path, build, monkeypat
     assert [entry["backend"] for entry in found] == ["pytorch", "tensorrt", "openvino"]
 
 
-def test_speed_up_is_the_median_of_the_rounds_ratios_and_not_of_the_rates(build):
+def test_speed_up_is_the_median_of_the_ratios_of_the_rounds(build):
     first, second = (Row(name, "fp32", stored=build(imgsz=160)) for name in ("pytorch", "openvino"))
     first.rates, second.rates = [10, 20, 40], [20, 60, 120]
     first.speed_ups, second.speed_ups = [1, 1, 1], [2, 3, 3]
@@ -206,7 +206,7 @@ def test_speed_up_is_the_median_of_the_rounds_ratios_and_not_of_the_rates(build)
     assert line.startswith("| openvino fp32 | 60.0 | 20.0-120.0 | 3.00 |")
 
 
-def test_engine_that_its_gate_refused_says_so_instead_of_figures():
+def test_an_engine_refused_by_the_gate_has_the_reason_in_its_row():
     row = Row("openvino", "int8", problem="refused by the accuracy gate")
     assert engines.table([row]).splitlines()[-1].startswith("| openvino int8 | refused by the accuracy gate |")
 
@@ -220,7 +220,7 @@ def _run(rate: float, statuses: dict[int, int]) -> Run:
     return Run(rate, Counter(statuses), {200: [0.01] * 98 + [0.5] * 2})
 
 
-def test_table_shows_medians_of_the_rounds_and_failures():
+def test_table_shows_medians_of_the_rounds_and_the_number_of_failures():
     case = Case("2 clients", "closed", "raw", 2, [_run(10, {200: 5}), _run(30, {200: 5}), _run(20, {200: 5, 503: 2})])
     case.batch, case.cpu_ms, case.shares = [1, 1, 2], [5, 6, 9], [0.5, 0.7, 0.6]
     text = report.table(Measured([case], [40], [], [], []))
@@ -229,7 +229,7 @@ def test_table_shows_medians_of_the_rounds_and_failures():
     )
 
 
-def test_no_answer_at_all_ends_the_bench(monkeypatch):
+def test_bench_ends_if_no_request_succeeds(monkeypatch):
     plan = Plan((1,), 0.1, 1)
     failed = pytest.raises(BenchFailed, match="1 client: no request")
     with started(Settings.of(backend="simulated", imgsz=160)) as server, failed:

@@ -1,4 +1,4 @@
-"""The load generator, against a small server whose manners the test chooses."""
+"""The load generator, against a small server whose responses each test defines."""
 
 import asyncio
 import time
@@ -14,12 +14,14 @@ OK = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nServer-Timing: decode;dur=1.5, ba
 FULL = b"HTTP/1.1 503 Full\r\nContent-Length: 0\r\n\r\n"
 LAST = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
-Answer = Callable[[bytes, bytes], Awaitable[bytes]]  # head and body of a request -> what is sent, b"" to hang up
+Respond = Callable[
+    [bytes, bytes], Awaitable[bytes]
+]  # head and body of a request -> response, b"" closes the connection
 
 
 class Peer:
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
+    def __init__(self, respond: Respond) -> None:
+        self._answer = respond
         self.connections = 0
         self.requests: list[tuple[bytes, bytes]] = []
         self.port = 0
@@ -47,8 +49,8 @@ class Peer:
 
 
 @asynccontextmanager
-async def peer(answer: Answer) -> AsyncIterator[Peer]:
-    made = Peer(answer)
+async def peer(respond: Respond) -> AsyncIterator[Peer]:
+    made = Peer(respond)
     server = await asyncio.start_server(made.talk, "127.0.0.1", 0)
     made.port = server.sockets[0].getsockname()[1]
     try:
@@ -57,12 +59,12 @@ async def peer(answer: Answer) -> AsyncIterator[Peer]:
         server.close()
 
 
-async def at_once(head: bytes, body: bytes) -> bytes:
+async def respond_at_once(head: bytes, body: bytes) -> bytes:
     return OK
 
 
-async def test_requests_say_what_the_target_says():
-    async with peer(at_once) as made:
+async def test_requests_have_the_path_headers_and_bodies_of_the_target():
+    async with peer(respond_at_once) as made:
         target = made.target(b"one", b"two!", content_type="image/png", headers={"X-Deadline-Ms": "7"})
         await closed_loop(target, clients=1, seconds=0.2, warm_up=0)
     first, second, third = made.requests[:3]
@@ -72,20 +74,20 @@ async def test_requests_say_what_the_target_says():
     assert [first[1], second[1], third[1]] == [b"one", b"two!", b"one"]
 
 
-async def test_each_client_of_a_closed_loop_keeps_one_connection_and_waits_for_its_answer():
-    inside = most = 0
+async def test_each_client_of_a_closed_loop_keeps_one_connection_and_waits_for_its_response():
+    concurrent = maximum = 0
 
     async def slowly(head: bytes, body: bytes) -> bytes:
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
+        nonlocal concurrent, maximum
+        concurrent += 1
+        maximum = max(maximum, concurrent)
         await asyncio.sleep(0.01)
-        inside -= 1
+        concurrent -= 1
         return OK
 
     async with peer(slowly) as made:
         run = await closed_loop(made.target(), clients=3, seconds=0.3, warm_up=0.1)
-    assert made.connections == most == 3
+    assert made.connections == maximum == 3
     assert run.statuses.keys() == {200}
     assert 100 < run.images_per_second < 310
     assert 0.009 < run.percentile(50) < 0.1
@@ -93,13 +95,13 @@ async def test_each_client_of_a_closed_loop_keeps_one_connection_and_waits_for_i
     assert run.timings["batch"][0] == 4
 
 
-async def test_images_of_a_request_are_counted():
-    async with peer(at_once) as made:
+async def test_every_image_of_a_request_counts():
+    async with peer(respond_at_once) as made:
         run = await closed_loop(made.target(images=8), clients=1, seconds=0.3, warm_up=0)
     assert run.images_per_second == pytest.approx(8 * run.statuses[200] / 0.3, rel=0.2)
 
 
-async def test_what_is_not_200_is_counted_apart_and_is_no_throughput():
+async def test_responses_other_than_200_are_counted_separately_and_not_as_throughput():
     async def every_other(head: bytes, body: bytes) -> bytes:
         return OK if body == b"good" else FULL
 
@@ -121,7 +123,7 @@ async def test_client_connects_again_when_the_server_closes():
     assert made.connections >= run.statuses[200]
 
 
-async def test_hang_up_is_a_lost_request():
+async def test_a_closed_connection_is_a_lost_request():
     async def hang_up(head: bytes, body: bytes) -> bytes:
         return b""
 
@@ -131,7 +133,7 @@ async def test_hang_up_is_a_lost_request():
     assert run.images_per_second == 0
 
 
-async def test_what_speaks_no_http_is_a_lost_request():
+async def test_a_response_that_is_not_http_is_a_lost_request():
     async def babble(head: bytes, body: bytes) -> bytes:
         return b"SSH-2.0-OpenSSH_9.2\r\n"
 
@@ -140,7 +142,7 @@ async def test_what_speaks_no_http_is_a_lost_request():
     assert run.statuses.keys() == {LOST}
 
 
-async def test_open_loop_sends_at_its_rate_whatever_the_server_does():
+async def test_open_loop_sends_at_its_rate_even_if_the_server_is_slow():
     async def slowly(head: bytes, body: bytes) -> bytes:
         await asyncio.sleep(0.3)
         return OK
@@ -148,11 +150,11 @@ async def test_open_loop_sends_at_its_rate_whatever_the_server_does():
     async with peer(slowly) as made:
         run = await open_loop(made.target(), rate=200, seconds=1, seed=1)
     assert 150 < run.requests < 250
-    assert made.connections > 30, "nobody waited for the answers before"
+    assert made.connections > 30, "no request waited for earlier responses"
 
 
-async def test_open_loop_charges_a_stall_to_all_that_had_to_wait():
-    """No coordinated omission: a server that answers one after the other and stalls once for half a second."""
+async def test_open_loop_counts_a_stall_for_every_request_that_waited():
+    """No coordinated omission: the server handles one request at a time and stalls once for half a second."""
     turn = asyncio.Lock()
     begun = time.perf_counter()
 
@@ -167,24 +169,24 @@ async def test_open_loop_charges_a_stall_to_all_that_had_to_wait():
     async with peer(stall_once) as made:
         run = await open_loop(made.target(), rate=100, seconds=1, seed=2)
     waited = [seconds for seconds in run.latencies[200] if seconds > 0.1]
-    assert len(waited) > 20, "all that were due during the stall waited, not one"
+    assert len(waited) > 20, "every request due during the stall waited, not only one"
     assert run.percentile(90) > 0.3
 
 
 async def test_same_seed_sends_at_the_same_times():
-    async with peer(at_once) as made:
+    async with peer(respond_at_once) as made:
         counts = {(await open_loop(made.target(), rate=100, seconds=0.3, seed=3)).requests for _ in range(2)}
     assert len(counts) == 1
 
 
-async def test_no_server_is_told_at_once():
-    async with peer(at_once) as made:
+async def test_a_missing_server_raises_at_once():
+    async with peer(respond_at_once) as made:
         target = made.target()
     with pytest.raises(ConnectionError):
         await closed_loop(target, clients=2, seconds=0.1, warm_up=0)
 
 
-def test_multipart_is_what_the_server_reads():
+def test_multipart_bodies_are_parsed_by_the_server():
     body, kind = multipart([b"first", b"\r\n--second"])
     parts = Parts(kind, 2, fields=False)
     parts.feed(body)

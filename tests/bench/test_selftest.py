@@ -1,4 +1,4 @@
-"""The self-test tells what runs, what does not, and catches an engine that mixes images up."""
+"""The self-test reports which backends work, and finds an engine that mixes up images."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def order(tmp_path) -> BuildRequest:
 
 @pytest.fixture
 def stored(build, order) -> BuildRequest:
-    """The order whose engine is built already."""
+    """A build request whose engine is stored."""
     return dataclasses.replace(order, batch=8, engines=build("onnxruntime", imgsz=SIDE).folder.parent)
 
 
@@ -38,8 +38,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(selftest, "TIMED_S", 0)
 
 
-class Crooked:
-    """ONNX Runtime, whose rows something happens to; `instance` is the only one it happens in, None = in all."""
+class WrongRows:
+    """ONNX Runtime with changed rows; `instance` limits the change to one instance, None means all."""
 
     PRECISIONS, INSTANCES, STATIC = ("fp32",), 1, False
 
@@ -48,21 +48,21 @@ class Crooked:
 
     def load(self, folder: Path, instances: int, threads: int):
         engine = onnxruntime.load(folder, instances, threads)
-        straight = engine.infer
-        bend = lambda instance, frames: self.instance in (None, instance) and len(frames) > 1  # noqa: E731
+        correct = engine.infer
+        is_changed = lambda instance, frames: self.instance in (None, instance) and len(frames) > 1  # noqa: E731
         engine.infer = lambda instance, frames: (
-            [(rows,) for rows in self.rows(fakes.rows_of(straight(instance, frames)))]
-            if bend(instance, frames)
-            else straight(instance, frames)
+            [(rows,) for rows in self.rows(fakes.rows_of(correct(instance, frames)))]
+            if is_changed(instance, frames)
+            else correct(instance, frames)
         )
         return engine
 
 
-def crash(row: Row, order: BuildRequest) -> Row:
+def crash(row: Row, request: BuildRequest) -> Row:
     os._exit(9)
 
 
-def test_a_backend_that_works_passes_every_check(order):
+def test_a_correct_backend_passes_every_check(order):
     (row,) = selftest.run(order, lambda _: None)
     assert (row.failed, row.problem) == (False, "")
     assert row.checks == {"gate": OK, "mixing": OK, "instances": OK}
@@ -73,36 +73,36 @@ def test_a_backend_that_works_passes_every_check(order):
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
-    ("check", "crooked"),
+    ("check", "backend"),
     [
-        ("mixing", Crooked(lambda rows: np.repeat(rows[:1], len(rows), axis=0))),
-        ("mixing", Crooked(lambda rows: rows + np.float32([1, 0, 1, 0, 0, 0]))),
-        ("instances", Crooked(lambda rows: rows[::-1], instance=1)),
+        ("mixing", WrongRows(lambda rows: np.repeat(rows[:1], len(rows), axis=0))),
+        ("mixing", WrongRows(lambda rows: rows + np.float32([1, 0, 1, 0, 0, 0]))),
+        ("instances", WrongRows(lambda rows: rows[::-1], instance=1)),
     ],
 )
-def test_an_engine_that_mixes_images_up_fails(stored, build, monkeypatch, check, crooked):
+def test_an_engine_that_mixes_up_images_fails(stored, build, monkeypatch, check, backend):
     row = Row("onnxruntime", "fp32")
-    real = build("onnxruntime", imgsz=SIDE).manifest  # other tests have built into that folder too
-    monkeypatch.setattr(selftest, "_build", lambda _: real)
-    monkeypatch.setattr(backends, "get", lambda _: crooked)
-    tried = selftest._try(row, stored)
-    assert tried.failed
-    assert "boxes, off by up to" in tried.checks[check]
-    assert tried.problem.startswith(f"{check}: an image ")
+    manifest = build("onnxruntime", imgsz=SIDE).manifest  # other tests build into that folder too
+    monkeypatch.setattr(selftest, "_build", lambda _: manifest)
+    monkeypatch.setattr(backends, "get", lambda _: backend)
+    result = selftest._try(row, stored)
+    assert result.failed
+    assert "boxes, off by up to" in result.checks[check]
+    assert result.problem.startswith(f"{check}: an image ")
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_lane_that_fails_is_not_taken_for_a_lane_that_agrees(stored, build, monkeypatch):
-    """Its exception ended the instance's thread, and nothing was found wrong."""
+def test_an_instance_that_raises_fails_the_check(stored, build, monkeypatch):
+    """An exception ended the instance's thread, and the check passed."""
 
     def fail(rows):
         raise RuntimeError("no second context")
 
     real = build("onnxruntime", imgsz=SIDE).manifest
     monkeypatch.setattr(selftest, "_build", lambda _: real)
-    monkeypatch.setattr(backends, "get", lambda _: Crooked(fail, instance=1))
-    tried = selftest._try(Row("onnxruntime", "fp32"), stored)
-    assert (tried.failed, tried.problem) == (True, "RuntimeError: no second context")
+    monkeypatch.setattr(backends, "get", lambda _: WrongRows(fail, instance=1))
+    result = selftest._try(Row("onnxruntime", "fp32"), stored)
+    assert (result.failed, result.problem) == (True, "RuntimeError: no second context")
 
 
 def test_an_engine_that_crashes_is_a_failed_row(order, monkeypatch):
@@ -112,8 +112,8 @@ def test_an_engine_that_crashes_is_a_failed_row(order, monkeypatch):
     assert (row.failed, row.problem) == (True, "the process crashed")
 
 
-def test_a_backend_that_is_not_here_is_told_and_fails_only_if_it_was_asked_for(order, monkeypatch):
-    monkeypatch.setattr(processes, "call", lambda _, row, order: row)
+def test_an_unavailable_backend_is_reported_and_fails_only_if_requested(order, monkeypatch):
+    monkeypatch.setattr(processes, "call", lambda _, row, request: row)
     rows = selftest.run(dataclasses.replace(order, backend="auto", precision="auto"), lambda _: None)
     tensorrt = rows[0]
     assert (tensorrt.backend, tensorrt.failed) == ("tensorrt", False)
@@ -127,13 +127,13 @@ def test_a_backend_that_is_not_here_is_told_and_fails_only_if_it_was_asked_for(o
     assert requested.failed
 
 
-def test_what_the_builder_refuses_is_a_failed_row(order):
+def test_a_build_that_is_refused_is_a_failed_row(order):
     (row,) = selftest.run(dataclasses.replace(order, imgsz=100), lambda _: None)
     assert row.failed
     assert "IMGSZ=100 is not a multiple" in row.problem
 
 
-def test_table_has_a_line_for_each_engine_with_its_figures():
+def test_table_has_a_line_for_each_engine_with_its_results():
     figures = dataclasses.replace(fakes.FIGURES, map50_95=0.5, reference_map50_95=0.51)
     manifest = fakes.built().manifest.to_json()
     manifest |= {"gate": {"figures": figures.to_json()}, "built": {"seconds": 3.2, "engine_bytes": 12_300_000}}
@@ -153,9 +153,9 @@ def test_table_has_a_line_for_each_engine_with_its_figures():
 
 
 @pytest.mark.parametrize("failed", [False, True])
-def test_command_prints_the_table_writes_all_figures_and_ends_with_1_on_failure(tmp_path, monkeypatch, capsys, failed):
+def test_command_prints_the_table_writes_json_and_exits_with_1_on_failure(tmp_path, monkeypatch, capsys, failed):
     rows = [Row("openvino", "fp32", "it is broken" if failed else "", failed=failed)]
-    monkeypatch.setattr(selftest, "run", lambda order, tell: rows)
+    monkeypatch.setattr(selftest, "run", lambda request, report: rows)
     assert __main__.main(["selftest", "--engines-dir", str(tmp_path / "engines")]) == int(failed)
     written = json.loads((tmp_path / "engines" / "selftest.json").read_text())
     assert written["rows"][0]["backend"] == "openvino"
@@ -163,5 +163,5 @@ def test_command_prints_the_table_writes_all_figures_and_ends_with_1_on_failure(
     assert "| openvino fp32 |" in capsys.readouterr().out
 
 
-def test_samples_are_there_to_be_mixed():
+def test_there_are_at_least_two_sample_images():
     assert len(list((DEMO / "samples").glob("*.jpg"))) >= 2

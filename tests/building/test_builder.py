@@ -1,4 +1,4 @@
-"""Building: what is found again, what is built anew, and what never gets into the store."""
+"""Building: which engines are found again, built again, or never stored."""
 
 import dataclasses
 import json
@@ -38,13 +38,13 @@ def few_scenes():
 
 @pytest.fixture
 def order(tmp_path) -> BuildRequest:
-    """The quickest build: ONNX Runtime at a small size."""
+    """The fastest build: ONNX Runtime at a small size."""
     return BuildRequest(str(DEMO_WEIGHTS), SIDE, 2, "auto", "onnxruntime", tmp_path / "engines")
 
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory) -> Path:
-    """An engines folder with that build in it, to be copied."""
+    """An engines folder with the engine of that request, for copying."""
     folder = tmp_path_factory.mktemp("stored") / "engines"
     builder.build(BuildRequest(str(DEMO_WEIGHTS), SIDE, 2, "auto", "onnxruntime", folder), lambda _: None)
     return folder
@@ -70,7 +70,7 @@ def test_phases_are_reported_in_order_and_the_engine_is_found_again(order):
     assert again == []
 
 
-def test_manifest_tells_model_check_and_circumstances(with_engine):
+def test_manifest_has_model_gate_result_and_build_details(with_engine):
     manifest = json.loads((builder.find(with_engine).folder / "manifest.json").read_text())
     assert manifest["model"]["imgsz"] == SIDE
     assert manifest["model"]["names"]["0"] == "red circle"
@@ -88,11 +88,11 @@ def test_manifest_tells_model_check_and_circumstances(with_engine):
     [{"imgsz": 192}, {"imgsz": None}, {"shapes": ((96, 160),)}, {"batch": 3}, {"backend": "openvino"}],
     ids=str,
 )
-def test_another_order_is_another_engine(with_engine, change):
+def test_another_build_request_is_another_engine(with_engine, change):
     assert builder.find(dataclasses.replace(with_engine, **change)) is None
 
 
-def test_shapes_are_judged_one_by_one_and_told_by_the_manifest(order):
+def test_every_shape_is_evaluated_and_the_manifest_lists_the_shapes(order):
     shapes = ((96, 160), (160, 160))
     built = builder.build(dataclasses.replace(order, shapes=shapes), lambda _: None)
     assert built.manifest.gate.figures.images == 2 * 8
@@ -103,7 +103,7 @@ def test_shapes_are_judged_one_by_one_and_told_by_the_manifest(order):
     assert builder.find(dataclasses.replace(order, shapes=shapes)) == built
 
 
-def test_side_of_a_shape_that_the_stride_does_not_divide_is_refused_by_name(order):
+def test_a_side_that_is_no_multiple_of_the_stride_is_refused(order):
     with pytest.raises(WeightsError, match="IMGSZ=96x100: 100 is not a multiple of the model's stride 32: use 96"):
         builder.build(dataclasses.replace(order, imgsz=None, shapes=((96, 100), (160, 160))), lambda _: None)
 
@@ -127,35 +127,35 @@ def test_another_version_of_the_backend_or_of_the_graph_code_is_another_engine(w
     assert builder.find(with_engine) is not None
 
 
-def test_the_models_own_size_and_none_are_one_engine(tmp_path, exported):
-    """It took two builds of minutes each for IMGSZ=640 and no IMGSZ."""
-    order = BuildRequest(str(exported("obb", opset=12)), None, 2, "auto", "onnxruntime", tmp_path / "engines")
-    built = builder.build(order, lambda _: None)
+def test_the_default_size_and_the_same_explicit_size_are_one_engine(tmp_path, exported):
+    """Earlier IMGSZ=640 and no IMGSZ took two builds of minutes each."""
+    request = BuildRequest(str(exported("obb", opset=12)), None, 2, "auto", "onnxruntime", tmp_path / "engines")
+    built = builder.build(request, lambda _: None)
     for change in ({"imgsz": 96}, {"imgsz": 96, "shapes": ((96, 96),)}):
-        assert builder.find(dataclasses.replace(order, **change)) == built
+        assert builder.find(dataclasses.replace(request, **change)) == built
     assert built.manifest.fingerprint.imgsz == 96
 
 
-def test_a_changed_file_of_data_is_another_engine(tmp_path, exported):
-    """The engine of the old weights was served."""
+def test_a_changed_external_data_file_is_another_engine(tmp_path, exported):
+    """Earlier the engine of the old weights was served."""
     path = tmp_path / "external.onnx"
     onnx.save(onnx.load(exported("obb", opset=12)), path, save_as_external_data=True, location="external.onnx.data")
-    order = BuildRequest(str(path), None, 2, "auto", "onnxruntime", tmp_path / "engines")
-    assert builder.build(order, lambda _: None) == builder.find(order)
+    request = BuildRequest(str(path), None, 2, "auto", "onnxruntime", tmp_path / "engines")
+    assert builder.build(request, lambda _: None) == builder.find(request)
     data = bytearray((tmp_path / "external.onnx.data").read_bytes())
     data[-1] ^= 1
     (tmp_path / "external.onnx.data").write_bytes(data)
-    assert builder.find(order) is None
+    assert builder.find(request) is None
 
 
-def test_an_engine_whose_reference_found_nothing_says_so_at_every_start(tmp_path, exported, caplog):
+def test_an_engine_whose_reference_found_nothing_logs_that_at_every_start(tmp_path, exported, caplog):
     gray = tmp_path / "gray"
     gray.mkdir()
     cv2.imwrite(str(gray / "gray.png"), np.full((96, 96, 3), 114, np.uint8))
-    order = BuildRequest(
+    request = BuildRequest(
         str(exported("obb", opset=12)), None, 2, "auto", "onnxruntime", tmp_path / "engines", gate=gray
     )
-    for start in (lambda: builder.build(order, lambda _: None), lambda: builder.find(order)):
+    for start in (lambda: builder.build(request, lambda _: None), lambda: builder.find(request)):
         caplog.clear()
         assert start().manifest.gate.figures.boxes == 0
         assert "ONNX Runtime FP32 on the plain export finds nothing in 1 images of" in caplog.text
@@ -168,7 +168,7 @@ def test_finding_an_engine_needs_neither_torch_nor_ultralytics_nor_onnx(with_eng
     assert builder.find(with_engine) is not None
 
 
-def test_damaged_engine_is_built_again_with_one_line_that_names_the_file(with_engine, caplog):
+def test_a_damaged_engine_is_built_again_and_one_log_line_names_the_file(with_engine, caplog):
     built = builder.find(with_engine)
     (built.folder / "model.onnx").write_bytes(b"swapped")
     with caplog.at_level(logging.WARNING):
@@ -181,8 +181,8 @@ def test_damaged_engine_is_built_again_with_one_line_that_names_the_file(with_en
     assert (built.folder / "model.onnx").stat().st_size > 1000
 
 
-class Crooked:
-    """ONNX Runtime, but its engine does something to frames or rows."""
+class WrongEngine:
+    """ONNX Runtime with an engine that changes frames or rows."""
 
     PRECISIONS = ("fp32",)
     INSTANCES = 1
@@ -194,14 +194,14 @@ class Crooked:
 
     def load(self, folder, instances, threads):
         engine = onnxruntime.load(folder, instances, threads)
-        straight = engine.infer
+        correct = engine.infer
         engine.infer = lambda instance, frames: [
-            (rows,) for rows in self.rows(rows_of(straight(instance, self.frames(np.stack(frames)))))
+            (rows,) for rows in self.rows(rows_of(correct(instance, self.frames(np.stack(frames)))))
         ]
         return engine
 
 
-SABOTAGE = {
+CHANGES = {
     "BGR for RGB": {"frames": lambda frames: frames[..., ::-1]},
     "off by one pad": {"frames": lambda frames: np.roll(frames, 1, axis=2)},
     "wrong scale": {"frames": lambda frames: frames // 2},
@@ -213,17 +213,17 @@ SABOTAGE = {
 }
 
 
-@pytest.mark.parametrize("how", SABOTAGE)
-def test_engine_that_gives_other_boxes_is_not_kept(order, monkeypatch, how):
-    crooked = Crooked(**SABOTAGE[how])
-    monkeypatch.setattr(backends, "get", lambda _: crooked)
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_engine_with_wrong_boxes_is_not_stored(order, monkeypatch, change):
+    backend = WrongEngine(**CHANGES[change])
+    monkeypatch.setattr(backends, "get", lambda _: backend)
     monkeypatch.setattr(spec_module.inspect, "getsourcefile", lambda _: onnxruntime.__file__)
     monkeypatch.setattr(backends, "choose", lambda _: "onnxruntime")
     with pytest.raises(GateFailed, match="no precision of the engine gives the boxes of PyTorch FP32"):
         builder.build(order, lambda _: None)
     (refused,) = visible(order.engines)
     assert [path.name for path in (order.engines / refused).iterdir()] == ["manifest.json"]
-    with pytest.raises(GateFailed):  # known by now, without building it again
+    with pytest.raises(GateFailed):  # known from the stored result, without a build
         builder.find(order)
 
 
@@ -240,7 +240,7 @@ def test_onnx_weights_are_built_and_checked_without_torch(order, tmp_path, monke
     assert built.manifest.model.name == "weights"
 
 
-def test_pytorch_backend_refuses_onnx_weights_by_name(order, tmp_path):
+def test_pytorch_backend_refuses_onnx_weights(order, tmp_path):
     from app.graphs import export
 
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path)
@@ -248,7 +248,7 @@ def test_pytorch_backend_refuses_onnx_weights_by_name(order, tmp_path):
         builder.build(dataclasses.replace(order, weights=str(plain), backend="pytorch"), lambda _: None)
 
 
-def test_building_without_the_build_extra_says_how_to_get_it(order, monkeypatch):
+def test_building_without_the_build_extra_names_the_pip_command(order, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     for name in ("app.graphs.export", "app.graphs.serving_graph"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -257,12 +257,12 @@ def test_building_without_the_build_extra_says_how_to_get_it(order, monkeypatch)
         builder.build(order, lambda _: None)
 
 
-def test_precision_that_a_backend_lacks_is_refused_with_those_it_has(order):
+def test_unsupported_precision_is_refused_with_the_supported_ones(order):
     with pytest.raises(SettingsError, match="PRECISION=fp16 does not exist on pytorch: use fp32"):
         builder.find(dataclasses.replace(order, backend="pytorch", precision="fp16"))
 
 
-def test_downloaded_weights_that_others_can_write_to_are_refused(order):
+def test_downloaded_weights_that_other_users_can_write_to_are_refused(order):
     (order.engines / "weights").mkdir(parents=True)
     weights = order.engines / "weights" / "yolov8n.pt"
     weights.write_bytes(DEMO_WEIGHTS.read_bytes())
@@ -271,16 +271,16 @@ def test_downloaded_weights_that_others_can_write_to_are_refused(order):
         builder.find(dataclasses.replace(order, weights="yolov8n.pt"))
 
 
-def test_weights_of_another_kind_are_named_before_anything_is_built(order, tmp_path, monkeypatch):
-    """https://git-lfs.com: a clone without it has pointers."""
+def test_invalid_weights_are_refused_before_anything_is_built(order, tmp_path, monkeypatch):
+    """A clone without https://git-lfs.com has pointers."""
     (tmp_path / "w.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
     monkeypatch.setitem(sys.modules, "torch", None)
-    for run in (builder.find, lambda order: builder.build(order, lambda _: None)):
+    for run in (builder.find, lambda request: builder.build(request, lambda _: None)):
         with pytest.raises(WeightsError, match=r"w\.pt is a Git LFS pointer"):
             run(dataclasses.replace(order, weights=str(tmp_path / "w.pt")))
     with pytest.raises(WeightsError, match="is a folder: use the file"):
         builder.find(dataclasses.replace(order, weights=str(DEMO_WEIGHTS.parent)))
-    with pytest.raises(WeightsError, match=r"gone\.onnx: no such file"):  # which nobody could download
+    with pytest.raises(WeightsError, match=r"gone\.onnx: no such file"):  # .onnx weights are never downloaded
         builder.find(dataclasses.replace(order, weights="gone.onnx"))
 
 
@@ -289,7 +289,7 @@ def test_missing_weights_file_is_named(order):
         builder.find(dataclasses.replace(order, weights="no/such/file.pt"))
 
 
-def test_engines_folder_that_is_a_file_is_named_with_what_to_do(order):
+def test_an_engines_folder_that_is_a_file_is_refused_with_the_setting(order):
     order.engines.write_text("")
     with pytest.raises(StoreError, match=f"{order.engines}: .*ENGINES_DIR"):
         builder.build(order, lambda _: None)
@@ -297,7 +297,7 @@ def test_engines_folder_that_is_a_file_is_named_with_what_to_do(order):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 @pytest.mark.parametrize("mib", [4, 10, 20])
-def test_full_disk_at_any_step_is_named_with_what_to_do(order, mib):
+def test_a_full_disk_at_any_step_is_reported_with_a_remedy(order, mib):
     order.engines.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=755", "tmpfs", str(order.engines)],
@@ -314,7 +314,7 @@ def test_full_disk_at_any_step_is_named_with_what_to_do(order, mib):
         subprocess.run(["umount", str(order.engines)], check=True)
 
 
-def test_a_failed_build_leaves_nothing_behind(order, monkeypatch):
+def test_a_failed_build_stores_nothing(order, monkeypatch):
     def broken(*_):
         raise RuntimeError("half way")
 

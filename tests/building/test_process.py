@@ -1,4 +1,4 @@
-"""The builder in a process of its own: killed, cancelled, started twice."""
+"""The builder in a child process: killed, cancelled, started twice."""
 
 import os
 import select
@@ -33,7 +33,7 @@ def visible(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("phase", ["graph", "check", "publish"])
-def test_builder_killed_at_any_phase_leaves_nothing_that_breaks_the_next_start(order, phase):
+def test_a_builder_killed_in_any_phase_does_not_break_the_next_start(order, phase):
     process = BuildProcess(order)
 
     def kill(progress: Progress) -> None:
@@ -48,7 +48,7 @@ def test_builder_killed_at_any_phase_leaves_nothing_that_breaks_the_next_start(o
     assert builder.find(order) == built
 
 
-def test_two_starts_at_once_build_once(order):
+def test_two_concurrent_starts_build_once(order):
     phases: list[list[str]] = [[], []]
     built: list = [None, None]
 
@@ -64,14 +64,14 @@ def test_two_starts_at_once_build_once(order):
     assert sum("engine" in seen for seen in phases) == 1
 
 
-def test_second_run_starts_no_process(order):
+def test_the_second_run_starts_no_process(order):
     first = BuildProcess(order).run(lambda _: None)
     again = BuildProcess(order)
     assert again.run(lambda _: None) == first
     assert again._process is None
 
 
-def test_errors_of_the_builder_arrive_as_they_are(order, tmp_path):
+def test_errors_of_the_builder_are_raised_with_their_type(order, tmp_path):
     (tmp_path / "w.pt").write_bytes(b"garbage")
     bad = BuildRequest(str(tmp_path / "w.pt"), 160, 2, "auto", "onnxruntime", order.engines)
     with pytest.raises(WeightsError, match=r"w\.pt"):
@@ -92,7 +92,7 @@ process.run(lambda progress: print(progress.phase, process._process and process.
 
 @pytest.mark.serial
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_builder_ends_with_its_parent_however_that_ends(order, sent):
+def test_the_builder_exits_with_its_parent(order, sent):
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(order.engines)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as parent:
@@ -105,7 +105,7 @@ def test_builder_ends_with_its_parent_however_that_ends(order, sent):
     assert ended
 
 
-def test_a_build_that_holds_too_much_memory_is_ended_and_the_next_start_builds(order):
+def test_a_build_that_exceeds_its_memory_limit_is_killed_and_the_next_start_builds(order):
     process = BuildProcess(order, memory_bytes=150_000_000)
     with pytest.raises(BuildFailed, match=r"used [\d,]+ bytes .* BUILD_MEMORY_BYTES allows 150,000,000: raise it"):
         process.run(lambda _: None)
@@ -115,7 +115,7 @@ def test_a_build_that_holds_too_much_memory_is_ended_and_the_next_start_builds(o
     assert visible(order.engines) == [built.folder.name]
 
 
-def test_what_a_build_makes_cannot_be_written_by_others_whatever_the_umask(order):
+def test_built_files_are_not_writable_by_other_users_regardless_of_umask(order):
     before = os.umask(0)
     try:
         built = BuildProcess(order).run(lambda _: None)

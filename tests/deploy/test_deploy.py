@@ -1,4 +1,4 @@
-"""deploy/: the dashboard and the alerts, by themselves and against Debian's Prometheus with a real server."""
+"""deploy/: the dashboard, alerts and locks, as files and with a real server and Debian's Prometheus."""
 
 import json
 import math
@@ -48,15 +48,15 @@ CASES = yaml.safe_load((DEPLOY / "prometheus/alerts_test.yml").read_text())["tes
 RUNBOOK = (DEPLOY / "alerts.md").read_text()
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 
-IMGSZ = 160  # small: it is the numbers' way that is tested here
-HOUSE = 4  # MAX_PENDING
+IMGSZ = 160  # small, for fast builds
+MAX_PENDING = 4
 KEYWORDS = {"and", "or", "unless", "on", "by", "ignoring", "group_left", "offset"}
 
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="Debian's prometheus is not installed")
 prometheus_too = pytest.mark.skipif(shutil.which("prometheus") is None, reason="Debian's prometheus is not installed")
 
 
-# The files by themselves
+# The files
 
 
 @promtool
@@ -64,20 +64,20 @@ prometheus_too = pytest.mark.skipif(shutil.which("prometheus") is None, reason="
     "command",
     ["check config prometheus.yml", "check rules --lint-fatal alerts.yml", "test rules alerts_test.yml"],
 )
-def test_promtool_is_content(command):
+def test_promtool_accepts_the_files(command):
     ran = subprocess.run(
         ["promtool", *command.split()], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_every_alert_is_seen_firing_and_not_firing():
-    requested = [case for group in CASES for case in group["alert_rule_test"]]
-    assert {case["alertname"] for case in requested if case["exp_alerts"]} == ALERTS
-    assert {case["alertname"] for case in requested if not case["exp_alerts"]} == ALERTS
+def test_every_alert_is_tested_firing_and_not_firing():
+    cases = [case for group in CASES for case in group["alert_rule_test"]]
+    assert {case["alertname"] for case in cases if case["exp_alerts"]} == ALERTS
+    assert {case["alertname"] for case in cases if not case["exp_alerts"]} == ALERTS
 
 
-def test_every_alert_says_how_bad_it_is_and_has_its_paragraph():
+def test_every_alert_has_a_severity_annotations_and_a_runbook_section():
     assert re.findall(r"^## (.*)$", RUNBOOK, re.MULTILINE) == [rule["alert"] for rule in RULES]
     for rule in RULES:
         assert rule["labels"]["severity"] in ("critical", "warning")
@@ -85,21 +85,21 @@ def test_every_alert_says_how_bad_it_is_and_has_its_paragraph():
         assert rule["annotations"]["runbook"] == f"deploy/alerts.md#{rule['alert'].lower()}"
 
 
-def test_runbook_and_panels_name_each_other_rightly():
+def test_runbook_and_dashboard_name_existing_panels_and_alerts():
     titles = {panel["title"].removesuffix(": $engine") for panel in PANELS}
     named = {" ".join(name.split()) for name in re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", RUNBOOK)}
     assert named - {"like this"} <= titles
     assert set(re.findall(r"\bYolopard[A-Z]\w+", json.dumps(DASHBOARD))) <= ALERTS
 
 
-def test_links_of_the_runbook_lead_somewhere():
+def test_links_of_the_runbook_lead_to_existing_targets():
     for file, heading in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", RUNBOOK):
         assert (DEPLOY / file).exists()
         assert not heading or f"## {heading}\n" in RUNBOOK.lower()
 
 
-def known() -> dict[str, set[str]]:
-    """Every sample that a server may have, and its labels in Prometheus."""
+def known_samples() -> dict[str, set[str]]:
+    """Return every sample name that a server may export, with its labels in Prometheus."""
     metrics = used()
     with pytest.MonkeyPatch.context() as patch:
         see_a_gpu(patch)
@@ -122,8 +122,8 @@ def metrics_of(expr: str) -> set[str]:
 
 
 @pytest.mark.parametrize("expr", [*(t["expr"] for _, t in TARGETS), *(rule["expr"] for rule in RULES)])
-def test_every_metric_and_label_that_is_asked_for_exists(expr):
-    labels = known()
+def test_every_queried_metric_and_label_exists(expr):
+    labels = known_samples()
     assert metrics_of(expr)
     assert metrics_of(expr) <= labels.keys()
     for name, matchers in re.findall(r"(\w+)\{([^}]*)\}", expr):
@@ -133,17 +133,17 @@ def test_every_metric_and_label_that_is_asked_for_exists(expr):
 @pytest.mark.parametrize(
     "reason", re.findall(r'reason="(\w+)"', json.dumps([rule["expr"] for rule in RULES]).replace("\\", ""))
 )
-def test_reasons_that_alerts_look_for_are_those_that_are_counted(reason):
+def test_reasons_in_alerts_are_codes_of_service_errors(reason):
     assert reason in {error.code for error in errors.ServiceError.__subclasses__()}
 
 
 @pytest.mark.parametrize("series", [entry["series"] for case in CASES for entry in case["input_series"]])
-def test_alerts_are_tested_with_series_as_they_are(series):
+def test_alert_tests_use_the_real_labels_of_series(series):
     name, labels = re.fullmatch(r"(\w+)\{(.*)\}", series).groups()
-    assert set(re.findall(r'(\w+)="', labels)) == known()[name]
+    assert set(re.findall(r'(\w+)="', labels)) == known_samples()[name]
 
 
-def test_panels_lie_side_by_side_each_with_an_id_and_a_description():
+def test_panels_do_not_overlap_and_each_has_an_id_and_a_description():
     seen = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]
@@ -155,7 +155,7 @@ def test_panels_lie_side_by_side_each_with_an_id_and_a_description():
     assert all(len(panel["description"]) > 40 for panel in PANELS)
 
 
-def test_dashboard_asks_the_data_source_that_is_provisioned():
+def test_dashboard_uses_the_provisioned_data_source():
     (source,) = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     requested = [entry["datasource"] for entry in (*PANELS, *DASHBOARD["templating"]["list"])]
     assert {(at["type"], at["uid"]) for at in requested} == {(source["type"], source["uid"])}
@@ -167,7 +167,7 @@ def mounted(service: str, target: str) -> Path:
     return ROOT / source
 
 
-def test_compose_mounts_rules_and_dashboard_where_they_are_looked_for():
+def test_compose_mounts_rules_and_dashboard_at_the_configured_paths():
     (provider,) = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/yolopard.yml").read_text())["providers"]
     assert (mounted("grafana", provider["options"]["path"]) / "yolopard.json").is_file()
     assert (mounted("grafana", "/etc/grafana/provisioning") / "dashboards/yolopard.yml").is_file()
@@ -175,14 +175,14 @@ def test_compose_mounts_rules_and_dashboard_where_they_are_looked_for():
     assert [(mounted("prometheus", "/etc/prometheus") / rule).is_file() for rule in rules] == [True]
 
 
-def test_compose_says_that_it_asks_for_no_key_and_publishes_on_this_machine_only():
+def test_compose_allows_anonymous_access_only_on_loopback():
     for name in ("yolopard", "gpu"):
         assert COMPOSE[name]["environment"]["YOLOPARD_ALLOW_ANONYMOUS"] == "1"
         assert all(port.startswith("127.0.0.1:") for port in COMPOSE[name]["ports"])
 
 
 @pytest.mark.parametrize("service", COMPOSE)
-def test_every_service_has_limits_for_memory_processes_and_logs(service):
+def test_every_service_limits_memory_processes_and_logs(service):
     limits = COMPOSE[service]
     assert re.fullmatch(r"\d+[mg]", limits["mem_limit"])
     assert 0 < limits["pids_limit"] <= 1024
@@ -197,7 +197,7 @@ def executable(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def pinning(tmp_path) -> Callable[[str], subprocess.CompletedProcess]:
-    """`make pin-images` in a copy, with a stand-in for docker."""
+    """Runs `make pin-images` in a copy of the repository, with a stand-in for docker."""
     (tmp_path / "deploy").mkdir()
     for name in ("docker-compose.yml", "Dockerfile", "deploy/pin-images"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -210,7 +210,7 @@ def pinning(tmp_path) -> Callable[[str], subprocess.CompletedProcess]:
     return run
 
 
-def test_pinning_adds_the_digest_to_every_image_of_others_and_renews_it(pinning, tmp_path):
+def test_pinning_adds_and_renews_the_digest_of_every_third_party_image(pinning, tmp_path):
     for digit in "ab":
         ran = pinning(f'echo "$*" >> "{tmp_path}/asked"; echo sha256:{digit * 64}')
         assert ran.returncode == 0, ran.stderr
@@ -225,17 +225,17 @@ def test_pinning_adds_the_digest_to_every_image_of_others_and_renews_it(pinning,
 
 
 @pytest.mark.parametrize("script", ["echo no such image >&2; exit 1", "echo nothing known"])
-def test_pinning_changes_nothing_when_the_registry_does_not_answer(pinning, tmp_path, script):
+def test_pinning_changes_nothing_if_the_registry_fails(pinning, tmp_path, script):
     assert pinning(script).returncode != 0
     for name in ("docker-compose.yml", "Dockerfile"):
         assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
 
 
-# The locks, from which the images install
+# The locks that the images install from
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-EXTRAS = {  # that each image installs
+EXTRAS = {  # of each image
     "base": None,
     "cpu": ["grpc", "openvino"],
     "build": ["build", "onnxruntime", "openvino"],
@@ -256,22 +256,22 @@ def version(requirement: Requirement) -> str:
     return specifier.version
 
 
-def asked_of(extras: list[str] | None) -> list[Requirement]:
-    """What pyproject.toml asks for, and what installs Yolopard itself."""
+def requirements_of(extras: list[str] | None) -> list[Requirement]:
+    """Return the requirements in pyproject.toml, including those that install Yolopard itself."""
     found = [Requirement(text) for text in PROJECT["dependency-groups"]["image"]]
     if extras is None:
         return found
     found += [Requirement(text) for text in PROJECT["project"]["dependencies"]]
     for extra in extras:
         for entry in map(Requirement, PROJECT["project"]["optional-dependencies"][extra]):
-            found += asked_of(sorted(entry.extras)) if entry.name == "yolopard" else [entry]
+            found += requirements_of(sorted(entry.extras)) if entry.name == "yolopard" else [entry]
     return found
 
 
 @pytest.mark.parametrize("image", EXTRAS)
-def test_locks_have_the_versions_of_pyproject_and_of_the_constraints(image):
+def test_locks_have_the_versions_of_pyproject_and_the_constraints(image):
     lock = locked(image)
-    for entry in asked_of(EXTRAS[image]):
+    for entry in requirements_of(EXTRAS[image]):
         assert version(lock[canonicalize_name(entry.name)]) == version(entry)
     for line in (DEPLOY / "constraints.txt").read_text().splitlines():
         if not line.startswith("#") and (name := canonicalize_name(line.partition("==")[0])) in lock:
@@ -279,10 +279,10 @@ def test_locks_have_the_versions_of_pyproject_and_of_the_constraints(image):
 
 
 @pytest.mark.parametrize("image", EXTRAS)
-def test_locks_hold_all_that_the_locked_packages_ask_for_and_nothing_else(image):
-    """Read from the packages that are installed here: those of the GPU are not."""
-    lock, wanted = locked(image), {canonicalize_name(entry.name) for entry in asked_of(EXTRAS[image])}
-    extras = {canonicalize_name(entry.name): entry.extras for entry in asked_of(EXTRAS[image])}
+def test_locks_contain_exactly_the_dependencies_of_their_packages(image):
+    """Read from the packages installed here, which do not include those of the GPU."""
+    lock, wanted = locked(image), {canonicalize_name(entry.name) for entry in requirements_of(EXTRAS[image])}
+    extras = {canonicalize_name(entry.name): entry.extras for entry in requirements_of(EXTRAS[image])}
     absent = set()
     for name, entry in lock.items():
         try:
@@ -305,7 +305,7 @@ def test_locks_hold_all_that_the_locked_packages_ask_for_and_nothing_else(image)
 
 
 @pytest.mark.parametrize("image", EXTRAS)
-def test_everything_in_a_lock_has_hashes_and_no_address(image):
+def test_every_entry_of_a_lock_has_hashes_and_no_url(image):
     text = (DEPLOY / f"{image}.lock").read_text()
     for entry in re.split(r"\n(?=\w)", re.sub(r"(?m)^\s*#.*\n", "", text)):
         assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), entry
@@ -313,7 +313,7 @@ def test_everything_in_a_lock_has_hashes_and_no_address(image):
 
 
 def copied(stage: str) -> list[str]:
-    """What a stage of the Dockerfile has from this repository, those that it is made from included."""
+    """Return the paths that a stage of the Dockerfile and its base stages copy from this repository."""
     dockerfile = (ROOT / "Dockerfile").read_text().replace("${WEIGHTS}", "models/demo/yolov8n-demo.pt")
     stages = {text.split()[2]: text for text in re.split(r"(?m)^FROM ", dockerfile)[1:]}
     paths: list[str] = []
@@ -326,12 +326,12 @@ def copied(stage: str) -> list[str]:
 
 @pytest.fixture
 def image(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
-    """`yolopard build` with the code and files of the image that only serves, and without torch."""
+    """Runs `yolopard build` with the files of the serving image, and without torch."""
     for path in (path for pattern in copied("cpu") for path in ROOT.glob(pattern)):
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(path, target) if path.is_dir() else shutil.copy(path, target)
-    # An editable install would find in the repository what the folder lacks.
+    # An editable install would import missing files from the repository.
     command = "import sys; sys.meta_path[:] = [each for each in sys.meta_path if 'editable' not in repr(each)]; "
     command += "sys.modules['torch'] = None; from app.__main__ import main; sys.exit(main(sys.argv[1:]))"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
@@ -349,26 +349,26 @@ def image(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     return run
 
 
-def test_the_image_that_only_serves_has_all_that_finding_its_engine_takes(build, image):
-    """models/demo/scenes.py, which is in the fingerprint, was missing, and the container ended with a traceback."""
+def test_the_serving_image_has_all_files_needed_to_find_its_engine(build, image):
+    """Earlier models/demo/scenes.py, which the fingerprint needs, was missing and the container failed."""
     built = build()
     done = image("--engines-dir", str(built.folder.parent))
     assert str(built.folder) in done.stdout, done.stderr
     assert done.returncode == 0
 
 
-def test_the_image_that_only_serves_holds_nothing_that_builds_or_evaluates():
+def test_the_serving_image_has_no_code_that_builds_or_evaluates():
     assert "app/api" in copied("cpu")
     assert not {"app", "app/building", "app/evaluation", "app/bench"} & set(copied("cpu"))
 
 
-def test_an_engine_that_is_not_there_is_told_in_one_line_where_only_serving_is_installed(build, image):
+def test_a_missing_engine_is_reported_in_one_line_if_only_serving_is_installed(build, image):
     done = image("--engines-dir", str(build().folder.parent), "--batch", "3")
     assert done.stderr.splitlines()[-1].startswith("yolopard: an engine has to be built, and this installation only")
     assert done.returncode == 1
 
 
-def test_images_install_nothing_without_a_hash_but_the_libraries_of_tensorrt():
+def test_images_install_everything_with_hashes_except_the_libraries_of_tensorrt():
     dockerfile = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
     installs = re.findall(r"pip install ((?:(?!&&|\n).)*)", "\n".join(re.findall(r"(?m)^RUN (.*)$", dockerfile)))
     assert len(installs) == 6
@@ -378,7 +378,7 @@ def test_images_install_nothing_without_a_hash_but_the_libraries_of_tensorrt():
     assert "--no-build-isolation" in without[0]
 
 
-def test_what_the_images_leave_out_of_the_locks_is_what_uv_is_told():
+def test_packages_left_out_of_the_locks_are_those_listed_for_uv():
     lines = (DEPLOY / "not-locked.txt").read_text().splitlines()
     assert {line for line in lines if not line.startswith("#")} == LEFT_OUT
 
@@ -395,7 +395,7 @@ PACKAGE = '{"dependencies": [{"name": "a", "version": "1"%s}]}'
         ("", 1, False, "NOT AUDITED: pip-audit gave no report: ConnectionError"),
     ],
 )
-def test_an_audit_passes_only_when_every_package_was_looked_up(tmp_path, report, status, passes, reported):
+def test_an_audit_passes_only_if_every_package_was_looked_up(tmp_path, report, status, passes, reported):
     executable(tmp_path, "pip-audit", f"echo ConnectionError >&2; printf '%s' '{report}'; exit {status}")
     ran = subprocess.run(
         [DEPLOY / "audit", tmp_path / "pip-audit", "a.lock"], capture_output=True, text=True, check=False
@@ -404,11 +404,11 @@ def test_an_audit_passes_only_when_every_package_was_looked_up(tmp_path, report,
     assert reported in ran.stdout + ran.stderr
 
 
-# Against a server that falls back to ONNX Runtime, with PyTorch beside it and a stand-in for a GPU
+# With a server that falls back to ONNX Runtime, compares with PyTorch and has a stand-in for a GPU
 
 
-class Missing:
-    """The backend that was asked for."""
+class Unavailable:
+    """The source of the requested backend, which is unavailable."""
 
     def run(self, report: Callable[..., None]) -> None:
         raise BackendUnavailable("there is no GPU")
@@ -420,12 +420,12 @@ class Missing:
 @pytest.fixture(scope="module")
 def live(engines, build) -> Iterator[Live]:
     settings = Settings.of(
-        backend="tensorrt", fallback="onnxruntime", compare="pytorch", shadow=1, imgsz=IMGSZ, max_pending=HOUSE
+        backend="tensorrt", fallback="onnxruntime", compare="pytorch", shadow=1, imgsz=IMGSZ, max_pending=MAX_PENDING
     )
 
-    def source(backend: str) -> Missing | BuildProcess:
-        order = BuildRequest(str(DEMO_WEIGHTS), IMGSZ, settings.model.batch, "auto", backend, engines)
-        return Missing() if backend == "tensorrt" else BuildProcess(order)
+    def source(backend: str) -> Unavailable | BuildProcess:
+        request = BuildRequest(str(DEMO_WEIGHTS), IMGSZ, settings.model.batch, "auto", backend, engines)
+        return Unavailable() if backend == "tensorrt" else BuildProcess(request)
 
     for backend in ("onnxruntime", "pytorch"):
         build(backend, imgsz=IMGSZ, batch=settings.model.batch)
@@ -441,22 +441,22 @@ def live(engines, build) -> Iterator[Live]:
             live.stop()
 
 
-def ask_in_many_ways(live: Live, sample: bytes) -> None:
-    """Images for one engine, the other and both, some at a time; and some that are not answered."""
+def send_many_kinds_of_requests(live: Live, sample: bytes) -> None:
+    """Send images to one engine, the other and both, some concurrently, and requests that fail."""
 
-    def ask(content: bytes = sample, **more: Any) -> int:
+    def post(content: bytes = sample, **more: Any) -> int:
         return live.client.post("/v1/detect", content=content, **more).status_code
 
     with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(lambda _: ask(), range(6))) == [200] * 6
-    assert [ask(params={"engine": "pytorch"}), ask(params={"compare": "1"}), ask()] == [200] * 3
-    assert ask(b"no image") == 422
-    eventually(lambda: ask(headers={"X-Deadline-Ms": "0.001"}) == 504)  # 503 while the server expects to be late
+        assert list(pool.map(lambda _: post(), range(6))) == [200] * 6
+    assert [post(params={"engine": "pytorch"}), post(params={"compare": "1"}), post()] == [200] * 3
+    assert post(b"no image") == 422
+    eventually(lambda: post(headers={"X-Deadline-Ms": "0.001"}) == 504)  # 503 while the server expects to be late
 
     def burst() -> set[int]:
-        """The statuses of far more requests at a time than may be pending."""
-        with ThreadPoolExecutor(4 * HOUSE) as pool:
-            return set(pool.map(lambda _: ask(params={"compare": "1"}), range(4 * HOUSE)))
+        """Return the statuses of many more concurrent requests than may be pending."""
+        with ThreadPoolExecutor(4 * MAX_PENDING) as pool:
+            return set(pool.map(lambda _: post(params={"compare": "1"}), range(4 * MAX_PENDING)))
 
     eventually(lambda: burst() == {200, 503})
     gone = live.value("rejected_total", reason="client_gone")
@@ -466,7 +466,7 @@ def ask_in_many_ways(live: Live, sample: bytes) -> None:
 
 
 class Prometheus:
-    """Debian's, on a port of its own, with deploy's configuration but for the target and the pace."""
+    """Debian's Prometheus with the configuration of deploy/, another target and shorter intervals."""
 
     def __init__(self, target: str, folder: Path) -> None:
         config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
@@ -499,12 +499,14 @@ class Prometheus:
             return False
 
     def get(self, path: str, **params: Any) -> Any:
-        answer = self.client.get(f"/api/v1/{path}", params=params).json()
-        assert answer["status"] == "success", (params, answer)
-        return answer["data"]
+        response = self.client.get(f"/api/v1/{path}", params=params).json()
+        assert response["status"] == "success", (params, response)
+        return response["data"]
 
-    def ask(self, target: dict[str, Any], engine: str = ".*", model: str = ".*") -> list[tuple[dict[str, str], float]]:
-        """The labels and last value of what Grafana would show, without NaN."""
+    def query(
+        self, target: dict[str, Any], engine: str = ".*", model: str = ".*"
+    ) -> list[tuple[dict[str, str], float]]:
+        """Return the labels and last value of each series that Grafana would show, without NaN."""
         expr = target["expr"].replace("$model", model).replace("$engine", engine).replace("$__rate_interval", "1m")
         if target.get("instant"):
             found = [(series["metric"], [series["value"]]) for series in self.get("query", query=expr)["result"]]
@@ -516,7 +518,7 @@ class Prometheus:
 
     def panel(self, title: str) -> list[tuple[dict[str, str], float]]:
         (panel,) = [panel for panel in PANELS if panel["title"] == title]
-        return [series for target in panel["targets"] for series in self.ask(target)]
+        return [series for target in panel["targets"] for series in self.query(target)]
 
     def stop(self) -> None:
         self.client.close()
@@ -526,7 +528,7 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def prometheus(live, sample, tmp_path_factory) -> Iterator[Prometheus]:
-    """It has seen the server at work: every panel has something to show."""
+    """Prometheus after the server has handled requests: every panel has data."""
     prometheus = Prometheus(f"127.0.0.1:{live.port}", tmp_path_factory.mktemp("prometheus"))
     try:
         eventually(prometheus.ready)
@@ -534,8 +536,8 @@ def prometheus(live, sample, tmp_path_factory) -> Iterator[Prometheus]:
         empty = []
 
         def seen() -> bool:
-            ask_in_many_ways(live, sample)
-            empty[:] = [title for title, target in TARGETS if not prometheus.ask(target)]
+            send_many_kinds_of_requests(live, sample)
+            empty[:] = [title for title, target in TARGETS if not prometheus.query(target)]
             return not empty
 
         eventually(seen, lambda: f"panels without data: {empty}")
@@ -547,20 +549,20 @@ def prometheus(live, sample, tmp_path_factory) -> Iterator[Prometheus]:
 @prometheus_too
 @pytest.mark.parametrize(("model", "engine"), [(".*", ".*"), ("yolov8n-demo", "(onnxruntime|pytorch)")])
 def test_every_panel_has_data_for_all_and_for_chosen_engines(prometheus, model, engine):
-    assert [title for title, target in TARGETS if not prometheus.ask(target, engine, model)] == []
+    assert [title for title, target in TARGETS if not prometheus.query(target, engine, model)] == []
 
 
 @prometheus_too
 @pytest.mark.parametrize("engine", ["onnxruntime", "pytorch"])
-def test_panel_that_repeats_has_every_stage_of_each_engine(prometheus, engine):
+def test_the_repeated_panel_has_every_stage_of_each_engine(prometheus, engine):
     (repeated,) = [panel for panel in PANELS if "repeat" in panel]
-    stages = {labels["stage"]: value for labels, value in prometheus.ask(repeated["targets"][0], engine)}
+    stages = {labels["stage"]: value for labels, value in prometheus.query(repeated["targets"][0], engine)}
     assert stages.keys() == set(STAGES)
     assert all(value > 0 for value in stages.values())
 
 
 @prometheus_too
-def test_variables_offer_what_runs(prometheus):
+def test_variables_offer_the_running_model_and_engines(prometheus):
     offered = {}
     for variable in DASHBOARD["templating"]["list"]:
         series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"]).groups()
@@ -570,7 +572,7 @@ def test_variables_offer_what_runs(prometheus):
 
 
 @prometheus_too
-def test_panels_tell_what_has_happened(prometheus):
+def test_panels_show_the_requests_that_were_sent(prometheus):
     assert prometheus.panel("Ready") == [({}, 1)]
     assert prometheus.panel("Fallback") == [({"reason": "backend_unavailable"}, 1)]
 

@@ -1,4 +1,4 @@
-"""/v1/detect gives what Ultralytics gives: its own letterbox, forward pass and NMS, in PyTorch FP32."""
+"""/v1/detect returns the detections of Ultralytics: its letterbox, forward pass and NMS, in PyTorch FP32."""
 
 from pathlib import Path
 
@@ -36,40 +36,40 @@ def pictures() -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def expected(model, pictures) -> list[np.ndarray]:
-    """Per picture float32 [N, 6] x1 y1 x2 y2 score class, best first."""
+    """For each image float32 [N, 6]: x1 y1 x2 y2 score class, highest score first."""
     torch.set_num_threads(2)
     return [by_ultralytics(model, data) for data in pictures]
 
 
 def assert_equal(image: dict, expected: np.ndarray) -> None:
-    """The same detections; boxes within 0.5 px and scores within 0.005, in any order among near ties."""
+    """Assert the same detections in any order: boxes within 0.5 px, scores within 0.005."""
     found = image["results"]
     assert len(found) == len(expected)
     rows = np.array([[*result["box"].values(), result["confidence"], result["class"]] for result in found])
-    free = list(range(len(rows)))
+    unmatched = list(range(len(rows)))
     for row in expected:
-        partner = min(free, key=lambda i: np.abs(rows[i, :4] - row[:4]).max() + 1e6 * (rows[i, 5] != row[5]))
-        free.remove(partner)
-        assert rows[partner, 5] == row[5]
-        assert np.abs(rows[partner, :4] - row[:4]).max() <= 0.5
-        assert abs(rows[partner, 4] - row[4]) <= 0.005
+        match = min(unmatched, key=lambda i: np.abs(rows[i, :4] - row[:4]).max() + 1e6 * (rows[i, 5] != row[5]))
+        unmatched.remove(match)
+        assert rows[match, 5] == row[5]
+        assert np.abs(rows[match, :4] - row[:4]).max() <= 0.5
+        assert abs(rows[match, 4] - row[4]) <= 0.005
 
 
-def test_photos_of_ultralytics_are_there():
+def test_ultralytics_installs_its_two_photos():
     assert [path.name for path in PHOTOS] == ["bus.jpg", "zidane.jpg"]
 
 
-def test_reference_finds_something_to_compare(expected):
+def test_reference_finds_enough_boxes_to_compare(expected):
     assert sum(len(rows) for rows in expected) > 500
 
 
-def test_detect_equals_ultralytics_image_by_image(demo, pictures, expected):
+def test_detect_equals_ultralytics_for_single_images(demo, pictures, expected):
     for data, rows in zip(pictures, expected, strict=True):
         body = demo.client.post(f"/v1/detect?conf={CONF}", content=data).json()
         assert_equal(body["images"][0], rows)
 
 
-def test_detect_equals_ultralytics_of_many_files(demo, pictures, expected):
+def test_detect_equals_ultralytics_for_requests_with_many_files(demo, pictures, expected):
     for start in range(0, len(pictures), 34):
         files = [("file", data) for data in pictures[start : start + 34]]
         body = demo.client.post(f"/v1/detect?conf={CONF}", files=files).json()
@@ -77,7 +77,7 @@ def test_detect_equals_ultralytics_of_many_files(demo, pictures, expected):
             assert_equal(image, rows)
 
 
-def test_detect_equals_ultralytics_in_batches_of_many_files(batching_demo, pictures, expected):
+def test_detect_equals_ultralytics_in_batches(batching_demo, pictures, expected):
     for start in range(0, len(pictures), 17):
         files = [("file", data) for data in pictures[start : start + 17]]
         body = batching_demo.client.post(f"/v1/detect?conf={CONF}", files=files).json()
@@ -85,4 +85,4 @@ def test_detect_equals_ultralytics_in_batches_of_many_files(batching_demo, pictu
             assert_equal(image, rows)
     images, batches = batching_demo.value("batch_size_sum"), batching_demo.value("batch_size_count")
     assert images == len(pictures)
-    assert images / batches > 1.2  # there were batches to speak of
+    assert images / batches > 1.2  # there were real batches

@@ -1,4 +1,4 @@
-"""The accuracy gate: what it measures, and what it lets pass."""
+"""The accuracy gate: the measurements and the limits."""
 
 import dataclasses
 
@@ -16,14 +16,14 @@ from app.vision import matching, postprocess, preprocess
 from app.vision.matching import CONF
 from app.vision.postprocess import Thresholds
 
-SEEN = 40  # boxes of a score worth seeing
+SEEN = 40  # boxes with a high score
 SIDE = 640
-PLACEMENT = preprocess.place(SIDE, SIDE, SIDE, 32, None)
+TRANSFORM = preprocess.place(SIDE, SIDE, SIDE, 32, None)
 LIMITS = Limits()
 
 
 def some_rows(seed: int = 0, *, seen: int = SEEN, best: float = 0.95) -> np.ndarray:
-    """Rows as an engine gives them, best first: boxes on a grid, so that NMS keeps them all."""
+    """Return rows as an engine does, highest score first: boxes on a grid, so that NMS keeps them all."""
     rng = np.random.default_rng(seed)
     rows = np.zeros((100, 6), np.float32)
     corner = np.stack(np.meshgrid(np.arange(10), np.arange(10)), -1).reshape(-1, 2) * 60
@@ -35,8 +35,8 @@ def some_rows(seed: int = 0, *, seen: int = SEEN, best: float = 0.95) -> np.ndar
     return rows
 
 
-def picture(rows: np.ndarray | None = None) -> Sample:
-    """An image; `rows` become its labels."""
+def sample(rows: np.ndarray | None = None) -> Sample:
+    """Return a black image; `rows` become its labels."""
     pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
     return Sample(pixels, None if rows is None else Labels(rows[:, 5].astype(np.int64), rows[:, :4].copy()))
 
@@ -44,7 +44,7 @@ def picture(rows: np.ndarray | None = None) -> Sample:
 def evaluated(*pairs: tuple[np.ndarray, np.ndarray], precision: str = "fp32", labels: bool = False) -> AccuracyReport:
     gate = Gate(precision, fakes.MODEL)
     for reference, engine in pairs:
-        gate.add(picture(reference[:SEEN] if labels else None), PLACEMENT, (reference,), (engine,))
+        gate.add(sample(reference[:SEEN] if labels else None), TRANSFORM, (reference,), (engine,))
     return gate.figures()
 
 
@@ -54,7 +54,7 @@ def moved(amount: float, *, column: int = 0, row: int | slice = 0) -> np.ndarray
     return rows
 
 
-def test_an_engine_of_the_same_rows_is_perfect():
+def test_an_engine_with_the_same_rows_is_perfect():
     figures = evaluated((some_rows(), some_rows()), labels=True)
     assert (figures.images, figures.boxes, figures.rows) == (1, SEEN, SEEN)
     assert (figures.agreement, figures.false_positives, figures.rows_agreement) == (1, 0, 1)
@@ -63,11 +63,11 @@ def test_an_engine_of_the_same_rows_is_perfect():
     assert all(figures.shortcomings(precision, LIMITS) == [] for precision in ("fp32", "fp16", "int8"))
 
 
-def test_order_of_the_rows_does_not_matter():
+def test_the_order_of_rows_does_not_matter():
     assert evaluated((some_rows(), some_rows()[::-1].copy())).rows_agreement == 1
 
 
-def test_a_box_that_is_missing_lowers_the_agreement():
+def test_a_missing_box_lowers_the_agreement():
     without = some_rows()
     without[:4, 4] = 0
     figures = evaluated((some_rows(), without))
@@ -76,19 +76,19 @@ def test_a_box_that_is_missing_lowers_the_agreement():
     assert "it finds 0.9000 of the reference's boxes, 0.99 are required" in figures.shortcomings("fp32", LIMITS)
 
 
-def test_a_box_that_the_reference_has_not_is_a_false_positive():
+def test_a_box_that_the_reference_does_not_have_is_a_false_positive():
     figures = evaluated((some_rows(seen=36), some_rows()))
     assert figures.agreement == 1
     assert figures.false_positives == pytest.approx(4 / SEEN)
     assert any("are not the reference's" in text for text in figures.shortcomings("fp16", LIMITS))
 
 
-def test_a_box_of_another_class_is_another_box():
+def test_a_box_of_another_class_does_not_match():
     figures = evaluated((some_rows(), moved(1, column=5, row=slice(0, 4))))
     assert figures.agreement == pytest.approx(1 - 4 / SEEN)
 
 
-def test_a_box_that_sank_below_the_threshold_is_found_all_the_same():
+def test_a_box_whose_score_fell_below_the_threshold_still_matches():
     sunk = some_rows()
     sunk[:, 4] *= 0.5
     figures = evaluated((some_rows(), sunk), precision="int8")
@@ -98,7 +98,7 @@ def test_a_box_that_sank_below_the_threshold_is_found_all_the_same():
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(("column", "amount"), [(0, 0.6), (3, -0.6), (4, 0.011)])
-def test_rows_beyond_the_tolerance_are_counted_though_the_boxes_agree(precision, column, amount):
+def test_rows_beyond_the_tolerance_are_refused_even_if_the_boxes_agree(precision, column, amount):
     figures = evaluated((some_rows(), moved(amount, column=column, row=slice(0, SEEN))), precision=precision)
     assert figures.agreement == 1
     assert figures.rows_agreement == 0
@@ -111,7 +111,7 @@ def test_fp16_may_differ_more_in_score_than_fp32():
     assert evaluated((some_rows(), rows), precision="fp16").rows_agreement == 1
 
 
-def test_a_shift_of_all_boxes_to_one_side_is_seen_in_every_precision():
+def test_a_shift_of_all_boxes_to_one_side_is_refused():
     figures = evaluated((some_rows(), moved(1, column=slice(0, 4, 2), row=slice(None))), precision="int8")
     assert figures.agreement > 0.9
     assert figures.shift_px == pytest.approx(1, abs=1e-4)
@@ -128,7 +128,7 @@ def test_noise_is_no_shift():
 
 @pytest.mark.parametrize("column", range(6))
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_values_that_are_no_numbers_are_not_boxes(column, wrong):
+def test_rows_with_nan_or_infinity_are_not_boxes(column, wrong):
     figures = evaluated((some_rows(), moved(wrong, column=column, row=slice(0, 4))))
     assert figures.agreement == pytest.approx(1 - 4 / SEEN)
     assert figures.shortcomings("fp32", LIMITS)
@@ -140,7 +140,7 @@ def test_an_engine_that_gives_only_nan_fails_in_every_precision():
     assert all(figures.shortcomings(precision, LIMITS) for precision in ("fp32", "fp16", "int8"))
 
 
-def test_weights_that_see_nothing_are_compared_by_their_best_rows():
+def test_without_boxes_the_rows_with_the_highest_scores_are_compared():
     unsure = some_rows(best=0.2)
     assert unsure[:, 4].max() < CONF
     figures = evaluated((unsure, unsure))
@@ -151,31 +151,31 @@ def test_weights_that_see_nothing_are_compared_by_their_best_rows():
     assert evaluated((unsure, wrong)).shortcomings("fp32", LIMITS)
 
 
-def test_int8_is_not_trusted_where_the_reference_sees_nothing():
+def test_int8_is_refused_if_the_reference_finds_nothing():
     unsure = some_rows(best=0.2)
     assert evaluated((unsure, unsure), precision="int8").shortcomings("int8", LIMITS) == [
         "the reference finds nothing in the images: set GATE_DIR to other images"
     ]
 
 
-def test_of_rows_that_no_class_fits_the_class_is_noise_but_the_box_is_not():
+def test_the_class_of_rows_with_very_low_scores_is_ignored_but_the_box_is_compared():
     unlikely = np.array([[0, 0, 9, 9, 1e-6, 3], [20, 0, 29, 9, 1e-6, 4]], np.float32)
     assert evaluated((unlikely, unlikely + np.float32([0, 0, 0, 0, 0, 1]))).rows_agreement == 1
     assert evaluated((unlikely, unlikely + np.float32([1, 1, 1, 1, 0, 0]))).rows_agreement == 0
 
 
-def test_nothing_compared_is_no_proof():
+def test_an_engine_is_refused_without_images():
     assert "there are no images to evaluate it on" in evaluated().shortcomings("fp32", LIMITS)
 
 
-def test_images_without_rows_prove_nothing_but_harm_nothing():
+def test_images_without_rows_do_not_change_the_result():
     none = np.zeros((0, 6), np.float32)
     figures = evaluated((some_rows(), some_rows()), (none, none))
     assert (figures.images, figures.agreement) == (2, 1)
     assert figures.shortcomings("fp32", LIMITS) == []
 
 
-def test_with_labels_int8_is_judged_by_the_map_that_it_loses():
+def test_int8_with_labels_is_refused_for_its_loss_of_map():
     worse = some_rows()
     worse[: SEEN // 4, 4] = 0
     figures = evaluated((some_rows(), worse), precision="int8", labels=True)
@@ -195,20 +195,20 @@ def test_boxes_are_matched_one_to_one():
     assert (both, ours, theirs) == (1, 0, 1)
 
 
-def test_limits_decide_and_not_the_figures():
+def test_the_result_depends_on_the_limits():
     figures = dataclasses.replace(fakes.FIGURES, agreement=0.985, rows_agreement=0.985)
     assert figures.shortcomings("fp16", LIMITS) == []
     assert figures.shortcomings("fp32", LIMITS)
     assert figures.shortcomings("fp32", Limits(fp32=0.98)) == []
 
 
-def test_the_figures_are_plain_numbers():
+def test_the_accuracy_report_has_plain_numbers():
     figures = evaluated((some_rows(), moved(0.25)), labels=True).to_json()
     assert all(value is None or type(value) in (int, float) for value in figures.values())
     assert figures["box_px"] == pytest.approx(0.25, abs=1e-4)
 
 
-# Few boxes: the confidence interval counts
+# Few boxes: the confidence interval is compared with the limit
 
 
 def figures_of(boxes: int, found: int, **others: object) -> AccuracyReport:
@@ -222,39 +222,39 @@ def figures_of(boxes: int, found: int, **others: object) -> AccuracyReport:
 @pytest.mark.parametrize(
     ("found", "of", "low", "high"), [(4, 5, 0.376, 0.964), (5, 5, 0.566, 1), (50, 56, 0.785, 0.950)]
 )
-def test_interval_is_wilsons(found, of, low, high):
+def test_the_interval_is_the_wilson_interval(found, of, low, high):
     assert figures_of(of, found).interval() == pytest.approx((low, high), abs=1e-3)
 
 
 @pytest.mark.parametrize(
     ("boxes", "found", "passes", "doubted"),
     [
-        (5, 4, False, False),  # proves nothing
+        (5, 4, False, False),  # the interval is too wide
         (5, 5, True, True),
         (10, 9, True, True),
         (56, 50, True, True),  # 0.893, and the interval reaches 0.9
         (56, 40, False, False),
         (99, 99, True, False),
-        (100, 89, False, False),  # from 100 on the share itself counts
+        (100, 89, False, False),  # from 100 boxes on the share itself is compared
         (100, 90, True, False),
     ],
 )
-def test_int8_passes_unless_it_is_proven_to_fall_short_or_nothing_is_proven(boxes, found, passes, doubted):
+def test_int8_passes_if_its_interval_reaches_the_limit_and_is_narrow_enough(boxes, found, passes, doubted):
     figures = figures_of(boxes, found)
     assert (figures.shortcomings("int8", LIMITS) == []) == passes
     if passes:
         assert bool(figures.doubts("int8", LIMITS)) == doubted
 
 
-def test_the_message_tells_how_many_images_would_settle_it():
+def test_the_message_gives_the_number_of_images_needed():
     assert "About 200 images like these are needed" in figures_of(5, 5).doubts("int8", LIMITS)[0]
-    assert figures_of(5, 5).doubts("fp32", LIMITS) == []  # its rows before NMS prove it
+    assert figures_of(5, 5).doubts("fp32", LIMITS) == []  # the comparison of rows before NMS is enough
     assert "About 200 images like these are needed" in figures_of(5, 4).shortcomings("int8", LIMITS)[0]
 
 
 @pytest.mark.parametrize("boxes", [10, 20, 50, 99])
-def test_of_few_boxes_sound_engines_pass_and_broken_ones_do_not(boxes):
-    """An engine that finds 0.97 of the boxes is refused, and one that finds 0.5 passes, once in a hundred at most."""
+def test_with_few_boxes_correct_engines_pass_and_broken_ones_do_not(boxes):
+    """At most 1 in 100 engines that find 0.97 of the boxes is refused, and 1 in 100 that find 0.5 passes."""
     rng = np.random.default_rng(boxes)
 
     def refused(rate: float) -> float:
@@ -265,8 +265,8 @@ def test_of_few_boxes_sound_engines_pass_and_broken_ones_do_not(boxes):
     assert refused(0.5) >= (0.98 if boxes == 10 else 0.99)
 
 
-def test_a_shift_is_refused_only_where_the_pairs_prove_it():
-    """Of two boxes half a pixel of rounding is no shift; of forty boxes a pixel is."""
+def test_a_shift_is_proven_only_by_enough_pairs_with_little_noise():
+    """Few boxes, or boxes with much noise, do not prove a shift."""
     rows = some_rows(seen=2)
     shifted = rows + np.float32([1, 0, 1, 0, 0, 0])
     few = evaluated((rows, shifted), precision="int8")
@@ -278,13 +278,13 @@ def test_a_shift_is_refused_only_where_the_pairs_prove_it():
 
 
 @pytest.mark.parametrize("pairs", [8, 12, 20, 40])
-def test_intervals_of_the_median_hold_it_in_95_of_100_trials(pairs):
+def test_the_interval_of_the_median_contains_it_in_95_of_100_trials(pairs):
     rng = np.random.default_rng(pairs)
     beyond = [gate_module._proven_shift(rng.normal(0, 1, (pairs, 1)).astype(np.float32)) > 0 for _ in range(2000)]
     assert np.mean(beyond) <= 0.06
 
 
-# Of the other tasks: what is in a box must be the same too
+# Other tasks: masks, keypoints, rotation and classes must agree too
 
 
 def of_task(task: str, **facts: object) -> ModelInfo:
@@ -293,12 +293,12 @@ def of_task(task: str, **facts: object) -> ModelInfo:
 
 def gate_of(model: ModelInfo, reference: tuple, engine: tuple) -> AccuracyReport:
     gate = Gate("fp32", model)
-    gate.add(picture(), PLACEMENT, reference, engine)
+    gate.add(sample(), TRANSFORM, reference, engine)
     return gate.figures()
 
 
 def with_masks(change: float = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Rows whose masks are the part of each box that is left of the middle, moved by `change` px."""
+    """Return rows and prototypes; each mask is the left half of its box, its edge moved by `change` px."""
     rows = some_rows()
     middle = rows[:, [0, 2]].mean(1, keepdims=True)
     ramp = np.stack([np.ones((160, 160)), np.broadcast_to(np.arange(160) * 4 + 1.5, (160, 160))]).astype(np.float32)
@@ -306,13 +306,13 @@ def with_masks(change: float = 0) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([rows, coefficients], 1).astype(np.float32), ramp
 
 
-def test_masks_that_are_the_same_agree():
+def test_equal_masks_agree():
     figures = gate_of(of_task("segment"), with_masks(), with_masks())
     assert (figures.agreement, figures.mask_iou, figures.keypoint_px) == (1, 1, None)
     assert figures.shortcomings("fp32", LIMITS) == []
 
 
-def test_masks_that_are_not_the_same_do_not_agree_though_their_boxes_do():
+def test_different_masks_do_not_agree_even_if_their_boxes_do():
     figures = gate_of(of_task("segment"), with_masks(), with_masks(5))
     assert figures.rows_agreement == 1
     assert figures.agreement < 0.1
@@ -328,7 +328,7 @@ def with_keypoints(change: float = 0, visible: float = 0.9) -> tuple[np.ndarray]
 
 
 @pytest.mark.parametrize(("change", "visible", "agreement"), [(0, 0.9, 1), (1, 0.9, 1), (10, 0.9, 0), (10, 0.2, 1)])
-def test_keypoints_that_are_visible_must_be_where_the_reference_has_them(change, visible, agreement):
+def test_visible_keypoints_must_agree_with_the_reference(change, visible, agreement):
     figures = gate_of(of_task("pose", kpt_shape=(2, 3)), with_keypoints(0, visible), with_keypoints(change, visible))
     assert figures.agreement == agreement
     assert figures.keypoint_px == pytest.approx(change if agreement and visible > 0.5 else 0, abs=1e-3) or not agreement
@@ -342,12 +342,12 @@ def rotated(angle: float = 0) -> tuple[np.ndarray]:
 
 
 @pytest.mark.parametrize(("angle", "agreement"), [(0, 1), (0.02, 1), (0.5, 0)])
-def test_turned_boxes_must_be_turned_alike(angle, agreement):
+def test_rotated_boxes_must_have_the_same_angle(angle, agreement):
     figures = gate_of(of_task("obb"), rotated(), rotated(angle))
     assert (figures.agreement, figures.boxes > 30) == (agreement, True)
 
 
-def test_classes_agree_where_the_likeliest_is_the_same():
+def test_classification_agrees_if_the_most_probable_class_is_the_same():
     model, probs = of_task("classify"), np.array([0.2, 0.5, 0.3], np.float32)
     same = gate_of(model, (probs,), (probs + np.float32([0.001, -0.001, 0]),))
     assert (same.boxes, same.agreement, same.false_positives, same.rows_agreement) == (1, 1, 0, 1)
@@ -357,7 +357,7 @@ def test_classes_agree_where_the_likeliest_is_the_same():
     assert other.shortcomings("int8", LIMITS)
 
 
-def test_of_several_shapes_the_worst_masks_and_keypoints_count():
+def test_several_shapes_report_the_worst_mask_iou_and_keypoint_distance():
     some = [dataclasses.replace(fakes.FIGURES, mask_iou=iou, keypoint_px=px) for iou, px in ((0.9, 1.0), (0.8, 0.5))]
     assert (worst(some).mask_iou, worst(some).keypoint_px) == (0.8, 1.0)
     assert worst([fakes.FIGURES] * 2).mask_iou is None

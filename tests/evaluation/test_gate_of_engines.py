@@ -1,5 +1,5 @@
-"""The gate against real engines of the trained demo model: sound ones pass, and a broken one is caught, in every
-precision. TensorRT compiles the very graphs that run here in ONNX Runtime.
+"""The gate with engines of the trained demo model: in every precision correct engines pass and broken ones are refused.
+The graphs that ONNX Runtime runs here are those that TensorRT compiles.
 """
 
 import functools
@@ -27,13 +27,13 @@ PRECISIONS = ["fp32", "fp16", "int8"]
 
 @pytest.fixture(scope="module")
 def pictures() -> list[tuple]:
-    """Sample, placement, frame and the reference's rows."""
+    """For each scene: sample, letterbox transform, frame and the outputs of the reference."""
     reference = pytorch.open_weights(DEMO_WEIGHTS, 2)
     transform = preprocess.place(640, 640, SIDE, 32, None)
     found = []
-    for picture in datasets.Scenes("detect", 400_000, SCENES):
-        frame = preprocess.letterbox(picture.pixels, transform)
-        found.append((picture, transform, frame, reference.infer(0, [frame])[0]))
+    for sample in datasets.Scenes("detect", 400_000, SCENES):
+        frame = preprocess.letterbox(sample.pixels, transform)
+        found.append((sample, transform, frame, reference.infer(0, [frame])[0]))
     return found
 
 
@@ -53,14 +53,14 @@ def graphs(tmp_path_factory, pictures) -> dict[str, Path]:
 def evaluate(path: Path, pictures: list[tuple], kind: str, *, labels: bool = True) -> AccuracyReport:
     engine = onnxruntime.OnnxruntimeEngine(path, 2)
     gate = Gate(kind, fakes.MODEL)
-    for picture, transform, frame, expected in pictures:
-        seen = picture if labels else datasets.Sample(picture.pixels)
-        gate.add(seen, transform, expected, engine.infer(0, [frame])[0])
+    for sample, transform, frame, expected in pictures:
+        given = sample if labels else datasets.Sample(sample.pixels)
+        gate.add(given, transform, expected, engine.infer(0, [frame])[0])
     return gate.figures()
 
 
 def weights(model: ModelProto, name: str) -> onnx.TensorProto:
-    """Of a convolution, in whatever precision they are."""
+    """Return the weights of a convolution in the precision of the graph."""
     kinds = (name, f"{name}/half", f"{name}/int8")
     return next(tensor for tensor in model.graph.initializer if tensor.name in kinds)
 
@@ -77,16 +77,16 @@ def swap_weights(model: ModelProto) -> None:
 
 
 def scale_wrong(model: ModelProto) -> None:
-    """In INT8 the scale with which one activation comes back; otherwise 1/255."""
+    """Change the scale that dequantizes one activation in INT8, otherwise the 1/255 of the input."""
     scales = {tensor.name: tensor for tensor in model.graph.initializer if "scale" in tensor.name}
-    back = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and "model.4/cv1/act" in n.input[0]]
-    if not back:
+    dequantize = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and "model.4/cv1/act" in n.input[0]]
+    if not dequantize:
         tensor = next(tensor for name, tensor in scales.items() if name.startswith("in/scale"))
         change(tensor, numpy_helper.to_array(tensor) / 2)
         return
-    values = numpy_helper.to_array(scales[back[0].input[1]])
+    values = numpy_helper.to_array(scales[dequantize[0].input[1]])
     model.graph.initializer.append(numpy_helper.from_array(values * 3, "wrong"))
-    back[0].input[1] = "wrong"
+    dequantize[0].input[1] = "wrong"
 
 
 def swap_colours(model: ModelProto) -> None:
@@ -106,7 +106,7 @@ SABOTAGES = [swap_weights, scale_wrong, swap_colours, shift_pad]
 
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("kind", PRECISIONS)
-def test_sound_engine_passes(graphs, pictures, kind, labels):
+def test_a_correct_engine_passes(graphs, pictures, kind, labels):
     figures = evaluate(graphs[kind], pictures, kind, labels=labels)
     assert figures.boxes > 100
     assert figures.shortcomings(kind, Limits()) == []
@@ -115,7 +115,7 @@ def test_sound_engine_passes(graphs, pictures, kind, labels):
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("sabotage", SABOTAGES)
 @pytest.mark.parametrize("kind", PRECISIONS)
-def test_broken_engine_is_caught(graphs, pictures, kind, sabotage, labels, tmp_path):
+def test_a_broken_engine_is_refused(graphs, pictures, kind, sabotage, labels, tmp_path):
     model = onnx.load(graphs[kind])
     sabotage(model)
     onnx.save(model, tmp_path / "broken.onnx")
@@ -123,33 +123,33 @@ def test_broken_engine_is_caught(graphs, pictures, kind, sabotage, labels, tmp_p
     assert figures.shortcomings(kind, Limits())
 
 
-# Other tasks: what an engine gives, broken as a wrong graph or runtime would break it
+# Other tasks: outputs with the errors of a wrong graph or runtime
 
 
 @pytest.fixture(scope="module")
 def seen(of_task):
-    """Of a task: its model, and 40 scenes, each with its labels, its frame and what PyTorch gives for it."""
+    """Returns the model of a task, and for 40 scenes the sample, the frame and the outputs of PyTorch."""
 
     @functools.cache
-    def look(task: str) -> tuple:
+    def of_one_task(task: str) -> tuple:
         made = of_task(task)
         reference = pytorch.open_weights(made.weights, 2)
         found = datasets.Scenes(task, 400_000, 40)
         return made.model, [(each, each.pixels, reference.infer(0, [each.pixels])[0]) for each in found]
 
-    return look
+    return of_one_task
 
 
 def figures_of(model, scenes: list[tuple], kind: str, break_it, *, labels: bool) -> AccuracyReport:
     gate = Gate(kind, model)
-    for picture, frame, outputs in scenes:
-        shown = picture if labels else datasets.Sample(picture.pixels)
-        gate.add(shown, preprocess.whole(frame), outputs, break_it(*outputs))
+    for sample, frame, outputs in scenes:
+        given = sample if labels else datasets.Sample(sample.pixels)
+        gate.add(given, preprocess.whole(frame), outputs, break_it(*outputs))
     return gate.figures()
 
 
 def columns(change) -> object:
-    """Of the rows, what comes after the class; the other outputs as they are."""
+    """Return a function that applies `change` to the columns after the class and keeps the other outputs."""
     return lambda rows, *others: (np.concatenate([rows[:, :6], change(rows[:, 6:])], 1), *others)
 
 
@@ -158,7 +158,7 @@ BROKEN = {
     "coefficients of the next prototype": ("segment", columns(lambda extras: np.roll(extras, 1, 1))),
     "keypoints in another order": ("pose", columns(lambda extras: np.roll(extras, 3, 1))),
     "keypoints off by 12 px": ("pose", columns(lambda extras: extras + np.float32(12))),
-    "turned by 20 degrees": ("obb", columns(lambda extras: extras + np.float32(np.pi / 9))),
+    "rotated by 20 degrees": ("obb", columns(lambda extras: extras + np.float32(np.pi / 9))),
     "width for height": ("obb", lambda rows: (rows[:, [0, 1, 3, 2, 4, 5, 6]],)),
     "the next class": ("classify", lambda probs: (np.roll(probs, 1),)),
 }
@@ -166,7 +166,7 @@ BROKEN = {
 
 @pytest.mark.parametrize(("kind", "labels"), [("fp32", False), ("fp32", True), ("int8", True)])
 @pytest.mark.parametrize("task", ["segment", "pose", "obb", "classify"])
-def test_what_pytorch_itself_gives_passes_for_every_task(seen, task, kind, labels):
+def test_the_outputs_of_pytorch_pass_for_every_task(seen, task, kind, labels):
     figures = figures_of(*seen(task), kind, lambda *outputs: outputs, labels=labels)
     assert figures.boxes >= 40
     assert figures.shortcomings(kind, Limits()) == []
@@ -174,7 +174,7 @@ def test_what_pytorch_itself_gives_passes_for_every_task(seen, task, kind, label
 
 @pytest.mark.parametrize(("kind", "labels"), [("fp32", False), ("int8", True)])
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_is_broken_of_a_task_is_caught_by_agreement_and_by_labels(seen, what, kind, labels):
+def test_broken_outputs_of_a_task_are_refused_by_agreement_and_by_labels(seen, what, kind, labels):
     task, break_it = BROKEN[what]
     reasons = figures_of(*seen(task), kind, break_it, labels=labels).shortcomings(kind, Limits())
     assert reasons

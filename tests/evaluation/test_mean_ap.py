@@ -1,4 +1,4 @@
-"""mAP, top-1 and top-5 are those of Ultralytics' validators, of the same predictions and labels."""
+"""mAP, top-1 and top-5 equal those of Ultralytics' validators for the same predictions and labels."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ NOTHING = np.zeros((0, 4), np.float32)
 
 
 def some_labels(seed: int, task: str, points: int = POINTS) -> Labels:
-    """Nine objects on a grid."""
+    """Return labels for nine objects on a grid."""
     rng = np.random.default_rng(seed)
     corner = np.stack(np.meshgrid(np.arange(3), np.arange(3)), -1).reshape(-1, 2) * 100 + rng.uniform(5, 15, (9, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(40, 80, (9, 2))], 1).astype(np.float32)
@@ -47,7 +47,7 @@ def cross(box: np.ndarray) -> Mask:
 
 
 def found_near(labels: Labels, seed: int) -> Detections:
-    """Each of them twice, more or less where it is, some of another class."""
+    """Return each object twice, with noise, some with another class."""
     rng = np.random.default_rng(seed)
     which = rng.permutation(np.repeat(np.arange(len(labels.classes)), 2))
     count = len(which)
@@ -69,8 +69,8 @@ def canvas(mask: Mask) -> np.ndarray:
     return pixels
 
 
-def their_overlap(labels: Labels, found: Detections, task: str) -> torch.Tensor:
-    """As the validator of the task computes it."""
+def overlap_by_ultralytics(labels: Labels, found: Detections, task: str) -> torch.Tensor:
+    """Return the overlap that Ultralytics' validator of the task computes."""
     wanted, boxes = torch.from_numpy(labels.boxes), torch.from_numpy(found.boxes)
     match task:
         case "segment":
@@ -90,14 +90,14 @@ TASKS = [("detect", 0), ("segment", 0), ("pose", POINTS), ("pose", 17), ("obb", 
 
 
 @pytest.mark.parametrize(("task", "points"), TASKS)
-def test_mean_precision_is_that_of_ultralytics_validator(task, points):
+def test_mean_average_precision_equals_that_of_ultralytics(task, points):
     tally, validator = Tally(), type("V", (), {"iouv": torch.linspace(0.5, 0.95, 10)})
     hits, scores, classes, wanted = [], [], [], []
     for seed in range(6):
         labels = some_labels(seed, task, points)
         found = found_near(labels, 100 + seed)
         tally.add(found, labels, SQUARE)
-        overlap = their_overlap(labels, found, task)
+        overlap = overlap_by_ultralytics(labels, found, task)
         both = torch.from_numpy(found.classes), torch.from_numpy(labels.classes)
         hits.append(BaseValidator.match_predictions(validator, *both, overlap).numpy())
         scores.append(found.scores)
@@ -110,12 +110,12 @@ def test_mean_precision_is_that_of_ultralytics_validator(task, points):
     assert figures["map50"] == pytest.approx(expected[:, 0].mean(), abs=1e-6)
 
 
-def test_top_1_and_top_5_are_those_of_ultralytics_validator():
+def test_top_1_and_top_5_accuracy_equal_those_of_ultralytics():
     rng = np.random.default_rng(1)
     order, targets = np.stack([rng.permutation(9)[:5] for _ in range(50)]), rng.integers(0, 9, 50)
     tally, theirs = TopTally(), metrics.ClassifyMetrics()
-    for likeliest, target in zip(order, targets, strict=True):
-        found = Detections(np.zeros((5, 0), np.float32), np.linspace(0.9, 0.1, 5, dtype=np.float32), likeliest)
+    for top_classes, target in zip(order, targets, strict=True):
+        found = Detections(np.zeros((5, 0), np.float32), np.linspace(0.9, 0.1, 5, dtype=np.float32), top_classes)
         tally.add(found, Labels(np.array([target]), np.zeros((1, 0), np.float32)), SQUARE)
     theirs.process([torch.from_numpy(targets)], [torch.from_numpy(order)])
     figures = tally.figures()
@@ -124,30 +124,30 @@ def test_top_1_and_top_5_are_those_of_ultralytics_validator():
 
 
 @pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb"])
-def test_what_lies_in_a_letterboxed_frame_is_compared_in_the_image(task):
-    """The image is twice the frame's size, and there is grey above and below it."""
+def test_detections_in_a_letterboxed_frame_are_compared_in_image_coordinates(task):
+    """The image is scaled by half, with padding above and below."""
     labels = some_labels(3, task)
     transform = preprocess.place(SIDE, 2 * SIDE, SIDE, 32, [(SIDE, SIDE)])
     offset = np.array([transform.left, transform.top], np.float32)
     assert offset.tolist() == [0, SIDE / 4]
-    columns, far = labels.boxes.shape[1], offset * (task != "obb")
-    boxes = labels.boxes / [2, 2, 2, 2, 1][:columns] + [*offset, *far, 0][:columns]
+    columns, box_offset = labels.boxes.shape[1], offset * (task != "obb")
+    boxes = labels.boxes / [2, 2, 2, 2, 1][:columns] + [*offset, *box_offset, 0][:columns]
     points = None if labels.keypoints is None else labels.keypoints * [0.5, 0.5, 1] + [*offset, 0]
-    parts = None if labels.masks is None else [masks.to_frame(mask, transform) for mask in labels.masks]
-    found = Detections(boxes.astype(np.float32), np.full(9, 0.9, np.float32), labels.classes, points, parts)
+    found_masks = None if labels.masks is None else [masks.to_frame(mask, transform) for mask in labels.masks]
+    found = Detections(boxes.astype(np.float32), np.full(9, 0.9, np.float32), labels.classes, points, found_masks)
     tally = Tally()
     tally.add(found, labels, transform)
     assert tally.figures() == pytest.approx({"map50": 0.995, "map50_95": 0.995})
 
 
-def test_without_labels_there_are_no_figures():
+def test_without_labels_there_are_no_results():
     assert (Tally().figures(), TopTally().figures()) == ({}, {})
     tally = Tally()
     tally.add(found_near(some_labels(0, "detect"), 1), Labels(np.zeros(0, np.int64), NOTHING), SQUARE)
     assert tally.figures() == {}
 
 
-def test_an_image_in_which_nothing_is_found_counts():
+def test_an_image_without_detections_lowers_the_result():
     tally, labels = Tally(), some_labels(0, "detect")
     tally.add(Detections(labels.boxes, np.full(9, 0.9, np.float32), labels.classes), labels, SQUARE)
     assert tally.figures()["map50"] == pytest.approx(0.995)

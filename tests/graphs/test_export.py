@@ -1,4 +1,4 @@
-"""Weights -> plain ONNX: what is refused in which words. What comes of the others: tests/test_graph.py."""
+"""Weights -> plain ONNX: the refusals and their messages. Valid weights: test_serving_graph.py."""
 
 import pickle
 from pathlib import Path
@@ -19,11 +19,11 @@ class Payload:
         return (Path.touch, (Path(self.target),))
 
 
-def test_pickled_code_in_weights_is_refused_and_not_run_even_if_ultralytics_was_imported_before(tmp_path):
+def test_pickled_code_in_weights_is_never_run_even_if_ultralytics_was_imported_before(tmp_path):
     import torch
     import ultralytics.nn.tasks
 
-    ultralytics.nn.tasks.SAFE_LOAD = False  # as it is when somebody else has imported it
+    ultralytics.nn.tasks.SAFE_LOAD = False  # its state if it was imported before
 
     payload = Payload()
     payload.target = str(tmp_path / "was-run")
@@ -31,10 +31,10 @@ def test_pickled_code_in_weights_is_refused_and_not_run_even_if_ultralytics_was_
     with pytest.raises(WeightsError, match=r"evil\.pt"):
         export.to_plain_onnx(tmp_path / "evil.pt", None, tmp_path)
     assert not (tmp_path / "was-run").exists()
-    assert pickle.dumps(payload)  # the payload itself is sound
+    assert pickle.dumps(payload)  # the payload is valid
 
 
-def test_name_that_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("ultralytics.utils.downloads.attempt_download_asset", str)
     with pytest.raises(WeightsError, match="Without a network, copy it to") as error:
         export.fetch("yolov8n.pt", tmp_path)
@@ -42,7 +42,7 @@ def test_name_that_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_downloaded_weights_appear_whole_under_their_name(tmp_path, monkeypatch):
+def test_downloaded_weights_are_stored_complete_under_their_name(tmp_path, monkeypatch):
     monkeypatch.setattr("ultralytics.utils.downloads.attempt_download_asset", lambda path: path.write_bytes(b"all"))
     assert export.fetch("yolov8n.pt", tmp_path) == tmp_path / "yolov8n.pt"
     assert (tmp_path / "yolov8n.pt").read_bytes() == b"all"

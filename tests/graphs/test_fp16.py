@@ -1,4 +1,4 @@
-"""Serving graph FP32 -> FP16: what is lowered, that little is lost, and that TensorRT's parser takes the outcome."""
+"""Serving graph FP32 -> FP16: the parts converted, the loss of accuracy, and the operators that TensorRT parses."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +46,7 @@ def large(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(params=["dynamic", "static"])
 def graphs(request) -> dict[str, Path]:
-    """The FP32 graph and the FP16 graph, for any and for one shape of frame."""
+    """The FP32 and the FP16 graph, with a dynamic and with a static frame shape."""
     return request.getfixturevalue(request.param)
 
 
@@ -70,7 +70,7 @@ def run(path: Path, frames: np.ndarray) -> np.ndarray:
 
 
 def kinds_of(model: ModelProto) -> dict[str, int]:
-    """Element type of every tensor."""
+    """Return the element type of every tensor by name."""
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     values = (*inferred.value_info, *inferred.input, *inferred.output)
     return {value.name: value.type.tensor_type.elem_type for value in values} | {
@@ -87,22 +87,22 @@ def attribute(node: NodeProto, name: str) -> object:
 
 
 def assert_close(rows: np.ndarray, expected: np.ndarray, *, px: float, score: float) -> None:
-    """Every row that may become a box has a partner of its class."""
+    """Assert that every expected row with a score of 0.25 or more is close to a row of its class."""
     compared = 0
     for ours, theirs in zip(rows, expected, strict=True):
         for row in theirs[theirs[:, 4] >= 0.25]:
             same = ours[ours[:, 5] == row[5]]
-            apart = np.abs(same[:, :5] - row[:5])
-            apart[:, 4] /= score / px
-            assert apart.max(1).min() <= px
+            distance = np.abs(same[:, :5] - row[:5])
+            distance[:, 4] /= score / px
+            assert distance.max(1).min() <= px
             compared += 1
     assert compared > 100
 
 
-# What is lowered
+# The converted parts
 
 
-def test_graph_passes_the_full_check_and_keeps_its_contract(half):
+def test_graph_passes_the_full_check_and_keeps_its_input_and_output(half):
     onnx.checker.check_model(half, full_check=True)
     (source,), (target,) = half.graph.input, half.graph.output
     assert (source.name, source.type.tensor_type.elem_type) == ("images", TensorProto.UINT8)
@@ -122,23 +122,23 @@ def test_the_weights_of_all_convolutions_but_dfl_are_fp16(half):
 
 def test_no_weights_are_kept_twice(half):
     sizes = [np.prod(tensor.dims) for tensor in half.graph.initializer if tensor.data_type == FLOAT]
-    assert max(sizes) <= 4 * serving_graph.K * 3  # constant anchors, but no convolution's
+    assert max(sizes) <= 4 * serving_graph.K * 3  # constant anchors, but no weights of a convolution
     read = {name for node in half.graph.node for name in node.input}
     assert {tensor.name for tensor in half.graph.initializer} <= read
 
 
-def test_what_is_fp32_again_stays_so(half):
-    """The six outputs of the head go back, and nothing behind them is FP16."""
+def test_everything_after_the_head_is_fp32(half):
+    """The six outputs of the head are cast casts, and nothing after them is FP16."""
     kinds, producers = kinds_of(half), {name: node for node in half.graph.node for name in node.output}
-    back = [node for node in of_kind(half, "Cast") if kinds[node.input[0]] == HALF]
-    decoding = {node.output[0] for node in back}
-    readers = [node for node in half.graph.node if node not in back]
+    casts = [node for node in of_kind(half, "Cast") if kinds[node.input[0]] == HALF]
+    decoding = {node.output[0] for node in casts}
+    readers = [node for node in half.graph.node if node not in casts]
     for node in readers:
         if decoding & set(node.input):
             decoding |= set(node.output)
             assert HALF not in {kinds[name] for name in (*node.input, *node.output) if name}, node.name
     assert "rows" in decoding
-    heads = [node.input[0] for node in back if producers[node.input[0]].op_type == "Conv"]
+    heads = [node.input[0] for node in casts if producers[node.input[0]].op_type == "Conv"]
     assert len(heads) == 6
     assert all("/model.22/cv" in name for name in heads)
 
@@ -150,7 +150,7 @@ def test_the_decode_is_fp32(half, kind):
         assert HALF not in {kinds[name] for name in (*node.input, *node.output)}
 
 
-def test_the_scores_sigmoid_is_fp32_and_those_of_features_are_fp16(half):
+def test_the_sigmoid_of_the_scores_is_fp32_and_those_of_features_are_fp16(half):
     kinds = kinds_of(half)
     found = [kinds[node.output[0]] for node in of_kind(half, "Sigmoid")]
     assert (found.count(HALF), found.count(FLOAT)) == (57, 1)
@@ -164,7 +164,7 @@ def test_resize_keeps_its_scales_in_fp32(half):
         assert (kinds[node.input[0]], kinds[node.input[2]], kinds[node.output[0]]) == (HALF, FLOAT, HALF)
 
 
-def test_no_cast_undoes_another_and_none_is_made_twice(half):
+def test_no_cast_is_redundant(half):
     producers = {name: node for node in half.graph.node for name in node.output}
     casts = of_kind(half, "Cast")
     read = {name for node in half.graph.node for name in node.input}
@@ -176,15 +176,15 @@ def test_no_cast_undoes_another_and_none_is_made_twice(half):
     assert [node.input[0] for node in casts if attribute(node, "to") == HALF] == ["images"]
 
 
-def test_weights_beyond_fp16_are_refused_by_name(static, tmp_path):
-    for value, fine in ((65504, True), (-65504, True), (65505, False), (-1e6, False), (np.inf, False)):
+def test_weights_beyond_the_range_of_fp16_are_refused_with_their_name(static, tmp_path):
+    for value, accepted in ((65504, True), (-65504, True), (65505, False), (-1e6, False), (np.inf, False)):
         model = onnx.load(static["fp32"])
         tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "model.0.conv.weight")
         weights = numpy_helper.to_array(tensor).copy()
         weights[0, 0, 0, 0] = value
         tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
         onnx.save(model, tmp_path / "great.onnx")
-        if fine:
+        if accepted:
             fp16.to_half(tmp_path / "great.onnx", tmp_path / "half.onnx")
             continue
         with pytest.raises(WeightsError, match=r"model\.0\.conv\.weight has values beyond the range of FP16: use"):
@@ -193,7 +193,7 @@ def test_weights_beyond_fp16_are_refused_by_name(static, tmp_path):
 
 
 def small(shared: NodeProto, path: Path) -> Path:
-    """A convolution and a softmax, both of which read what `shared` gives."""
+    """Write a graph whose convolution and softmax both depend on the output of `shared`; return its path."""
     nodes = [
         helper.make_node("Cast", ["images"], ["pixels"], to=FLOAT),
         shared,
@@ -223,7 +223,7 @@ SHARED = {
 
 
 @pytest.mark.parametrize("kind", SHARED)
-def test_a_node_that_feeds_features_and_decode_serves_both(tmp_path, kind):
+def test_a_node_read_by_features_and_decode_is_cast_for_each(tmp_path, kind):
     path = small(SHARED[kind], tmp_path / "single.onnx")
     fp16.to_half(path, tmp_path / "half.onnx")
     model = onnx.load(tmp_path / "half.onnx")
@@ -235,13 +235,13 @@ def test_a_node_that_feeds_features_and_decode_serves_both(tmp_path, kind):
     np.testing.assert_allclose(*rows, atol=5e-3)
 
 
-# What is lost
+# Accuracy
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 def test_an_image_has_the_same_rows_in_a_batch_of_any_size(graphs, frames, batch):
-    low_latency = np.concatenate([run(graphs["fp16"], frame[None]) for frame in frames[:batch]])
-    np.testing.assert_array_equal(run(graphs["fp16"], frames[:batch]), low_latency)
+    expected = np.concatenate([run(graphs["fp16"], frame[None]) for frame in frames[:batch]])
+    np.testing.assert_array_equal(run(graphs["fp16"], frames[:batch]), expected)
 
 
 def test_rows_are_those_of_fp32(graphs, frames, expected):
@@ -249,13 +249,13 @@ def test_rows_are_those_of_fp32(graphs, frames, expected):
     assert_close(run(graphs["fp16"], frames), expected, px=0.5, score=0.01)
 
 
-def test_rows_are_those_of_fp32_when_every_single_operation_rounds(frames, expected):
-    """As a GPU does. ONNX Runtime computes in FP32 between its roundings, torch on a CPU does not."""
-    assert_close(in_half(frames), expected, px=0.5, score=0.01)
+def test_rows_are_those_of_fp32_if_every_operation_rounds(frames, expected):
+    """As on a GPU. ONNX Runtime computes in FP32 and rounds some results, torch on a CPU rounds every one."""
+    assert_close(rows_in_half(frames), expected, px=0.5, score=0.01)
 
 
-def in_half(frames: np.ndarray) -> np.ndarray:
-    """The model's features by torch in half, and its decode in FP32."""
+def rows_in_half(frames: np.ndarray) -> np.ndarray:
+    """Return the rows of torch with the features in FP16 and the decode in FP32."""
     import torch
 
     model = export.load_module(DEMO_WEIGHTS)
@@ -272,7 +272,7 @@ def in_half(frames: np.ndarray) -> np.ndarray:
         return pytorch.select_rows(model(images)[0], len(scenes.NAMES)).numpy()
 
 
-# What TensorRT's parser takes: docs/operators.md of onnx-tensorrt 10.1, the operators that these graphs need
+# The operators that TensorRT's parser supports: docs/operators.md of onnx-tensorrt 10.1, for these graphs
 
 _FLOATS = {"FLOAT", "FLOAT16", "BFLOAT16"}
 _NUMBERS = _FLOATS | {"INT32", "INT64"}
@@ -300,11 +300,11 @@ SUPPORTED = {
     "Unsqueeze": _ANY,
 }
 _CONSTANT = {"ReduceMax": [1], "Slice": [3], "TopK": [1], "Unsqueeze": [1]}  # inputs that must be initializers
-_MOST_K = 3840  # "must be less than"
+_K_LIMIT = 3840  # "must be less than"
 
 
-def complaints(path: Path) -> list[str]:
-    """What the parser would refuse."""
+def parser_errors(path: Path) -> list[str]:
+    """Return what the parser would refuse."""
     model = onnx.load(path)
     kinds = {name: TensorProto.DataType.Name(kind) for name, kind in kinds_of(model).items()}
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -337,7 +337,7 @@ def restrictions(node: NodeProto, values: dict[str, np.ndarray]) -> dict[str, bo
         case "TopK":
             return {
                 "not sorted": attribute(node, "sorted") != 1,
-                "K": node.input[1] in values and bool(values[node.input[1]].max() >= _MOST_K),
+                "K": node.input[1] in values and bool(values[node.input[1]].max() >= _K_LIMIT),
             }
         case "MaxPool":
             return {
@@ -348,34 +348,34 @@ def restrictions(node: NodeProto, values: dict[str, np.ndarray]) -> dict[str, bo
 
 
 @pytest.mark.parametrize("kind", ["fp32", "fp16"])
-def test_every_operator_and_type_is_one_that_tensorrts_parser_takes(static, large, kind):
-    assert complaints(static[kind]) == []
-    assert complaints(large[kind]) == []
+def test_every_operator_and_type_is_supported_by_tensorrts_parser(static, large, kind):
+    assert parser_errors(static[kind]) == []
+    assert parser_errors(large[kind]) == []
 
 
 @pytest.mark.parametrize("kind", ["fp32", "fp16"])
-def test_uint8_goes_only_into_a_cast(graphs, kind):
+def test_the_uint8_input_goes_only_into_a_cast(graphs, kind):
     model = onnx.load(graphs[kind])
     kinds = kinds_of(model)
-    eaters = [
+    readers = [
         node.op_type for node in model.graph.node if TensorProto.UINT8 in {kinds.get(name) for name in node.input}
     ]
-    assert eaters == ["Cast"]
+    assert readers == ["Cast"]
     assert [name for name, kind in kinds.items() if kind == TensorProto.UINT8] == ["images"]
 
 
 @pytest.mark.parametrize("kind", ["fp32", "fp16"])
-def test_at_1280_px_topk_takes_no_more_than_tensorrt_can(large, kind):
+def test_topk_at_1280_px_is_within_the_limit_of_tensorrt(large, kind):
     model = onnx.load(large[kind])
     (node,) = of_kind(model, "TopK")
     (k,) = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == node.input[1]]
     assert k.tolist() == [serving_graph.K]
-    assert serving_graph.K < _MOST_K
+    assert serving_graph.K < _K_LIMIT
     assert model.graph.output[0].type.tensor_type.shape.dim[1].dim_value == serving_graph.K
 
 
-def put_in(model: ModelProto, kind: str, reader: str, **attributes: object) -> None:
-    """A node of this kind in front of the first reader."""
+def insert_before(model: ModelProto, kind: str, reader: str, **attributes: object) -> None:
+    """Insert a node of this kind before the first `reader` node."""
     at, node = next((i, node) for i, node in enumerate(model.graph.node) if node.op_type == reader)
     model.graph.node.insert(at, helper.make_node(kind, [node.input[0]], ["planted"], **attributes))
     node = model.graph.node[at + 1]
@@ -383,21 +383,21 @@ def put_in(model: ModelProto, kind: str, reader: str, **attributes: object) -> N
 
 
 def unsupported_operator(model: ModelProto) -> None:
-    put_in(model, "BitShift", "Cast", direction="LEFT")
+    insert_before(model, "BitShift", "Cast", direction="LEFT")
     model.graph.node[0].input.append("images")
 
 
 def unsupported_type(model: ModelProto) -> None:
-    put_in(model, "Cast", "Softmax", to=TensorProto.DOUBLE)
+    insert_before(model, "Cast", "Softmax", to=TensorProto.DOUBLE)
 
 
 def uint8_elsewhere(model: ModelProto) -> None:
-    put_in(model, "Transpose", "Cast", perm=[0, 1, 2, 3])
+    insert_before(model, "Transpose", "Cast", perm=[0, 1, 2, 3])
 
 
 def too_many_rows(model: ModelProto) -> None:
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "out/k")
-    tensor.CopyFrom(numpy_helper.from_array(np.array([_MOST_K]), "out/k"))
+    tensor.CopyFrom(numpy_helper.from_array(np.array([_K_LIMIT]), "out/k"))
 
 
 def computed_rows(model: ModelProto) -> None:
@@ -406,7 +406,7 @@ def computed_rows(model: ModelProto) -> None:
     model.graph.node.insert(at, helper.make_node("Add", ["out/k", "out/0"], ["computed"]))
 
 
-PLANTED: dict[str, tuple[Callable[[ModelProto], None], set[str]]] = {
+DEFECTS: dict[str, tuple[Callable[[ModelProto], None], set[str]]] = {
     "operator": (unsupported_operator, {"BitShift is unknown"}),
     "type": (unsupported_type, {"Cast of DOUBLE", "Softmax of DOUBLE"}),
     "uint8": (uint8_elsewhere, {"Transpose of UINT8"}),
@@ -415,10 +415,10 @@ PLANTED: dict[str, tuple[Callable[[ModelProto], None], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("what", PLANTED)
-def test_that_check_sees_what_tensorrt_would_refuse(large, tmp_path, what):
-    plant, seen = PLANTED[what]
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_the_parser_check_finds_unsupported_nodes(large, tmp_path, defect):
+    add_defect, errors = DEFECTS[defect]
     model = onnx.load(large["fp32"])
-    plant(model)
+    add_defect(model)
     onnx.save(model, tmp_path / "planted.onnx")
-    assert seen <= set(complaints(tmp_path / "planted.onnx"))
+    assert errors <= set(parser_errors(tmp_path / "planted.onnx"))

@@ -1,4 +1,4 @@
-"""Serving graph FP32 -> INT8: how the graph is made, and that engines read it as it is meant."""
+"""Serving graph FP32 -> INT8: the quantized graph, and the rows of the engines that run it."""
 
 import platform
 from collections import Counter
@@ -30,7 +30,7 @@ def frames() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory) -> Path:
-    """The FP32 graph, for any shape of frame."""
+    """The FP32 graph with a dynamic frame shape."""
     folder = tmp_path_factory.mktemp("single")
     serving_graph.to_serving_graph(
         export.to_plain_onnx(DEMO_WEIGHTS, SIDE, folder), "demo", SIDE, folder / "graph.onnx"
@@ -58,22 +58,22 @@ def run(path: Path, frames: list[np.ndarray]) -> np.ndarray:
 
 
 def assert_same_boxes(found: np.ndarray, expected: np.ndarray, *, px: float, score: float) -> None:
-    """Sure boxes only: near the threshold either may have one more."""
+    """Compare only boxes with a score above 0.6: near the threshold either side may have one more."""
     for rows, wanted in zip(found, expected, strict=True):
-        sure, offered = select((wanted,), Thresholds(0.6), MODEL), select((rows,), Thresholds(0.25), MODEL)
-        for box, label, its_score in zip(sure.boxes, sure.classes, sure.scores, strict=True):
-            distance = np.abs(offered.boxes - box).max(1) + 1000 * (offered.classes != label)
+        sure, candidates = select((wanted,), Thresholds(0.6), MODEL), select((rows,), Thresholds(0.25), MODEL)
+        for box, label, expected_score in zip(sure.boxes, sure.classes, sure.scores, strict=True):
+            distance = np.abs(candidates.boxes - box).max(1) + 1000 * (candidates.classes != label)
             assert distance.min() < px
-            assert abs(offered.scores[distance.argmin()] - its_score) < score
+            assert abs(candidates.scores[distance.argmin()] - expected_score) < score
 
 
 def share_of_same_boxes(found: np.ndarray, expected: np.ndarray, px: float) -> float:
-    """Of the sure ones, among the rows before NMS: it may keep either of two with all but the same score."""
+    """Return the share of expected boxes found among the rows before NMS, which may keep either of two equal boxes."""
     same = []
     for rows, wanted in zip(found, expected, strict=True):
         sure = select((wanted,), Thresholds(0.6), MODEL)
-        for box, label, its_score in zip(sure.boxes, sure.classes, sure.scores, strict=True):
-            near = (np.abs(rows[:, :4] - box).max(1) < px) & (np.abs(rows[:, 4] - its_score) < 0.3)
+        for box, label, expected_score in zip(sure.boxes, sure.classes, sure.scores, strict=True):
+            near = (np.abs(rows[:, :4] - box).max(1) < px) & (np.abs(rows[:, 4] - expected_score) < 0.3)
             same.append((near & (rows[:, 5] == label)).any())
     return float(np.mean(same))
 
@@ -82,7 +82,7 @@ def test_graph_passes_the_full_check(model):
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_every_convolution_of_features_and_no_other_one_is_int8(model):
+def test_exactly_the_convolutions_of_features_are_int8(model):
     producers = {name: node for node in model.graph.node for name in node.output}
     convs = [node for node in model.graph.node if node.op_type == "Conv"]
     plain = [node.name for node in convs if producers.get(node.input[1]) is None]
@@ -93,8 +93,8 @@ def test_every_convolution_of_features_and_no_other_one_is_int8(model):
             assert producers[conv.input[1]].op_type == "DequantizeLinear"
 
 
-def test_scales_are_what_tensorrt_takes(model):
-    """Zero points are 0; weights have a scale for each output channel, and biases stay as they are."""
+def test_scales_have_the_form_that_tensorrt_supports(model):
+    """Zero points are 0; weights have a scale for each output channel, and biases stay FP32."""
     values = initializers(model)
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -110,19 +110,19 @@ def test_scales_are_what_tensorrt_takes(model):
         assert value.min() >= -127
 
 
-def test_no_two_products_that_a_cpu_without_vnni_adds_exceed_16_bits(model):
-    """Of neighbouring input channels, with inputs of 255. And no channel is scaled down for nothing."""
+def test_the_sum_of_two_products_fits_16_bits_for_a_cpu_without_vnni(model):
+    """For two neighbouring input channels with inputs of 255. No channel is scaled down more than needed."""
     for value in initializers(model).values():
         if value.dtype == np.int8 and value.ndim == 4:
-            each = value.astype(int)
-            sums = each[:, :-1:2] + each[:, 1::2]
+            weights = value.astype(int)
+            sums = weights[:, :-1:2] + weights[:, 1::2]
             assert np.iinfo(np.int16).min <= 255 * sums.min(initial=0)
             assert 255 * sums.max(initial=0) <= np.iinfo(np.int16).max
-            greatest = np.maximum(np.abs(each).max((1, 2, 3)), np.abs(sums).max((1, 2, 3), initial=0))
-            assert greatest.min() >= 126
+            maximum = np.maximum(np.abs(weights).max((1, 2, 3)), np.abs(sums).max((1, 2, 3), initial=0))
+            assert maximum.min() >= 126
 
 
-def test_scales_hold_what_their_rule_says(single, tmp_path):
+def test_scales_follow_their_calibration_rule(single, tmp_path):
     dark, bright = (np.full((64, 64, 3), level, np.uint8) for level in (51, 255))
     quantizer = int8.Quantizer(single, [dark, dark, bright, dark], zero_points=False)
     scales = {}
@@ -134,45 +134,45 @@ def test_scales_hold_what_their_rule_says(single, tmp_path):
     assert scales["least square error"] <= 1
 
 
-def test_convolutions_that_the_method_names_stay_in_float(single, frames, tmp_path):
+def test_convolutions_listed_in_the_method_stay_in_float(single, frames, tmp_path):
     quantizer = int8.Quantizer(single, frames[:2], zero_points=True)
     names = list(quantizer.work(SIDE, SIDE))
     kept = {names[0], names[9], names[-1]}
     quantizer.write(tmp_path / "int8.onnx", Method(floats=frozenset(kept)))
     model = onnx.load(tmp_path / "int8.onnx")
-    made = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
-    convs = {node.output[0]: node.input[1] in made for node in model.graph.node if node.op_type == "Conv"}
+    dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    convs = {node.output[0]: node.input[1] in dequantized for node in model.graph.node if node.op_type == "Conv"}
     assert {name for name in names if not convs[name]} == kept
 
 
-def test_zero_points_leave_no_step_unused(single, frames, tmp_path):
-    """SiLU gives no less than -0.28: ranges whose middle is 0 would leave nearly half of the steps unused."""
+def test_zero_points_use_all_quantization_steps(single, frames, tmp_path):
+    """The minimum of SiLU is -0.28: a range centred on 0 would leave nearly half of the steps unused."""
     int8.Quantizer(single, frames[:4], zero_points=True).write(tmp_path / "int8.onnx", Method())
     model = onnx.load(tmp_path / "int8.onnx")
     values = initializers(model)
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear":
             scale, zero = (values[name] for name in node.input[1:])
-            least = float(scale) * (-127 - int(zero))
-            assert -1.2 < least <= float(scale)
+            minimum = float(scale) * (-127 - int(zero))
+            assert -1.2 < minimum <= float(scale)
     assert share_of_same_boxes(run(tmp_path / "int8.onnx", frames), run(single, frames), px=4) == 1
 
 
-def test_shares_of_work_are_of_all_convolutions_and_sum_to_one(single, frames):
+def test_work_shares_cover_all_convolutions_and_sum_to_one(single, frames):
     work = int8.Quantizer(single, frames[:1], zero_points=True).work(SIDE, SIDE)
     assert len(work) == 63
     assert sum(work.values()) == pytest.approx(1)
     assert all(0 < share < 0.2 for share in work.values())
 
 
-def test_biases_make_up_for_what_rounding_the_weights_changes_on_average(single, model):
+def test_biases_compensate_the_mean_error_of_rounded_weights(single, model):
     before, after = initializers(onnx.load(single)), initializers(model)
     biases = [name for name in before if name.endswith(".bias") and name in after]
     assert len(biases) == 63
     assert all(0 < np.abs(before[name] - after[name]).max() < 1 for name in biases)
 
 
-def test_a_graph_that_is_near_enough_is_all_int8(single, frames, tmp_path, monkeypatch):
+def test_a_graph_within_the_maximum_distance_is_int8_throughout(single, frames, tmp_path, monkeypatch):
     monkeypatch.setattr(int8_search, "MAX_DISTANCE", 1)
     facts = int8_search.to_int8(single, tmp_path / "int8.onnx", frames[:6], zero_points=True)["int8"]
     compared = facts["compared"]
@@ -181,7 +181,7 @@ def test_a_graph_that_is_near_enough_is_all_int8(single, frames, tmp_path, monke
     assert compared[facts["method"]]["distance"] == min(each["distance"] for each in compared.values())
 
 
-def test_convolutions_stay_in_float_until_too_little_is_int8_and_the_nearest_graph_is_kept(
+def test_the_search_keeps_convolutions_in_float_and_chooses_the_graph_of_least_distance(
     single, frames, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(int8_search, "MAX_DISTANCE", 0)
@@ -194,7 +194,7 @@ def test_convolutions_stay_in_float_until_too_little_is_int8_and_the_nearest_gra
     assert compared[facts["method"]]["distance"] < min(compared[rule]["distance"] for rule in calibration.RULES)
 
 
-def test_tensors_that_a_concat_joins_share_one_scale(model):
+def test_inputs_of_a_concat_share_one_scale(model):
     producers = {name: node for node in model.graph.node for name in node.output}
     joined = 0
     for node in model.graph.node:
@@ -205,7 +205,7 @@ def test_tensors_that_a_concat_joins_share_one_scale(model):
     assert joined >= 2
 
 
-def test_what_decodes_is_as_it_was(single, model):
+def test_the_decode_is_unchanged(single, model):
     before, features = onnx.load(single), fp16.features(onnx.load(single).graph)
     decoding = {node.name: node.op_type for node in before.graph.node if node.output[0] not in features}
     after = {node.name: node.op_type for node in model.graph.node}
@@ -214,16 +214,16 @@ def test_what_decodes_is_as_it_was(single, model):
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 def test_an_image_has_the_same_boxes_in_a_batch_of_any_size(quantized, frames, batch):
-    low_latency = run(quantized, frames[:1])
-    assert_same_boxes(run(quantized, frames[:batch])[:1], low_latency, px=0.5, score=0.01)
+    expected = run(quantized, frames[:1])
+    assert_same_boxes(run(quantized, frames[:batch])[:1], expected, px=0.5, score=0.01)
 
 
 def test_int8_finds_the_boxes_of_fp32(single, quantized, frames):
     assert_same_boxes(run(quantized, frames), run(single, frames), px=8, score=0.4)
 
 
-def test_float_part_in_fp16_finds_the_same(quantized, frames, tmp_path):
-    """What TensorRT compiles."""
+def test_int8_with_its_float_part_in_fp16_finds_the_same_boxes(quantized, frames, tmp_path):
+    """TensorRT compiles this graph."""
     fp16.to_half(quantized, tmp_path / "half.onnx")
     model = onnx.load(tmp_path / "half.onnx")
     onnx.checker.check_model(model, full_check=True)
@@ -234,7 +234,7 @@ def test_float_part_in_fp16_finds_the_same(quantized, frames, tmp_path):
     assert share_of_same_boxes(run(tmp_path / "half.onnx", frames), run(quantized, frames), px=2) == 1
 
 
-def test_openvino_by_convert_model_finds_what_the_float_graph_finds(single, quantized, frames):
+def test_openvino_with_convert_model_finds_the_boxes_of_the_float_graph(single, quantized, frames):
     """core.read_model gives mAP50-95 0.44 instead of 0.91 for it, without an error (OpenVINO 2026.4.1)."""
     options = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(openvino.convert_model(quantized), "CPU", options)
@@ -246,7 +246,7 @@ def test_openvino_by_convert_model_finds_what_the_float_graph_finds(single, quan
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other kernels")
-def test_openvino_runs_the_convolutions_in_int8_with_silu_inside(quantized):
+def test_openvino_runs_the_convolutions_in_int8_with_fused_silu(quantized):
     compiled = openvino.Core().compile_model(openvino.convert_model(quantized), "CPU")
     info = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ordered_ops()]
     kinds = Counter((each["layerType"].value, each["runtimePrecision"].value) for each in info)

@@ -1,4 +1,4 @@
-"""Device memory of a graph by estimate: by hand for small graphs, and within reason for the real one."""
+"""The estimate of a graph's device memory: exact for small graphs, plausible for the real one."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from app.graphs import export, fp16, memory, serving_graph
 from app.settings import DEMO_WEIGHTS
 
 SIDE = 8
-PIXELS = SIDE * SIDE * 3  # of one frame; a byte each as uint8
-FLOATS = 4 * PIXELS  # bytes of a tensor that has them as FP32
+PIXELS = SIDE * SIDE * 3  # bytes of one uint8 frame
+FLOATS = 4 * PIXELS  # bytes of the same frame in FP32
 
 
 def node(kind: str, inputs: str, output: str, **attributes: object) -> NodeProto:
@@ -21,7 +21,7 @@ def node(kind: str, inputs: str, output: str, **attributes: object) -> NodeProto
 
 @pytest.fixture
 def peak(tmp_path):
-    """The estimate for a graph of these nodes, from `images` to `rows`, and a constant `c`."""
+    """Estimates the memory of a graph of these nodes, from `images` to `rows`, with a constant `c`."""
 
     def estimate(
         *nodes: NodeProto, batch: int = 1, shape: tuple[int, int] = (SIDE, SIDE), dims: tuple = ("b", "h", "w", 3)
@@ -37,26 +37,26 @@ def peak(tmp_path):
 
 
 CAST = node("Cast", "images", "x", to=TensorProto.FLOAT)
-TURN = node("Transpose", "x", "y", perm=[0, 2, 1, 3])  # a layer that reads one tensor and writes another
+TRANSPOSE = node("Transpose", "x", "y", perm=[0, 2, 1, 3])  # a layer that reads one tensor and writes another
 
 
-def test_a_layer_needs_what_it_reads_and_what_it_writes(peak):
+def test_a_layer_needs_its_input_and_its_output(peak):
     assert peak(CAST, node("Transpose", "x", "rows", perm=[0, 3, 1, 2])) == 2 * FLOATS
 
 
-def test_what_nobody_reads_any_more_is_free_for_others(peak):
+def test_a_tensor_is_freed_after_its_last_reader(peak):
     chain = [node("Transpose", f"{name}", f"{name}y", perm=[0, 2, 1, 3]) for name in ("x", "xy", "xyy", "xyyy")]
     assert peak(CAST, *chain, node("Transpose", "xyyyy", "rows", perm=[0, 2, 1, 3])) == 2 * FLOATS
 
 
-def test_what_is_read_again_later_stays(peak):
+def test_a_tensor_that_is_read_later_is_kept(peak):
     late = [node("Transpose", "y", "z", perm=[0, 2, 1, 3]), node("Concat", "x z", "rows", axis=0)]
-    # While z is made: x, y and z. While rows are: x, z and rows, which are as great as both.
-    assert peak(CAST, TURN, *late) == 4 * FLOATS
-    assert peak(CAST, TURN, late[0], node("Add", "x z", "rows")) == 3 * FLOATS
+    # While z is written: x, y and z. While rows are written: x, z and rows, which has the size of both.
+    assert peak(CAST, TRANSPOSE, *late) == 4 * FLOATS
+    assert peak(CAST, TRANSPOSE, late[0], node("Add", "x z", "rows")) == 3 * FLOATS
 
 
-def test_a_tensor_that_one_node_reads_twice_counts_once(peak):
+def test_a_tensor_that_a_node_reads_twice_counts_once(peak):
     assert peak(CAST, node("Concat", "x x", "rows", axis=0)) == 3 * FLOATS
     assert (
         peak(CAST, node("Concat", "x x", "y", axis=0), node("Transpose", "y", "rows", perm=[0, 2, 1, 3])) == 4 * FLOATS
@@ -66,52 +66,52 @@ def test_a_tensor_that_one_node_reads_twice_counts_once(peak):
 def test_arithmetic_and_reshapes_work_in_place(peak):
     steps = [node("Mul", "x c", "y"), node("Add", "y c", "z"), node("Relu", "z", "w"), node("Cast", "w", "rows", to=1)]
     assert peak(CAST, *steps) == FLOATS
-    # But not on what is read again: then y is a tensor of its own.
+    # Not if the input is read again: then y is a separate tensor.
     assert peak(CAST, node("Mul", "x c", "y"), node("Add", "x y", "rows")) == 2 * FLOATS
 
 
 def test_silu_writes_one_tensor(peak):
-    silu = [node("Sigmoid", "y", "gate"), node("Mul", "y gate", "rows")]
-    assert peak(CAST, TURN, *silu) == 2 * FLOATS
+    nodes = [node("Sigmoid", "y", "gate"), node("Mul", "y gate", "rows")]
+    assert peak(CAST, TRANSPOSE, *nodes) == 2 * FLOATS
 
 
-def test_sigmoid_of_what_nobody_else_reads_is_there_in_its_place(peak):
-    score = [node("Sigmoid", "y", "s"), node("Transpose", "s", "rows", perm=[0, 2, 1, 3])]
-    assert peak(CAST, TURN, *score) == 2 * FLOATS
+def test_sigmoid_works_in_place_if_its_input_has_no_other_reader(peak):
+    nodes = [node("Sigmoid", "y", "s"), node("Transpose", "s", "rows", perm=[0, 2, 1, 3])]
+    assert peak(CAST, TRANSPOSE, *nodes) == 2 * FLOATS
 
 
-def test_quantized_tensors_take_a_byte_each_as_long_as_somebody_reads_them(peak):
-    """PIXELS bytes of int8 stay while z (FP32, from x) is made and joined with them."""
+def test_quantized_tensors_take_one_byte_per_value_until_their_last_reader(peak):
+    """PIXELS bytes of int8 stay while z and w (FP32, from x) are written."""
     scale = helper.make_node("Constant", [], ["scale"], value=numpy_helper.from_array(np.float32(0.1)))
     zero = helper.make_node("Constant", [], ["zero"], value=numpy_helper.from_array(np.int8(0)))
-    pair = [
+    nodes = [
         node("QuantizeLinear", "y scale zero", "q"),
         node("DequantizeLinear", "q scale zero", "back"),
         node("Transpose", "x", "z", perm=[0, 2, 1, 3]),
         node("Transpose", "z", "w", perm=[0, 2, 1, 3]),
         node("Add", "back w", "rows"),
     ]
-    assert peak(scale, zero, CAST, TURN, *pair) == 2 * FLOATS + PIXELS
+    assert peak(scale, zero, CAST, TRANSPOSE, *nodes) == 2 * FLOATS + PIXELS
 
 
-def test_constants_are_no_activations_but_weights(peak, tmp_path):
+def test_constants_count_as_weights_and_not_as_activations(peak, tmp_path):
     peak(CAST, node("Mul", "x c", "rows"))
     assert memory.weight_bytes(tmp_path / "small.onnx") == 3 * 4
 
 
-def test_the_input_is_there_from_the_start(peak):
+def test_the_input_counts_from_the_start(peak):
     assert peak(node("Shape", "images", "rows")) == PIXELS
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
 @pytest.mark.parametrize("shape", [(SIDE, SIDE), (SIDE, 3 * SIDE), (2 * SIDE, SIDE)])
 @pytest.mark.parametrize("dims", [("b", "h", "w", 3), ("b", SIDE, SIDE, 3), (1, "h", "w", 3)], ids=str)
-def test_batch_and_shape_are_those_asked_for(peak, batch, shape, dims):
+def test_the_requested_batch_and_shape_are_used(peak, batch, shape, dims):
     found = peak(CAST, node("Transpose", "x", "rows", perm=[0, 3, 1, 2]), batch=batch, shape=shape, dims=dims)
     assert found == 2 * FLOATS * batch * shape[0] * shape[1] // SIDE**2
 
 
-# The real graph: yolov8n's
+# The graph of yolov8n
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["static", "dynamic"])
@@ -124,7 +124,7 @@ def real(needs_engine, request, tmp_path_factory) -> dict[str, Path]:
     return made
 
 
-def test_batches_need_as_much_more_as_they_are_larger(real):
+def test_activation_memory_is_proportional_to_the_batch(real):
     for path in real.values():
         one = memory.activation_bytes(path, 1, (640, 640))
         for batch in (2, 8, 64):
@@ -136,14 +136,14 @@ def test_fp16_needs_about_half(real):
         assert 0.48 < estimate(real["fp16"]) / estimate(real["fp32"]) < 0.56
 
 
-def test_yolov8n_at_640_px_needs_what_its_first_layers_write(real):
-    """Its first convolution reads 3 x 640 x 640 and writes 16 x 320 x 320: 11.5 MB, and little fits beside them."""
+def test_yolov8n_at_640_px_needs_the_memory_of_its_first_layer(real):
+    """Its first convolution reads 3 x 640 x 640 and writes 16 x 320 x 320 floats: 11.5 MB, most of the peak."""
     first = 4 * (3 * 640 * 640 + 16 * 320 * 320)
     assert first <= memory.activation_bytes(real["fp32"], 1, (640, 640)) < 1.5 * first
     assert 12e6 < memory.weight_bytes(real["fp32"]) < 14e6  # 3.0 million parameters
 
 
-def test_estimating_changes_nothing_on_the_disk(real):
+def test_the_estimate_does_not_change_the_file(real):
     before = real["fp32"].read_bytes()
     memory.activation_bytes(real["fp32"], 3, (320, 320))
     assert real["fp32"].read_bytes() == before

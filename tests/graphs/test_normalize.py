@@ -1,4 +1,4 @@
-"""Exports of any opset, precision and age are read into one form, whose rows are those of PyTorch."""
+"""Exports of any opset, precision and release are normalized into one form, with the rows of PyTorch."""
 
 import numpy as np
 import onnx
@@ -24,7 +24,7 @@ EXPORTS = {
     "FP16": {"half": True},
     "FP16, dynamic, not simplified": {"half": True, "dynamic": True, "simplify": False},
 }
-OF_ALL_TASKS = ["opset 9", "opset 12, dynamic", "FP16, dynamic, not simplified"]
+KINDS_FOR_ALL_TASKS = ["opset 9", "opset 12, dynamic", "FP16, dynamic, not simplified"]
 
 
 def frames_of(task: str) -> list[np.ndarray]:
@@ -32,7 +32,7 @@ def frames_of(task: str) -> list[np.ndarray]:
 
 
 def assert_same(found: list, expected: list, task: str, tolerance: float) -> None:
-    """Every row of a score to speak of, and all else."""
+    """Compare the rows with a score above 0.05, and all other outputs."""
     for (first, *protos), (wanted, *prototypes) in zip(found, expected, strict=True):
         if task == "classify":
             np.testing.assert_allclose(first, wanted, atol=1e-3)
@@ -45,7 +45,7 @@ def assert_same(found: list, expected: list, task: str, tolerance: float) -> Non
 
 @pytest.mark.parametrize(
     ("task", "kind"),
-    [(task, kind) for task in TASKS for kind in (EXPORTS if task == "detect" else OF_ALL_TASKS)],
+    [(task, kind) for task in TASKS for kind in (EXPORTS if task == "detect" else KINDS_FOR_ALL_TASKS)],
 )
 def test_rows_of_every_export_are_those_of_pytorch(exported, tmp_path, task, kind):
     path, frames = exported(task, **EXPORTS[kind]), frames_of(task)
@@ -60,12 +60,12 @@ def test_rows_of_every_export_are_those_of_pytorch(exported, tmp_path, task, kin
     assert_same(found, pytorch.open_weights(weights, 1).infer(0, frames), task, 0.1 if half else 0.01)
     reference = onnxruntime.PlainExport(normalize.load(path).SerializeToString(), model, 1)
     assert_same(found, reference.infer(frames), task, 0.001)
-    as_it_is = onnxruntime.PlainExport(path, model, 1)
-    assert_same(found, as_it_is.infer(frames), task, 0.5 if half else 0.001)
+    unchanged = onnxruntime.PlainExport(path, model, 1)
+    assert_same(found, unchanged.infer(frames), task, 0.5 if half else 0.001)
 
 
-def test_an_export_with_fp16_inputs_is_widened_and_runs_as_it_is_too(exported, tmp_path):
-    """Of `yolo export half=True device=0`."""
+def test_an_export_with_fp16_inputs_runs_widened_and_unchanged(exported, tmp_path):
+    """`yolo export half=True device=0` writes FP16 inputs."""
     from onnxruntime.transformers import float16
 
     path, frames = tmp_path / "half.onnx", frames_of("detect")
@@ -78,8 +78,8 @@ def test_an_export_with_fp16_inputs_is_widened_and_runs_as_it_is_too(exported, t
 
 
 @pytest.mark.parametrize("kind", ["opset 9", "opset 22, dynamic", "FP16, dynamic, not simplified"])
-def test_passes_of_fp16_and_int8_run_in_onnx_runtime(exported, tmp_path, kind):
-    """From opset 21 on ONNX Runtime 1.32 fails on a graph of int8: "output_dtype INT8 does not match"."""
+def test_graphs_converted_to_fp16_and_int8_run_in_onnx_runtime(exported, tmp_path, kind):
+    """ONNX Runtime 1.32 fails on INT8 graphs of opset 21 and later: "output_dtype INT8 does not match"."""
     served, frames = tmp_path / "graph.onnx", frames_of("detect")
     serving_graph.to_serving_graph(exported("detect", **EXPORTS[kind]), "detect", None, served)
     expected = onnxruntime.OnnxruntimeEngine(served, 1).infer(0, frames)
@@ -91,8 +91,8 @@ def test_passes_of_fp16_and_int8_run_in_onnx_runtime(exported, tmp_path, kind):
     onnxruntime.OnnxruntimeEngine(tmp_path / "int8.onnx", 1).infer(0, frames)
 
 
-def test_int8_of_fp16_weights_joins_what_fp32_weights_join(exported, tmp_path):
-    """Casts that are left between convolutions would keep their inputs from sharing a scale."""
+def test_int8_conversion_of_fp16_and_fp32_weights_inserts_the_same_nodes(exported, tmp_path):
+    """Casts between convolutions would prevent their inputs from sharing a scale."""
     counts = []
     for options in ({"opset": 17}, {"opset": 17, "half": True}):
         serving_graph.to_serving_graph(exported("detect", **options), "detect", None, tmp_path / "graph.onnx")
@@ -105,13 +105,13 @@ def test_int8_of_fp16_weights_joins_what_fp32_weights_join(exported, tmp_path):
 
 
 def small(*nodes: onnx.NodeProto, opset: int = 19, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
-    """A graph from x to y, [1, 4] each."""
-    ends = [helper.make_tensor_value_info(name, kind, [1, 4]) for name in "xy"]
-    made = helper.make_graph(list(nodes), "g", ends[:1], ends[1:])
+    """Return a model from x to y, each [1, 4]."""
+    values = [helper.make_tensor_value_info(name, kind, [1, 4]) for name in "xy"]
+    made = helper.make_graph(list(nodes), "g", values[:1], values[1:])
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
-def test_nodes_are_sorted_and_those_in_order_stay_as_they_are():
+def test_nodes_are_sorted_topologically():
     first, second = helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Abs", ["a"], ["y"])
     for given in ([first, second], [second, first]):
         model = small(*given)
@@ -119,14 +119,14 @@ def test_nodes_are_sorted_and_those_in_order_stay_as_they_are():
         assert [node.op_type for node in model.graph.node] == ["Relu", "Abs"]
 
 
-def test_a_graph_that_reads_its_own_end_is_refused(tmp_path):
+def test_a_graph_with_a_cycle_is_refused(tmp_path):
     nodes = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Abs", ["a"], ["b"])]
     onnx.save(small(*nodes, helper.make_node("Relu", ["b"], ["y"])), tmp_path / "loop.onnx")
     with pytest.raises(WeightsError, match=r"loop\.onnx is not a valid ONNX file: .*cycle"):
         normalize.load(tmp_path / "loop.onnx")
 
 
-def test_constants_casts_and_ends_are_widened():
+def test_constants_casts_inputs_and_outputs_are_widened():
     half = numpy_helper.from_array(np.full(4, 0.5, np.float16), "half")
     nodes = [
         helper.make_node("Cast", ["x"], ["a"], to=TensorProto.FLOAT16),
@@ -143,7 +143,7 @@ def test_constants_casts_and_ends_are_widened():
     assert found.tolist() == [[0.5] * 4]
 
 
-def test_opsets_are_brought_to_the_one_that_all_steps_know_or_left_where_they_cannot_be():
+def test_the_opset_is_converted_if_possible_and_kept_otherwise():
     relu = helper.make_node("Relu", ["x"], ["y"])
     for opset in (9, 17, 19, 22):
         assert normalize.with_opset(small(relu, opset=opset)).opset_import[0].version == normalize.OPSET
@@ -151,8 +151,8 @@ def test_opsets_are_brought_to_the_one_that_all_steps_know_or_left_where_they_ca
     assert normalize.with_opset(newer).opset_import[0].version == 20
 
 
-def test_sizes_that_old_releases_declared_for_open_sides_do_not_count(exported, tmp_path):
-    """Before 8.1: ['batch', 'anchors', 8400] of a dynamic export."""
+def test_fixed_sizes_that_old_releases_declared_in_dynamic_exports_are_ignored(exported, tmp_path):
+    """Releases before 8.1 declared ['batch', 'anchors', 8400] in dynamic exports."""
     model = onnx.load(exported("detect", opset=12, dynamic=True))
     _, channels, anchors = model.graph.output[0].type.tensor_type.shape.dim
     channels.dim_param, anchors.dim_value = "anchors", 8400
@@ -164,8 +164,8 @@ def test_sizes_that_old_releases_declared_for_open_sides_do_not_count(exported, 
     assert engine.infer(0, [np.zeros((SIDE, 160, 3), np.uint8)])[0][0].shape == (315, 6)
 
 
-def test_constants_that_are_listed_as_inputs_are_none(exported, tmp_path):
-    """As old exporters did it."""
+def test_constants_listed_as_inputs_are_removed_from_the_inputs(exported, tmp_path):
+    """Old exporters list them so."""
     model = onnx.load(exported("detect", opset=12))
     for tensor in list(model.graph.initializer):
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))

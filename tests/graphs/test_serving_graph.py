@@ -1,4 +1,4 @@
-"""Weights -> serving graph: the graph's contract, and what is refused in which words."""
+"""Weights -> serving graph: the inputs and outputs of the graph, and the messages of refusals."""
 
 import shutil
 from pathlib import Path
@@ -41,7 +41,7 @@ def expected(frames) -> np.ndarray:
 
 
 def exported(folder: Path, weights: Path = DEMO_WEIGHTS, **options) -> Path:
-    """As a user does: yolo export format=onnx."""
+    """Export as a user does, with `yolo export format=onnx`; return the path."""
     from ultralytics import YOLO
 
     copy = Path(shutil.copy(weights, folder / "exported.pt"))
@@ -53,7 +53,7 @@ def run(path: Path, frames: np.ndarray) -> np.ndarray:
 
 
 def assert_same_rows(rows: np.ndarray, expected: np.ndarray) -> None:
-    """Every row of a score to speak of; further down, which class is the most likely is noise."""
+    """Compare rows with a score above 0.001; the class of the others is noise."""
     for ours, theirs in zip(rows, expected, strict=True):
         assert np.abs(ours[:, 4] - theirs[:, 4]).max() < 1e-4
         assert theirs[0, 4] > 0.5
@@ -62,13 +62,13 @@ def assert_same_rows(rows: np.ndarray, expected: np.ndarray) -> None:
             assert np.abs(same_class - row).max(1).min() < 0.01
 
 
-def test_names_stride_and_size_come_from_the_metadata(serving):
+def test_names_stride_and_size_are_read_from_the_metadata(serving):
     _, model = serving
     assert list(model.names.values()) == scenes.NAMES
     assert (model.task, model.stride, model.imgsz, model.shapes) == ("detect", 32, SIDE, None)
 
 
-def test_graph_has_the_contracted_input_and_output_and_passes_the_full_check(serving):
+def test_graph_has_the_specified_input_and_output_and_passes_the_full_check(serving):
     model = onnx.load(serving[0])
     onnx.checker.check_model(model, full_check=True)
     (source,), (target,) = model.graph.input, model.graph.output
@@ -82,7 +82,7 @@ def test_graph_has_the_contracted_input_and_output_and_passes_the_full_check(ser
     assert (target.name, target.type.tensor_type.elem_type) == ("rows", onnx.TensorProto.FLOAT)
 
 
-def test_uint8_goes_only_into_a_cast(serving):
+def test_the_uint8_input_goes_only_into_a_cast(serving):
     """https://github.com/NVIDIA/TensorRT/issues/3985"""
     nodes = onnx.load(serving[0]).graph.node
     assert [node.op_type for node in nodes if "images" in node.input] == ["Cast"]
@@ -94,12 +94,12 @@ def test_rows_are_those_of_pytorch(serving, frames, expected):
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 def test_an_image_has_the_same_rows_in_a_batch_of_any_size(serving, frames, batch):
-    low_latency = run(serving[0], frames[:1])[0]
-    together = run(serving[0], frames[:batch])[0]
-    np.testing.assert_allclose(together, low_latency, atol=1e-3)
+    expected = run(serving[0], frames[:1])[0]
+    found = run(serving[0], frames[:batch])[0]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_any_rectangle_of_strides_runs_with_as_many_rows_as_it_has_anchors(serving):
+def test_any_multiple_of_the_stride_runs_and_has_a_row_for_each_anchor(serving):
     for height, width in ((32, 64), (96, 256), (640, 480)):
         anchors = height * width * (1 / 64 + 1 / 256 + 1 / 1024)
         rows = run(serving[0], np.zeros((1, height, width, 3), np.uint8))
@@ -122,7 +122,7 @@ def test_plain_export_with_a_fixed_batch_serves_any_batch(tmp_path, frames, expe
         serving_graph.to_serving_graph(path, "fixed", 320, tmp_path / "graph.onnx")
 
 
-def test_plain_export_of_one_rectangle_is_served_at_it_alone(tmp_path):
+def test_plain_export_with_one_rectangle_is_served_only_at_that_shape(tmp_path):
     plain = export.to_plain_onnx(DEMO_WEIGHTS, (96, SIDE), tmp_path, static=True)
     target = tmp_path / "graph.onnx"
     for imgsz, shapes in ((None, None), (SIDE, None), (SIDE, ((96, SIDE),))):
@@ -136,14 +136,14 @@ def test_plain_export_of_one_rectangle_is_served_at_it_alone(tmp_path):
         serving_graph.to_serving_graph(plain, "fixed", 96, target)
 
 
-def test_size_that_is_no_multiple_of_the_stride_is_refused_with_the_nearest(tmp_path, plain):
+def test_size_that_is_no_multiple_of_the_stride_is_refused_with_the_nearest_multiple(tmp_path, plain):
     with pytest.raises(WeightsError, match="IMGSZ=600 is not a multiple of the model's stride 32: use 608"):
         serving_graph.to_serving_graph(plain, "demo", 600, tmp_path / "graph.onnx")
     with pytest.raises(WeightsError, match="use 608"):
         export.to_plain_onnx(DEMO_WEIGHTS, 600, tmp_path)
 
 
-def test_other_tasks_are_refused_by_name_as_weights_and_as_export(tmp_path, plain):
+def test_unsupported_tasks_are_refused_as_weights_and_as_export(tmp_path, plain):
     from ultralytics import YOLO
 
     YOLO("yolo26n-sem.yaml").save(tmp_path / "sem.pt")
@@ -157,7 +157,7 @@ def test_other_tasks_are_refused_by_name_as_weights_and_as_export(tmp_path, plai
         serving_graph.to_serving_graph(tmp_path / "sem.onnx", "x", None, tmp_path / "graph.onnx")
 
 
-def test_onnx_of_somebody_else_is_refused(tmp_path):
+def test_onnx_that_is_no_ultralytics_export_is_refused(tmp_path):
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     node = onnx.helper.make_node("Identity", ["x"], ["y"])
     target = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
@@ -170,7 +170,7 @@ def test_onnx_of_somebody_else_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "data", [b"", b"garbage", DEMO_WEIGHTS.read_bytes()[:100_000]], ids=["empty", "garbage", "cut"]
 )
-def test_damaged_weights_are_refused_in_one_line_that_names_them(tmp_path, name, data):
+def test_damaged_weights_are_refused_with_one_line_that_names_the_file(tmp_path, name, data):
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(WeightsError) as error:
@@ -186,7 +186,7 @@ def tmp_path_of(path: Path) -> Path:
     return folder
 
 
-# Other tasks, and heads of other YOLOs
+# Other tasks, and heads of other YOLO versions
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def tmp_path_of(path: Path) -> Path:
         ("classify", [(1, 10)]),
     ],
 )
-def test_graphs_of_other_tasks_have_their_contracted_outputs(of_task, task, shapes):
+def test_graphs_of_other_tasks_have_their_specified_outputs(of_task, task, shapes):
     made = of_task(task)
     model = onnx.load(made.graph)
     onnx.checker.check_model(model, full_check=True)
@@ -233,14 +233,14 @@ def test_outputs_of_other_tasks_are_those_of_pytorch_and_of_the_plain_export(of_
             assert all(np.abs(one - other).max() < 1e-3 for one, other in zip(protos, prototypes, strict=True))
 
 
-def test_classes_of_rectangles_are_refused(tmp_path, of_task):
+def test_a_rectangular_size_is_refused_for_classify(tmp_path, of_task):
     with pytest.raises(WeightsError, match="classifies square frames; IMGSZ=96x160 is not square: set one number"):
         serving_graph.to_serving_graph(of_task("classify").plain, "x", None, tmp_path / "graph.onnx", ((96, 160),))
 
 
 @pytest.fixture(scope="module")
 def of_26(tmp_path_factory) -> Path:
-    """Weights with two heads, one of them end to end; they are random."""
+    """Random weights with two heads, one of them end to end."""
     from ultralytics import YOLO
 
     path = tmp_path_factory.mktemp("26") / "yolo26n.pt"
@@ -248,7 +248,7 @@ def of_26(tmp_path_factory) -> Path:
     return path
 
 
-def test_end_to_end_export_is_served_as_it_selects_its_rows(tmp_path, of_26):
+def test_end_to_end_export_is_served_with_the_rows_that_it_selects(tmp_path, of_26):
     path = exported(tmp_path, of_26, nms=False, dynamic=True)
     model = serving_graph.to_serving_graph(path, "26", SIDE, tmp_path / "graph.onnx")
     assert (model.task, model.end_to_end) == ("detect", True)
@@ -257,10 +257,10 @@ def test_end_to_end_export_is_served_as_it_selects_its_rows(tmp_path, of_26):
     assert rows.shape == (2, 300, 6)
     np.testing.assert_allclose(rows[..., 4], plain[..., 4], atol=1e-4)
     fewer = run(tmp_path / "graph.onnx", np.zeros((1, 32, SIDE, 3), np.uint8))
-    assert fewer.shape == (1, 300, 6)  # of 105 anchors, each with several classes
+    assert fewer.shape == (1, 300, 6)  # from 105 anchors, each with several classes
 
 
-def test_of_weights_with_two_heads_the_one_with_nms_is_served_as_ultralytics_predicts_with_it(tmp_path, of_26):
+def test_the_head_with_nms_is_served_if_weights_have_two_heads(tmp_path, of_26):
     model = serving_graph.to_serving_graph(
         export.to_plain_onnx(of_26, SIDE, tmp_path), "26", None, tmp_path / "graph.onnx"
     )

@@ -1,4 +1,4 @@
-"""The demo models: what they are, and that they find what they were trained to find."""
+"""The demo models: their metadata, and their accuracy on unseen scenes."""
 
 import evaluate
 import numpy as np
@@ -16,7 +16,7 @@ UNSEEN = range(700_000, 700_040)
 
 
 @pytest.mark.parametrize("task", [*TASKS, "classify"])
-def test_the_checkpoint_is_small_and_says_what_it_is_under_weights_only_semantics(task, monkeypatch):
+def test_the_checkpoint_is_small_and_loads_with_its_metadata_as_weights_only(task, monkeypatch):
     monkeypatch.setattr(tasks, "SAFE_LOAD", True)
     recipe, kind = train.RECIPES[task], scenes.KINDS[task]
     weights = train.HERE / recipe.weights
@@ -30,7 +30,7 @@ def test_the_checkpoint_is_small_and_says_what_it_is_under_weights_only_semantic
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_trained_model_finds_the_objects_of_unseen_scenes_and_an_untrained_one_does_not(task):
+def test_a_trained_model_finds_objects_of_unseen_scenes_and_an_untrained_one_does_not(task):
     precision = evaluate.average_precision(evaluate.load(task), task, UNSEEN)[1]
     assert precision[:, 0].mean() > 0.85
     torch.manual_seed(0)
@@ -38,14 +38,14 @@ def test_a_trained_model_finds_the_objects_of_unseen_scenes_and_an_untrained_one
     assert evaluate.average_precision(untrained, task, UNSEEN)[1].mean() < 0.01
 
 
-def test_the_trained_classifier_knows_unseen_pictures_and_an_untrained_one_does_not():
+def test_a_trained_classifier_recognizes_unseen_images_and_an_untrained_one_does_not():
     assert evaluate.accuracy(evaluate.load("classify"), UNSEEN).mean() > 0.95
     torch.manual_seed(0)
     assert evaluate.accuracy(train.new_model("classify").eval(), UNSEEN).mean() < 0.5
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_what_is_right_overlaps_whole_and_what_is_shifted_does_not(task):
+def test_correct_rows_overlap_their_objects_and_shifted_rows_do_not(task):
     item = next(item for seed in UNSEEN if len((item := scenes.scene(seed, 160, 160, task)).boxes) > 2)
     rows, protos = truth(item, task)
     right = evaluate.overlap(task, item, rows, protos)
@@ -59,7 +59,7 @@ def test_what_is_right_overlaps_whole_and_what_is_shifted_does_not(task):
 
 
 def truth(item: scenes.Scene, task: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Rows, and for segment prototypes, that say what is in the scene."""
+    """Return the rows, and for segment the prototypes, of a perfect model for the scene."""
     count = len(item.boxes)
     boxes, protos = torch.from_numpy(item.boxes), None
     scores = torch.stack([torch.linspace(0.9, 0.8, count), torch.from_numpy(item.classes).float()], 1)

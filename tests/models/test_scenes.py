@@ -1,4 +1,4 @@
-"""Generated scenes: the same seed the same scene, and labels that are true."""
+"""Generated scenes are reproducible and their labels are correct."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ SAMPLES = {1: (500011, 640, 480), 2: (500022, 480, 640), 3: (500031, 640, 640), 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 @pytest.mark.parametrize("task", ["detect", *TASKS])
-def test_the_same_seed_gives_the_same_scene_and_another_seed_another(width, height, task):
+def test_a_scene_is_determined_by_its_seed(width, height, task):
     first, again, other = (scenes.scene(seed, width, height, task) for seed in (7, 7, 8))
     for field in scenes.Scene.__slots__:
         assert np.array_equal(getattr(first, field), getattr(again, field)), field
@@ -28,12 +28,12 @@ def test_the_same_seed_gives_the_same_scene_and_another_seed_another(width, heig
 
 
 @pytest.mark.parametrize(("number", "seed"), SAMPLES.items())
-def test_the_detect_scenes_are_those_that_the_samples_were_made_of(number, seed):
+def test_the_sample_images_are_reproduced_from_their_seeds(number, seed):
     sample = cv2.imread(str(DEMO / f"samples/scene-{number}.jpg"), cv2.IMREAD_COLOR_RGB)
     assert np.abs(sample.astype(int) - scenes.scene(*seed).image).mean() < 4
 
 
-def test_the_labels_of_the_detect_scenes_are_those_that_the_demo_model_was_trained_on():
+def test_the_labels_of_detect_scenes_have_not_changed_since_the_training():
     labels = [scenes.scene(*seed) for seed in SAMPLES.values()]
     digests = [zlib.crc32(item.boxes.tobytes() + item.classes.tobytes()) for item in labels]
     assert digests == [1841347322, 2488233875, 2577321257, 2356863684]
@@ -53,7 +53,7 @@ def test_a_scene_is_the_same_in_another_process():
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 @pytest.mark.parametrize("seed", range(5))
-def test_boxes_lie_in_the_image_and_have_a_class_each(seed, width, height):
+def test_boxes_are_inside_the_image_and_each_has_a_class(seed, width, height):
     scene = scenes.scene(seed, width, height)
     assert (scene.image.shape, scene.image.dtype) == ((height, width, 3), np.uint8)
     assert (scene.boxes.dtype, scene.boxes.shape) == (np.float32, (len(scene.classes), 4))
@@ -63,7 +63,7 @@ def test_boxes_lie_in_the_image_and_have_a_class_each(seed, width, height):
     assert np.isin(scene.classes, range(len(scenes.NAMES))).all()
 
 
-def test_all_classes_and_many_sizes_come_up():
+def test_all_classes_and_many_sizes_occur():
     many = [scenes.scene(seed) for seed in range(30)]
     counts = np.bincount(np.concatenate([scene.classes for scene in many]), minlength=len(scenes.NAMES))
     boxes = np.concatenate([scene.boxes for scene in many])
@@ -73,29 +73,29 @@ def test_all_classes_and_many_sizes_come_up():
     assert sides.max() > 250
 
 
-def test_a_box_holds_its_class_colour():
-    """The one check of truth: the class's hue is found inside the box far more than outside of all boxes."""
+def test_a_box_contains_the_colour_of_its_class():
+    """The hue of the class is much more frequent inside the box than outside all boxes."""
     inside, outside = [], []
     for seed in range(6):
         scene = scenes.scene(seed)
         hsv = cv2.cvtColor(scene.image, cv2.COLOR_RGB2HSV).astype(int)
-        free = np.ones(hsv.shape[:2], bool)
+        background = np.ones(hsv.shape[:2], bool)
         for x1, y1, x2, y2 in scene.boxes.astype(int):
-            free[y1:y2, x1:x2] = False
+            background[y1:y2, x1:x2] = False
         for (x1, y1, x2, y2), label in zip(scene.boxes.astype(int), scene.classes, strict=True):
             hue = scenes.CLASSES[scenes.NAMES[label]][1] / 2
-            like = (np.abs((hsv[..., 0] - hue + 90) % 180 - 90) < 10) & (hsv[..., 1] > 120)
-            inside.append(like[y1:y2, x1:x2].mean())
-            outside.append(like[free].mean())
+            matching = (np.abs((hsv[..., 0] - hue + 90) % 180 - 90) < 10) & (hsv[..., 1] > 120)
+            inside.append(matching[y1:y2, x1:x2].mean())
+            outside.append(matching[background].mean())
     assert np.median(inside) > 0.3 > 10 * np.median(outside)
 
 
-def test_the_dataset_gives_the_boxes_back(tmp_path):
+def test_the_written_data_set_has_the_images_and_boxes_of_the_scenes(tmp_path):
     scenes.write_dataset(tmp_path, 3, seed=11, width=320, height=200)
     for i in range(3):
         scene = scenes.scene(11 + i, 320, 200)
-        picture = cv2.imread(str(tmp_path / f"images/{i:05}.jpg"), cv2.IMREAD_COLOR_RGB)
-        assert np.abs(picture.astype(int) - scene.image).mean() < 4
+        image = cv2.imread(str(tmp_path / f"images/{i:05}.jpg"), cv2.IMREAD_COLOR_RGB)
+        assert np.abs(image.astype(int) - scene.image).mean() < 4
         lines = (tmp_path / f"labels/{i:05}.txt").read_text().splitlines()
         rows = np.array([line.split() for line in lines], float).reshape(-1, 5)
         centre, half = rows[:, 1:3] * [320, 200], rows[:, 3:] * [160, 100]
@@ -105,7 +105,7 @@ def test_the_dataset_gives_the_boxes_back(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["detect", *TASKS])
-def test_a_mask_fills_its_box_and_every_mask_has_one(task):
+def test_every_mask_has_a_box_and_fills_it(task):
     for seed in range(20):
         item = scenes.scene(seed, 160, 160, task)
         assert (item.masks.shape, item.masks.dtype) == ((160, 160), np.uint8)
@@ -115,7 +115,7 @@ def test_a_mask_fills_its_box_and_every_mask_has_one(task):
             assert box.tolist() == [x, y, x + w, y + h]
 
 
-def test_a_mask_is_where_its_class_colour_is():
+def test_a_mask_covers_the_colour_of_its_class():
     share = []
     for seed in range(20):
         item = scenes.scene(seed, 160, 160, "segment")
@@ -126,7 +126,7 @@ def test_a_mask_is_where_its_class_colour_is():
     assert np.median(share) > 0.9
 
 
-def test_keypoints_lie_on_the_rim_of_their_arrow_or_are_marked_as_hidden_or_outside():
+def test_keypoints_are_on_the_edge_of_their_arrow_or_marked_as_hidden_or_outside():
     seen = np.zeros(3, int)
     for seed in range(60):
         item = scenes.scene(seed, 160, 160, "pose")
@@ -147,7 +147,7 @@ def test_keypoints_lie_on_the_rim_of_their_arrow_or_are_marked_as_hidden_or_outs
     assert (seen > 10).all()
 
 
-def test_an_oriented_box_holds_its_mask_and_is_tight_where_nothing_hides_the_object():
+def test_an_oriented_box_contains_its_mask_and_is_tight_unless_occluded():
     tight, count = 0, 0
     for seed in range(40):
         item = scenes.scene(seed, 160, 160, "obb")
@@ -157,28 +157,28 @@ def test_an_oriented_box_holds_its_mask_and_is_tight_where_nothing_hides_the_obj
             origin, along, across = corners[0], corners[1] - corners[0], corners[3] - corners[0]
             sides = np.array([np.linalg.norm(along), np.linalg.norm(across)])
             assert abs(along @ across) < 1e-2 * sides.prod()
-            assert sides[0] > 1.5 * sides[1]  # so that its angle means something
-            held = (pixels - origin) @ np.stack([along, across], 1) / sides
-            assert (held.min(0) > -1.5).all()
-            assert (held.max(0) < sides + 1.5).all()
-            tight += bool((held.min(0) < 2).all() and (held.max(0) > sides - 2).all())
+            assert sides[0] > 1.5 * sides[1]  # so that its angle is well defined
+            coordinates = (pixels - origin) @ np.stack([along, across], 1) / sides
+            assert (coordinates.min(0) > -1.5).all()
+            assert (coordinates.max(0) < sides + 1.5).all()
+            tight += bool((coordinates.min(0) < 2).all() and (coordinates.max(0) > sides - 2).all())
             count += 1
     assert count > 80
     assert tight > 0.6 * count
 
 
 def read(folder: Path, task: str, i: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
-    """Classes and boxes, polygons and keypoints of a label file, as Ultralytics' loader reads them."""
+    """Return the rows, polygons and keypoints that Ultralytics' loader reads from a label file."""
     count = len(scenes.KINDS["pose"].keypoints) if task == "pose" else 0
     paths = str(folder / f"images/{i:05}.jpg"), str(folder / f"labels/{i:05}.txt")
     classes = len(scenes.KINDS[task].classes)
     found = verify_image_label((*paths, "", task == "pose", classes, count, 3, False))
-    assert found[-1] == ""  # what is wrong with it
+    assert found[-1] == ""  # no complaint
     return found[1], found[3], found[4]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_ultralytics_reads_the_labels_of_every_task_back(tmp_path, task):
+def test_ultralytics_reads_the_labels_of_every_task(tmp_path, task):
     side = 160
     scenes.write_dataset(tmp_path, 6, seed=20, width=side, height=side, task=task)
     for i in range(6):
@@ -195,17 +195,17 @@ def test_ultralytics_reads_the_labels_of_every_task_back(tmp_path, task):
             np.testing.assert_allclose(np.array(polygons) * side, item.corners.clip(0, side), atol=0.01)
 
 
-def test_a_data_set_to_classify_is_a_folder_a_class_in_the_order_of_the_names(tmp_path):
+def test_a_classify_data_set_has_a_folder_for_each_class_in_the_order_of_names(tmp_path):
     scenes.write_dataset(tmp_path, 12, seed=5, width=64, task="classify")
     names = list(scenes.KINDS["classify"].classes)
     assert names == sorted(names)
     for i in range(12):
         image, label = scenes.crop(5 + i, 64)
-        picture = cv2.imread(str(tmp_path / names[label] / f"{i:05}.jpg"), cv2.IMREAD_COLOR_RGB)
-        assert np.abs(picture.astype(int) - image).mean() < 8
+        written = cv2.imread(str(tmp_path / names[label] / f"{i:05}.jpg"), cv2.IMREAD_COLOR_RGB)
+        assert np.abs(written.astype(int) - image).mean() < 8
 
 
-def test_the_command_writes_a_dataset(tmp_path):
+def test_the_command_writes_a_data_set(tmp_path):
     command = [
         sys.executable,
         scenes.__file__,

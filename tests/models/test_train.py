@@ -1,4 +1,4 @@
-"""Training of the demo models: what the losses are given is what the scenes show."""
+"""Training of the demo models: the batches have the labels of their scenes."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_a_mirrored_scene_has_mirrored_labels():
             assert (other.corners[i].min(0) < [x1 + 2, y1 + 2]).all()
             assert (other.corners[i].max(0) > [x2 - 2, y2 - 2]).all()
             if other.keypoints[i, :3, 2].all():
-                assert side_of(other, i) > 0  # left is left again
+                assert side_of(other, i) > 0  # left and right are swapped
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -39,7 +39,7 @@ def test_a_batch_has_the_labels_of_its_scenes(task):
     assert 0 <= batch["bboxes"][:, :4].min() <= batch["bboxes"][:, :4].max() <= 1
 
 
-def test_turned_boxes_are_the_corners_again():
+def test_rotated_boxes_have_the_corners_of_the_scene():
     item = scenes.scene(3, SIDE, SIDE, "obb")
     boxes = torch.from_numpy(train.turned_boxes(item, SIDE)) * torch.tensor([SIDE] * 4 + [1])
     assert (boxes[:, 2] > boxes[:, 3]).all()

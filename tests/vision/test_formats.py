@@ -1,4 +1,4 @@
-"""Files of images: what is refused before it costs anything, and what odd but sound ones give."""
+"""Image files: hostile ones are refused before they cost much, unusual but valid ones are decoded."""
 
 import contextlib
 import itertools
@@ -61,20 +61,20 @@ FILES = {
     "TIFF big": save(PHOTO, "TIFF", big_tiff=True),
     "AVIF": save(PHOTO, "AVIF"),
 }
-GIF_HEAD = GIF.index(b",", 13 + (3 << (GIF[10] & 7) + 1))  # where its picture begins
+GIF_HEAD = GIF.index(b",", 13 + (3 << (GIF[10] & 7) + 1))  # start of the first frame
 LAST_SCAN = PROGRESSIVE.rindex(b"\xff\xda")
 
 
-def a_second_size(png: bytes) -> bytes:
+def with_second_size(png: bytes) -> bytes:
     return after_header(png, chunk(b"IHDR", struct.pack(">IIBBBBB", 7000, 7000, 8, 2, 0, 0, 0)))
 
 
-def webp_frame(picture: Image.Image) -> bytes:
-    body = bytes(16) + save(picture, "WEBP", lossless=True)[12:]
+def webp_frame(image: Image.Image) -> bytes:
+    body = bytes(16) + save(image, "WEBP", lossless=True)[12:]
     return b"ANMF" + struct.pack("<I", len(body)) + body
 
 
-HOSTILE = {  # small, or much work for a reader that goes on and on
+HOSTILE = {  # files that would cost a naive reader much time or memory
     "JPEG 60 scans of 49 MP": many_scans(7000, 7000, 60),
     "JPEG 400 scans of 49 MP": many_scans(7000, 7000, 400),
     "JPEG 60 scans of 36 MP": many_scans(6000, 6000, 60),
@@ -95,7 +95,7 @@ HOSTILE = {  # small, or much work for a reader that goes on and on
     "PNG empty chunks behind": PNG[:-12] + chunk(b"teXt", b"") * 1_600_000 + PNG[-12:],
     "PNG empty pixels": after_header(PNG, chunk(b"IDAT", b"") * 1_000_000),
     "PNG one px wide": PNG[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 50_000_000, 8, 2, 0, 0, 0)) + PNG[33:],
-    "PNG two sizes": a_second_size(PNG),
+    "PNG two sizes": with_second_size(PNG),
     "GIF comments": GIF[:GIF_HEAD] + b"!\xfe" + b"\1x" * 9_000_000 + b"\0" + GIF[GIF_HEAD:],
     "GIF extensions": GIF[:GIF_HEAD] + b"!\xfe\0" * 6_000_000 + GIF[GIF_HEAD:],
     "GIF frame": GIF[:GIF_HEAD] + struct.pack("<BHHHH", 0x2C, 0, 0, 60_000, 60_000) + GIF[GIF_HEAD + 9 :],
@@ -133,12 +133,12 @@ HOSTILE = {  # small, or much work for a reader that goes on and on
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_small_file_that_means_much_work_is_refused_before_the_work(name):
+def test_a_hostile_file_is_refused_before_the_work(name):
     data = HOSTILE[name]
-    for how in (decode, lambda data, most: decode_near(data, most, 640)):
+    for decoder in (decode, lambda data, max_pixels: decode_near(data, max_pixels, 640)):
         started = time.thread_time()
         with pytest.raises((TooManyPixels, UndecodableImage)):
-            how(data, MAX_PIXELS)
+            decoder(data, MAX_PIXELS)
         assert time.thread_time() - started < 0.3
 
 
@@ -161,13 +161,13 @@ def test_a_small_file_that_means_much_work_is_refused_before_the_work(name):
     ],
     ids=itertools.count(),
 )
-def test_a_sound_file_of_much_beside_its_pixels_is_served(data):
+def test_a_valid_file_with_much_data_besides_its_pixels_is_decoded(data):
     started = time.thread_time()
     assert decode(data, MAX_PIXELS).ndim == 3
     assert time.thread_time() - started < 0.5
 
 
-def test_fifty_million_pixels_in_ten_scans_are_served():
+def test_fifty_million_pixels_in_ten_scans_are_decoded():
     noise = np.random.default_rng(0).integers(0, 256, (782, 1000), np.uint8)
     data = save(Image.fromarray(np.tile(noise, (8, 8))[:6250]), "JPEG", quality=10, progressive=True)
     assert len(data) > 1 << 20
@@ -180,7 +180,7 @@ def test_scans_are_counted_only_up_to_the_end_of_the_image():
 
 
 @pytest.mark.parametrize("side", ["61x65536", "65536x61"])
-def test_a_side_that_is_too_long_is_told(side):
+def test_a_side_that_is_too_long_is_refused_with_the_limit(side):
     width, height = map(int, side.split("x"))
     data = PNG[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + PNG[33:]
     with pytest.raises(TooManyPixels, match=f"{side}; a side of at most 65535 pixels"):
@@ -190,7 +190,7 @@ def test_a_side_that_is_too_long_is_told(side):
 
 
 @pytest.mark.parametrize("middle", [False, True])
-def test_the_frame_of_a_hair_costs_next_to_nothing(middle):
+def test_an_extremely_thin_image_is_preprocessed_quickly(middle):
     prepare = Preprocessor(640, 32, ((640, 640),), fast=False, max_pixels=MAX_PIXELS, middle=middle)
     for size in ((1, 65_535), (65_535, 1)):
         started = time.thread_time()
@@ -199,22 +199,22 @@ def test_the_frame_of_a_hair_costs_next_to_nothing(middle):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_pixels_are_the_caller_s_own_to_draw_on(name):
+def test_decoded_pixels_are_writable(name):
     assert decode(FILES[name], MAX_PIXELS).flags.writeable
 
 
-# The size that a header announces
+# The number of pixels in the header
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_header_announces_the_pixels_that_are_decoded_or_nothing(name):
+def test_announced_pixels_are_those_decoded_or_none(name):
     expected = None if name.split()[0] in ("TIFF", "AVIF") else 61 * 47
     assert announced_pixels(FILES[name]) == expected
 
 
 @settings(deadline=None)
 @given(st.sampled_from(sorted(FILES)), st.binary(max_size=60), st.integers(0, 400), st.integers(0, 60))
-def test_any_bytes_announce_pixels_or_nothing(name, noise, at, gap):
+def test_announced_pixels_of_damaged_files_are_at_most_those_decoded(name, noise, at, gap):
     data = FILES[name][:at] + noise + FILES[name][at + gap :]
     pixels = announced_pixels(data)
     assert pixels is None or pixels >= 0
@@ -224,13 +224,13 @@ def test_any_bytes_announce_pixels_or_nothing(name, noise, at, gap):
 
 
 @given(st.binary(max_size=400))
-def test_no_bytes_are_too_odd_to_announce(data):
-    for head in (b"", *(file[:20] for file in FILES.values())):
-        announced_pixels(head + data)
+def test_announced_pixels_accepts_any_bytes(data):
+    for start in (b"", *(file[:20] for file in FILES.values())):
+        announced_pixels(start + data)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_hostile_is_announced_at_once(name):
+def test_announced_pixels_of_hostile_files_return_at_once(name):
     started = time.thread_time()
     announced_pixels(HOSTILE[name])
     assert time.thread_time() - started < 0.02
@@ -257,7 +257,7 @@ def oriented(kind: str, exif: int | None, xmp: int | None) -> bytes:
     st.none() | st.integers(0, 9),
     st.sampled_from([64, 200, 640]),
 )
-def test_only_a_valid_exif_orientation_turns_and_both_ways_of_decoding_agree(kind, exif, xmp, side):
+def test_only_a_valid_exif_orientation_is_applied_by_decode_and_decode_near(kind, exif, xmp, side):
     data = oriented(kind, exif, xmp)
     rotated = exif is not None and 5 <= exif <= 8
     expected = (800, 600) if rotated else (600, 800)
@@ -268,12 +268,12 @@ def test_only_a_valid_exif_orientation_turns_and_both_ways_of_decoding_agree(kin
 
 @pytest.mark.parametrize("xmp", range(2, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
-def test_xmp_turns_nothing(kind, xmp):
+def test_an_orientation_in_xmp_is_ignored(kind, xmp):
     expected = decode(save(PHOTO, kind, quality=95), MAX_PIXELS)
     np.testing.assert_array_equal(decode(save(PHOTO, kind, quality=95, xmp=XMP % xmp), MAX_PIXELS), expected)
 
 
-def test_exif_that_imagemagick_put_into_text_turns_a_png():
+def test_exif_orientation_in_a_text_chunk_of_imagemagick_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6
     text = b"Raw profile type exif\0\nexif\n    1\n" + exif.tobytes().hex().encode() + b"\n"
@@ -285,12 +285,12 @@ def test_exif_that_imagemagick_put_into_text_turns_a_png():
 
 
 @pytest.mark.parametrize("tail", [b"", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff" + bytes(100)])
-def test_exif_that_is_cut_short_turns_nothing(tail):
+def test_truncated_exif_is_ignored(tail):
     data = JPEG[:2] + segment(0xE1, b"Exif\0\0" + tail) + JPEG[2:]
     np.testing.assert_array_equal(decode(data, MAX_PIXELS), decode(JPEG, MAX_PIXELS))
 
 
-# Sound files that few programs write
+# Valid files that few programs write
 
 
 def big_endian_bigtiff(orientation: int) -> bytes:
@@ -309,21 +309,21 @@ def test_a_bigtiff_is_decoded_in_either_byte_order():
 @pytest.mark.parametrize(
     "whole", [JPEG, PROGRESSIVE, save(PHOTO, "JPEG", restart_marker_blocks=2)], ids=itertools.count()
 )
-def test_a_jpeg_without_its_end_marker_is_served_as_long_as_no_pixel_lacks(whole):
+def test_a_jpeg_without_its_end_marker_is_decoded_if_no_pixels_are_missing(whole):
     np.testing.assert_array_equal(decode(whole[:-2], MAX_PIXELS), decode(whole, MAX_PIXELS))
-    for lacking in (4, 40, len(whole) // 3):
+    for missing in (4, 40, len(whole) // 3):
         with pytest.raises(UndecodableImage):
-            decode(whole[:-lacking], MAX_PIXELS)
+            decode(whole[:-missing], MAX_PIXELS)
 
 
-def test_a_stray_byte_before_the_end_of_a_jpeg_is_no_harm(capfd):
-    for odd in (JPEG[:-2] + b"\xab" + JPEG[-2:], PROGRESSIVE[:LAST_SCAN] + b"\xab" + PROGRESSIVE[LAST_SCAN:]):
+def test_a_stray_byte_before_a_jpeg_marker_is_accepted(capfd):
+    for data in (JPEG[:-2] + b"\xab" + JPEG[-2:], PROGRESSIVE[:LAST_SCAN] + b"\xab" + PROGRESSIVE[LAST_SCAN:]):
         for fast in (False, True):
-            assert decode_near(odd, MAX_PIXELS, 30 if fast else 640)[1] == (47, 61)
+            assert decode_near(data, MAX_PIXELS, 30 if fast else 640)[1] == (47, 61)
     assert capfd.readouterr().err == ""
 
 
-def test_a_progressive_jpeg_that_ends_between_two_scans_is_cut_short():
+def test_a_progressive_jpeg_that_ends_between_two_scans_is_undecodable():
     scans = [at for marker, at in jpeg._scan_segments(PROGRESSIVE, jpeg.read_header(PROGRESSIVE)) if marker == 0xDA]
     assert len(scans) == 10
     for at in scans[1:]:
@@ -334,8 +334,8 @@ def test_a_progressive_jpeg_that_ends_between_two_scans_is_cut_short():
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("subsampling", ["4:2:0", "4:2:2"])
-def test_a_jpeg_that_turbojpeg_has_no_name_for_has_its_orientation_and_size(mode, subsampling):
-    """A CMYK of which every component but the first is sampled less often is one."""
+def test_a_jpeg_with_subsampling_unknown_to_turbojpeg_keeps_orientation_and_size(mode, subsampling):
+    """For example CMYK with all components but the first subsampled."""
     exif = Image.Exif()
     exif[0x0112] = 6
     data = save(LARGE.convert(mode), "JPEG", quality=95, subsampling=subsampling, exif=exif, comment=b"x" * 100)
@@ -344,7 +344,7 @@ def test_a_jpeg_that_turbojpeg_has_no_name_for_has_its_orientation_and_size(mode
     assert decode_near(data, MAX_PIXELS, 100)[1] == (800, 600)
 
 
-def test_a_frame_smaller_than_its_canvas_lies_in_its_place():
+def test_a_frame_smaller_than_its_canvas_is_decoded_at_its_position():
     animated = FILES["WEBP animated"]
     first = animated.index(b"ANMF")
     frame = bytearray(webp_frame(Image.new("RGB", (4, 2), (9, 99, 199))))
@@ -371,9 +371,9 @@ def test_no_library_prints_anything_about_a_damaged_file(name, capfd):
     rng = np.random.default_rng(1)
     for _ in range(150):
         data = damaged(FILES[name], rng)
-        for how in (decode, lambda data, most: decode_near(data, most, 20)):
+        for decoder in (decode, lambda data, max_pixels: decode_near(data, max_pixels, 20)):
             with contextlib.suppress(RequestError):
-                how(data, 10_000_000)
+                decoder(data, 10_000_000)
     assert capfd.readouterr() == ("", "")
 
 
@@ -384,7 +384,7 @@ def test_no_library_prints_anything_about_a_hostile_file(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-# Memory, in processes of their own
+# Memory, measured in separate processes
 
 LIMITED = """
 import resource, sys
@@ -412,7 +412,7 @@ def run_python(code: str, *arguments: str, data: bytes) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_sound_image_that_finds_no_memory_is_the_server_s_fault(kind, tmp_path):
+def test_a_valid_image_without_enough_memory_is_a_server_error(kind, tmp_path):
     image = Image.new("RGB", (4000, 3000), (9, 70, 200))
     options = {"TIFF": {"compression": "tiff_lzw"}, "WEBP": {"method": 0}, "AVIF": {"speed": 10}}.get(kind, {})
     data = save(image, kind, **options)
@@ -437,7 +437,7 @@ except errors.TooManyPixels:
     what = "refused"
 print(what, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, time.process_time() - began)
 """
-FLAT = {  # kind and mode: just below what is accepted in a small file, in millions of pixels
+FLAT = {  # kind and mode: millions of pixels just below the limit for a small file
     ("JPEG", "RGB"): 50,
     ("PNG", "RGB"): 26,
     ("PNG", "P"): 46,
@@ -464,11 +464,11 @@ def test_a_small_file_costs_at_most_200_mb_and_a_second(kind, mode, tmp_path):
         assert float(seconds) < 1
 
 
-def test_a_small_file_may_have_all_the_pixels_of_a_small_limit():
+def test_a_small_file_may_have_max_pixels_if_that_is_small():
     assert decode(PNG, 61 * 47).shape == PIXELS.shape
 
 
-def test_more_memory_than_a_small_file_may_take_is_told_with_what_helps():
+def test_the_pixel_limit_of_a_small_file_is_reported_with_a_remedy():
     data = many_scans(6900, 6900, 3)
     with pytest.raises(
         TooManyPixels, match=r"6900x6900; at most 37500000 pixels of this kind.*1048576 bytes.*baseline"

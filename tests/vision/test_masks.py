@@ -1,4 +1,4 @@
-"""Masks, their outlines and their run lengths, against Ultralytics' own in torch and COCO's own."""
+"""Masks, their outlines and their run lengths, compared with those of Ultralytics and COCO."""
 
 import dataclasses
 
@@ -12,11 +12,11 @@ from app.vision import preprocess
 from app.vision.masks import Mask, cut, iou, polygon, run_lengths, to_frame
 
 FRAME = (96, 160)
-PLACEMENT = preprocess.place(333, 517, 160, 32, None)  # in a frame of 128x160
+TRANSFORM = preprocess.place(333, 517, 160, 32, None)  # into a frame of 128x160
 
 
 def prototypes(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Prototypes [32, h, w], coefficients [count, 32] and boxes [count, 4], some of them partly or all outside."""
+    """Return prototypes [32, h, w], coefficients [count, 32] and boxes [count, 4], some partly or fully outside."""
     rng = np.random.default_rng(seed)
     protos = rng.normal(size=(32, FRAME[0] // 4, FRAME[1] // 4)).astype(np.float32)
     corner = rng.uniform(-20, 150, (count, 2))
@@ -32,14 +32,14 @@ def whole(mask: Mask, frame: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_masks_are_those_of_ultralytics_pixel_for_pixel(seed):
+def test_masks_equal_those_of_ultralytics(seed):
     protos, coefficients, boxes = prototypes(seed, 40)
     found = cut(protos, coefficients, boxes)
     expected = ops.process_mask(*map(torch.from_numpy, (protos, coefficients, boxes)), FRAME, upsample=True).numpy()
     assert np.count_nonzero(expected) > 5_000
     assert [mask.pixels.any() for mask in found] == expected.any((1, 2)).tolist()
-    for mask, its in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(whole(mask, FRAME), its)
+    for mask, pixels in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(whole(mask, FRAME), pixels)
 
 
 def test_a_box_without_a_pixel_has_an_empty_mask():
@@ -50,15 +50,15 @@ def test_a_box_without_a_pixel_has_an_empty_mask():
 
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.6])
 @pytest.mark.parametrize("seed", range(5))
-def test_outlines_are_those_of_ultralytics_point_for_point(seed, share):
-    """Of one part and of many, which are joined."""
-    pixels = spots(seed, PLACEMENT.frame, share)
+def test_outlines_equal_those_of_ultralytics(seed, share):
+    """For masks of one part and of many, which are joined."""
+    pixels = spots(seed, TRANSFORM.frame, share)
     (expected,) = ops.masks2segments(pixels[None])
-    expected = ops.scale_coords(PLACEMENT.frame, expected, PLACEMENT.image)
+    expected = ops.scale_coords(TRANSFORM.frame, expected, TRANSFORM.image)
     rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
     part = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     for mask in (Mask(pixels, 0, 0), Mask(part, int(columns[0]), int(rows[0]))):
-        found = polygon(mask, PLACEMENT)
+        found = polygon(mask, TRANSFORM)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
@@ -76,7 +76,7 @@ def same_size(pixels: np.ndarray) -> preprocess.LetterboxTransform:
         ((300, 400), None, "PVe3"),
     ],
 )
-def test_run_lengths_are_spelled_as_coco_spells_them(shape, seed, counts):
+def test_run_lengths_are_encoded_as_by_coco(shape, seed, counts):
     pixels = np.zeros(shape, np.uint8)
     if seed is not None:
         pixels = (np.random.default_rng(seed).random(shape) < 0.4).astype(np.uint8)
@@ -85,23 +85,23 @@ def test_run_lengths_are_spelled_as_coco_spells_them(shape, seed, counts):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_run_lengths_read_back_are_the_mask_of_the_image(seed):
-    """As `scale_masks` of Ultralytics resizes it, from one half on."""
-    pixels = spots(seed, PLACEMENT.frame, 0.3)
-    found = decoded(run_lengths(Mask(pixels, 0, 0), PLACEMENT), *PLACEMENT.image)
-    resized = ops.scale_masks(torch.from_numpy(pixels)[None, None], PLACEMENT.image)[0, 0].numpy()
+def test_decoded_run_lengths_are_the_mask_in_the_image(seed):
+    """The expected mask is that of Ultralytics' `scale_masks`, thresholded at 0.5."""
+    pixels = spots(seed, TRANSFORM.frame, 0.3)
+    found = decoded(run_lengths(Mask(pixels, 0, 0), TRANSFORM), *TRANSFORM.image)
+    resized = ops.scale_masks(torch.from_numpy(pixels)[None, None], TRANSFORM.image)[0, 0].numpy()
     undecided = np.abs(resized - 0.5) < 1e-3
     assert np.count_nonzero(undecided) < found.size / 100
     np.testing.assert_array_equal(found[~undecided], resized[~undecided] > 0.5)
 
 
-def test_an_empty_mask_is_one_run_of_nothing():
-    assert run_lengths(Mask(np.zeros((0, 0), np.uint8), 0, 0), PLACEMENT) == run_lengths(
-        Mask(np.zeros((5, 5), np.uint8), 3, 4), PLACEMENT
+def test_an_empty_mask_is_a_single_run_of_zeros():
+    assert run_lengths(Mask(np.zeros((0, 0), np.uint8), 0, 0), TRANSFORM) == run_lengths(
+        Mask(np.zeros((5, 5), np.uint8), 3, 4), TRANSFORM
     )
 
 
-def test_overlap_of_masks_is_that_of_their_pixels():
+def test_iou_of_masks_is_that_of_their_pixels():
     one, other = Mask(np.ones((10, 20), np.uint8), 5, 7), Mask(np.ones((10, 20), np.uint8), 15, 12)
     assert iou(one, other) == pytest.approx(50 / 350)
     assert iou(other, one) == pytest.approx(50 / 350)
@@ -110,8 +110,8 @@ def test_overlap_of_masks_is_that_of_their_pixels():
 
 
 @pytest.mark.parametrize("size", [FRAME, (192, 320), (500, 333), (61, 95)])
-def test_a_mask_of_the_image_lies_in_the_frame_where_the_image_does(size):
-    """The letterbox of an image that is white where the mask is."""
+def test_a_mask_is_letterboxed_into_the_frame_like_the_image(size):
+    """The expected mask is the letterboxed image that is white inside the mask."""
     pixels = spots(1, (size[0] // 8 * 8, size[1] // 8 * 8), 0.3)
     image = np.zeros(size, np.uint8)
     image[: len(pixels), : pixels.shape[1]] = pixels
@@ -119,7 +119,7 @@ def test_a_mask_of_the_image_lies_in_the_frame_where_the_image_does(size):
     frame = preprocess.letterbox(np.stack([255 * image] * 3, -1), transform)[..., 0]
     inside = frame > 127
     if transform.resized != transform.frame:
-        assert np.count_nonzero(frame == preprocess.GREY) > 0  # which is less than that, so no part of the mask
+        assert np.count_nonzero(frame == preprocess.GREY) > 0  # the padding, below 127
     np.testing.assert_array_equal(whole(to_frame(Mask(image, 0, 0), transform), transform.frame), inside)
     part = Mask(image[40:56, 32:64], 32, 40)
     full = np.zeros(size, np.uint8)

@@ -1,4 +1,4 @@
-"""Bytes -> pixels for every kind of file, and the letterbox against Ultralytics' own."""
+"""Decoding every kind of file, and the letterbox compared with that of Ultralytics."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ from app.vision.preprocess import (
     to_image,
 )
 
-# app.vision.preprocess does so too, but pytest begins every test with filters of its own
+# app.vision.preprocess filters it too, but pytest resets the filters for every test
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 
 MAX_PIXELS = 10_000_000
@@ -43,7 +43,7 @@ PHOTO = Image.fromarray(PIXELS)
 GRAY = PHOTO.convert("L")
 BILEVEL = PHOTO.convert("1")
 PALETTE = PHOTO.quantize(64)
-SHEER = PHOTO.copy()  # colours under a transparent half
+SHEER = PHOTO.copy()  # half of it transparent
 SHEER.putalpha(Image.fromarray(np.repeat([[0, 255]], 47, 0).astype(np.uint8)).resize(PHOTO.size))
 OTHER = PHOTO.rotate(180)
 
@@ -59,7 +59,7 @@ def save(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def deep(image: Image.Image, suffix: str) -> bytes:
-    """16 bit a channel."""
+    """Encode with 16 bits per channel."""
     return cv2.imencode(suffix, np.asarray(image)[..., ::-1].astype(np.uint16) * 257)[1].tobytes()
 
 
@@ -74,7 +74,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 ANIMATED = {"save_all": True, "append_images": [OTHER], "duration": 100}
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
-FILES = {  # name, its kind first: (bytes, the picture, greatest mean difference)
+FILES = {  # name, starting with the kind: (bytes, expected image, maximum mean difference)
     "JPEG": (save(PHOTO, "JPEG", quality=95), PHOTO, 4),
     "JPEG gray": (save(GRAY, "JPEG", quality=95), GRAY, 2),
     "JPEG CMYK": (save(PHOTO.convert("CMYK"), "JPEG", quality=95), PHOTO, 2),
@@ -114,25 +114,25 @@ FILES = {  # name, its kind first: (bytes, the picture, greatest mean difference
     "AVIF gray": (save(GRAY, "AVIF", quality=95), GRAY, 2),
     "AVIF animated": (save(PHOTO, "AVIF", quality=95, **ANIMATED), PHOTO, 4),
 }
-PLAIN = ("JPEG", "PNG", "WEBP lossless", "BMP", "GIF", "TIFF", "AVIF")  # one of each kind
+PLAIN = ("JPEG", "PNG", "WEBP lossless", "BMP", "GIF", "TIFF", "AVIF")  # one name of each kind
 
 
-def test_the_files_here_are_of_every_kind():
+def test_the_test_files_cover_every_kind():
     assert {name.split()[0] for name in PLAIN} == {name.split()[0] for name in FILES} == set(KINDS)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_kind_of_file_gives_its_picture(name):
-    data, picture, tolerance = FILES[name]
+def test_every_kind_of_file_is_decoded(name):
+    data, expected, tolerance = FILES[name]
     pixels = decode(data, MAX_PIXELS)
     assert sniff(data) == name.split()[0]
     assert (pixels.shape, pixels.dtype) == (PIXELS.shape, np.uint8)
-    assert np.abs(pixels.astype(int) - rgb(picture)).mean() <= tolerance
+    assert np.abs(pixels.astype(int) - rgb(expected)).mean() <= tolerance
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}], ids=str)
-def test_a_jpeg_is_to_the_bit_what_opencv_makes_of_it(mode, options):
+def test_a_jpeg_is_decoded_bit_identically_to_opencv(mode, options):
     for quality, subsampling in itertools.product((10, 75, 100), ("4:4:4", "4:2:2", "4:2:0")):
         data = save(PHOTO.convert(mode), "JPEG", quality=quality, subsampling=subsampling, **options)
         expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -157,7 +157,7 @@ def test_exif_orientation_is_applied_in_every_format_that_has_it(kind, orientati
     [b"\xff\xfe\x00\x06\xff\xda\xff\xd9", b"\xff", b"\xff\xfe\x00\x02" * 1000],
     ids=["comment", "fill", "many"],
 )
-def test_exif_orientation_is_found_behind_whatever_else_a_jpeg_begins_with(before):
+def test_exif_orientation_is_found_after_other_segments_of_a_jpeg(before):
     exif = Image.Exif()
     exif[0x0112] = 6
     data = save(PHOTO, "JPEG", exif=exif, quality=95)
@@ -170,17 +170,17 @@ def test_the_bytes_of_exif_in_a_comment_are_not_exif():
     np.testing.assert_array_equal(decode(data, MAX_PIXELS), decode(save(PHOTO, "JPEG", quality=95), MAX_PIXELS))
 
 
-@pytest.mark.parametrize("part", [0.1, 0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize("name", [name for name in FILES if name.split()[-1] not in ("animated", "pages")])
-def test_a_file_cut_short_is_undecodable(name, part):
+def test_a_truncated_file_is_undecodable(name, ratio):
     data = FILES[name][0]
     with pytest.raises(UndecodableImage, match=name.split()[0]) as caught:
-        decode(data[: int(len(data) * part)], MAX_PIXELS)
+        decode(data[: int(len(data) * ratio)], MAX_PIXELS)
     assert caught.value.status == 422
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_damaged_file_is_a_picture_or_refused_but_never_another_error(name):
+def test_a_damaged_file_is_decoded_or_refused_without_another_error(name):
     data, rng = FILES[name][0], np.random.default_rng(0)
     for _ in range(200):
         damaged = np.frombuffer(data, np.uint8).copy()
@@ -191,18 +191,18 @@ def test_a_damaged_file_is_a_picture_or_refused_but_never_another_error(name):
 
 
 @pytest.mark.parametrize("data", [b"\0", b"\0" * 1000, b"hello", bytes(range(256)), b"RIFF....WAVE", PIXELS.tobytes()])
-def test_what_begins_like_no_known_kind_is_undecodable(data):
+def test_a_file_of_no_known_kind_is_undecodable(data):
     with pytest.raises(UndecodableImage, match="JPEG, PNG"):
         decode(data, MAX_PIXELS)
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_first_few_bytes_alone_are_undecodable(name):
+def test_a_valid_signature_with_garbage_is_undecodable(name):
     with pytest.raises(UndecodableImage, match=name.split()[0]):
         decode(FILES[name][0][:12] + b"\0" * 100, MAX_PIXELS)
 
 
-def test_nothing_is_an_empty_body():
+def test_no_bytes_are_an_empty_body():
     with pytest.raises(EmptyBody):
         decode(b"", MAX_PIXELS)
 
@@ -225,14 +225,14 @@ def test_nothing_is_an_empty_body():
         (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
     ],
 )
-def test_other_kinds_are_refused_by_name_and_told_what_to_send(data, kind):
+def test_unsupported_kinds_are_refused_with_their_name_and_the_supported_kinds(data, kind):
     with pytest.raises(UnsupportedImage, match=f"{kind}.*send one of JPEG, PNG") as caught:
         decode(data, MAX_PIXELS)
     assert caught.value.status == 415
 
 
 def huge(kind: str) -> bytes:
-    """A small file whose header says 40000x40000."""
+    """Return a small file with 40000x40000 in its header."""
     data = FILES[kind][0]
     if kind == "PNG":
         return data[:8] + chunk(b"IHDR", struct.pack(">II", 40000, 40000) + data[24:29]) + data[33:]
@@ -252,7 +252,7 @@ def test_too_many_pixels_are_refused_from_the_header(kind):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB; the pixels would be 4.8 GB
 
 
-def test_max_pixels_itself_is_accepted():
+def test_exactly_max_pixels_are_accepted():
     data = FILES["PNG"][0]
     assert decode(data, 61 * 47).shape == PIXELS.shape
     with pytest.raises(TooManyPixels):
@@ -260,7 +260,7 @@ def test_max_pixels_itself_is_accepted():
 
 
 def test_bad_images_print_nothing(tmp_path):
-    """In a process of its own: the C libraries write past sys.stderr, and pytest catches warnings."""
+    """In a child process: the C libraries bypass sys.stderr, and pytest catches warnings."""
     for name, (data, *_) in FILES.items():
         (tmp_path / name).write_bytes(data)
         (tmp_path / f"{name} cut").write_bytes(data[: len(data) * 6 // 10])
@@ -305,12 +305,12 @@ def placed(height: int, width: int, imgsz: int, shape: tuple[int, int] | None) -
 
 
 @each_frame
-def test_the_frame_is_ultralytics_own_to_the_bit(imgsz, shape):
-    theirs, rng = letterbox_of(imgsz, shape), np.random.default_rng(1)
+def test_the_letterbox_is_bit_identical_to_that_of_ultralytics(imgsz, shape):
+    ultralytics_letterbox, rng = letterbox_of(imgsz, shape), np.random.default_rng(1)
     for height, width in SIZES:
         image = rng.integers(0, 256, (height, width, 3), np.uint8)
         frame = letterbox(image, placed(height, width, imgsz, shape))
-        assert np.array_equal(frame, theirs(image=image)), (height, width)
+        assert np.array_equal(frame, ultralytics_letterbox(image=image)), (height, width)
 
 
 LISTED = [(640, 640), (384, 640), (640, 384), (320, 320)]
@@ -323,7 +323,7 @@ LISTED = [(640, 640), (384, 640), (640, 384), (320, 320)]
         ((1920, 1080), (640, 384)),
         ((480, 640), (640, 640)),
         ((640, 640), (640, 640)),
-        ((100, 100), (640, 640)),  # the largest image, not the nearest size
+        ((100, 100), (640, 640)),  # the frame that enlarges it most, not the nearest size
         ((1, 3000), (384, 640)),
         ((3000, 1), (640, 384)),
         ((384, 640), (384, 640)),
@@ -332,12 +332,12 @@ LISTED = [(640, 640), (384, 640), (640, 384), (320, 320)]
         *(((3 * k, 5 * k), (384, 640)) for k in range(1, 400, 7)),  # 384:640
     ],
 )
-def test_of_several_shapes_an_image_goes_into_that_where_it_is_largest_and_of_equals_into_the_smallest(size, frame):
+def test_the_shape_that_keeps_the_image_largest_is_chosen_and_the_smallest_of_equals(size, frame):
     for listed in (LISTED, LISTED[::-1]):
         assert place(*size, 640, 32, listed).frame == frame
 
 
-def test_several_shapes_place_every_image_as_the_chosen_one_alone_would():
+def test_the_transform_for_several_shapes_is_that_of_the_chosen_shape():
     for height, width in SIZES:
         transform = place(height, width, 640, 32, LISTED)
         assert transform == place(height, width, 640, 32, [transform.frame])
@@ -346,29 +346,29 @@ def test_several_shapes_place_every_image_as_the_chosen_one_alone_would():
         assert min(frame_h / height, frame_w / width) == pytest.approx(max(gains), rel=1e-12)
 
 
-def guessed_resized(transform: LetterboxTransform) -> tuple[int, ...]:
-    """What scale_boxes takes the image to have become."""
+def resized_by_scale_boxes(transform: LetterboxTransform) -> tuple[int, ...]:
+    """Return the resized image shape that scale_boxes computes."""
     gain = min(frame / side for frame, side in zip(transform.frame, transform.image, strict=True))
     return tuple(max(round(side * gain), 1) for side in transform.image)
 
 
 @each_frame
-def test_boxes_come_back_as_ultralytics_scales_them(imgsz, shape):
+def test_boxes_are_scaled_back_as_by_ultralytics(imgsz, shape):
     from ultralytics.utils.ops import scale_boxes
 
     rng, compared = np.random.default_rng(2), 0
     for height, width in SIZES:
         transform = placed(height, width, imgsz, shape)
-        if guessed_resized(transform) == transform.resized:  # for the others see the next test
+        if resized_by_scale_boxes(transform) == transform.resized:  # the next test covers the others
             boxes = rng.uniform(-20, imgsz + 20, (50, 4)).astype(np.float32)
-            theirs = scale_boxes(transform.frame, boxes.copy(), (height, width))
-            assert np.abs(to_image(boxes, transform) - theirs).max() < 1e-3, (height, width)
+            expected = scale_boxes(transform.frame, boxes.copy(), (height, width))
+            assert np.abs(to_image(boxes, transform) - expected).max() < 1e-3, (height, width)
             compared += 1
     assert compared >= len(SIZES) - 2
 
 
-def test_where_ultralytics_undoes_another_letterbox_than_it_made_ours_is_undone():
-    """407 px become 192.24, rounded to 192: from that frame scale_boxes guesses a height of 639, but it was 640."""
+def test_the_letterbox_is_inverted_exactly_even_if_ultralytics_is_not():
+    """407 px become 192.24, rounded to 192: from that frame scale_boxes computes a height of 639 instead of 640."""
     transform = place(1355, 407, 640, 32, None)
     assert (
         transform.frame
@@ -380,7 +380,7 @@ def test_where_ultralytics_undoes_another_letterbox_than_it_made_ours_is_undone(
 
 
 @each_frame
-def test_the_whole_image_comes_back_as_the_whole_image(imgsz, shape):
+def test_the_corners_of_the_image_are_mapped_back_exactly(imgsz, shape):
     for height, width in SIZES:
         transform = placed(height, width, imgsz, shape)
         top, left, (resized_h, resized_w) = transform.top, transform.left, transform.resized
@@ -390,7 +390,7 @@ def test_the_whole_image_comes_back_as_the_whole_image(imgsz, shape):
 
 @each_frame
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
-def test_the_thinnest_images_fit_their_frame(size, imgsz, shape):
+def test_extremely_thin_images_fit_their_frame(size, imgsz, shape):
     image = np.full((*size, 3), 7, np.uint8)
     transform = placed(*size, imgsz, shape)
     frame = letterbox(image, transform)
@@ -399,33 +399,33 @@ def test_the_thinnest_images_fit_their_frame(size, imgsz, shape):
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_what_is_decoded_can_be_letterboxed(name):
+def test_decoded_images_of_every_kind_can_be_letterboxed(name):
     transform = place(*PIXELS.shape[:2], 64, 32, None)
     assert letterbox(decode(FILES[name][0], MAX_PIXELS), transform).shape == (64, 64, 3)
 
 
-def test_no_boxes_come_back_as_no_boxes():
+def test_an_empty_array_of_boxes_stays_empty():
     assert to_image(np.zeros((0, 4), np.float32), place(47, 61, 640, 32, None)).shape == (0, 4)
 
 
-# Decoded at a fraction of the size
+# Decoding at a fraction of the size
 
-MAX_PIXELS_AT_ONCE = PHOTO.resize((1001, 753), Image.Resampling.BICUBIC)
+LARGE = PHOTO.resize((1001, 753), Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize(
     ("side", "fraction"), [(1002, 1), (501, 1), (500, 2), (251, 2), (250, 4), (126, 4), (125, 8), (10, 8)]
 )
-def test_fast_decoding_shrinks_as_far_as_the_longer_side_stays_large_enough(side, fraction):
-    pixels, size = decode_near(save(MAX_PIXELS_AT_ONCE, "JPEG"), MAX_PIXELS, side)
+def test_fast_decoding_shrinks_while_the_longer_side_is_at_least_the_requested_side(side, fraction):
+    pixels, size = decode_near(save(LARGE, "JPEG"), MAX_PIXELS, side)
     assert size == (753, 1001)
     assert pixels.shape == (-(-753 // fraction), -(-1001 // fraction), 3)
     if fraction > 1:
         assert max(pixels.shape) >= side
 
 
-def test_fast_decoding_gives_the_same_picture_only_smaller():
-    data = save(MAX_PIXELS_AT_ONCE, "JPEG", quality=95)
+def test_fast_decoding_gives_the_same_image_at_a_smaller_size():
+    data = save(LARGE, "JPEG", quality=95)
     small = decode_near(data, MAX_PIXELS, 125)[0]
     shrunk = cv2.resize(decode(data, MAX_PIXELS), (126, 95), interpolation=cv2.INTER_AREA)
     assert np.abs(small.astype(int) - shrunk).mean() < 2.5
@@ -433,26 +433,26 @@ def test_fast_decoding_gives_the_same_picture_only_smaller():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_fast_decoding_tells_the_upright_size_of_the_original(orientation):
+def test_fast_decoding_returns_the_upright_size_of_the_original(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = save(MAX_PIXELS_AT_ONCE, "JPEG", exif=exif, quality=95)
+    data = save(LARGE, "JPEG", exif=exif, quality=95)
     pixels, size = decode_near(data, MAX_PIXELS, 100)
     assert size == decode(data, MAX_PIXELS).shape[:2]
     assert (pixels.shape[0] > pixels.shape[1]) == (size[0] > size[1])
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_fast_decoding_leaves_all_but_jpeg_as_they_are(name):
+def test_fast_decoding_shrinks_only_jpeg(name):
     pixels, size = decode_near(FILES[name][0], MAX_PIXELS, 10)
     assert size == PIXELS.shape[:2]
     assert (pixels.shape == PIXELS.shape) == (name != "JPEG")
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_boxes_come_back_to_the_original_whichever_way_it_was_decoded(fast):
+def test_boxes_are_mapped_to_the_original_with_and_without_fast_decoding(fast):
     prepare = Preprocessor(imgsz=64, stride=32, shapes=None, fast=fast, max_pixels=MAX_PIXELS)
-    transform, frame = prepare(save(MAX_PIXELS_AT_ONCE, "JPEG"))
+    transform, frame = prepare(save(LARGE, "JPEG"))
     assert transform.image == (753, 1001)
     assert frame.shape == (*transform.frame, 3) == (64, 64, 3)
     corners = np.array([[0, transform.top, 64, transform.top + transform.resized[0]]], np.float32)
@@ -460,24 +460,24 @@ def test_boxes_come_back_to_the_original_whichever_way_it_was_decoded(fast):
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_a_jpeg_goes_into_the_best_of_several_shapes(fast):
+def test_a_jpeg_is_letterboxed_into_the_best_of_several_shapes(fast):
     prepare = Preprocessor(96, 32, ((64, 96), (96, 96), (96, 64)), fast, MAX_PIXELS)
-    transform, frame = prepare(save(MAX_PIXELS_AT_ONCE.resize((900, 300)), "JPEG"))
+    transform, frame = prepare(save(LARGE.resize((900, 300)), "JPEG"))
     assert frame.shape == (*transform.frame, 3) == (64, 96, 3)
     assert transform.resized == (32, 96)
 
 
-def test_fast_decoding_limits_the_pixels_of_the_original():
+def test_fast_decoding_applies_max_pixels_to_the_original():
     with pytest.raises(TooManyPixels, match="1001x753"):
-        decode_near(save(MAX_PIXELS_AT_ONCE, "JPEG"), 1001 * 753 - 1, 10)
+        decode_near(save(LARGE, "JPEG"), 1001 * 753 - 1, 10)
 
 
-# For classify: the middle of the image
+# Classify: the centre crop
 
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (333, 517), (224, 224), (100, 90), (223, 225), (1355, 407)])
 @pytest.mark.parametrize("side", [64, 224])
-def test_the_middle_is_what_torchvision_s_resize_and_center_crop_give_a_pil_image(size, side):
+def test_the_centre_crop_equals_torchvision_s_resize_and_center_crop_of_a_pil_image(size, side):
     image = np.random.default_rng(1).integers(0, 255, (*size, 3), np.uint8)
     height, width = size
     whole = (int(side * width / height), side) if height <= width else (side, int(side * height / width))
@@ -489,29 +489,29 @@ def test_the_middle_is_what_torchvision_s_resize_and_center_crop_give_a_pil_imag
     np.testing.assert_array_equal(crop(image, transform), resized.crop((left, top, left + side, top + side)))
 
 
-def test_the_middle_of_a_large_image_is_the_same_made_of_one_colour_after_the_other(monkeypatch):
+def test_the_centre_crop_of_a_large_image_is_the_same_channel_by_channel(monkeypatch):
     image = np.random.default_rng(3).integers(0, 255, (300, 200, 3), np.uint8)
     expected = crop(image, center_crop_transform(300, 200, 64))
     monkeypatch.setattr("app.vision.preprocess.MAX_PIXELS_AT_ONCE", 1000)
     np.testing.assert_array_equal(crop(image, center_crop_transform(300, 200, 64)), expected)
 
 
-def test_the_middle_of_a_long_image_is_off_by_one_level_at_most():
+def test_the_centre_crop_of_a_long_image_is_off_by_at_most_one_level():
     image = np.random.default_rng(2).integers(0, 255, (40, 2000, 3), np.uint8)
     resized = Image.fromarray(image).resize((3200, 64), Image.Resampling.BILINEAR).crop((1568, 0, 1632, 64))
     found = crop(image, center_crop_transform(40, 2000, 64))
     assert np.abs(found.astype(int) - np.asarray(resized)).max() <= 1
 
 
-def test_the_middle_of_an_image_as_thin_as_a_hair_is_cut_out_without_making_the_rest():
-    """Resized whole it would have 224 x 50 million px."""
+def test_the_centre_crop_of_an_extremely_thin_image_resizes_only_the_crop():
+    """The whole resized image would have 224 x 224 million px."""
     image = np.full((1, 1_000_000, 3), 7, np.uint8)
     frame = crop(image, center_crop_transform(1, 1_000_000, 224))
     assert frame.shape == (224, 224, 3)
     assert (frame == 7).all()
 
 
-def test_a_preparation_of_the_middle_is_that_of_any_image():
+def test_a_preprocessor_for_the_middle_gives_the_centre_crop():
     prepare = Preprocessor(64, 32, ((64, 64),), fast=True, max_pixels=10**6, middle=True)
     transform, frame = prepare(cv2.imencode(".png", PIXELS[..., ::-1])[1].tobytes())
     assert transform == center_crop_transform(*PIXELS.shape[:2], 64)

@@ -1,4 +1,4 @@
-"""Every attack, by what it wants of the server."""
+"""All attacks, by kind."""
 
 from loadtest.hostile.attacks import (
     ends,

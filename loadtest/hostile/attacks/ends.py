@@ -13,11 +13,11 @@ KIND = "ends"
 @row(
     "sighup",
     KIND,
-    "SIGHUP with 20 in flight: all are answered",
+    "SIGHUP with 20 requests in flight: all get their responses",
     settings={"simulated_ms": "0,50", "batch": 1},
     statuses="200",
     end="SIGHUP",
-    end_after_s=0.4,  # of the second that 20 images take
+    end_after_s=0.4,  # 20 images take a second
     good_from_s=60,
 )
 async def sighup(target: Target) -> None:

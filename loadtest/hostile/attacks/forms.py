@@ -1,8 +1,8 @@
-"""Forms of megabytes: many fields, many parts, long heads of parts."""
+"""Forms of megabytes: many fields, many parts, long part headers."""
 
 from functools import partial
 
-from loadtest.hostile.attacks.json_bodies import FEW, KIND, each_form, filled, long
+from loadtest.hostile.attacks.json_bodies import CHEAP, KIND, each_form, filled, long
 from loadtest.hostile.row import Target, row
 from loadtest.hostile.wire import ask, head, post, rounds
 
@@ -17,7 +17,7 @@ def repeated(target: Target, each: bytes, size: int = 4 << 20) -> bytes:
 
 
 def multiparts(target: Target) -> list[bytes]:
-    """Bodies with the boundary `b`."""
+    """Return multipart bodies with the boundary `b`."""
     start, end = b'--b\r\nContent-Disposition: form-data; name="image"', b"\r\n\r\nx\r\n--b--\r\n"
     return [
         repeated(target, PART % b"a") + b"--b--\r\n",
@@ -35,7 +35,7 @@ def multiparts(target: Target) -> list[bytes]:
     ]
 
 
-@row("deepstack-forms", KIND, "DeepStack: forms of 4 MB, of many fields, parts and heads, without a key", **FEW)
+@row("deepstack-forms", KIND, "DeepStack: forms of 4 MB, of many fields, parts and headers, without a key", **CHEAP)
 async def deepstack_forms(target: Target) -> None:
     urlencoded = "application/x-www-form-urlencoded"
     texts = [
@@ -52,13 +52,13 @@ async def deepstack_forms(target: Target) -> None:
     await rounds(0, 0.1, *(partial(ask, target, call) for call in calls))
 
 
-@row("platform-forms", KIND, "Platform and HUB: the same forms to a server without keys", **FEW | {"keys": False})
+@row("platform-forms", KIND, "Platform and HUB: the same forms to a server without keys", **CHEAP | {"keys": False})
 async def platform_forms(target: Target) -> None:
     calls = [post(path, body, MULTIPART) for path in ("/predict", "/v1/predict") for body in multiparts(target)]
     await rounds(0, 0.1, *(partial(ask, target, call) for call in calls))
 
 
-@row("boundaries", KIND, "Content-Types of 20 KB: boundaries, parameters, quotes", **FEW | {"keys": False})
+@row("boundaries", KIND, "Content-Types of 20 KB: boundaries, parameters, quotes", **CHEAP | {"keys": False})
 async def boundaries(target: Target) -> None:
     kinds = [
         "multipart/form-data; boundary=" + "b" * 20_000,
@@ -70,7 +70,7 @@ async def boundaries(target: Target) -> None:
     await rounds(target.size(3, 0), 0.1, *(partial(ask, target, call) for call in calls))
 
 
-@row("queries", KIND, "queries of 30 KB: classes, fields, escapes", **FEW | {"keys": False})
+@row("queries", KIND, "queries of 30 KB: classes, fields, escapes", **CHEAP | {"keys": False})
 async def queries(target: Target) -> None:
     words = (
         "classes=" + "a," * 15_000,
@@ -84,7 +84,7 @@ async def queries(target: Target) -> None:
     await rounds(target.size(3, 0), 0.05, *(partial(ask, target, call) for call in calls))
 
 
-@row("platform-json", KIND, "JSON of 4 MB where forms and images are wanted", **FEW | {"keys": False})
+@row("platform-json", KIND, "JSON of 4 MB on routes for forms and images", **CHEAP | {"keys": False})
 async def platform_json(target: Target) -> None:
     made = {
         "list": partial(filled, before=b"[", each=b"1", after=b"]"),

@@ -1,4 +1,4 @@
-"""gRPC: whole messages that are large."""
+"""gRPC: large messages."""
 
 import asyncio
 import gzip
@@ -13,7 +13,7 @@ NO_LIMIT = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_len
 
 
 async def ask(target: Target, method: str, data: bytes, compression: grpc.Compression | None = None) -> None:
-    """One call on a connection of its own; `data` is sent as it is."""
+    """Make one call on its own connection; `data` is the serialized message."""
     loop = asyncio.get_running_loop()
     started, options = loop.time(), [*NO_LIMIT, ("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(f"{target.host}:{target.grpc_port}", options=options) as channel:
@@ -37,7 +37,7 @@ BUSY = {"statuses": "OK|INVALID_ARGUMENT|RESOURCE_EXHAUSTED|UNAVAILABLE|UNIMPLEM
 
 
 def field(number: int, data: bytes) -> bytes:
-    """A field of Protocol Buffers that is bytes or a message."""
+    """Return a Protocol Buffers field of type bytes or message."""
     size, length = len(data), bytearray()
     while size >= 128:
         length.append(size % 128 + 128)
@@ -67,14 +67,14 @@ async def grpc_large_open(target: Target) -> None:
     await at_once(target, "ModelInfer", field(7, bytes(target.size(90 * MB, 20 * MB))), target.size(12, 4))
 
 
-@row("grpc-small-fields", KIND, "8 messages of 20 MB that are millions of fields", **BUSY)
+@row("grpc-small-fields", KIND, "8 messages of 20 MB with millions of fields", **BUSY)
 async def grpc_small_fields(target: Target) -> None:
     size = target.size(20 * MB, 2 * MB)
     for each in (field(5, b""), field(6, b""), field(7, b""), field(5, field(5, b"")), field(4, field(1, b"a"))):
         await at_once(target, "ModelInfer", each * (size // len(each)), target.size(8, 2))
 
 
-@row("grpc-gzip", KIND, "24 messages of 90 MB in gzip, which are 90 KB", **BUSY)
+@row("grpc-gzip", KIND, "24 messages of 90 MB, compressed by gzip to 90 KB", **BUSY)
 async def grpc_gzip(target: Target) -> None:
     data = field(7, bytes(target.size(90 * MB, 20 * MB)))
     await at_once(target, "ModelInfer", data, target.size(24, 6), grpc.Compression.Gzip)

@@ -1,4 +1,4 @@
-"""gRPC's port: half-open connections, and floods of frames."""
+"""The gRPC port: half-open connections and floods of frames."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ INFER = "ModelInfer"
 
 
 def at_grpc(target: Target) -> Target:
-    """The same target by its other port, and with the same outcome."""
+    """Return the target with the gRPC port and the same outcome."""
     return Target(target.host, target.grpc_port, target.port, target.pid, target.quick, target.outcome)
 
 
@@ -34,12 +34,12 @@ async def grpc_half_open(target: Target) -> None:
     await asyncio.gather(*(all_at_once(target, target.size(20, 4), first) for first in firsts))
 
 
-@row("grpc-idle", KIND, "100 connections that shake hands and then ask nothing", **KEYED)
+@row("grpc-idle", KIND, "100 connections that send nothing after the handshake", **KEYED)
 async def grpc_idle(target: Target) -> None:
     await all_at_once(target, target.size(100, 20), h2.START + h2.frame(h2.SETTINGS, h2.ACK))
 
 
-@row("grpc-slow-messages", KIND, "100 calls whose message comes at a byte a second, no key", **KEYED)
+@row("grpc-slow-messages", KIND, "100 calls that send a byte of their message a second, no key", **KEYED)
 async def grpc_slow_messages(target: Target) -> None:
     first = (
         h2.START
@@ -49,7 +49,7 @@ async def grpc_slow_messages(target: Target) -> None:
     await all_at_once(target, target.size(100, 20), first, h2.frame(h2.DATA, 0, 1, b"x"))
 
 
-@row("grpc-slow-streams", KIND, "100 streams that are open and bring nothing, no key", **KEYED)
+@row("grpc-slow-streams", KIND, "100 open streams without messages, no key", **KEYED)
 async def grpc_slow_streams(target: Target) -> None:
     first = h2.START + h2.frame(h2.HEADERS, h2.END_HEADERS, 1, h2.call("ModelStreamInfer"))
     await all_at_once(target, target.size(100, 20), first, h2.frame(h2.PING, 0, 0, bytes(8)))
@@ -68,12 +68,12 @@ async def grpc_half_headers(target: Target) -> None:
 
 
 async def flood(target: Target, frames: Iterable[bytes], seconds: float) -> None:
-    """Send frames as fast as the server takes them, for so long or until it closes."""
+    """Send frames as fast as the server accepts them, for `seconds` or until it closes."""
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
     with contextlib.suppress(OSError, TimeoutError):
         reader, writer = await connect(at_grpc(target))
-        reading = asyncio.create_task(_drain(reader))
+        reading = asyncio.create_task(_read_all(reader))
         with contextlib.suppress(OSError):
             writer.write(h2.START)
             for each in frames:
@@ -86,7 +86,7 @@ async def flood(target: Target, frames: Iterable[bytes], seconds: float) -> None
         writer.transport.abort()
 
 
-async def _drain(reader: asyncio.StreamReader) -> None:
+async def _read_all(reader: asyncio.StreamReader) -> None:
     with contextlib.suppress(OSError):
         while await reader.read(1 << 16):
             pass

@@ -1,4 +1,4 @@
-"""Heads and trailers without end."""
+"""Endless request heads and trailers."""
 
 import asyncio
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ PIECE = 64 << 10
 
 
 def endless(start: bytes, each: bytes, size: int) -> Iterator[bytes]:
-    """`start`, and `each` until `size` bytes are sent, in pieces."""
+    """Yield `start`, then pieces of repeated `each` up to `size` bytes."""
     yield start
     piece = each * max(PIECE // len(each), 1)
     for _ in range(size // len(piece)):

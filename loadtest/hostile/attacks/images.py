@@ -1,4 +1,4 @@
-"""Pictures of kilobytes that cost seconds or gigabytes to decode."""
+"""Images of kilobytes that cost seconds or gigabytes to decode."""
 
 import asyncio
 import base64
@@ -13,7 +13,7 @@ from loadtest.hostile.wire import ask, post, rounds
 
 KIND = "images"
 SMALL = {"memory_mb": 100, "answer_s": 0.5, "statuses": r"4\d\d|503|504|closed"}
-HEAVY = {"statuses": r"200|4\d\d|503|504|closed"}  # within the limits some are served
+HEAVY = {"statuses": r"200|4\d\d|503|504|closed"}  # some are within the limits and inferred
 SOME_S = "X-Deadline-Ms: 1000"
 
 
@@ -48,7 +48,7 @@ async def many_scans_small(target: Target) -> None:
     await rounds(target.size(4, 0), 0.1, call)
 
 
-@row("two-sizes", KIND, "a TIFF of 6 KB that says 100 px and decodes to 324 MP", **SMALL)
+@row("two-sizes", KIND, "a TIFF of 6 KB with 100 px in its header that decodes to 324 MP", **SMALL)
 async def two_sizes(target: Target) -> None:
     await rounds(target.size(4, 0), 0.1, partial(ask, target, image(pictures.two_sizes(18_000, 100))))
 
@@ -58,10 +58,10 @@ async def two_sizes_others(target: Target) -> None:
     files = [pictures.two_sizes(18_000, 100, big_first=first, kind=kind) for first in (True, False) for kind in (9, 16)]
     files.append(pictures.two_sizes(18_000, 100, big_first=False))
     first = pictures.two_sizes(18_000, 100)
-    reported = {"model_id": "simulated", "image": {"type": "base64", "value": base64.b64encode(first).decode()}}
+    document = {"model_id": "simulated", "image": {"type": "base64", "value": base64.b64encode(first).decode()}}
     calls = [
         *(image(file) for file in files),
-        post("/infer/object_detection", json.dumps(reported).encode()),
+        post("/infer/object_detection", json.dumps(document).encode()),
         post("/simulated/1", base64.b64encode(first), "application/x-www-form-urlencoded"),
         post(
             "/v2/models/simulated_image/infer", first, "application/octet-stream", "Inference-Header-Content-Length: 0"

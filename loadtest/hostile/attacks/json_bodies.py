@@ -1,4 +1,4 @@
-"""JSON of a few megabytes that costs seconds and gigabytes where it is taken apart before it is looked at."""
+"""JSON of a few megabytes that costs seconds and gigabytes if it is parsed before its size is checked."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from loadtest.hostile.row import Target, row
 from loadtest.hostile.wire import ask, post, rounds
 
 KIND = "JSON"
-FEW = {"keys": True, "memory_mb": 100, "answer_s": 0.5, "statuses": r"4\d\d|closed|503"}
-OPEN = FEW | {"keys": False}  # of KServe, whose key is seen before the body: these strangers may ask
+CHEAP = {"keys": True, "memory_mb": 100, "answer_s": 0.5, "statuses": r"4\d\d|closed|503"}
+OPEN = CHEAP | {"keys": False}  # KServe checks the key before the body, so these servers have none
 INFER = "/v2/models/simulated/infer"
 SECONDS = 4.0
 
 
 def filled(target: Target, before: bytes, each: bytes, after: bytes) -> bytes:
-    """`each` as often as makes 4 MB, with commas between."""
+    """Return 4 MB of `each`, separated by commas."""
     size = target.size(4 << 20, 1 << 20)
     return before + b",".join([each] * (size // (len(each) + 1))) + after
 
@@ -83,7 +83,7 @@ REPOSITORY: dict[str, Callable[[Target], bytes]] = {
 
 
 async def each_form(target: Target, path: str, forms: dict[str, Callable[[Target], bytes]]) -> None:
-    """Each alone, and then three at once."""
+    """Send each body once, then three times concurrently."""
     bodies = [make(target) for make in forms.values()]
     await rounds(0, 0.1, *(partial(ask, target, post(path, body)) for body in bodies))
     if not target.quick:
@@ -92,22 +92,22 @@ async def each_form(target: Target, path: str, forms: dict[str, Callable[[Target
 
 
 async def one_form(target: Target, path: str, body: bytes) -> None:
-    """EngineBaseline, for a while, and then three at once."""
+    """Send the body repeatedly for a while, then three times concurrently."""
     await rounds(target.size(4, 0), 0.1, partial(ask, target, post(path, body)))
     await asyncio.gather(*(ask(target, post(path, body)) for _ in range(3)))
 
 
-@row("roboflow-ones", KIND, 'Roboflow: 4 MB of `"image":[1,1,...]` without a key', **FEW)
+@row("roboflow-ones", KIND, 'Roboflow: 4 MB of `"image":[1,1,...]` without a key', **CHEAP)
 async def roboflow_ones(target: Target) -> None:
     await one_form(target, "/infer/object_detection", filled(target, _START + b"[", b"1", b"]" + _END))
 
 
-@row("roboflow-json", KIND, f"Roboflow: {len(ROBOFLOW)} other forms of 4 MB of JSON without a key", **FEW)
+@row("roboflow-json", KIND, f"Roboflow: {len(ROBOFLOW)} other forms of 4 MB of JSON without a key", **CHEAP)
 async def roboflow_json(target: Target) -> None:
     await each_form(target, "/infer/object_detection", ROBOFLOW)
 
 
-@row("model-add-json", KIND, "the same forms on /model/add", **FEW)
+@row("model-add-json", KIND, "the same forms on /model/add", **CHEAP)
 async def model_add_json(target: Target) -> None:
     await each_form(target, "/model/add", ROBOFLOW)
 

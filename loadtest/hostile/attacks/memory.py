@@ -1,4 +1,4 @@
-"""Bodies and answers that are large when they are unpacked, many at once: a budget must hold."""
+"""Concurrent bodies and responses that are large when decompressed: the memory budget must hold."""
 
 import asyncio
 import base64
@@ -19,16 +19,16 @@ BUSY = {"statuses": r"200|4\d\d|503|504"}
 
 @cache
 def tensor(inflated: int, how: str) -> bytes:
-    """KServe's JSON and a tensor of zeros behind it, packed."""
+    """Return a compressed KServe request with a tensor of zeros."""
     sides = [inflated // (3 * 640 * 640 * 4), 3, 640, 640]
     size = sides[0] * 3 * 640 * 640 * 4
     given = {"name": "images", "shape": sides, "datatype": "FP32", "parameters": {"binary_data_size": size}}
     start = json.dumps({"inputs": [given]}).encode()
     packed = {"gzip": lambda body: gzip.compress(body, 9), "deflate": lambda body: zlib.compress(body, 9)}
-    return _header(start, packed[how](start + bytes(size)), how)
+    return _with_header(start, packed[how](start + bytes(size)), how)
 
 
-def _header(start: bytes, body: bytes, how: str) -> bytes:
+def _with_header(start: bytes, body: bytes, how: str) -> bytes:
     length, encoding = f"Inference-Header-Content-Length: {len(start)}", f"Content-Encoding: {how}"
     return post(INFER, body, "application/octet-stream", length, *([encoding] if how else []))
 
@@ -54,12 +54,12 @@ async def deflate_tensors(target: Target) -> None:
     await at_once(target, post(INFER, twice, "application/json", "Content-Encoding: gzip"), many)
 
 
-@row("raw-tensors", KIND, "24 tensors of 90 MB, not packed", **BUSY)
+@row("raw-tensors", KIND, "24 tensors of 90 MB, not compressed", **BUSY)
 async def raw_tensors(target: Target) -> None:
     size = target.size(90 * MB, 20 * MB)
     given = {"name": "images", "shape": [16, 3, 640, 640], "datatype": "FP32", "parameters": {"binary_data_size": size}}
     start = json.dumps({"inputs": [given]}).encode()
-    await at_once(target, _header(start, start + bytes(size), ""), target.size(24, 6))
+    await at_once(target, _with_header(start, start + bytes(size), ""), target.size(24, 6))
 
 
 @row("large-bodies", KIND, "48 bodies of 19 MB at once, of each protocol", **BUSY)
@@ -76,15 +76,15 @@ async def large_bodies(target: Target) -> None:
         await at_once(target, request, many)
 
 
-@row("base64-pictures", KIND, "24 flat pictures of 49 MP in base64, with drawings asked for", **BUSY)
+@row("base64-pictures", KIND, "24 images of one colour and 49 MP in base64, with drawings requested", **BUSY)
 async def base64_pictures(target: Target) -> None:
     side = target.size(7000, 2000)
     value = base64.b64encode(pictures.flat("PNG", side, side)).decode()
-    reported = {"model_id": "simulated", "image": {"type": "base64", "value": value}, "visualize_predictions": True}
-    await at_once(target, post("/infer/object_detection", json.dumps(reported).encode()), target.size(24, 6))
+    document = {"model_id": "simulated", "image": {"type": "base64", "value": value}, "visualize_predictions": True}
+    await at_once(target, post("/infer/object_detection", json.dumps(document).encode()), target.size(24, 6))
 
 
-@row("large-pictures", KIND, "24 pictures of 49 MP at once", **BUSY)
+@row("large-pictures", KIND, "24 images of 49 MP at once", **BUSY)
 async def large_pictures(target: Target) -> None:
     side = target.size(7000, 2000)
     await rounds(
@@ -92,7 +92,7 @@ async def large_pictures(target: Target) -> None:
     )
 
 
-@row("drawings", KIND, "24 drawings of 20 MB at once, which are read", **BUSY)
+@row("drawings", KIND, "24 drawings of 20 MB at once, which the clients read", **BUSY)
 async def drawings(target: Target) -> None:
     request = post(
         "/v1/predict?format=image", pictures.noise(target.size(2600, 800)), "image/jpeg", "Accept: image/png"

@@ -1,4 +1,4 @@
-"""Connections that are held: slow bodies, half heads, nothing at all, and other protocols."""
+"""Held connections: slow bodies, incomplete heads, no data, and other protocols."""
 
 import asyncio
 
@@ -66,14 +66,14 @@ async def half_chunks(target: Target) -> None:
     await asyncio.gather(*(all_at_once(target, target.size(25, 4), first + half) for half in halves))
 
 
-@row("stopped-bodies", KIND, "60 bodies of 20 MB on /model/add of which 19 MB come, no key", **KEYED)
+@row("stopped-bodies", KIND, "60 bodies of 20 MB on /model/add that stop after 19 MB, no key", **KEYED)
 async def stopped_bodies(target: Target) -> None:
     sent = target.size(19 << 20, 1 << 20)
     first = started("/model/add", "application/json", length=f"Content-Length: {sent + 1000}") + b" " * sent
     await all_at_once(target, target.size(60, 20), first)
 
 
-@row("stopped-bodies-images", KIND, "60 bodies of 20 MB on each image route of which 19 MB come, no key", **KEYED)
+@row("stopped-bodies-images", KIND, "60 bodies of 20 MB on image routes that stop after 19 MB, no key", **KEYED)
 async def stopped_bodies_images(target: Target) -> None:
     sent = target.size(19 << 20, 1 << 20)
     length = f"Content-Length: {sent + 1000}"
@@ -101,7 +101,7 @@ async def half_heads(target: Target) -> None:
     await all_at_once(target, 300, b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nX-")
 
 
-@row("half-heads-many", KIND, "1000 half heads of one peer", **KEYED)
+@row("half-heads-many", KIND, "1000 half heads from one client address", **KEYED)
 async def half_heads_many(target: Target) -> None:
     await all_at_once(target, target.size(1000, 100), b"GET / HTTP/1.1\r\n")
 
@@ -127,7 +127,7 @@ async def newlines(target: Target) -> None:
     await all_at_once(target, target.size(300, 50), b"\r\n", b"\r\n", 1.0 if not target.quick else 0.2)
 
 
-@row("keep-alive", KIND, "300 connections that ask once and stay", statuses=r"200|closed|503", **KEYED)
+@row("keep-alive", KIND, "300 connections that send one request and stay open", statuses=r"200|closed|503", **KEYED)
 async def keep_alive(target: Target) -> None:
     await all_at_once(target, target.size(300, 50), head("GET /healthz"))
 
@@ -135,7 +135,7 @@ async def keep_alive(target: Target) -> None:
 @row(
     "second-half-head",
     KIND,
-    "300 connections that ask once and then send half a head",
+    "300 connections that send one request and then half a head",
     statuses=r"200|closed|503",
     **KEYED,
 )
@@ -194,12 +194,12 @@ async def hang_ups(target: Target) -> None:
     phases = (b"", whole[:20], whole[:200], whole[:100_000], whole, healthz, healthz * 50)
     for _ in range(target.size(10, 2)):
         await asyncio.gather(
-            *(_leave(target, phase, how) for phase in phases for how in ("close", "reset") for _ in range(5))
+            *(_hang_up(target, phase, how) for phase in phases for how in ("close", "reset") for _ in range(5))
         )
         await asyncio.sleep(0.1)
 
 
-async def _leave(target: Target, sent: bytes, how: str) -> None:
+async def _hang_up(target: Target, sent: bytes, how: str) -> None:
     try:
         _, writer = await connect(target)
         writer.write(sent)
@@ -217,7 +217,7 @@ async def _leave(target: Target, sent: bytes, how: str) -> None:
 @row(
     "pipelines",
     KIND,
-    "8 connections with 5000 requests on end each, read",
+    "8 connections with 5000 pipelined requests each, whose responses are read",
     statuses=r"200|4\d\d|503|closed|reset",
     **KEYED,
 )

@@ -1,4 +1,4 @@
-"""Clients that do not read their answers."""
+"""Clients that do not read their responses."""
 
 import asyncio
 
@@ -7,18 +7,18 @@ from loadtest.hostile.row import Target, row
 from loadtest.hostile.wire import head, never_read, post
 
 KIND = "unread"
-PICTURE = ("/v1/predict?format=image", "image/jpeg", "Accept: image/png")
+IMAGE_REQUEST = ("/v1/predict?format=image", "image/jpeg", "Accept: image/png")
 
 
-def picture(target: Target) -> bytes:
-    """Asks for a PNG of 20 MB."""
-    path, kind, accept = PICTURE
+def image_request(target: Target) -> bytes:
+    """Return a request whose response is a PNG of 20 MB."""
+    path, kind, accept = IMAGE_REQUEST
     return post(path, pictures.noise(target.size(2600, 1000)), kind, accept)
 
 
-@row("unread-pictures", KIND, "24 pictures of 20 MB that their clients do not read", statuses=r"closed")
+@row("unread-pictures", KIND, "24 images of 20 MB that their clients do not read", statuses=r"closed")
 async def unread_pictures(target: Target) -> None:
-    await never_read(target, picture(target), target.size(24, 6))
+    await never_read(target, image_request(target), target.size(24, 6))
 
 
 @row(
@@ -43,7 +43,13 @@ async def unread_metrics(target: Target) -> None:
     )
 
 
-@row("unread-refusals", KIND, "5000 refused requests on end on 20 connections, not read", statuses=r"closed", keys=True)
+@row(
+    "unread-refusals",
+    KIND,
+    "5000 pipelined refused requests on each of 20 connections, not read",
+    statuses=r"closed",
+    keys=True,
+)
 async def unread_refusals(target: Target) -> None:
     requests = head("POST /v1/predict", "Content-Length: 0") * target.size(5000, 2000)
     await never_read(target, requests, target.size(20, 5))
@@ -52,7 +58,7 @@ async def unread_refusals(target: Target) -> None:
 @row(
     "unread-bodies",
     KIND,
-    "40 early refusals of bodies of 20 MB whose answers are not read",
+    "40 early refusals of bodies of 20 MB whose responses are not read",
     statuses=r"closed",
     keys=True,
 )

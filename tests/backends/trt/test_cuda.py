@@ -1,4 +1,4 @@
-"""The seam to CUDA: against the real bindings of a machine without a driver, and against the stand-in for a device."""
+"""The CUDA wrapper, against the real bindings without a driver and against the stand-in for a device."""
 
 import inspect
 import re
@@ -12,7 +12,7 @@ from cuda.bindings import runtime
 from cuda_standin import ALIGNMENT, Cuda, Error
 
 import app.backends.tensorrt.cuda
-from app.backends.tensorrt import cuda as seam
+from app.backends.tensorrt import cuda as wrapper
 from app.backends.tensorrt.cuda import DeviceMemory, Event, Graph, PinnedMemory, Stream
 from app.errors import BackendUnavailable, EngineFailed
 
@@ -28,26 +28,26 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 
 
 class Instance:
-    """A stream, 1000 bytes on both sides, and how they travel."""
+    """A stream with 1000 bytes of device memory and of pinned memory, and the copies between them."""
 
     def __init__(self) -> None:
         self.stream, self.memory = Stream(), DeviceMemory(1000)
         self.source, self.target = PinnedMemory(1000), PinnedMemory(1000)
 
-    def there(self) -> None:
+    def send(self) -> None:
         self.stream.to_device(self.memory, self.source, 1000)
 
-    def back(self) -> None:
+    def receive(self) -> None:
         self.stream.to_host(self.target, self.memory, 1000)
 
     def both(self) -> bool:
-        self.there()
-        self.back()
+        self.send()
+        self.receive()
         return True
 
     def close(self) -> None:
-        for thing in (self.stream, self.memory, self.source, self.target):
-            thing.close()
+        for resource in (self.stream, self.memory, self.source, self.target):
+            resource.close()
 
 
 @pytest.fixture
@@ -64,13 +64,13 @@ def faults(text: str) -> Any:
 
 
 @no_driver
-def test_without_a_driver_the_real_preflight_says_so():
+def test_without_a_driver_the_real_preflight_fails():
     with pytest.raises(BackendUnavailable, match="no NVIDIA driver"):
-        seam.preflight()
+        wrapper.preflight()
 
 
 def bare(kind: type, **fields: Any) -> Any:
-    """An object of the seam whose own calls never succeeded."""
+    """Return an object of the wrapper without calling its constructor."""
     made = kind.__new__(kind)
     for name, value in fields.items():
         setattr(made, name, value)
@@ -87,8 +87,8 @@ def real_event() -> Event:
 
 MEMORY = {"address": 0x1000, "size": 1000}
 CALLS: dict[str, Callable[[], object]] = {
-    "device": seam.device,
-    "memory": seam.memory,
+    "device": wrapper.device,
+    "memory": wrapper.memory,
     "Stream": Stream,
     "Stream.synchronize": lambda: real_stream().synchronize(),
     "Stream.to_device": lambda: real_stream().to_device(bare(DeviceMemory, **MEMORY), bare(PinnedMemory, **MEMORY), 8),
@@ -111,13 +111,13 @@ CALLS: dict[str, Callable[[], object]] = {
 
 @no_driver
 @pytest.mark.parametrize("call", CALLS)
-def test_without_a_driver_every_real_call_fails_in_the_words_of_cuda(call):
+def test_without_a_driver_every_real_call_fails_with_the_message_of_cuda(call):
     with pytest.raises(EngineFailed, match=r"^cuda\w+: CUDA driver version is insufficient for CUDA runtime version$"):
         CALLS[call]()
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_stand_in_takes_as_many_arguments_as_the_real_function(name):
+def test_the_stand_in_takes_the_number_of_arguments_of_the_real_function(name):
     signature = getattr(runtime, name).__doc__.splitlines()[0]
     inside = re.fullmatch(rf"{name}\((.*)\)", signature)[1]
     assert len(inspect.signature(getattr(Cuda, name)).parameters) - 1 == len([p for p in inside.split(",") if p])
@@ -125,7 +125,7 @@ def test_the_stand_in_takes_as_many_arguments_as_the_real_function(name):
 
 @no_driver
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_stand_in_without_a_driver_answers_as_the_real_function(name):
+def test_the_stand_in_without_a_driver_returns_what_the_real_function_returns(name):
     handles = {"stream": runtime.cudaStream_t, "event": runtime.cudaEvent_t, "graph": runtime.cudaGraph_t}
     samples = {
         **{what: kind(0x1000) for what, kind in handles.items()},
@@ -144,30 +144,30 @@ def test_the_stand_in_without_a_driver_answers_as_the_real_function(name):
 
 
 def test_a_usable_device_passes_the_preflight(cuda):
-    seam.preflight()
-    assert seam.device() == seam.Device("NVIDIA A10G", "8.6", "12.8")
+    wrapper.preflight()
+    assert wrapper.device() == wrapper.Device("NVIDIA A10G", "8.6", "12.8")
 
 
-def test_a_driver_without_a_usable_device_is_told(cuda):
+def test_a_driver_without_a_usable_device_is_reported(cuda):
     cuda.devices = 0
     with pytest.raises(BackendUnavailable, match="no CUDA-capable device is detected"):
-        seam.preflight()
+        wrapper.preflight()
     cuda.driver = 11080
     with pytest.raises(BackendUnavailable, match="driver version is insufficient"):
-        seam.preflight()
+        wrapper.preflight()
     cuda.driver = 0
     with pytest.raises(BackendUnavailable, match="no NVIDIA driver"):
-        seam.preflight()
+        wrapper.preflight()
 
 
-def test_copies_travel_to_the_device_and_back(instance):
+def test_bytes_are_copied_to_the_device_and_back(instance):
     instance.source.array[:] = np.arange(1000) % 251
     instance.both()
     instance.stream.synchronize()
     assert np.array_equal(instance.target.array, instance.source.array)
 
 
-def test_what_is_not_synchronized_has_not_happened(instance):
+def test_copies_happen_only_at_synchronize(instance):
     instance.source.array[:] = 1
     instance.both()
     assert set(instance.target.array) == {0xA5}
@@ -177,18 +177,18 @@ def test_what_is_not_synchronized_has_not_happened(instance):
 
 
 def test_memory_is_aligned_and_counted(cuda):
-    before, total = seam.memory()
+    before, total = wrapper.memory()
     blocks = [DeviceMemory(1000), DeviceMemory(1), PinnedMemory(1000)]
     assert all(block.address % ALIGNMENT == 0 for block in blocks)
-    assert seam.memory() == (before - 1001, total)
+    assert wrapper.memory() == (before - 1001, total)
     for block in blocks:
         block.close()
-    assert seam.memory() == (before, total)
+    assert wrapper.memory() == (before, total)
     with pytest.raises(EngineFailed, match="cudaMalloc: out of memory"):
         DeviceMemory(before + 1)
 
 
-def test_events_wait_for_their_point_and_no_further(instance, cuda):
+def test_an_event_waits_only_for_the_work_before_it(instance, cuda):
     first, last = Event(), Event()
     cuda.operation_ms = 2.5
     first.record(instance.stream)
@@ -208,7 +208,7 @@ def test_events_wait_for_their_point_and_no_further(instance, cuda):
     last.close()
 
 
-def test_times_of_points_that_were_not_reached_are_refused(instance):
+def test_the_time_between_unreached_events_is_refused(instance):
     first, last = Event(), Event()
     with pytest.raises(EngineFailed, match="cudaEventElapsedTime: invalid resource handle"):
         last.seconds_since(first)
@@ -220,7 +220,7 @@ def test_times_of_points_that_were_not_reached_are_refused(instance):
     last.close()
 
 
-def test_captured_work_runs_only_when_it_is_launched(instance, cuda):
+def test_captured_work_runs_only_when_launched(instance, cuda):
     graph = instance.stream.capture(instance.both)
     instance.stream.synchronize()
     assert set(instance.target.array) == {0xA5}
@@ -233,11 +233,11 @@ def test_captured_work_runs_only_when_it_is_launched(instance, cuda):
     assert not cuda.live()["graph"]
 
 
-def test_work_that_is_not_enqueued_is_no_graph_and_nothing_leaks(instance):
+def test_capturing_work_that_is_not_enqueued_gives_no_graph_and_leaks_nothing(instance):
     assert instance.stream.capture(lambda: instance.both() and False) is None
 
 
-def test_work_that_cannot_be_captured_is_no_graph_and_the_stream_goes_on(instance, cuda):
+def test_capturing_work_that_cannot_be_captured_gives_no_graph_and_the_stream_continues(instance, cuda):
     cuda.refuse_capture = True
     assert instance.stream.capture(instance.both) is None
     cuda.refuse_capture = False
@@ -255,7 +255,7 @@ def test_a_capture_ends_when_its_work_raises(instance):
     assert np.array_equal(instance.target.array, instance.source.array)
 
 
-def test_allocating_or_waiting_inside_a_capture_spoils_it(instance):
+def test_allocating_or_waiting_inside_a_capture_gives_no_graph(instance):
     def allocate() -> bool:
         with pytest.raises(EngineFailed, match="operation not permitted when stream is capturing"):
             DeviceMemory(1)
@@ -290,13 +290,13 @@ def test_a_capture_does_not_disturb_other_threads(instance):
     graph.close()
 
 
-def test_every_function_can_be_told_to_fail(cuda):
+def test_the_stand_in_fails_a_function_on_request(cuda):
     cuda.fail["cudaStreamCreateWithFlags"] = Error.cudaErrorUnknown
     with pytest.raises(EngineFailed, match="cudaStreamCreateWithFlags: unknown error"):
         Stream()
 
 
-def test_the_stand_in_counts_what_is_alive(cuda):
+def test_the_stand_in_counts_live_resources(cuda):
     instance, event = Instance(), Event()
     assert cuda.live() == {"device": 1, "pinned": 2, "stream": 1, "event": 1}
     event.close()
@@ -356,6 +356,6 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_a_device_would_not_survive_fails_the_test(instance, fault):
+def test_invalid_use_of_a_device_fails_the_test(instance, fault):
     with faults(fault):
         FAULTS[fault](instance)

@@ -1,4 +1,4 @@
-"""TensorRT's builder and runtime, on both API surfaces, against the strict stand-ins for TensorRT and CUDA."""
+"""The TensorRT backend, for both supported API versions, against the strict stand-ins for TensorRT and CUDA."""
 
 import dataclasses
 import functools
@@ -55,7 +55,7 @@ LOST = runtime.cudaError_t.cudaErrorIllegalAddress
 
 
 class Rig(SimpleNamespace):
-    """The stand-ins, and the backend as it sees them."""
+    """The stand-ins, and the backend that uses them."""
 
     cuda: Cuda
     trt: TensorRT
@@ -90,7 +90,7 @@ def few_scenes(monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def export_once(tmp_path_factory) -> Iterator[None]:
-    """The same weights at the same size are exported once for all tests: what these are about comes later."""
+    """Exports the same weights at the same size once for all tests."""
     export_now = export.to_plain_onnx
 
     @functools.cache
@@ -107,7 +107,7 @@ def export_once(tmp_path_factory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory) -> tuple[Path, serving_graph.ModelInfo]:
-    """The demo model's FP32 serving graph for one shape of frame."""
+    """The demo model's FP32 serving graph for one frame shape."""
     folder = tmp_path_factory.mktemp("serving")
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, folder, static=True)
     return folder / "graph.onnx", serving_graph.to_serving_graph(plain, "demo", SIDE, folder / "graph.onnx")
@@ -120,7 +120,7 @@ def frames() -> list[np.ndarray]:
 
 @pytest.fixture
 def context(serving, tmp_path) -> Callable[..., BuildContext]:
-    """What a build needs; a second one finds the first one's cache."""
+    """Makes build contexts that share a timing cache."""
     path, model = serving
 
     def make(**changes: object) -> BuildContext:
@@ -159,7 +159,7 @@ def order(tmp_path) -> BuildRequest:
 # Building
 
 
-def test_the_plan_is_the_graph_in_the_precision_asked_for(rig, context, frames):
+def test_the_plan_is_the_graph_in_the_requested_precision(rig, context, frames):
     (path,) = context().graphs
     for kind in ("fp32", "fp16"):
         made = context(precision=kind)
@@ -178,7 +178,7 @@ def test_tf32_is_switched_off(rig, context):
     assert "clear_flag" in rig.trt.calls
 
 
-def test_progress_is_told_while_compiling(rig, context, monkeypatch):
+def test_progress_is_reported_while_compiling(rig, context, monkeypatch):
     monkeypatch.setattr(rig.backend, "MIN_REPORT_S", 0)
     rig.trt.phases = (("Building", None, 2), ("Compiling backend", "Building", 3))
     reported: list[str] = []
@@ -186,32 +186,32 @@ def test_progress_is_told_while_compiling(rig, context, monkeypatch):
     assert "160x160 Compiling backend 3/3" in reported
 
 
-def test_progress_is_told_at_most_twice_a_second(rig, context):
+def test_progress_is_reported_at_most_twice_a_second(rig, context):
     rig.trt.phases = (("Compiling", None, 1000),)
     reported: list[str] = []
     rig.backend.build(context(report=reported.append))
     assert len([text for text in reported if text.startswith("160x160 Compiling")]) < 10
 
 
-def test_build_ends_when_the_server_that_waits_for_it_is_gone(rig, context, monkeypatch):
+def test_build_ends_when_the_waiting_server_has_exited(rig, context, monkeypatch):
     monkeypatch.setattr(rig.backend, "MIN_REPORT_S", 0)
     rig.trt.phases = (("Compiling", None, 1000),)
 
-    def gone(text: str) -> None:
+    def report(text: str) -> None:
         if text.startswith("160x160 Compiling"):
             raise BrokenPipeError
 
     with pytest.raises(BuildFailed, match="TensorRT could not compile the engine"):
-        rig.backend.build(context(report=gone))
+        rig.backend.build(context(report=report))
 
 
-def test_failed_compilation_is_told_in_tensorrts_own_words(rig, context):
+def test_failed_compilation_is_reported_with_tensorrts_message(rig, context):
     rig.trt.build_fails = NO_IMPLEMENTATION
     with pytest.raises(BuildFailed, match=r"could not compile the engine: .*Could not find any implementation"):
         rig.backend.build(context())
 
 
-def test_graph_that_the_parser_refuses_is_told_with_the_node(rig, context):
+def test_parser_error_is_reported(rig, context):
     rig.trt.refuse = {"parse_from_file"}
     with pytest.raises(BuildFailed, match="TensorRT cannot read the graph: "):
         rig.backend.build(context())
@@ -234,7 +234,7 @@ def test_timing_cache_is_kept_by_version_and_gpu_and_used_again(rig, context):
 
 
 @pytest.mark.parametrize("content", [b"garbage", b""])
-def test_timing_cache_that_does_not_fit_is_begun_anew(rig, context, content, caplog):
+def test_timing_cache_that_does_not_fit_is_replaced(rig, context, content, caplog):
     made = context()
     made.cache.mkdir()
     path = rig.backend._timing_cache_file(made.cache)
@@ -244,7 +244,7 @@ def test_timing_cache_that_does_not_fit_is_begun_anew(rig, context, content, cap
     assert ("does not fit this GPU and TensorRT" in caplog.text) == (content == b"garbage")
 
 
-def test_build_goes_on_without_its_timing_cache_where_that_cannot_be_written(rig, context, caplog):
+def test_build_continues_if_the_timing_cache_cannot_be_written(rig, context, caplog):
     made = context()
     made.cache.write_text("a file in its place")
     rig.backend.build(made)
@@ -252,7 +252,7 @@ def test_build_goes_on_without_its_timing_cache_where_that_cannot_be_written(rig
     assert rig.engine(made.folder)
 
 
-def test_facts_for_the_manifest_tell_time_size_and_memory(rig, context):
+def test_build_returns_gpu_driver_memory_and_compile_time(rig, context):
     rig.trt.memory_size = 5 << 20
     facts = rig.backend.build(context())
     assert facts["gpu"] == "NVIDIA A10G"
@@ -262,13 +262,13 @@ def test_facts_for_the_manifest_tell_time_size_and_memory(rig, context):
     assert facts["compile_seconds"] >= 0
 
 
-def test_memory_is_estimated_and_printed_before_the_build(rig, context):
+def test_estimated_memory_is_reported_before_the_build(rig, context):
     reported: list[str] = []
     rig.backend.build(context(report=reported.append))
     assert reported[0].startswith("BATCH=3 at 160x160 in 2 instances: about 0.8 GiB of ")
 
 
-def test_batch_that_does_not_fit_is_refused_with_the_nearest_that_does(rig, context):
+def test_batch_that_does_not_fit_is_refused_with_the_largest_that_does(rig, context):
     made = context(batch=64)
     rig.cuda.free_bytes = rig.backend.RESERVED_BYTES + (40 << 20)
     with pytest.raises(BuildFailed, match=r"is too much: BATCH=(\d+) fits") as refused:
@@ -281,20 +281,20 @@ def test_batch_that_does_not_fit_is_refused_with_the_nearest_that_does(rig, cont
         rig.backend.build(context(batch=fitting + 10))
 
 
-def test_gpu_without_room_for_a_single_image_says_so(rig, context):
+def test_gpu_without_memory_for_a_single_image_is_refused(rig, context):
     rig.cuda.free_bytes = 1 << 20
     with pytest.raises(BuildFailed, match="not even BATCH=1 fits"):
         rig.backend.build(context())
 
 
-# Being there
+# Availability
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [({"driver": 0}, "there is no NVIDIA driver"), ({"devices": 0}, "there is no usable NVIDIA GPU: no CUDA-capable")],
 )
-def test_without_driver_or_device_tensorrt_is_not_touched(rig, changes, reason):
+def test_without_driver_or_device_tensorrt_is_not_called(rig, changes, reason):
     vars(rig.cuda).update(changes)
     with pytest.raises(BackendUnavailable, match=f"BACKEND=tensorrt cannot be used: {reason}"):
         backends.get("tensorrt")
@@ -308,7 +308,7 @@ def test_too_old_tensorrt_is_refused(rig, version):
         backends.get("tensorrt")
 
 
-def test_auto_is_tensorrt_where_there_is_a_gpu_and_openvino_where_there_is_none(rig):
+def test_auto_is_tensorrt_with_a_gpu_and_openvino_without(rig):
     assert backends.choose("auto") == "tensorrt"
     rig.cuda.driver = 0
     assert backends.choose("auto") == "openvino"
@@ -319,7 +319,7 @@ def test_auto_precision_is_fp16(rig, order):
 
 
 @pytest.mark.parametrize("dynamic", [True, False])
-def test_onnx_weights_become_an_engine_of_one_shape(rig, order, tmp_path, frames, serving, dynamic):
+def test_onnx_weights_are_built_into_an_engine_of_one_shape(rig, order, tmp_path, frames, serving, dynamic):
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path, static=not dynamic)
     built = builder.build(dataclasses.replace(order, weights=str(plain)), lambda _: None)
     assert built.manifest.model.shapes == ((SIDE, SIDE),)
@@ -329,7 +329,7 @@ def test_onnx_weights_become_an_engine_of_one_shape(rig, order, tmp_path, frames
     np.testing.assert_allclose(rows[:, 0], expected[:, 0], atol=0.5)
 
 
-def test_int8_is_compiled_from_the_quantized_graph_with_its_float_part_in_fp16(rig, order, monkeypatch):
+def test_int8_engine_is_compiled_from_the_quantized_graph_with_its_float_part_in_fp16(rig, order, monkeypatch):
     monkeypatch.setattr(int8_search, "MAX_DISTANCE", 1)  # which layers stay in float: tests/graphs/test_int8.py
     built = builder.build(dataclasses.replace(order, precision="int8", limits=Limits(map_loss=1)), lambda _: None)
     assert built.manifest.fingerprint.precision == "int8"
@@ -339,23 +339,23 @@ def test_int8_is_compiled_from_the_quantized_graph_with_its_float_part_in_fp16(r
     assert built.manifest.built["int8 160x160"]["method"] in built.manifest.built["int8 160x160"]["compared"]
 
 
-# Running
+# Inference
 
 
-def test_every_place_of_every_batch_gives_the_rows_of_the_image_alone(rig, built, frames):
+def test_an_image_gives_the_same_rows_at_every_position_of_every_batch(rig, built, frames):
     """https://github.com/wang-xinyu/tensorrtx/issues/870: only the first or last image was right."""
     engine = rig.engine(built)
-    low_latency = [engine.infer(0, [frame])[0] for frame in frames]
+    expected = [engine.infer(0, [frame])[0] for frame in frames]
     for count in (1, 2, 3):
         for shift in range(len(frames)):
             picked = [(shift + i) % len(frames) for i in range(count)]
             rows = engine.infer(0, [frames[i] for i in picked])
             for found, i in zip(rows, picked, strict=True):
-                np.testing.assert_allclose(found, low_latency[i], atol=1e-3)
+                np.testing.assert_allclose(found, expected[i], atol=1e-3)
     engine.close()
 
 
-def test_batches_are_padded_to_powers_of_two_and_the_largest(rig, context, frames):
+def test_batches_are_padded_to_powers_of_two_or_the_maximum(rig, context, frames):
     made = context(batch=5)
     rig.backend.build(made)
     engine = rig.engine(made.folder)
@@ -365,7 +365,7 @@ def test_batches_are_padded_to_powers_of_two_and_the_largest(rig, context, frame
     assert len(engine.infer(0, frames[:3])) == 3
 
 
-def test_more_images_than_the_largest_batch_go_in_several(rig, built, frames):
+def test_more_images_than_the_maximum_batch_are_split(rig, built, frames):
     engine = rig.engine(built)
     np.testing.assert_allclose(engine.infer(0, frames)[4], engine.infer(0, frames[4:])[0], atol=1e-3)
 
@@ -378,9 +378,9 @@ def test_rows_are_not_overwritten_by_the_next_batch(rig, built, frames):
     np.testing.assert_array_equal(first, before)
 
 
-def test_lanes_work_at_the_same_time_without_disturbing_each_other(rig, built, frames):
+def test_concurrent_instances_do_not_affect_each_other(rig, built, frames):
     engine = rig.engine(built, instances=2)
-    low_latency = [engine.infer(0, [frame])[0] for frame in frames]
+    expected = [engine.infer(0, [frame])[0] for frame in frames]
     found: dict[int, list[np.ndarray]] = {0: [], 1: []}
 
     def run(instance: int) -> None:
@@ -392,11 +392,11 @@ def test_lanes_work_at_the_same_time_without_disturbing_each_other(rig, built, f
     for thread in threads:
         thread.join()
     for instance in (0, 1):
-        np.testing.assert_allclose(found[instance], low_latency, atol=1e-3)
+        np.testing.assert_allclose(found[instance], expected, atol=1e-3)
     engine.close()
 
 
-def test_every_batch_size_is_captured_and_gives_the_same_rows_as_enqueued(rig, built, frames):
+def test_every_batch_size_is_captured_and_gives_the_rows_of_an_enqueued_batch(rig, built, frames):
     engine = rig.engine(built)
     assert engine.captured
     enqueued = rig.backend.open_plans(built, 1, graphs=False)
@@ -426,7 +426,7 @@ def test_device_time_is_the_time_between_the_events(rig, built, frames):
     assert engine.device_seconds(0) == pytest.approx(0.004)
 
 
-def test_closing_gives_everything_back(rig, built, frames):
+def test_close_frees_all_device_resources(rig, built, frames):
     before = rig.cuda.live()
     engine = rig.engine(built, instances=2)
     engine.infer(1, frames[:1])
@@ -438,7 +438,7 @@ def test_closing_gives_everything_back(rig, built, frames):
 @pytest.mark.parametrize(
     "refused", ["set_optimization_profile_async", "set_input_shape", "set_tensor_address", "execute_async_v3"]
 )
-def test_refused_call_while_opening_is_an_error_and_leaves_nothing_behind(rig, built, refused):
+def test_refused_call_while_opening_is_an_error_and_leaks_nothing(rig, built, refused):
     before = rig.cuda.live()
     rig.trt.refuse = {refused}
     with pytest.raises(EngineFailed, match="TensorRT refused "):
@@ -446,7 +446,7 @@ def test_refused_call_while_opening_is_an_error_and_leaves_nothing_behind(rig, b
     assert rig.cuda.live() == before
 
 
-def test_refused_context_of_the_second_lane_says_what_to_do(rig, built):
+def test_refused_context_of_the_second_instance_recommends_fewer_instances(rig, built):
     before = rig.cuda.live()
     rig.trt.contexts = 4
     with pytest.raises(EngineFailed, match="no further execution context: use fewer INSTANCES"):
@@ -455,7 +455,7 @@ def test_refused_context_of_the_second_lane_says_what_to_do(rig, built):
 
 
 @pytest.mark.parametrize("function", ["cudaMalloc", "cudaHostAlloc", "cudaStreamCreateWithFlags"])
-def test_device_that_refuses_memory_is_an_error_in_its_own_words(rig, built, function):
+def test_failed_allocation_is_an_error_with_cudas_message(rig, built, function):
     before = rig.cuda.live()
     rig.cuda.fail = {function: OOM}
     with pytest.raises(EngineFailed, match=f"{function}: out of memory"):
@@ -465,7 +465,7 @@ def test_device_that_refuses_memory_is_an_error_in_its_own_words(rig, built, fun
 
 
 @pytest.mark.parametrize("function", ["cudaMemcpyAsync", "cudaGraphLaunch", "cudaEventSynchronize"])
-def test_failure_in_a_batch_fails_that_batch(rig, built, frames, function):
+def test_failure_in_a_batch_fails_only_that_batch(rig, built, frames, function):
     engine = rig.engine(built)
     expected = engine.infer(0, frames[:1])
     rig.cuda.fail = {function: LOST}
@@ -505,7 +505,7 @@ def test_stored_engine_is_found_again_and_a_driver_update_keeps_it(rig, order):
         ("device 'NVIDIA A10G sm_86', now 'NVIDIA A10 sm_86'", {"name": b"NVIDIA A10"}),
     ],
 )
-def test_another_gpu_builds_again_with_one_line_naming_the_field(rig, order, caplog, field, change):
+def test_another_gpu_causes_a_new_build_and_one_log_line_with_the_field(rig, order, caplog, field, change):
     first = builder.build(order, lambda _: None)
     vars(rig.cuda).update(change)
     assert builder.find(order) is None
@@ -515,7 +515,7 @@ def test_another_gpu_builds_again_with_one_line_naming_the_field(rig, order, cap
     assert line == f"{first.folder} was built for another {field}: building an engine"
 
 
-def test_another_tensorrt_builds_again_with_one_line_naming_the_field(rig, order, caplog):
+def test_another_tensorrt_causes_a_new_build_and_a_log_line_with_the_field(rig, order, caplog):
     first = builder.build(order, lambda _: None)
     rig.trt.module.__version__ = "12.0.0"
     builder.build(order, lambda _: None)
@@ -524,23 +524,23 @@ def test_another_tensorrt_builds_again_with_one_line_naming_the_field(rig, order
 
 
 class Builder:
-    """An engine source in this process, since the stand-ins are here."""
+    """An engine source in this process: a child process would not have the stand-ins."""
 
-    def __init__(self, order: BuildRequest) -> None:
-        self.order = order
+    def __init__(self, request: BuildRequest) -> None:
+        self.request = request
 
     def run(self, report):
-        return builder.find(self.order) or builder.build(self.order, report)
+        return builder.find(self.request) or builder.build(self.request, report)
 
     def cancel(self):
         pass
 
 
-def test_engine_that_does_not_load_any_more_is_built_again_once(rig, order, frames, caplog):
+def test_engine_that_no_longer_loads_is_built_again_once(rig, order, frames, caplog):
     built = builder.build(order, lambda _: None)
-    refused = iter([True])
+    first_load = iter([True])
     real = rig.backend.load
-    rig.backend.load = lambda *a: real(*a) if not next(refused, False) else stale()
+    rig.backend.load = lambda *a: real(*a) if not next(first_load, False) else stale()
 
     def stale():
         raise EngineStale("TensorRT does not load the plan: expecting compute 8.6 got compute 7.5, please rebuild")
@@ -552,7 +552,7 @@ def test_engine_that_does_not_load_any_more_is_built_again_once(rig, order, fram
     assert len(loaded.engine.infer(1, frames[:2])) == 2
 
 
-def test_engine_that_is_refused_twice_ends_the_start(rig, order):
+def test_engine_that_is_stale_twice_fails_the_start(rig, order):
     builder.build(order, lambda _: None)
 
     def stale(*_):
@@ -597,7 +597,7 @@ def several(tmp_path_factory) -> tuple[list[Path], serving_graph.ModelInfo]:
 
 @pytest.fixture
 def folder_of(rig, context, several) -> Callable[..., Path]:
-    """The folder of an engine for these shapes, and what its build reported in `facts`."""
+    """Builds an engine for these shapes and returns its folder; `facts` is what the build returned."""
 
     def make(*shapes: tuple[int, int], **changes: object) -> Path:
         graphs = [several[0][SHAPES.index(shape)] for shape in shapes]
@@ -609,25 +609,25 @@ def folder_of(rig, context, several) -> Callable[..., Path]:
     return make
 
 
-def test_every_shape_has_a_plan_of_its_own_with_the_rows_of_pytorch(rig, folder_of):
+def test_every_shape_has_its_own_plan_and_gives_the_rows_of_pytorch(rig, folder_of):
     folder = folder_of(*SHAPES)
     assert sorted(path.name for path in folder.iterdir()) == ["160x160.plan", "160x96.plan", "96x160.plan"]
     engine, compared = rig.engine(folder), 0
     assert engine.captured
-    for seed in range(3):  # shape after shape through the same memory
+    for seed in range(3):  # one shape after another in the same memory
         for shape in SHAPES:
             frames = [of_shape(shape, seed + i) for i in range(BATCH)]
             for count in (1, 2, 3):
                 for (rows,), frame in zip(engine.infer(0, frames[:count]), frames, strict=False):
                     expected = by_pytorch(frame)
-                    sure = np.count_nonzero(expected[:, 4] > 0.1)  # further down the order is noise
+                    sure = np.count_nonzero(expected[:, 4] > 0.1)  # the order of the remaining rows is noise
                     np.testing.assert_allclose(rows[:sure], expected[:sure], atol=1e-2)
                     compared += sure
     assert compared > 100
     engine.close()
 
 
-def test_frames_of_a_shape_that_was_not_built_are_refused_and_those_after_them_are_not(rig, folder_of):
+def test_frames_of_a_shape_without_a_plan_are_refused_and_later_frames_are_not(rig, folder_of):
     engine = rig.engine(folder_of(*SHAPES[:2]))
     before = engine.infer(0, [of_shape((96, 160))])
     with pytest.raises(EngineFailed, match="there is no plan for frames of 160x160, only for 160x96,96x160"):
@@ -635,39 +635,39 @@ def test_frames_of_a_shape_that_was_not_built_are_refused_and_those_after_them_a
     np.testing.assert_array_equal(engine.infer(0, [of_shape((96, 160))]), before)
 
 
-def test_a_lane_has_the_memory_of_its_largest_shape_once(rig, folder_of, monkeypatch):
+def test_an_instance_allocates_the_memory_of_its_largest_shape_once(rig, folder_of, monkeypatch):
     rig.trt.memory_per_pixel = 10
-    taken: list[list[int]] = []
+    measured: list[list[int]] = []
 
     def sizes(folder: Path) -> list[int]:
         before = rig.cuda.live()
         engine = rig.engine(folder, instances=2)
         blocks = sorted(block.bytes.size for block in rig.cuda._memory.values())
-        taken.append(blocks)
+        measured.append(blocks)
         engine.close()
         assert rig.cuda.live() == before
         return blocks
 
     assert sizes(folder_of(*SHAPES)) == sizes(folder_of(SHAPES[-1]))
-    assert len(taken[0]) == 2 * 5
-    assert taken[0][-1] == (1 << 20) + 10 * SIDE * SIDE
+    assert len(measured[0]) == 2 * 5
+    assert measured[0][-1] == (1 << 20) + 10 * SIDE * SIDE
     assert sizes(folder_of(SHAPES[0]))[-1] == (1 << 20) + 10 * 96 * SIDE
 
 
-def test_lanes_work_on_different_shapes_at_the_same_time(rig, folder_of):
+def test_concurrent_instances_infer_different_shapes(rig, folder_of):
     engine = rig.engine(folder_of(*SHAPES), instances=2)
     frames = [of_shape(shape, seed) for seed in range(4) for shape in SHAPES]
-    low_latency = [engine.infer(0, [frame])[0] for frame in frames]
+    expected = [engine.infer(0, [frame])[0] for frame in frames]
     with ThreadPoolExecutor(2) as pool:
-        there = pool.submit(lambda: [engine.infer(0, [frame, frame])[1] for frame in frames])
-        back = pool.submit(lambda: [engine.infer(1, [frame, frame])[1] for frame in frames[::-1]])
-        for found in (there.result(), back.result()[::-1]):
-            for rows, expected in zip(found, low_latency, strict=True):
-                np.testing.assert_allclose(rows, expected, atol=1e-3)
+        forward = pool.submit(lambda: [engine.infer(0, [frame, frame])[1] for frame in frames])
+        backward = pool.submit(lambda: [engine.infer(1, [frame, frame])[1] for frame in frames[::-1]])
+        for found in (forward.result(), backward.result()[::-1]):
+            for rows, wanted in zip(found, expected, strict=True):
+                np.testing.assert_allclose(rows, wanted, atol=1e-3)
     engine.close()
 
 
-def test_memory_of_several_shapes_is_all_their_weights_and_the_largest_s_activations(rig, folder_of, several):
+def test_memory_of_several_shapes_is_the_sum_of_weights_and_the_largest_activations(rig, folder_of, several):
     reported: list[str] = []
     folder_of(*SHAPES, report=reported.append)
     weights = sum(map(memory.weight_bytes, several[0]))
@@ -684,41 +684,41 @@ def test_shapes_share_the_timing_cache(rig, folder_of, context):
     assert b'"entries": 3' in cache.read_bytes()
 
 
-def test_selftest_finds_shapes_lanes_and_graphs_at_peace(rig, folder_of, several):
+def test_selftest_passes_correct_rows_and_reports_wrong_ones(rig, folder_of, several):
     folder = folder_of(*SHAPES)
     frames = selftest._frames(several[1])
     assert [of_shape[0].shape[:2] for of_shape in frames] == list(SHAPES)
     engine = rig.engine(folder, instances=2)
-    low_latency = [[engine.infer(0, [frame])[0] for frame in of_shape] for of_shape in frames]
+    expected = [[engine.infer(0, [frame])[0] for frame in of_shape] for of_shape in frames]
     model = several[1]
-    assert selftest._mixing(engine, model, frames, low_latency, BATCH) == "ok"
-    assert selftest._instances(engine, model, frames, low_latency) == "ok"
+    assert selftest._mixing(engine, model, frames, expected, BATCH) == "ok"
+    assert selftest._instances(engine, model, frames, expected) == "ok"
     engine.close()
     assert selftest._graphs(folder, model, frames) == "ok"
-    low_latency[1][2] = low_latency[1][3]
+    expected[1][2] = expected[1][3]
     engine = rig.engine(folder, instances=2)
-    assert "gives" in selftest._mixing(engine, model, frames, low_latency, BATCH)
-    assert "gives" in selftest._instances(engine, model, frames, low_latency)
+    assert "gives" in selftest._mixing(engine, model, frames, expected, BATCH)
+    assert "gives" in selftest._instances(engine, model, frames, expected)
     engine.close()
 
 
 @pytest.fixture
 def wide(order) -> BuildRequest:
-    """For landscapes and squares."""
+    """Shapes for landscape and square images."""
     return dataclasses.replace(order, shapes=((96, 160), (160, 160)), precision="fp32")
 
 
-def test_shapes_are_built_judged_and_served_with_the_boxes_of_pytorch(rig, wide):
-    """From weights to boxes in the image's own pixels; the reference is Ultralytics' own letterbox and forward."""
+def test_shapes_are_built_evaluated_and_served_with_the_boxes_of_pytorch(rig, wide):
+    """From weights to boxes in image pixels; the reference is Ultralytics' letterbox and forward pass."""
     from ultralytics.data.augment import LetterBox
 
-    order = dataclasses.replace(wide, shapes=SHAPES)
-    loaded = load(Builder(order), lambda _: None, **DEFAULTS)
+    request = dataclasses.replace(wide, shapes=SHAPES)
+    loaded = load(Builder(request), lambda _: None, **DEFAULTS)
     manifest = loaded.built.manifest
     assert (manifest.model.imgsz, manifest.model.shapes) == (SIDE, SHAPES)
     assert manifest.fingerprint.shapes == "96x160,160x96,160x160"
     assert manifest.gate.figures.images == 3 * 4  # each of the scenes in every shape
-    assert builder.find(order) == loaded.built
+    assert builder.find(request) == loaded.built
     prepare = preprocessor(Settings.of(imgsz="96x160,160x96,160x160"), manifest.model)
     seen = set()
     for seed, (height, width) in enumerate([(270, 480), (480, 270), (300, 300), (100, 400), (333, 251), (288, 480)]):
@@ -736,7 +736,7 @@ def test_shapes_are_built_judged_and_served_with_the_boxes_of_pytorch(rig, wide)
 
 
 @pytest.mark.parametrize("spoilt", ["96x160", "160x160"])
-def test_one_shape_that_loses_accuracy_is_enough_to_be_refused(rig, wide, monkeypatch, spoilt, caplog):
+def test_an_engine_is_refused_if_one_shape_loses_accuracy(rig, wide, monkeypatch, spoilt, caplog):
     real = fp16.to_half
     monkeypatch.setattr(fp16, "to_half", lambda *a: (spoil if a[0].parent.name == spoilt else real)(*a))
     built = builder.build(dataclasses.replace(wide, precision="fp16"), lambda _: None)
@@ -745,7 +745,7 @@ def test_one_shape_that_loses_accuracy_is_enough_to_be_refused(rig, wide, monkey
     assert built.manifest.fingerprint.precision == "fp32"
 
 
-def test_every_shape_is_calibrated_on_frames_of_its_own(rig, wide, monkeypatch):
+def test_every_shape_is_calibrated_on_frames_of_that_shape(rig, wide, monkeypatch):
     seen: dict[str, set] = {}
     real = int8_search.to_int8
 
@@ -764,25 +764,25 @@ def test_every_shape_is_calibrated_on_frames_of_its_own(rig, wide, monkeypatch):
 
 
 @pytest.mark.parametrize("dynamic", [True, False])
-def test_shapes_need_onnx_weights_that_leave_the_shape_open(rig, wide, tmp_path, dynamic):
+def test_several_shapes_need_onnx_weights_with_a_dynamic_shape(rig, wide, tmp_path, dynamic):
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path, static=not dynamic)
-    order = dataclasses.replace(wide, weights=str(plain))
+    request = dataclasses.replace(wide, weights=str(plain))
     if dynamic:
-        built = builder.build(order, lambda _: None)
-        assert built.manifest.model.shapes == order.shapes
+        built = builder.build(request, lambda _: None)
+        assert built.manifest.model.shapes == request.shapes
         assert sorted(built.manifest.files) == ["160x160.plan", "96x160.plan"]
     else:
         with pytest.raises(WeightsError, match="was exported for 160x160 only, not IMGSZ=96x160: export it again"):
-            builder.build(order, lambda _: None)
+            builder.build(request, lambda _: None)
 
 
-def test_side_that_the_stride_does_not_divide_is_refused_by_name(rig, wide):
-    order = dataclasses.replace(wide, shapes=((96, 160), (100, 160)))
+def test_a_side_that_is_no_multiple_of_the_stride_is_refused(rig, wide):
+    request = dataclasses.replace(wide, shapes=((96, 160), (100, 160)))
     with pytest.raises(WeightsError, match="IMGSZ=100x160: 100 is not a multiple of the model's stride 32: use 96"):
-        builder.build(order, lambda _: None)
+        builder.build(request, lambda _: None)
 
 
-def test_other_shapes_are_another_engine_with_one_line_naming_them(rig, order, caplog):
+def test_other_shapes_need_another_engine_and_one_log_line_names_them(rig, order, caplog):
     first = builder.build(order, lambda _: None)
     builder.build(dataclasses.replace(order, shapes=((96, 160),)), lambda _: None)
     assert f"{first.folder} was built for another shapes None, now '96x160': building an engine" in caplog.messages
@@ -792,7 +792,7 @@ def test_other_shapes_are_another_engine_with_one_line_naming_them(rig, order, c
 # The gate
 
 
-def test_engine_that_compiles_wrong_falls_back_to_fp32_and_then_fails(rig, order, caplog):
+def test_an_engine_with_wrong_rows_falls_back_to_fp32_and_then_fails_the_gate(rig, order, caplog):
     rig.trt.rows = lambda outputs: {name: rows + np.float32(2) for name, rows in outputs.items()}
     with pytest.raises(GateFailed):
         builder.build(order, lambda _: None)
@@ -800,7 +800,7 @@ def test_engine_that_compiles_wrong_falls_back_to_fp32_and_then_fails(rig, order
     assert "demo fp32 is refused by the accuracy gate" in caplog.text
 
 
-def test_fp16_that_loses_accuracy_is_replaced_by_fp32_and_stays_so(rig, order, monkeypatch):
+def test_fp16_that_loses_accuracy_is_replaced_by_fp32_for_later_builds_too(rig, order, monkeypatch):
     monkeypatch.setattr(fp16, "to_half", spoil)
     built = builder.build(order, lambda _: None)
     assert built.manifest.fingerprint.precision == "fp32"
@@ -811,7 +811,7 @@ def test_fp16_that_loses_accuracy_is_replaced_by_fp32_and_stays_so(rig, order, m
 
 
 def spoil(source: Path, target: Path) -> None:
-    """A graph whose boxes lie two pixels aside."""
+    """Write the graph with all its outputs off by two."""
     model = onnx.load(source)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(2), "spoilt/by"))
     last = model.graph.node[-1]
@@ -825,7 +825,7 @@ def spoil(source: Path, target: Path) -> None:
 
 @pytest.fixture
 def exported(rig, context, tmp_path) -> Callable[..., Path]:
-    """As `yolo export format=engine` writes it: length, JSON, plan."""
+    """Writes a file as `yolo export format=engine` does: length, JSON, plan."""
 
     def make(
         *,
@@ -866,7 +866,7 @@ def exported(rig, context, tmp_path) -> Callable[..., Path]:
 
 
 def halved(path: Path) -> Path:
-    """FP16 in- and output, as half=True has it."""
+    """Make the input and output FP16, as half=True does; return the path."""
     model = onnx.load(path)
     for value, at in ((model.graph.input[0], "in"), (model.graph.output[0], "out")):
         value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
@@ -898,14 +898,14 @@ def test_engine_by_ultralytics_gives_the_rows_of_the_weights(rig, exported, orde
     assert (expected[:, 0, 4] > 0.5).all()
 
 
-def test_engine_by_ultralytics_is_found_again_though_there_are_gate_images(rig, exported, order):
+def test_engine_by_ultralytics_is_found_again_with_gate_images(rig, exported, order):
     evaluated = dataclasses.replace(order, weights=str(exported()), gate=DEMO / "samples")
     assert builder.find(evaluated) is None
     built = builder.build(evaluated, lambda _: None)
     assert builder.find(evaluated) == built
 
 
-def test_engine_by_ultralytics_chooses_tensorrt_by_itself_and_refuses_another_backend(rig, exported, order):
+def test_engine_by_ultralytics_selects_tensorrt_and_refuses_another_backend(rig, exported, order):
     path = str(exported())
     built = builder.build(dataclasses.replace(order, weights=path, backend="auto"), lambda _: None)
     assert built.manifest.fingerprint.backend == "tensorrt"
@@ -922,14 +922,14 @@ def test_engine_by_ultralytics_chooses_tensorrt_by_itself_and_refuses_another_ba
         ({"task": "pose", "names": {}, "stride": 32, "imgsz": [SIDE, SIDE]}, "is a pose engine"),
     ],
 )
-def test_engine_that_cannot_be_served_is_refused_by_name(rig, exported, order, header, message):
+def test_unsupported_engine_by_ultralytics_is_refused_with_the_file_and_reason(rig, exported, order, header, message):
     path = exported(header=header)
     with pytest.raises(WeightsError, match=f"yolo.engine .*{message}"):
         builder.build(dataclasses.replace(order, weights=str(path)), lambda _: None)
 
 
 @pytest.mark.parametrize(
-    ("order_of", "requested"),
+    ("changes", "requested"),
     [
         ({"imgsz": 96}, "IMGSZ=96"),
         ({"shapes": ((160, 160),)}, "IMGSZ=160x160"),
@@ -937,23 +937,23 @@ def test_engine_that_cannot_be_served_is_refused_by_name(rig, exported, order, h
     ],
     ids=str,
 )
-def test_engine_of_another_shape_is_refused_with_both(rig, exported, order, order_of, requested):
+def test_engine_of_another_shape_is_refused_with_both_shapes(rig, exported, order, changes, requested):
     path = exported(shape=(96, 160))
     with pytest.raises(SettingsError, match=rf"yolo\.engine was exported for 96x160 only, not {requested}$"):
-        builder.build(dataclasses.replace(order, weights=str(path), **order_of), lambda _: None)
+        builder.build(dataclasses.replace(order, weights=str(path), **changes), lambda _: None)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("shapes", [None, ((96, 160),)])
-def test_engine_by_ultralytics_that_is_not_square_is_served_as_it_is(rig, exported, order, dynamic, shapes):
+def test_engine_by_ultralytics_that_is_not_square_is_served_with_its_shape(rig, exported, order, dynamic, shapes):
     path = exported(shape=(96, 160), dynamic=dynamic)
     built = builder.build(dataclasses.replace(order, weights=str(path), shapes=shapes), lambda _: None)
     assert (built.manifest.model.imgsz, built.manifest.model.shapes) == (160, ((96, 160),))
     frame = scenes.scene(1, 160, 96).image
-    rows = load(Builder(dataclasses.replace(order, weights=str(path), shapes=shapes)), lambda _: None, **DEFAULTS)
-    np.testing.assert_allclose(rows.engine.infer(0, [frame])[0][0][:5], by_pytorch(frame)[:5], atol=1e-2)
+    loaded = load(Builder(dataclasses.replace(order, weights=str(path), shapes=shapes)), lambda _: None, **DEFAULTS)
+    np.testing.assert_allclose(loaded.engine.infer(0, [frame])[0][0][:5], by_pytorch(frame)[:5], atol=1e-2)
     with pytest.raises(EngineFailed, match="no plan for frames of 160x160, only for 96x160"):
-        rows.engine.infer(0, [np.zeros((160, 160, 3), np.uint8)])
+        loaded.engine.infer(0, [np.zeros((160, 160, 3), np.uint8)])
 
 
 def test_engine_file_without_a_header_is_refused(rig, order, tmp_path):
@@ -966,7 +966,7 @@ def test_engine_file_without_a_header_is_refused(rig, order, tmp_path):
 # Two outputs: segment
 
 
-def test_every_output_of_every_image_comes_back_in_batches_of_any_size(rig, context, of_task, tmp_path, frames):
+def test_both_outputs_of_a_segment_model_are_returned_for_batches_of_any_size(rig, context, of_task, tmp_path, frames):
     segment = of_task("segment")
     (folder := tmp_path / "segment").mkdir()
     plain = export.to_plain_onnx(segment.plain, SIDE, folder, static=True)
@@ -980,7 +980,7 @@ def test_every_output_of_every_image_comes_back_in_batches_of_any_size(rig, cont
         found = engine.infer(count % 2, frames[:count])
         assert [[output.shape for output in outputs] for outputs in found] == [[(525, 38), (32, 40, 40)]] * count
         for (rows, protos), (expected, prototypes) in zip(found, reference.infer(0, frames[:count]), strict=True):
-            sure = np.count_nonzero(expected[:, 4] > 0.05)  # further down the order is noise
+            sure = np.count_nonzero(expected[:, 4] > 0.05)  # the order of the remaining rows is noise
             np.testing.assert_allclose(rows[:sure], expected[:sure], atol=1e-2)
             np.testing.assert_allclose(protos, prototypes, atol=1e-3)
     kept = [output.copy() for output in found[0]]

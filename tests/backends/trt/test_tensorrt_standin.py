@@ -1,6 +1,6 @@
-"""The stand-in for TensorRT is as strict as the bindings, and as strict as the device where Python cannot tell.
+"""The stand-in for TensorRT is as strict as the bindings, and as the device for errors that the bindings miss.
 
-python tests/test_tensorrt_standin.py VERSION     writes the surface of a version anew
+PYTHONPATH=.:tests python tests/backends/trt/test_tensorrt_standin.py VERSION     writes the stored API of a version
 """
 
 import functools
@@ -62,7 +62,7 @@ PROBES = re.split(
 
 
 def graph(path: Path, *, kind: int = TensorProto.UINT8, first: str = "Cast", sizes: tuple = FREE) -> Path:
-    """The mean colour of every image."""
+    """Write a graph that computes the mean colour of every image; return its path."""
     cast = helper.make_node(first, ["images"], ["f"], "first", **({"to": TensorProto.FLOAT} if first == "Cast" else {}))
     mean = helper.make_node("ReduceMean", ["f"], ["rows"], axes=[1, 2], keepdims=0)
     images = helper.make_tensor_value_info("images", kind, ["batch", *sizes])
@@ -73,7 +73,7 @@ def graph(path: Path, *, kind: int = TensorProto.UINT8, first: str = "Cast", siz
 
 
 class Rig:
-    """TensorRT used as it should be; a test does one thing otherwise."""
+    """Uses TensorRT correctly; each test makes one mistake."""
 
     def __init__(self, standin: TensorRT, path: Path) -> None:
         self.standin, self.path, self.trt = standin, path, standin.module
@@ -88,9 +88,9 @@ class Rig:
                 self.lines.append(f"{severity} {msg}")
 
         class Monitor(trt.IProgressMonitor):
-            def __init__(self, going: Callable[[str, int], bool]) -> None:
+            def __init__(self, go_on: Callable[[str, int], bool]) -> None:
                 trt.IProgressMonitor.__init__(self)
-                self.going, self.seen, self.threads = going, [], set()
+                self.go_on, self.seen, self.threads = go_on, [], set()
 
             def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
                 self.seen.append((phase_name, parent_phase, num_steps))
@@ -98,7 +98,7 @@ class Rig:
 
             def step_complete(self, phase_name: str, step: int) -> bool:
                 self.seen.append((phase_name, step))
-                return self.going(phase_name, step)
+                return self.go_on(phase_name, step)
 
             def phase_finish(self, phase_name: str) -> None:
                 self.seen.append(phase_name)
@@ -118,11 +118,11 @@ class Rig:
         profile.set_shape("images", (low, *high), (2, *high), (4, *high))
         return config.add_optimization_profile(profile)
 
-    def plan(self, going: Callable[[str, int], bool] | None = None, **shape: Any) -> Any:
+    def plan(self, go_on: Callable[[str, int], bool] | None = None, **shape: Any) -> Any:
         builder, network, config = self.builder()
         assert self.profile(builder, config, **shape) == 0
-        if going:
-            self.monitor = self.Monitor(going)
+        if go_on:
+            self.monitor = self.Monitor(go_on)
             config.progress_monitor = self.monitor
         return builder.build_serialized_network(network, config)
 
@@ -142,7 +142,7 @@ class Rig:
 
 
 class Instance:
-    """A context with its stream and buffers."""
+    """An execution context with its stream and buffers."""
 
     def __init__(self, context: Any) -> None:
         self.context, self.stream = context, Stream()
@@ -177,7 +177,7 @@ def faults(text: str) -> Any:
     return pytest.raises(pytest.fail.Exception, match=text)
 
 
-def test_a_graph_is_built_loaded_and_run(rig):
+def test_a_graph_is_built_loaded_and_executed(rig):
     instance = rig.instance()
     instance.pixels.array[:] = np.arange(96)
     assert instance.enqueue()
@@ -185,7 +185,7 @@ def test_a_graph_is_built_loaded_and_run(rig):
     assert instance.means() == [22.5, 23.5, 24.5, 70.5, 71.5, 72.5]
 
 
-def test_results_that_are_read_before_synchronize_are_stale(rig):
+def test_results_are_stale_before_synchronize(rig):
     instance = rig.instance()
     assert instance.enqueue()
     assert set(instance.result.array) == {0xA5}
@@ -193,7 +193,7 @@ def test_results_that_are_read_before_synchronize_are_stale(rig):
     assert set(instance.result.array) != {0xA5}
 
 
-def test_pixels_that_are_overwritten_before_the_copy_are_lost(rig):
+def test_pixels_overwritten_before_the_copy_are_lost(rig):
     instance = rig.instance()
     instance.pixels.array[:] = 1
     instance.enqueue()
@@ -234,7 +234,7 @@ WRONG: dict[str, tuple[type[Exception], Callable[[Rig], object]]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_use_fails_as_in_the_bindings(rig, wrong):
+def test_a_wrong_call_fails_as_in_the_bindings(rig, wrong):
     error, use = WRONG[wrong]
     with pytest.raises(error):
         use(rig)
@@ -250,7 +250,7 @@ REMOVED = {
 
 
 @pytest.mark.parametrize("name", REMOVED)
-def test_what_version_11_dropped_is_only_in_version_10(rig, name):
+def test_names_removed_in_version_11_exist_only_in_version_10(rig, name):
     if rig.standin.version < "11":
         assert REMOVED[name](rig) is not None
         return
@@ -258,14 +258,14 @@ def test_what_version_11_dropped_is_only_in_version_10(rig, name):
         REMOVED[name](rig)
 
 
-def test_a_forgotten_init_of_the_base_is_noticed(rig):
+def test_a_subclass_that_does_not_call_the_base_init_is_refused(rig):
     for base in (rig.trt.ILogger, rig.trt.IProgressMonitor):
         forgetful = type("Forgetful", (base,), {"__init__": lambda self: None})
         with pytest.raises(TypeError, match=r"__init__\(\) must be called"):
             forgetful()
 
 
-def test_enums_are_no_integers_but_give_one(rig):
+def test_enums_are_not_integers_but_convert_to_them(rig):
     flag = rig.trt.BuilderFlag.TF32
     assert int(flag) == operator.index(flag) == 6 != flag
     assert flag == rig.trt.BuilderFlag(6)
@@ -275,20 +275,20 @@ def test_enums_are_no_integers_but_give_one(rig):
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_every_type_of_tensor_has_its_counterpart(rig, name):
+def test_every_onnx_tensor_type_has_its_tensorrt_type(rig, name):
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(TYPES[name]))
     graph(rig.path, kind=kind)
     assert rig.engine().get_tensor_dtype("images") == getattr(rig.trt.DataType, name)
 
 
-def test_a_weakly_typed_network_is_remembered(rig):
+def test_a_weakly_typed_network_is_recorded(rig):
     rig.builder()
     assert not rig.standin.weakly_typed
     rig.builder(strong=False)
     assert rig.standin.weakly_typed == (rig.standin.version < "11")
 
 
-def test_an_engine_tells_its_tensors(rig):
+def test_an_engine_reports_its_tensors(rig):
     engine = rig.engine()
     assert [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)] == ["images", "rows"]
     assert engine.get_tensor_mode("images") == rig.trt.TensorIOMode.INPUT
@@ -307,21 +307,21 @@ def test_progress_is_reported_from_another_thread_and_nested(rig):
     assert threading.get_ident() not in rig.monitor.threads
 
 
-@pytest.mark.parametrize("going", [lambda phase, step: False, lambda phase, step: None, lambda phase, step: 1 / 0])
-def test_a_monitor_that_says_no_or_raises_cancels_the_build(rig, going):
-    assert rig.plan(going) is None
+@pytest.mark.parametrize("go_on", [lambda phase, step: False, lambda phase, step: None, lambda phase, step: 1 / 0])
+def test_a_monitor_that_returns_false_or_raises_cancels_the_build(rig, go_on):
+    assert rig.plan(go_on) is None
     assert "cancelled" in rig.log.lines[-1]
     assert rig.monitor.seen.count("Tactics") == rig.monitor.seen.count("Building") == 1
 
 
-def test_a_failed_build_is_none_and_the_reason_is_logged(rig):
+def test_a_failed_build_returns_none_and_logs_the_reason(rig):
     rig.standin.build_fails = NO_IMPLEMENTATION
     assert rig.plan() is None
     assert "Severity.ERROR" in rig.log.lines[-1]
     assert "Could not find any implementation for node" in rig.log.lines[-1]
 
 
-def test_a_profile_has_to_be_consistent_and_to_fit_the_network(rig):
+def test_a_profile_must_be_consistent_and_fit_the_network(rig):
     builder, network, config = rig.builder()
     assert builder.build_serialized_network(network, config) is None
     assert "no optimization profile" in rig.log.lines[-1]
@@ -333,7 +333,7 @@ def test_a_profile_has_to_be_consistent_and_to_fit_the_network(rig):
     assert "does not match network definition" in rig.log.lines[-1]
 
 
-def test_precision_flags_do_not_go_with_strong_typing(rig):
+def test_precision_flags_are_refused_with_strong_typing(rig):
     builder, network, config = rig.builder()
     rig.profile(builder, config)
     if rig.standin.version < "11":
@@ -347,7 +347,7 @@ def test_a_config_of_another_builder_fails_the_test(rig):
         builder.build_serialized_network(network, rig.builder()[2])
 
 
-def test_a_graph_that_cannot_be_parsed_says_why(rig, tmp_path):
+def test_a_graph_that_cannot_be_parsed_gives_the_reason(rig, tmp_path):
     rig.builder()
     garbage = tmp_path / "garbage.onnx"
     garbage.write_bytes(b"garbage")
@@ -359,7 +359,7 @@ def test_a_graph_that_cannot_be_parsed_says_why(rig, tmp_path):
     assert "missing.onnx" in rig.parser.get_error(0).desc()
 
 
-def test_uint8_has_to_go_directly_into_a_cast(rig):
+def test_a_uint8_input_must_go_directly_into_a_cast(rig):
     rig.builder()
     model = onnx.load(graph(rig.path))
     model.graph.node.insert(0, helper.make_node("Identity", ["images"], ["same"], "first"))
@@ -370,7 +370,7 @@ def test_uint8_has_to_go_directly_into_a_cast(rig):
     assert (error.node_name(), error.node_operator()) == ("first", "Identity")
 
 
-def test_a_timing_cache_is_of_one_version_and_device(rig, cuda):
+def test_a_timing_cache_fits_one_version_and_device(rig, cuda):
     _, _, config = rig.builder()
     blob = bytes(config.create_timing_cache(b"").serialize())
     assert config.set_timing_cache(config.create_timing_cache(blob), ignore_mismatch=False)
@@ -392,14 +392,14 @@ def test_a_build_fills_the_timing_cache(rig):
     assert bytes(cache.serialize()) != empty
 
 
-def test_a_plan_of_another_version_is_none_and_the_reason_is_logged(rig, cuda):
+def test_a_plan_of_another_version_gives_none_and_the_reason_is_logged(rig, cuda):
     (other,) = set(VERSIONS) - {rig.standin.version}
     plan = Rig(TensorRT(other, cuda), rig.path).plan()
     assert rig.engine(plan) is None
     assert f"expecting library version {rig.standin.version} got {other}" in rig.log.lines[-1]
 
 
-def test_a_plan_of_another_device_is_none_and_of_a_sibling_a_warning(rig, cuda):
+def test_a_plan_of_another_device_gives_none_and_of_a_similar_device_a_warning(rig, cuda):
     plan = rig.plan()
     cuda.name = b"NVIDIA A10"
     assert rig.engine(plan) is not None
@@ -409,7 +409,7 @@ def test_a_plan_of_another_device_is_none_and_of_a_sibling_a_warning(rig, cuda):
     assert "incompatible device, expecting compute 8.9 got compute 8.6, please rebuild" in rig.log.lines[-1]
 
 
-def test_bytes_that_are_no_plan_are_none(rig):
+def test_bytes_that_are_no_plan_give_none(rig):
     plan = bytes(rig.plan())
     for wrong in (b"", b"garbage", plan[:-1], plan[:100], plan.replace(b"images", b"imagos", 1)):
         assert rig.engine(wrong) is None
@@ -425,7 +425,7 @@ def test_without_a_driver_the_process_dies(rig, cuda):
             kind(rig.log)
 
 
-def test_contexts_may_not_fit_into_the_device(rig):
+def test_a_context_that_does_not_fit_into_device_memory_is_none(rig):
     rig.standin.contexts = 1
     engine = rig.engine()
     first = rig.context(engine)
@@ -435,7 +435,7 @@ def test_contexts_may_not_fit_into_the_device(rig):
     assert engine.create_execution_context() is not None
 
 
-def test_device_memory_has_to_be_there_large_enough_and_aligned(rig):
+def test_device_memory_must_be_allocated_large_enough_and_aligned(rig):
     managed = rig.trt.ExecutionContextAllocationStrategy.USER_MANAGED
     context = rig.engine().create_execution_context(managed)
     size = rig.standin.memory_size
@@ -453,7 +453,7 @@ def test_device_memory_has_to_be_there_large_enough_and_aligned(rig):
         Instance(context).enqueue()
 
 
-def test_what_is_not_set_yet_is_refused(rig):
+def test_missing_or_wrong_inputs_are_refused(rig):
     context = rig.context()
     stream = Stream()
     assert not context.execute_async_v3(stream.handle)
@@ -473,7 +473,7 @@ def test_buffers_that_are_too_small_fail_the_test(rig):
         instance.enqueue()
 
 
-def test_contexts_that_share_memory_take_turns(rig):
+def test_contexts_that_share_memory_must_take_turns(rig):
     memory, engine = DeviceMemory(rig.standin.memory_size), rig.engine()
     first, second = rig.instance(engine=engine, memory=memory), rig.instance(engine=engine, memory=memory)
     first.enqueue()
@@ -486,7 +486,7 @@ def test_contexts_that_share_memory_take_turns(rig):
     second.stream.synchronize()
 
 
-def test_a_captured_graph_reads_anew_and_keeps_its_shapes(rig):
+def test_a_captured_graph_reads_current_inputs_and_keeps_its_shapes(rig):
     instance = rig.instance()
     assert instance.stream.capture(instance.enqueue) is None  # never executed before
     instance.enqueue()
@@ -501,7 +501,7 @@ def test_a_captured_graph_reads_anew_and_keeps_its_shapes(rig):
         instance.stream.synchronize()
 
 
-def test_hooks_refuse_and_change(rig, cuda):
+def test_hooks_refuse_calls_and_change_rows(rig, cuda):
     instance = rig.instance()
     instance.enqueue()
     rig.standin.refuse_in_capture = True
@@ -527,7 +527,7 @@ def test_a_logger_that_raises_fails_the_test(rig):
 
 
 def surface(trt: Any, names: Any) -> dict[str, Any]:
-    """What the module offers, as tests/surfaces has it."""
+    """Return the API of the module in the format of the stored JSON files."""
     found = {}
     for name in names:
         kind = getattr(trt, name)
@@ -548,7 +548,7 @@ def _entry(name: str, member: Any) -> dict[str, Any]:
 
 
 def probe(trt: Any) -> dict[str, str]:
-    """What the bindings do where no device is needed."""
+    """Return the result or the error's name for each of PROBES; none needs a device."""
 
     class Forgetful(trt.ILogger):
         def __init__(self) -> None:
@@ -565,14 +565,14 @@ def probe(trt: Any) -> dict[str, str]:
 
 
 def bindings(version: str, folder: Path) -> tuple[list[str], dict[str, str]]:
-    """A command and an environment in which the real bindings can be imported. Raises RuntimeError where that fails."""
+    """Return a command and an environment that import the real bindings. Raises RuntimeError if that fails."""
     if shutil.which("gcc") is None or platform.machine() != "x86_64":
         raise RuntimeError("the real bindings need gcc and x86_64")
-    wanted = f"tensorrt-cu12-bindings=={version}"
+    requirement = f"tensorrt-cu12-bindings=={version}"
     options = ["--no-deps", "--quiet", "--retries=0", "--timeout=10", f"--dest={folder}"]
-    command = [sys.executable, "-m", "pip", "download", *options, wanted]
+    command = [sys.executable, "-m", "pip", "download", *options, requirement]
     if not list(folder.glob("*.whl")) and subprocess.run(command, capture_output=True, check=False).returncode:
-        raise RuntimeError(f"pip cannot get {wanted}")
+        raise RuntimeError(f"pip cannot get {requirement}")
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(folder)
     (folder / "stub.c").write_text(STUB)
@@ -593,21 +593,21 @@ def real(version: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
     return json.loads(result.stdout)
 
 
-def kept(version: str) -> dict[str, Any]:
+def stored(version: str) -> dict[str, Any]:
     return json.loads((SURFACES / f"tensorrt-{version}.json").read_text())
 
 
 @pytest.fixture(params=VERSIONS)
 def compared(request: pytest.FixtureRequest) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     try:
-        yield request.param, real(request.param, tuple(kept(request.param)))
+        yield request.param, real(request.param, tuple(stored(request.param)))
     except RuntimeError as reason:
         pytest.skip(str(reason))
 
 
-def test_the_surfaces_are_those_of_the_real_bindings(compared):
+def test_the_stored_apis_are_those_of_the_real_bindings(compared):
     version, (found, _) = compared
-    assert found == kept(version)
+    assert found == stored(version)
 
 
 def test_the_real_bindings_are_as_strict_as_the_stand_in(compared, cuda):
@@ -616,9 +616,9 @@ def test_the_real_bindings_are_as_strict_as_the_stand_in(compared, cuda):
 
 
 def refresh(version: str) -> None:
-    """One line a member, for diffs."""
+    """Write the stored API of a version, one member a line to keep diffs small."""
     lines = []
-    for name, entry in sorted(real(version, tuple(kept(VERSIONS[-1])))[0].items()):
+    for name, entry in sorted(real(version, tuple(stored(VERSIONS[-1])))[0].items()):
         members = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in entry.get("members", {}).items())
         body = f'{{"members": {{\n{members}\n}}}}' if members else json.dumps(entry)
         lines.append(f"{json.dumps(name)}: {body}")

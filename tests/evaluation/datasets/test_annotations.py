@@ -1,4 +1,4 @@
-"""The lines of label files, task by task: what they say, and what is refused."""
+"""Parsing the lines of label files for each task, and refusing invalid ones."""
 
 import dataclasses
 from pathlib import Path
@@ -34,7 +34,7 @@ def read(text: str, task: str) -> Labels:
 TWINS = dataclasses.replace(fakes.MODEL, names={0: "car", 1: "dog", 2: "car"})
 
 
-def test_classes_are_the_models_of_the_same_name():
+def test_classes_are_mapped_to_the_models_classes_of_the_same_name():
     assert annotations.class_ids({"a": "dog", "b": "cat", "c": "bird", "d": "cat"}, fakes.MODEL) == {
         "a": 1,
         "b": 0,
@@ -43,18 +43,18 @@ def test_classes_are_the_models_of_the_same_name():
     assert annotations.class_ids({0: 7}, dataclasses.replace(fakes.MODEL, names={0: "7"})) == {0: 0}
 
 
-def test_classes_of_one_name_are_taken_in_their_order():
-    """All labels went to the last id of the name."""
+def test_classes_of_one_name_are_mapped_in_order():
+    """Earlier all labels got the last id of the name."""
     assert annotations.class_ids({5: "car", 6: "dog", 9: "car"}, TWINS) == {5: 0, 6: 1, 9: 2}
 
 
 @pytest.mark.parametrize("listed", [{5: "car"}, {5: "car", 6: "car", 7: "car"}], ids=["one", "three"])
-def test_a_name_that_stands_for_another_number_of_the_models_classes_is_refused(listed):
+def test_a_name_with_another_number_of_classes_than_in_the_model_is_refused(listed):
     with pytest.raises(ValueError, match=rf"it has {len(listed)} class 'car' and pets has 2, 0, 2: give it the same"):
         annotations.class_ids(listed, TWINS)
 
 
-def test_polygons_become_masks_of_the_image():
+def test_polygons_become_masks_in_the_image():
     found = read(f"{SQUARE}\n5 0 0 1 0 1 0.5 0 0.5", "segment")
     assert found.classes.tolist() == [1, 2]
     assert found.boxes.tolist() == [[10, 5, 30, 15], [0, 0, 40, 10]]
@@ -62,16 +62,16 @@ def test_polygons_become_masks_of_the_image():
     assert all(mask.pixels.all() for mask in found.masks)
 
 
-def test_keypoints_are_px_and_those_of_no_visibility_are_not_labelled():
+def test_keypoints_are_in_pixels_and_have_visibility_0_if_not_labelled():
     assert read(POSE, "pose").keypoints.tolist() == [[[10, 5, 2], [30, 15, 0]]]
     assert read(POSE, "pose").boxes.tolist() == [[10, 5, 30, 15]]
 
 
-def test_of_keypoints_without_visibility_those_outside_of_the_image_are_not_labelled():
+def test_keypoints_without_visibility_are_unlabelled_if_outside_the_image():
     np.testing.assert_allclose(read(POSE_OF_TWO, "pose").keypoints, [[[10, 5, 1], [30, -0.1, 0]]], atol=1e-5)
 
 
-def test_corners_become_the_turned_boxes_of_ultralytics():
+def test_corners_become_the_rotated_boxes_of_ultralytics():
     rng = np.random.default_rng(0)
     corners = np.float32([[[5, 5], [25, 10], [23, 18], [3, 13]], [[2, 2], [9, 2], [9, 19], [2, 19]]])
     corners = np.concatenate([corners, rng.uniform(0, 20, (3, 4, 2)).astype(np.float32)])
@@ -82,7 +82,7 @@ def test_corners_become_the_turned_boxes_of_ultralytics():
 
 
 @pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb"])
-def test_a_file_without_lines_says_that_there_is_nothing(task):
+def test_a_file_without_lines_has_no_labels(task):
     found = read("\n", task)
     assert len(found.classes) == len(found.boxes) == 0
     assert found.boxes.shape == (0, 5 if task == "obb" else 4)
@@ -106,7 +106,7 @@ RIGHT = {"segment": SQUARE, "pose": POSE, "obb": SQUARE}
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_labels_of_another_kind_are_refused_by_file_line_and_what_is_wanted(what):
+def test_labels_of_another_kind_are_refused_with_file_line_and_expected_format(what):
     task, line = WRONG[what]
     wanted = {"segment": "x1 y1 x2 y2 x3 y3 ...", "pose": "cx cy w h' and 'x y'", "obb": "x1 y1 x2 y2 x3 y3 x4 y4"}
     with pytest.raises(SettingsError) as refusal:

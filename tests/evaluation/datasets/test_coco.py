@@ -1,4 +1,4 @@
-"""COCO's polygons, run lengths and keypoints. What boxes and files are like: tests/test_datasets.py."""
+"""COCO's polygons, run lengths and keypoints. Boxes and files: test_datasets.py."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ POSE = dataclasses.replace(fakes.MODEL, task="pose", kpt_shape=(2, 3))
 
 
 def write(path: Path, *annotations: dict) -> None:
-    """Of one image; its cats are a category of 3."""
+    """Write a COCO file with one image; the category of cats is 3."""
     listed = [
         {"id": i, "image_id": 7, "category_id": 3, "bbox": [10, 5, 20, 10]} | each for i, each in enumerate(annotations)
     ]
@@ -42,7 +42,7 @@ def whole(mask: Mask, size: tuple[int, int]) -> np.ndarray:
     return pixels
 
 
-def test_the_polygons_of_an_object_are_its_parts(tmp_path):
+def test_the_polygons_of_an_object_form_one_mask(tmp_path):
     write(tmp_path / "a.json", {"segmentation": [[0, 0, 4, 0, 4, 4, 0, 4], [10, 5, 20, 5, 20, 15, 10, 15]]})
     expected = np.zeros(SIZE, np.uint8)
     expected[:5, :5] = expected[5:16, 10:21] = 1
@@ -51,7 +51,7 @@ def test_the_polygons_of_an_object_are_its_parts(tmp_path):
     assert found.boxes.tolist() == [[10, 5, 30, 15]]
 
 
-def test_run_lengths_count_down_the_columns(tmp_path):
+def test_run_lengths_run_down_the_columns(tmp_path):
     write(tmp_path / "a.json", {"segmentation": {"size": list(SIZE), "counts": [22, 3, 17, 5, 753]}})
     expected = np.zeros(SIZE, np.uint8)
     expected[2:5, 1] = expected[2:7, 2] = 1
@@ -59,8 +59,8 @@ def test_run_lengths_count_down_the_columns(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_compressed_run_lengths_are_those_that_are_served(tmp_path, seed):
-    """And those are COCO's own: tests/test_masks.py."""
+def test_compressed_run_lengths_are_read_as_the_server_writes_them(tmp_path, seed):
+    """tests/vision/test_masks.py compares those with COCO's."""
     size = (96, 160)
     pixels = spots(seed, size, 0.4)
     transform = preprocess.whole(pixels)
@@ -71,13 +71,13 @@ def test_compressed_run_lengths_are_those_that_are_served(tmp_path, seed):
     np.testing.assert_array_equal(whole(read(tmp_path, SEGMENT, size).masks[0], size), pixels)
 
 
-def test_keypoints_are_px_with_their_visibility(tmp_path):
+def test_keypoints_are_in_pixels_with_their_visibility(tmp_path):
     write(tmp_path / "a.json", {"keypoints": [12, 6, 2, 0, 0, 0]})
     assert read(tmp_path, POSE).keypoints.tolist() == [[[12, 6, 2], [0, 0, 0]]]
 
 
-def test_a_file_that_has_no_keypoints_is_passed_over_for_one_that_has(tmp_path):
-    """As in COCO's own annotations/: instances come before person_keypoints."""
+def test_a_file_without_keypoints_is_skipped_if_another_has_them(tmp_path):
+    """In COCO's annotations/ the instances files sort before person_keypoints."""
     write(tmp_path / "annotations" / "instances_val.json", {"segmentation": [[0, 0, 9, 0, 9, 9]]})
     write(tmp_path / "annotations" / "person_keypoints_val.json", {"keypoints": [12, 6, 2, 0, 0, 0]})
     assert len(read(tmp_path, POSE).keypoints) == 1
@@ -96,19 +96,19 @@ def test_a_file_that_has_no_keypoints_is_passed_over_for_one_that_has(tmp_path):
         (dataclasses.replace(SEGMENT, task="obb"), {}, r"a\.json has no rotated boxes"),
     ],
 )
-def test_labels_of_another_kind_are_refused_by_setting_and_file(tmp_path, model, annotation, message):
+def test_labels_of_another_kind_are_refused_with_the_setting_and_the_file(tmp_path, model, annotation, message):
     write(tmp_path / "a.json", annotation)
     with pytest.raises(SettingsError, match=rf"GATE_DIR.*{message}"):
         read(tmp_path, model)
 
 
-def test_an_object_that_lacks_what_others_have_is_named(tmp_path):
+def test_an_object_without_keypoints_is_named_if_others_have_them(tmp_path):
     write(tmp_path / "a.json", {"keypoints": [12, 6, 2, 0, 0, 0]}, {})
     with pytest.raises(SettingsError, match="annotation 1 has no keypoints"):
         read(tmp_path, POSE)
 
 
-def test_categories_of_one_name_are_the_models_in_the_order_of_their_ids(tmp_path):
+def test_categories_of_one_name_are_mapped_in_the_order_of_their_ids(tmp_path):
     model = dataclasses.replace(fakes.MODEL, names={0: "cat", 1: "cat"})
     write(tmp_path / "a.json", {"category_id": 3}, {"category_id": 2})
     content = json.loads((tmp_path / "a.json").read_text())

@@ -1,4 +1,4 @@
-"""Folders of images and labels, as Ultralytics and COCO write them, and the demo's own scenes."""
+"""Folders of images and labels in the layouts of Ultralytics and COCO, and the demo's scenes."""
 
 import dataclasses
 import json
@@ -19,8 +19,8 @@ from app.vision import masks
 
 PETS = ModelInfo("pets", "detect", {0: "cat", 1: "dog", 2: "cow"}, stride=32, imgsz=64, shapes=None)
 WIDTH, HEIGHT = 40, 20
-BOX = "0.5 0.5 0.5 0.5"  # of an image of that size:
-PX = [10, 5, 30, 15]
+BOX = "0.5 0.5 0.5 0.5"
+PX = [10, 5, 30, 15]  # BOX in pixels of a WIDTH x HEIGHT image
 ORIENTATION = 0x0112
 
 
@@ -39,7 +39,7 @@ def draw(path: Path, *, orientation: int = 1, width: int = WIDTH) -> Path:
 
 
 def yolo(root: Path, labels: dict[str, str | None], data: str | None = None) -> Path:
-    """images/ and labels/; None = the image has no label file."""
+    """Write images/ and labels/; None means that the image has no label file."""
     for name, text in labels.items():
         draw(root / "images" / f"{name}.png")
         if text is not None:
@@ -60,7 +60,7 @@ def read(root: Path, model: ModelInfo = PETS) -> list[Sample]:
 
 
 def boxes(root: Path, model: ModelInfo = PETS) -> list[list[list[float]]]:
-    """Of every image, its class and box each."""
+    """Return [class, x1, y1, x2, y2] of every label of every image."""
     return [
         [[label, *box] for label, box in zip(labels.classes.tolist(), labels.boxes.tolist(), strict=True)]
         for labels in (seen.labels for seen in read(root, model))
@@ -70,7 +70,7 @@ def boxes(root: Path, model: ModelInfo = PETS) -> list[list[list[float]]]:
 # Ultralytics' layout
 
 
-def test_images_and_labels_are_read_in_the_order_of_the_names(root):
+def test_images_and_labels_are_read_in_the_order_of_file_names(root):
     yolo(root, {"b": f"1 {BOX}\n0 0.25 0.25 0.5 0.5\n", "a": f"2 {BOX}"})
     dataset = datasets.folder(root, PETS, "GATE_DIR")
     assert (dataset.name, dataset.labelled) == (f"2 images of {root}", True)
@@ -80,7 +80,7 @@ def test_images_and_labels_are_read_in_the_order_of_the_names(root):
     assert (first.labels.boxes.dtype, first.labels.classes.dtype) == (np.float32, np.int64)
 
 
-def test_what_the_demos_generator_writes_comes_back(root):
+def test_the_data_set_of_the_demos_generator_is_read_back(root):
     scenes.write_dataset(root, 2, seed=3, width=160, height=96)
     model = dataclasses.replace(PETS, names=dict(enumerate(scenes.NAMES)))
     for i, seen in enumerate(datasets.folder(root, model, "GATE_DIR")):
@@ -89,12 +89,12 @@ def test_what_the_demos_generator_writes_comes_back(root):
         np.testing.assert_allclose(seen.labels.boxes, scene.boxes, atol=0.01)
 
 
-def test_a_polygon_is_labelled_by_the_box_around_it(root):
+def test_a_polygon_becomes_the_box_around_it(root):
     yolo(root, {"a": "1 0.5 0.25 0.75 0.5 0.5 0.75 0.25 0.5"})
     assert boxes(root) == [[[1, *PX]]]
 
 
-def test_crlf_blank_lines_and_a_byte_order_mark_do_no_harm(root):
+def test_crlf_blank_lines_and_a_byte_order_mark_are_accepted(root):
     yolo(root, {"a": f"\ufeff1 {BOX}\r\n\r\n2 {BOX}\r\n"})
     assert boxes(root) == [[[1, *PX], [2, *PX]]]
 
@@ -112,19 +112,19 @@ def test_a_folder_without_any_label_file_is_unlabelled(root):
     assert [seen.labels for seen in dataset] == [None] * 2
 
 
-def test_labels_may_lie_beside_their_images(root):
+def test_labels_may_be_next_to_their_images(root):
     draw(root / "a.png")
     write(root / "a.txt", f"1 {BOX}")
     assert boxes(root) == [[[1, *PX]]]
 
 
-def test_images_folder_given_by_itself_from_within_the_data_set_finds_its_labels(root, monkeypatch):
+def test_a_relative_images_folder_finds_its_labels(root, monkeypatch):
     yolo(root, {"a": f"1 {BOX}"})
     monkeypatch.chdir(root)
     assert boxes(Path("images")) == [[[1, *PX]]]
 
 
-def test_hidden_files_folders_named_like_images_and_other_files_are_no_images(root):
+def test_hidden_files_folders_named_like_images_and_other_files_are_ignored(root):
     yolo(root, {"a": f"1 {BOX}"})
     (root / "images" / "folder.jpg").mkdir()
     write(root / "images" / "._a.png", b"AppleDouble")
@@ -134,12 +134,12 @@ def test_hidden_files_folders_named_like_images_and_other_files_are_no_images(ro
 
 
 @pytest.mark.parametrize("names", ["[dog, bird, cat]", "{0: dog, 1: bird, 2: cat}"])
-def test_classes_are_mapped_by_the_names_in_data_yaml_and_unknown_ones_left_out(root, names):
+def test_classes_are_mapped_by_name_from_data_yaml_and_unknown_ones_are_ignored(root, names):
     yolo(root, {"a": f"0 {BOX}\n1 {BOX}\n2 {BOX}\n7 {BOX}"}, f"names: {names}")
     assert boxes(root) == [[[1, *PX], [0, *PX]]]
 
 
-def test_classes_of_one_name_are_refused_where_nothing_tells_them_apart(root):
+def test_classes_of_one_name_are_refused_if_their_number_differs_from_the_models(root):
     twins = dataclasses.replace(PETS, names={0: "cat", 1: "cat"})
     yolo(root, {"a": f"0 {BOX}\n1 {BOX}"}, "names: [cat, cat]")
     assert boxes(root, twins) == [[[0, *PX], [1, *PX]]]
@@ -148,7 +148,7 @@ def test_classes_of_one_name_are_refused_where_nothing_tells_them_apart(root):
         read(root, twins)
 
 
-def test_without_names_the_ids_are_the_models_and_others_are_left_out(root):
+def test_without_names_the_ids_are_those_of_the_model_and_others_are_ignored(root):
     yolo(root, {"a": f"2 {BOX}\n3 {BOX}\n-1 {BOX}"}, "nc: 4")
     assert boxes(root) == [[[2, *PX]]]
 
@@ -164,7 +164,7 @@ def test_data_set_of_other_classes_is_refused(root, names):
 
 
 def split(root: Path, data: str, name: str = "data.yaml") -> Path:
-    """Training images, of which none must be used, and two folders of others."""
+    """Write training images, which must not be used, and two folders of other images."""
     draw(root / "images" / "train" / "t.png")
     for i, folder in enumerate(("val", "more")):
         draw(root / "images" / folder / f"{folder}.png")
@@ -189,11 +189,11 @@ def test_only_the_validation_images_are_used(root, data):
     assert boxes(split(root, data)) == [[[0, *PX]]]
 
 
-def test_validation_images_may_lie_in_several_folders(root):
+def test_validation_images_may_be_in_several_folders(root):
     assert boxes(split(root, "val: [images/val, images/more]")) == [[[1, *PX]], [[0, *PX]]]
 
 
-def test_validation_images_may_lie_outside_and_their_digest_follows_them(root, tmp_path):
+def test_validation_images_may_be_outside_the_folder_and_change_the_digest(root, tmp_path):
     split(tmp_path / "far", "")
     write(root / "data.yaml", f"path: {tmp_path / 'far'}\nval: images/val")
     assert boxes(root) == [[[0, *PX]]]
@@ -209,19 +209,19 @@ def test_validation_images_may_be_listed_in_a_text_file(root, line):
     assert boxes(root) == [[[0, *PX]]]
 
 
-def test_listed_image_that_is_not_there_is_named(root):
+def test_a_missing_listed_image_is_named(root):
     split(root, "val: val.txt")
     write(root / "val.txt", "./images/val/gone.png")
     with pytest.raises(SettingsError, match=r"val\.txt lists .*gone\.png, which does not exist"):
         read(root)
 
 
-def test_validation_folder_that_is_not_there_is_named_and_not_replaced_by_all_images(root):
+def test_a_missing_validation_folder_is_an_error(root):
     with pytest.raises(SettingsError, match=r"GATE_DIR=.*pets: the val of its data\.yaml, images/test, does not exist"):
         read(split(root, "val: images/test"))
 
 
-def test_data_yaml_comes_before_other_yaml_files_and_may_have_another_name(root):
+def test_data_yaml_is_preferred_and_may_have_another_name(root):
     split(root, "val: images/val")
     write(root / "args.yaml", "val: true")
     assert boxes(root) == [[[0, *PX]]]
@@ -240,11 +240,11 @@ def test_broken_data_yaml_is_named(root, data):
 
 # COCO
 
-CATEGORIES = ["dog", "bird", "cat"]  # the ids count from 1
+CATEGORIES = ["dog", "bird", "cat"]  # the ids start at 1
 
 
 def coco(images: Sequence[str], labels: Sequence[dict], categories: Sequence[str] = tuple(CATEGORIES)) -> str:
-    """Image ids count from 100."""
+    """Return a COCO file as JSON; image ids start at 100."""
     return json.dumps(
         {
             "images": [{"id": 100 + i, "file_name": name} for i, name in enumerate(images)],
@@ -258,7 +258,7 @@ def label(image: int, category: int = 1, **more: object) -> dict:
     return {"image_id": 100 + image, "category_id": category, "bbox": [10, 5, 20, 10]} | more
 
 
-def test_coco_categories_are_the_models_by_name_and_crowds_and_unknown_ones_are_left_out(root):
+def test_coco_categories_are_mapped_by_name_and_crowds_and_unknown_ones_are_ignored(root):
     for name in "abc":
         draw(root / f"{name}.png")
     labels = [label(0), label(0, 3), label(0, 2), label(1, iscrowd=1), label(1, 3, iscrowd=0), label(9)]
@@ -275,7 +275,7 @@ def test_images_that_the_coco_file_does_not_list_are_not_used(root):
     assert datasets.folder(root, PETS, "GATE_DIR").name == f"1 images of {root}"
 
 
-def test_coco_files_for_other_images_or_of_another_kind_are_passed_over(root):
+def test_coco_files_for_other_images_or_of_another_kind_are_skipped(root):
     draw(root / "val2017" / "a.png")
     write(root / "annotations" / "captions.json", '{"images": [], "annotations": []}')
     write(root / "annotations" / "instances_train.json", coco(["z.png"], [label(0, 3)]))
@@ -284,7 +284,7 @@ def test_coco_files_for_other_images_or_of_another_kind_are_passed_over(root):
     assert boxes(root) == [[[1, *PX]]]
 
 
-def test_images_of_the_same_name_in_several_folders_are_told_apart(root):
+def test_images_of_the_same_name_in_several_folders_are_distinguished(root):
     names = ["one/a.png", "two/a.png", "a.png"]
     for name in names:
         draw(root / "images" / name)
@@ -292,7 +292,7 @@ def test_images_of_the_same_name_in_several_folders_are_told_apart(root):
     assert boxes(root) == [[[1, *PX], [0, *PX]], [[1, *PX]], [[0, *PX]]]
 
 
-def test_images_that_only_their_folders_would_tell_apart_are_refused(root):
+def test_images_of_the_same_name_are_refused_if_the_coco_file_has_no_folders(root):
     for folder in ("one", "two"):
         draw(root / folder / "a.png")
     write(root / "labels.json", coco(["a.png"], [label(0)]))
@@ -320,7 +320,7 @@ def test_an_image_whose_folder_has_changed_is_found_by_its_name(root, name):
         ('{"images": 1, "annotations": [], "categories": []}', "TypeError"),
     ],
 )
-def test_coco_file_that_cannot_be_used_is_named_with_the_setting(root, text, message):
+def test_unusable_coco_file_is_named_with_the_setting(root, text, message):
     draw(root / "a.png")
     write(root / "labels.json", text)
     with pytest.raises(SettingsError, match=rf"GATE_DIR.*labels\.json.*{message}"):
@@ -331,7 +331,7 @@ def test_coco_file_that_cannot_be_used_is_named_with_the_setting(root, text, mes
 
 
 @pytest.mark.parametrize("labels", ["yolo", "coco"])
-def test_labels_of_turned_images_are_those_of_the_upright_image(root, labels):
+def test_labels_of_images_with_exif_orientation_are_those_of_the_upright_image(root, labels):
     draw(root / "images" / "a.jpg", orientation=6)
     if labels == "yolo":
         write(root / "labels" / "a.txt", f"1 {BOX}")
@@ -343,7 +343,7 @@ def test_labels_of_turned_images_are_those_of_the_upright_image(root, labels):
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 8, 13])
-def test_of_more_images_than_most_those_at_even_distances_are_taken(root, monkeypatch, count):
+def test_more_images_than_the_maximum_are_sampled_evenly(root, monkeypatch, count):
     monkeypatch.setattr(datasets, "MAX_IMAGES", 4)
     yolo(root, {f"{i:02}": f"1 {BOX}" for i in range(count)})
     for i in range(count):
@@ -387,12 +387,12 @@ def test_broken_label_is_named_with_its_line(root, line):
 
 
 @pytest.mark.parametrize("odd", ["0.5", "nan", "inf"])
-def test_label_of_a_class_that_is_no_number_of_the_models_is_left_out(root, odd):
+def test_a_label_whose_class_is_no_id_of_the_model_is_ignored(root, odd):
     yolo(root, {"a": f"{odd} {BOX}\n1 {BOX}"})
     assert boxes(root) == [[[1, *PX]]]
 
 
-def test_label_file_that_is_no_text_is_named(root):
+def test_a_label_file_that_is_not_text_is_named(root):
     yolo(root, {"a": None})
     write(root / "labels" / "a.txt", b"1 \xff\xfe")
     with pytest.raises(SettingsError, match=r"labels/a\.txt cannot be read as text"):
@@ -400,7 +400,7 @@ def test_label_file_that_is_no_text_is_named(root):
 
 
 @pytest.mark.parametrize("use", [lambda path: datasets.folder(path, PETS, "CALIBRATION_DIR"), None])
-def test_folder_that_is_missing_or_empty_is_named_with_the_setting(root, use):
+def test_a_missing_or_empty_folder_is_named_with_the_setting(root, use):
     use = use or (lambda path: datasets.digest(path, "CALIBRATION_DIR"))
     with pytest.raises(SettingsError, match=r"CALIBRATION_DIR=.*nowhere: no such folder"):
         use(root / "nowhere")
@@ -430,20 +430,20 @@ def test_training_images_are_not_used(root, split):
     assert classes(root) == [1]
 
 
-def test_folders_of_other_names_are_numbered_in_their_order_if_there_are_as_many(root):
+def test_folders_of_other_names_are_numbered_in_order_if_their_number_fits(root):
     for name in ("n03", "n01", "n02"):
         draw(root / name / "a.png")
     assert classes(root) == [0, 1, 2]
 
 
-def test_folders_that_are_neither_named_nor_as_many_as_the_classes_are_refused(root):
+def test_folders_that_match_the_classes_neither_by_name_nor_number_are_refused(root):
     for name in ("one", "two"):
         draw(root / name / "a.png")
     with pytest.raises(SettingsError, match=r"GATE_DIR=.*pets: no folder is named after a class of the model"):
         read(root, CLASSIFY)
 
 
-def test_a_folder_that_stands_for_two_classes_is_refused(root):
+def test_a_folder_whose_name_two_classes_share_is_refused(root):
     draw(root / "cat" / "a.png")
     with pytest.raises(SettingsError, match=r"GATE_DIR=.*pets: it has 1 class 'cat' and pets has 2"):
         read(root, dataclasses.replace(CLASSIFY, names={0: "cat", 1: "cat"}))
@@ -459,16 +459,16 @@ def test_one_folder_of_images_has_no_classes(root):
 
 
 @pytest.mark.parametrize("task", ["detect", "segment", "obb"])
-def test_data_set_of_poses_is_refused_for_other_tasks(root, task):
+def test_a_pose_data_set_is_refused_for_other_tasks(root, task):
     yolo(root, {"a": "0 .5 .5 .2 .2 .4 .4 .6 .6"}, "kpt_shape: [2, 2]")
     with pytest.raises(SettingsError, match=rf"GATE_DIR=.*pets: data\.yaml has kpt_shape, .* pets is for {task}"):
         read(root, dataclasses.replace(PETS, task=task))
 
 
-def test_labels_are_not_read_where_they_are_not_asked_for(root):
+def test_labels_are_not_read_if_not_requested(root):
     yolo(root, {"a": "of another kind"})
-    (picture,) = datasets.folder(root, PETS, "CALIBRATION_DIR", labelled=False)
-    assert picture.labels is None
+    (sample,) = datasets.folder(root, PETS, "CALIBRATION_DIR", labelled=False)
+    assert sample.labels is None
 
 
 # The digest
@@ -493,13 +493,13 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_digest_changes_with_the_images_and_with_what_labels_them(whole, change):
+def test_digest_changes_with_the_images_and_their_labels(whole, change):
     before = datasets.digest(whole, "GATE_DIR")
     CHANGES[change](whole)
     assert datasets.digest(whole, "GATE_DIR") != before
 
 
-def test_digest_does_not_change_with_anything_else(whole, tmp_path, monkeypatch):
+def test_digest_does_not_change_with_other_files_mtimes_or_the_location(whole, tmp_path, monkeypatch):
     before = datasets.digest(whole, "GATE_DIR")
     assert len(before) == 16
     write(whole / "labels.cache", b"by Ultralytics")
@@ -512,7 +512,7 @@ def test_digest_does_not_change_with_anything_else(whole, tmp_path, monkeypatch)
     assert datasets.digest(Path("moved"), "GATE_DIR") == before
 
 
-# The demo's own
+# The demo's scenes and samples
 
 
 def of_task(task: str, imgsz: int = 160) -> ModelInfo:
@@ -522,7 +522,7 @@ def of_task(task: str, imgsz: int = 160) -> ModelInfo:
 
 
 def seeds(monkeypatch, dataset: datasets.Dataset) -> set[int]:
-    """Which scenes it would make."""
+    """Return the seeds of the scenes that the data set generates."""
     made: list[int] = []
     any_scene, any_crop = scenes.scene(0, 32, 32), scenes.crop(0)
     generator = {
@@ -535,18 +535,18 @@ def seeds(monkeypatch, dataset: datasets.Dataset) -> set[int]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_scenes_to_judge_to_calibrate_to_evaluate_and_to_train_are_others(monkeypatch, task):
+def test_gate_calibration_evaluation_and_training_use_different_scenes(monkeypatch, task):
     gate = seeds(monkeypatch, datasets.gate_scenes(of_task(task)))
     calibration = seeds(monkeypatch, datasets.calibration_scenes(of_task(task), 1000))
     assert (len(gate), len(calibration)) == (datasets.SCENES[task], 1000)
     assert not gate & calibration
-    assert min(gate | calibration) >= 500  # models/demo/evaluate.py has those below
-    assert max(gate | calibration) < 1_000_000  # models/demo/train.py those from there on
+    assert min(gate | calibration) >= 500  # models/demo/evaluate.py uses those below
+    assert max(gate | calibration) < 1_000_000  # models/demo/train.py uses those from there on
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("make", [datasets.gate_scenes, lambda model: datasets.calibration_scenes(model, 2)])
-def test_scenes_are_labelled_and_the_same_every_time(monkeypatch, make, task):
+def test_scenes_are_labelled_and_reproducible(monkeypatch, make, task):
     monkeypatch.setitem(datasets.SCENES, task, 2)
     dataset = make(of_task(task))
     assert (dataset.name, dataset.labelled) == ("2 demo scenes", True)
@@ -566,12 +566,12 @@ def assert_same(labels: Labels, expected: Labels, *, px: float) -> None:
     if expected.keypoints is not None:
         np.testing.assert_allclose(labels.keypoints, expected.keypoints, atol=px)
     for mask, wanted in zip(labels.masks or [], expected.masks or [], strict=True):
-        assert masks.iou(mask, wanted) > 0.95  # fillPoly draws the lines to holes as well
+        assert masks.iou(mask, wanted) > 0.95  # fillPoly also draws the lines to holes
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_what_the_generator_writes_for_a_task_is_what_the_scenes_say(root, task):
-    """Ultralytics' layout there and back: polygons, keypoints, corners, and folders by class."""
+def test_the_written_data_set_of_a_task_is_read_back_as_the_scenes(root, task):
+    """Write and read Ultralytics' layout: polygons, keypoints, corners, and folders by class."""
     side = datasets.SIDES[task]
     scenes.write_dataset(root, 12, 500_000, side, side, task)
     model = of_task(task)
@@ -579,16 +579,16 @@ def test_what_the_generator_writes_for_a_task_is_what_the_scenes_say(root, task)
     assert dataset.labelled
     found = list(dataset)
     expected = list(datasets.Scenes(task, 500_000, 12))
-    if task == "classify":  # its files lie by class
+    if task == "classify":  # its files are ordered by class
         assert sorted(int(seen.labels.classes[0]) for seen in found) == sorted(
             int(seen.labels.classes[0]) for seen in expected
         )
         return
     for seen, wanted in zip(found, expected, strict=True):
-        assert_same(seen.labels, wanted.labels, px=0.51 if task == "segment" else 0.01)  # from pixel to pixel
+        assert_same(seen.labels, wanted.labels, px=0.51 if task == "segment" else 0.01)  # polygons have whole pixels
 
 
-def test_samples_are_the_demos_and_ultralytics_own_and_have_no_labels(monkeypatch):
+def test_samples_are_those_of_the_demo_and_of_ultralytics_and_have_no_labels(monkeypatch):
     dataset = datasets.samples()
     found = list(dataset)
     assert (dataset.name, dataset.labelled) == ("7 sample images", False)
