@@ -125,8 +125,8 @@ def build(needs_engine: None, engines: Path) -> Callable[..., StoredEngine]:
         imgsz: int | None = None,
         precision: str = "auto",
     ) -> StoredEngine:
-        order = BuildRequest(str(weights), imgsz, batch, precision, backend, engines)
-        return BuildProcess(order).run(lambda _: None)
+        build_request = BuildRequest(str(weights), imgsz, batch, precision, backend, engines)
+        return BuildProcess(build_request).run(lambda _: None)
 
     return run
 
@@ -310,9 +310,11 @@ def serve_engine(engine: Engine, built: StoredEngine, **settings: object) -> Ite
 def serve_demo(folder: Path, **settings: object) -> Live:
     """The demo model on OpenVINO, served for real from an engines folder."""
     ready = threading.Event()
-    order = BuildRequest(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", folder)
-    given = Settings.of(engines_dir=order.engines, backend="openvino", **settings)
-    service = Service(given, lambda _: BuildProcess(order), on_ready=lambda _: ready.set(), on_failure=ready.set)
+    build_request = BuildRequest(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", folder)
+    given = Settings.of(engines_dir=build_request.engines, backend="openvino", **settings)
+    service = Service(
+        given, lambda _: BuildProcess(build_request), on_ready=lambda _: ready.set(), on_failure=ready.set
+    )
     live = Live(service)
     assert ready.wait(60)
     return live

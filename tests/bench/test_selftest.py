@@ -23,14 +23,14 @@ SIDE = 160
 
 
 @pytest.fixture
-def order(tmp_path) -> BuildRequest:
+def build_request(tmp_path) -> BuildRequest:
     return BuildRequest(str(DEMO_WEIGHTS), SIDE, 2, "fp32", "onnxruntime", tmp_path / "engines")
 
 
 @pytest.fixture
-def stored(build, order) -> BuildRequest:
+def stored(build, build_request) -> BuildRequest:
     """A build request whose engine is stored."""
-    return dataclasses.replace(order, batch=8, engines=build("onnxruntime", imgsz=SIDE).folder.parent)
+    return dataclasses.replace(build_request, batch=8, engines=build("onnxruntime", imgsz=SIDE).folder.parent)
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def crash(row: Row, request: BuildRequest) -> Row:
     os._exit(9)
 
 
-def test_a_correct_backend_passes_every_check(order):
-    (row,) = selftest.run(order, lambda _: None)
+def test_a_correct_backend_passes_every_check(build_request):
+    (row,) = selftest.run(build_request, lambda _: None)
     assert (row.failed, row.problem) == (False, "")
     assert row.checks == {"gate": OK, "mixing": OK, "instances": OK}
     assert row.images_per_second.keys() == {1, 2}
@@ -105,16 +105,16 @@ def test_an_instance_that_raises_fails_the_check(stored, build, monkeypatch):
     assert (result.failed, result.problem) == (True, "RuntimeError: no second context")
 
 
-def test_an_engine_that_crashes_is_a_failed_row(order, monkeypatch):
-    crashes = dataclasses.replace(order, backend="onnxruntime", precision="fp32")
+def test_an_engine_that_crashes_is_a_failed_row(build_request, monkeypatch):
+    crashes = dataclasses.replace(build_request, backend="onnxruntime", precision="fp32")
     monkeypatch.setattr(selftest, "_try", crash)
     (row,) = selftest.run(crashes, lambda _: None)
     assert (row.failed, row.problem) == (True, "the process crashed")
 
 
-def test_an_unavailable_backend_is_reported_and_fails_only_if_requested(order, monkeypatch):
+def test_an_unavailable_backend_is_reported_and_fails_only_if_requested(build_request, monkeypatch):
     monkeypatch.setattr(processes, "call", lambda _, row, request: row)
-    rows = selftest.run(dataclasses.replace(order, backend="auto", precision="auto"), lambda _: None)
+    rows = selftest.run(dataclasses.replace(build_request, backend="auto", precision="auto"), lambda _: None)
     tensorrt = rows[0]
     assert (tensorrt.backend, tensorrt.failed) == ("tensorrt", False)
     assert "BACKEND=tensorrt cannot be used" in tensorrt.problem
@@ -123,12 +123,12 @@ def test_an_unavailable_backend_is_reported_and_fails_only_if_requested(order, m
         *(("onnxruntime", precision) for precision in ("fp32", "fp16", "int8")),
         ("pytorch", "fp32"),
     ]
-    (requested,) = selftest.run(dataclasses.replace(order, backend="tensorrt"), lambda _: None)
+    (requested,) = selftest.run(dataclasses.replace(build_request, backend="tensorrt"), lambda _: None)
     assert requested.failed
 
 
-def test_a_build_that_is_refused_is_a_failed_row(order):
-    (row,) = selftest.run(dataclasses.replace(order, imgsz=100), lambda _: None)
+def test_a_build_that_is_refused_is_a_failed_row(build_request):
+    (row,) = selftest.run(dataclasses.replace(build_request, imgsz=100), lambda _: None)
     assert row.failed
     assert "IMGSZ=100 is not a multiple" in row.problem
 

@@ -37,7 +37,7 @@ def few_scenes():
 
 
 @pytest.fixture
-def order(tmp_path) -> BuildRequest:
+def build_request(tmp_path) -> BuildRequest:
     """The fastest build: ONNX Runtime at a small size."""
     return BuildRequest(str(DEMO_WEIGHTS), SIDE, 2, "auto", "onnxruntime", tmp_path / "engines")
 
@@ -51,22 +51,22 @@ def stored(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def with_engine(order, stored) -> BuildRequest:
-    shutil.copytree(stored, order.engines)
-    return order
+def with_engine(build_request, stored) -> BuildRequest:
+    shutil.copytree(stored, build_request.engines)
+    return build_request
 
 
 def visible(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.exists() else []
 
 
-def test_phases_are_reported_in_order_and_the_engine_is_found_again(order):
+def test_phases_are_reported_in_order_and_the_engine_is_found_again(build_request):
     phases: list[str] = []
-    built = builder.build(order, lambda progress: phases.append(progress.phase))
+    built = builder.build(build_request, lambda progress: phases.append(progress.phase))
     assert phases == ["graph", "engine", "check", "publish"]
-    assert builder.find(order) == built
+    assert builder.find(build_request) == built
     again: list[str] = []
-    assert builder.build(order, lambda progress: again.append(progress.phase)) == built
+    assert builder.build(build_request, lambda progress: again.append(progress.phase)) == built
     assert again == []
 
 
@@ -92,20 +92,20 @@ def test_another_build_request_is_another_engine(with_engine, change):
     assert builder.find(dataclasses.replace(with_engine, **change)) is None
 
 
-def test_every_shape_is_evaluated_and_the_manifest_lists_the_shapes(order):
+def test_every_shape_is_evaluated_and_the_manifest_lists_the_shapes(build_request):
     shapes = ((96, 160), (160, 160))
-    built = builder.build(dataclasses.replace(order, shapes=shapes), lambda _: None)
+    built = builder.build(dataclasses.replace(build_request, shapes=shapes), lambda _: None)
     assert built.manifest.gate.figures.images == 2 * 8
     assert built.manifest.gate.on == "8 demo scenes, the worst of 96x160,160x160"
     assert built.manifest.files.keys() == {"model.onnx"}
     model = json.loads((built.folder / "manifest.json").read_text())["model"]
     assert (model["imgsz"], model["shapes"]) == (SIDE, [[96, 160], [160, 160]])
-    assert builder.find(dataclasses.replace(order, shapes=shapes)) == built
+    assert builder.find(dataclasses.replace(build_request, shapes=shapes)) == built
 
 
-def test_a_side_that_is_no_multiple_of_the_stride_is_refused(order):
+def test_a_side_that_is_no_multiple_of_the_stride_is_refused(build_request):
     with pytest.raises(WeightsError, match="IMGSZ=96x100: 100 is not a multiple of the model's stride 32: use 96"):
-        builder.build(dataclasses.replace(order, imgsz=None, shapes=((96, 100), (160, 160))), lambda _: None)
+        builder.build(dataclasses.replace(build_request, imgsz=None, shapes=((96, 100), (160, 160))), lambda _: None)
 
 
 def test_other_weights_under_the_same_name_are_another_engine(with_engine, tmp_path):
@@ -214,93 +214,93 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_an_engine_with_wrong_boxes_is_not_stored(order, monkeypatch, change):
+def test_an_engine_with_wrong_boxes_is_not_stored(build_request, monkeypatch, change):
     backend = WrongEngine(**CHANGES[change])
     monkeypatch.setattr(backends, "get", lambda _: backend)
     monkeypatch.setattr(spec_module.inspect, "getsourcefile", lambda _: onnxruntime.__file__)
     monkeypatch.setattr(backends, "choose", lambda _: "onnxruntime")
     with pytest.raises(GateFailed, match="no precision of the engine gives the boxes of PyTorch FP32"):
-        builder.build(order, lambda _: None)
-    (refused,) = visible(order.engines)
-    assert [path.name for path in (order.engines / refused).iterdir()] == ["manifest.json"]
+        builder.build(build_request, lambda _: None)
+    (refused,) = visible(build_request.engines)
+    assert [path.name for path in (build_request.engines / refused).iterdir()] == ["manifest.json"]
     with pytest.raises(GateFailed):  # known from the stored result, without a build
-        builder.find(order)
+        builder.find(build_request)
 
 
-def test_onnx_weights_are_built_and_checked_without_torch(order, tmp_path, monkeypatch):
+def test_onnx_weights_are_built_and_checked_without_torch(build_request, tmp_path, monkeypatch):
     from app.graphs import export
 
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path)
     for name in ("torch", "ultralytics"):
         monkeypatch.setitem(sys.modules, name, None)
-    built = builder.build(dataclasses.replace(order, weights=str(plain)), lambda _: None)
+    built = builder.build(dataclasses.replace(build_request, weights=str(plain)), lambda _: None)
     assert built.manifest.gate.figures.rows_agreement == 1
     assert "sample images" in built.manifest.gate.on
     assert built.manifest.gate.reference == "ONNX Runtime FP32 on the plain export"
     assert built.manifest.model.name == "weights"
 
 
-def test_pytorch_backend_refuses_onnx_weights(order, tmp_path):
+def test_pytorch_backend_refuses_onnx_weights(build_request, tmp_path):
     from app.graphs import export
 
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path)
     with pytest.raises(WeightsError, match=r"BACKEND=pytorch needs \.pt weights, not "):
-        builder.build(dataclasses.replace(order, weights=str(plain), backend="pytorch"), lambda _: None)
+        builder.build(dataclasses.replace(build_request, weights=str(plain), backend="pytorch"), lambda _: None)
 
 
-def test_building_without_the_build_extra_names_the_pip_command(order, monkeypatch):
+def test_building_without_the_build_extra_names_the_pip_command(build_request, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     for name in ("app.graphs.export", "app.graphs.serving_graph"):
         monkeypatch.delitem(sys.modules, name, raising=False)
         monkeypatch.delattr(name, raising=False)
     with pytest.raises(BackendUnavailable, match=r"pip install 'yolopard\[build\]'"):
-        builder.build(order, lambda _: None)
+        builder.build(build_request, lambda _: None)
 
 
-def test_unsupported_precision_is_refused_with_the_supported_ones(order):
+def test_unsupported_precision_is_refused_with_the_supported_ones(build_request):
     with pytest.raises(SettingsError, match="PRECISION=fp16 does not exist on pytorch: use fp32"):
-        builder.find(dataclasses.replace(order, backend="pytorch", precision="fp16"))
+        builder.find(dataclasses.replace(build_request, backend="pytorch", precision="fp16"))
 
 
-def test_downloaded_weights_that_other_users_can_write_to_are_refused(order):
-    (order.engines / "weights").mkdir(parents=True)
-    weights = order.engines / "weights" / "yolov8n.pt"
+def test_downloaded_weights_that_other_users_can_write_to_are_refused(build_request):
+    (build_request.engines / "weights").mkdir(parents=True)
+    weights = build_request.engines / "weights" / "yolov8n.pt"
     weights.write_bytes(DEMO_WEIGHTS.read_bytes())
     weights.chmod(0o666)
     with pytest.raises(StoreError, match=r"yolov8n\.pt can be written to by every user.*chmod -R go-w"):
-        builder.find(dataclasses.replace(order, weights="yolov8n.pt"))
+        builder.find(dataclasses.replace(build_request, weights="yolov8n.pt"))
 
 
-def test_invalid_weights_are_refused_before_anything_is_built(order, tmp_path, monkeypatch):
+def test_invalid_weights_are_refused_before_anything_is_built(build_request, tmp_path, monkeypatch):
     """A clone without https://git-lfs.com has pointers."""
     (tmp_path / "w.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
     monkeypatch.setitem(sys.modules, "torch", None)
     for run in (builder.find, lambda request: builder.build(request, lambda _: None)):
         with pytest.raises(WeightsError, match=r"w\.pt is a Git LFS pointer"):
-            run(dataclasses.replace(order, weights=str(tmp_path / "w.pt")))
+            run(dataclasses.replace(build_request, weights=str(tmp_path / "w.pt")))
     with pytest.raises(WeightsError, match="is a folder: use the file"):
-        builder.find(dataclasses.replace(order, weights=str(DEMO_WEIGHTS.parent)))
+        builder.find(dataclasses.replace(build_request, weights=str(DEMO_WEIGHTS.parent)))
     with pytest.raises(WeightsError, match=r"gone\.onnx: no such file"):  # .onnx weights are never downloaded
-        builder.find(dataclasses.replace(order, weights="gone.onnx"))
+        builder.find(dataclasses.replace(build_request, weights="gone.onnx"))
 
 
-def test_missing_weights_file_is_named(order):
+def test_missing_weights_file_is_named(build_request):
     with pytest.raises(WeightsError, match=r"no/such/file\.pt: no such file"):
-        builder.find(dataclasses.replace(order, weights="no/such/file.pt"))
+        builder.find(dataclasses.replace(build_request, weights="no/such/file.pt"))
 
 
-def test_an_engines_folder_that_is_a_file_is_refused_with_the_setting(order):
-    order.engines.write_text("")
-    with pytest.raises(StoreError, match=f"{order.engines}: .*ENGINES_DIR"):
-        builder.build(order, lambda _: None)
+def test_an_engines_folder_that_is_a_file_is_refused_with_the_setting(build_request):
+    build_request.engines.write_text("")
+    with pytest.raises(StoreError, match=f"{build_request.engines}: .*ENGINES_DIR"):
+        builder.build(build_request, lambda _: None)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 @pytest.mark.parametrize("mib", [4, 10, 20])
-def test_a_full_disk_at_any_step_is_reported_with_a_remedy(order, mib):
-    order.engines.mkdir()
+def test_a_full_disk_at_any_step_is_reported_with_a_remedy(build_request, mib):
+    build_request.engines.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=755", "tmpfs", str(order.engines)],
+        ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=755", "tmpfs", str(build_request.engines)],
         capture_output=True,
         check=False,
     )
@@ -308,18 +308,18 @@ def test_a_full_disk_at_any_step_is_reported_with_a_remedy(order, mib):
         pytest.skip("mounting is not allowed here")
     try:
         with pytest.raises(StoreError, match="the disk is full: free some space, or set ENGINES_DIR to another folder"):
-            builder.build(order, lambda _: None)
-        assert visible(order.engines) == []
+            builder.build(build_request, lambda _: None)
+        assert visible(build_request.engines) == []
     finally:
-        subprocess.run(["umount", str(order.engines)], check=True)
+        subprocess.run(["umount", str(build_request.engines)], check=True)
 
 
-def test_a_failed_build_stores_nothing(order, monkeypatch):
+def test_a_failed_build_stores_nothing(build_request, monkeypatch):
     def broken(*_):
         raise RuntimeError("half way")
 
     monkeypatch.setattr(onnxruntime, "build", broken)
     with pytest.raises(RuntimeError):
-        builder.build(order, lambda _: None)
-    assert [path.name for path in order.engines.iterdir() if not path.name.endswith(".lock")] == []
-    assert builder.find(order) is None
+        builder.build(build_request, lambda _: None)
+    assert [path.name for path in build_request.engines.iterdir() if not path.name.endswith(".lock")] == []
+    assert builder.find(build_request) is None

@@ -24,7 +24,7 @@ SAMPLES = DEMO / "samples"  # a gate of five images: what it finds is not looked
 
 
 @pytest.fixture
-def order(tmp_path) -> BuildRequest:
+def build_request(tmp_path) -> BuildRequest:
     return BuildRequest(str(DEMO_WEIGHTS), 160, 2, "auto", "onnxruntime", tmp_path / "engines", gate=SAMPLES)
 
 
@@ -33,8 +33,8 @@ def visible(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("phase", ["graph", "check", "publish"])
-def test_a_builder_killed_in_any_phase_does_not_break_the_next_start(order, phase):
-    process = BuildProcess(order)
+def test_a_builder_killed_in_any_phase_does_not_break_the_next_start(build_request, phase):
+    process = BuildProcess(build_request)
 
     def kill(progress: Progress) -> None:
         if progress.phase == phase:
@@ -42,18 +42,18 @@ def test_a_builder_killed_in_any_phase_does_not_break_the_next_start(order, phas
 
     with pytest.raises(BuildFailed, match="signal 9: most often the machine is out of memory"):
         process.run(kill)
-    assert builder.find(order) is None
-    built = BuildProcess(order).run(lambda _: None)
-    assert visible(order.engines) == [built.folder.name]
-    assert builder.find(order) == built
+    assert builder.find(build_request) is None
+    built = BuildProcess(build_request).run(lambda _: None)
+    assert visible(build_request.engines) == [built.folder.name]
+    assert builder.find(build_request) == built
 
 
-def test_two_concurrent_starts_build_once(order):
+def test_two_concurrent_starts_build_once(build_request):
     phases: list[list[str]] = [[], []]
     built: list = [None, None]
 
     def start(i: int) -> None:
-        built[i] = BuildProcess(order).run(lambda progress: phases[i].append(progress.phase))
+        built[i] = BuildProcess(build_request).run(lambda progress: phases[i].append(progress.phase))
 
     threads = [threading.Thread(target=start, args=(i,)) for i in range(2)]
     for thread in threads:
@@ -64,16 +64,16 @@ def test_two_concurrent_starts_build_once(order):
     assert sum("engine" in seen for seen in phases) == 1
 
 
-def test_the_second_run_starts_no_process(order):
-    first = BuildProcess(order).run(lambda _: None)
-    again = BuildProcess(order)
+def test_the_second_run_starts_no_process(build_request):
+    first = BuildProcess(build_request).run(lambda _: None)
+    again = BuildProcess(build_request)
     assert again.run(lambda _: None) == first
     assert again._process is None
 
 
-def test_errors_of_the_builder_are_raised_with_their_type(order, tmp_path):
+def test_errors_of_the_builder_are_raised_with_their_type(build_request, tmp_path):
     (tmp_path / "w.pt").write_bytes(b"garbage")
-    bad = BuildRequest(str(tmp_path / "w.pt"), 160, 2, "auto", "onnxruntime", order.engines)
+    bad = BuildRequest(str(tmp_path / "w.pt"), 160, 2, "auto", "onnxruntime", build_request.engines)
     with pytest.raises(WeightsError, match=r"w\.pt"):
         BuildProcess(bad).run(lambda _: None)
 
@@ -92,9 +92,12 @@ process.run(lambda progress: print(progress.phase, process._process and process.
 
 @pytest.mark.serial
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_the_builder_exits_with_its_parent(order, sent):
+def test_the_builder_exits_with_its_parent(build_request, sent):
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(order.engines)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", PARENT, str(build_request.engines)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as parent:
         line = next(line for line in parent.stdout if line.startswith("graph"))
         child = os.pidfd_open(int(line.split()[1]))
@@ -105,29 +108,29 @@ def test_the_builder_exits_with_its_parent(order, sent):
     assert ended
 
 
-def test_a_build_that_exceeds_its_memory_limit_is_killed_and_the_next_start_builds(order):
-    process = BuildProcess(order, memory_bytes=150_000_000)
+def test_a_build_that_exceeds_its_memory_limit_is_killed_and_the_next_start_builds(build_request):
+    process = BuildProcess(build_request, memory_bytes=150_000_000)
     with pytest.raises(BuildFailed, match=r"used [\d,]+ bytes .* BUILD_MEMORY_BYTES allows 150,000,000: raise it"):
         process.run(lambda _: None)
     assert not process._process.is_alive()
-    assert builder.find(order) is None
-    built = BuildProcess(order, memory_bytes=8_000_000_000).run(lambda _: None)
-    assert visible(order.engines) == [built.folder.name]
+    assert builder.find(build_request) is None
+    built = BuildProcess(build_request, memory_bytes=8_000_000_000).run(lambda _: None)
+    assert visible(build_request.engines) == [built.folder.name]
 
 
-def test_built_files_are_not_writable_by_other_users_regardless_of_umask(order):
+def test_built_files_are_not_writable_by_other_users_regardless_of_umask(build_request):
     before = os.umask(0)
     try:
-        built = BuildProcess(order).run(lambda _: None)
+        built = BuildProcess(build_request).run(lambda _: None)
     finally:
         os.umask(before)
-    for path in (order.engines, *order.engines.rglob("*")):
+    for path in (build_request.engines, *build_request.engines.rglob("*")):
         assert not path.stat().st_mode & 0o022, path
-    assert builder.find(order) == built
+    assert builder.find(build_request) == built
 
 
-def test_cancel_ends_the_build(order):
-    process = BuildProcess(order)
+def test_cancel_ends_the_build(build_request):
+    process = BuildProcess(build_request)
 
     def cancel(progress: Progress) -> None:
         if progress.phase == "graph":

@@ -152,7 +152,7 @@ def built(rig, context) -> Path:
 
 
 @pytest.fixture
-def order(tmp_path) -> BuildRequest:
+def build_request(tmp_path) -> BuildRequest:
     return BuildRequest(str(DEMO_WEIGHTS), SIDE, BATCH, "auto", "tensorrt", tmp_path / "engines")
 
 
@@ -314,14 +314,14 @@ def test_auto_is_tensorrt_with_a_gpu_and_openvino_without(rig):
     assert backends.choose("auto") == "openvino"
 
 
-def test_auto_precision_is_fp16(rig, order):
-    assert builder.build(order, lambda _: None).manifest.fingerprint.precision == "fp16"
+def test_auto_precision_is_fp16(rig, build_request):
+    assert builder.build(build_request, lambda _: None).manifest.fingerprint.precision == "fp16"
 
 
 @pytest.mark.parametrize("dynamic", [True, False])
-def test_onnx_weights_are_built_into_an_engine_of_one_shape(rig, order, tmp_path, frames, serving, dynamic):
+def test_onnx_weights_are_built_into_an_engine_of_one_shape(rig, build_request, tmp_path, frames, serving, dynamic):
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path, static=not dynamic)
-    built = builder.build(dataclasses.replace(order, weights=str(plain)), lambda _: None)
+    built = builder.build(dataclasses.replace(build_request, weights=str(plain)), lambda _: None)
     assert built.manifest.model.shapes == ((SIDE, SIDE),)
     assert built.manifest.gate.figures.rows_agreement > 0.98
     rows = rows_of(rig.engine(built.folder).infer(0, frames[:2]))
@@ -329,9 +329,11 @@ def test_onnx_weights_are_built_into_an_engine_of_one_shape(rig, order, tmp_path
     np.testing.assert_allclose(rows[:, 0], expected[:, 0], atol=0.5)
 
 
-def test_int8_engine_is_compiled_from_the_quantized_graph_with_its_float_part_in_fp16(rig, order, monkeypatch):
+def test_int8_engine_is_compiled_from_the_quantized_graph_with_its_float_part_in_fp16(rig, build_request, monkeypatch):
     monkeypatch.setattr(int8_search, "MAX_DISTANCE", 1)  # which layers stay in float: tests/graphs/test_int8.py
-    built = builder.build(dataclasses.replace(order, precision="int8", limits=Limits(map_loss=1)), lambda _: None)
+    built = builder.build(
+        dataclasses.replace(build_request, precision="int8", limits=Limits(map_loss=1)), lambda _: None
+    )
     assert built.manifest.fingerprint.precision == "int8"
     plan = (built.folder / "160x160.plan").read_bytes()
     assert b"QuantizeLinear" in plan  # the stand-in's plans hold their graph
@@ -492,10 +494,10 @@ def test_damaged_plan_is_stale(rig, built, damage):
         rig.engine(built)
 
 
-def test_stored_engine_is_found_again_and_a_driver_update_keeps_it(rig, order):
-    built = builder.build(order, lambda _: None)
+def test_stored_engine_is_found_again_and_a_driver_update_keeps_it(rig, build_request):
+    built = builder.build(build_request, lambda _: None)
     rig.cuda.driver = 13000
-    assert builder.find(order) == built
+    assert builder.find(build_request) == built
 
 
 @pytest.mark.parametrize(
@@ -505,20 +507,20 @@ def test_stored_engine_is_found_again_and_a_driver_update_keeps_it(rig, order):
         ("device 'NVIDIA A10G sm_86', now 'NVIDIA A10 sm_86'", {"name": b"NVIDIA A10"}),
     ],
 )
-def test_another_gpu_causes_a_new_build_and_one_log_line_with_the_field(rig, order, caplog, field, change):
-    first = builder.build(order, lambda _: None)
+def test_another_gpu_causes_a_new_build_and_one_log_line_with_the_field(rig, build_request, caplog, field, change):
+    first = builder.build(build_request, lambda _: None)
     vars(rig.cuda).update(change)
-    assert builder.find(order) is None
-    second = builder.build(order, lambda _: None)
+    assert builder.find(build_request) is None
+    second = builder.build(build_request, lambda _: None)
     assert second.folder != first.folder
     (line,) = [text for text in caplog.messages if "was built for another" in text]
     assert line == f"{first.folder} was built for another {field}: building an engine"
 
 
-def test_another_tensorrt_causes_a_new_build_and_a_log_line_with_the_field(rig, order, caplog):
-    first = builder.build(order, lambda _: None)
+def test_another_tensorrt_causes_a_new_build_and_a_log_line_with_the_field(rig, build_request, caplog):
+    first = builder.build(build_request, lambda _: None)
     rig.trt.module.__version__ = "12.0.0"
-    builder.build(order, lambda _: None)
+    builder.build(build_request, lambda _: None)
     assert f"another backend_version '{rig.trt.version}', now '12.0.0'" in caplog.text
     assert first.folder.exists()
 
@@ -536,8 +538,8 @@ class Builder:
         pass
 
 
-def test_engine_that_no_longer_loads_is_built_again_once(rig, order, frames, caplog):
-    built = builder.build(order, lambda _: None)
+def test_engine_that_no_longer_loads_is_built_again_once(rig, build_request, frames, caplog):
+    built = builder.build(build_request, lambda _: None)
     first_load = iter([True])
     real = rig.backend.load
     rig.backend.load = lambda *a: real(*a) if not next(first_load, False) else stale()
@@ -545,22 +547,22 @@ def test_engine_that_no_longer_loads_is_built_again_once(rig, order, frames, cap
     def stale():
         raise EngineStale("TensorRT does not load the plan: expecting compute 8.6 got compute 7.5, please rebuild")
 
-    loaded = load(Builder(order), lambda _: None, instances=None, threads=None)
+    loaded = load(Builder(build_request), lambda _: None, instances=None, threads=None)
     assert "please rebuild: building it again" in caplog.text
     assert loaded.built.folder == built.folder
     assert loaded.instances == 2
     assert len(loaded.engine.infer(1, frames[:2])) == 2
 
 
-def test_engine_that_is_stale_twice_fails_the_start(rig, order):
-    builder.build(order, lambda _: None)
+def test_engine_that_is_stale_twice_fails_the_start(rig, build_request):
+    builder.build(build_request, lambda _: None)
 
     def stale(*_):
         raise EngineStale("no")
 
     rig.backend.load = stale
     with pytest.raises(EngineStale):
-        load(Builder(order), lambda _: None, instances=None, threads=None)
+        load(Builder(build_request), lambda _: None, instances=None, threads=None)
 
 
 # Several shapes
@@ -703,9 +705,9 @@ def test_selftest_passes_correct_rows_and_reports_wrong_ones(rig, folder_of, sev
 
 
 @pytest.fixture
-def wide(order) -> BuildRequest:
+def wide(build_request) -> BuildRequest:
     """Shapes for landscape and square images."""
-    return dataclasses.replace(order, shapes=((96, 160), (160, 160)), precision="fp32")
+    return dataclasses.replace(build_request, shapes=((96, 160), (160, 160)), precision="fp32")
 
 
 def test_shapes_are_built_evaluated_and_served_with_the_boxes_of_pytorch(rig, wide):
@@ -782,31 +784,31 @@ def test_a_side_that_is_no_multiple_of_the_stride_is_refused(rig, wide):
         builder.build(request, lambda _: None)
 
 
-def test_other_shapes_need_another_engine_and_one_log_line_names_them(rig, order, caplog):
-    first = builder.build(order, lambda _: None)
-    builder.build(dataclasses.replace(order, shapes=((96, 160),)), lambda _: None)
+def test_other_shapes_need_another_engine_and_one_log_line_names_them(rig, build_request, caplog):
+    first = builder.build(build_request, lambda _: None)
+    builder.build(dataclasses.replace(build_request, shapes=((96, 160),)), lambda _: None)
     assert f"{first.folder} was built for another shapes None, now '96x160': building an engine" in caplog.messages
-    assert builder.find(order) == first
+    assert builder.find(build_request) == first
 
 
 # The gate
 
 
-def test_an_engine_with_wrong_rows_falls_back_to_fp32_and_then_fails_the_gate(rig, order, caplog):
+def test_an_engine_with_wrong_rows_falls_back_to_fp32_and_then_fails_the_gate(rig, build_request, caplog):
     rig.trt.rows = lambda outputs: {name: rows + np.float32(2) for name, rows in outputs.items()}
     with pytest.raises(GateFailed):
-        builder.build(order, lambda _: None)
+        builder.build(build_request, lambda _: None)
     assert "demo fp16 is refused by the accuracy gate" in caplog.text
     assert "demo fp32 is refused by the accuracy gate" in caplog.text
 
 
-def test_fp16_that_loses_accuracy_is_replaced_by_fp32_for_later_builds_too(rig, order, monkeypatch):
+def test_fp16_that_loses_accuracy_is_replaced_by_fp32_for_later_builds_too(rig, build_request, monkeypatch):
     monkeypatch.setattr(fp16, "to_half", spoil)
-    built = builder.build(order, lambda _: None)
+    built = builder.build(build_request, lambda _: None)
     assert built.manifest.fingerprint.precision == "fp32"
-    assert builder.find(order) == built
+    assert builder.find(build_request) == built
     calls = len(rig.trt.calls)
-    assert builder.build(order, lambda _: None) == built
+    assert builder.build(build_request, lambda _: None) == built
     assert len(rig.trt.calls) == calls
 
 
@@ -884,8 +886,8 @@ def halved(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", [{}, {"half": True}, {"dynamic": True}], ids=str)
-def test_engine_by_ultralytics_gives_the_rows_of_the_weights(rig, exported, order, frames, serving, kind):
-    built = builder.build(dataclasses.replace(order, weights=str(exported(**kind))), lambda _: None)
+def test_engine_by_ultralytics_gives_the_rows_of_the_weights(rig, exported, build_request, frames, serving, kind):
+    built = builder.build(dataclasses.replace(build_request, weights=str(exported(**kind))), lambda _: None)
     assert list(built.manifest.model.names.values()) == scenes.NAMES
     assert built.manifest.model.shapes == ((SIDE, SIDE),)
     assert built.manifest.gate.figures is None
@@ -898,21 +900,21 @@ def test_engine_by_ultralytics_gives_the_rows_of_the_weights(rig, exported, orde
     assert (expected[:, 0, 4] > 0.5).all()
 
 
-def test_engine_by_ultralytics_is_found_again_with_gate_images(rig, exported, order):
-    evaluated = dataclasses.replace(order, weights=str(exported()), gate=DEMO / "samples")
+def test_engine_by_ultralytics_is_found_again_with_gate_images(rig, exported, build_request):
+    evaluated = dataclasses.replace(build_request, weights=str(exported()), gate=DEMO / "samples")
     assert builder.find(evaluated) is None
     built = builder.build(evaluated, lambda _: None)
     assert builder.find(evaluated) == built
 
 
-def test_engine_by_ultralytics_selects_tensorrt_and_refuses_another_backend(rig, exported, order):
+def test_engine_by_ultralytics_selects_tensorrt_and_refuses_another_backend(rig, exported, build_request):
     path = str(exported())
-    built = builder.build(dataclasses.replace(order, weights=path, backend="auto"), lambda _: None)
+    built = builder.build(dataclasses.replace(build_request, weights=path, backend="auto"), lambda _: None)
     assert built.manifest.fingerprint.backend == "tensorrt"
     with pytest.raises(SettingsError, match=r"yolo\.engine is an engine of tensorrt; BACKEND=openvino cannot run it"):
-        builder.find(dataclasses.replace(order, weights=path, backend="openvino"))
+        builder.find(dataclasses.replace(build_request, weights=path, backend="openvino"))
     with pytest.raises(SettingsError, match=r"yolo\.engine is an fp32 engine, not PRECISION=int8"):
-        builder.find(dataclasses.replace(order, weights=path, precision="int8"))
+        builder.find(dataclasses.replace(build_request, weights=path, precision="int8"))
 
 
 @pytest.mark.parametrize(
@@ -922,10 +924,12 @@ def test_engine_by_ultralytics_selects_tensorrt_and_refuses_another_backend(rig,
         ({"task": "pose", "names": {}, "stride": 32, "imgsz": [SIDE, SIDE]}, "is a pose engine"),
     ],
 )
-def test_unsupported_engine_by_ultralytics_is_refused_with_the_file_and_reason(rig, exported, order, header, message):
+def test_unsupported_engine_by_ultralytics_is_refused_with_the_file_and_reason(
+    rig, exported, build_request, header, message
+):
     path = exported(header=header)
     with pytest.raises(WeightsError, match=f"yolo.engine .*{message}"):
-        builder.build(dataclasses.replace(order, weights=str(path)), lambda _: None)
+        builder.build(dataclasses.replace(build_request, weights=str(path)), lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -937,30 +941,34 @@ def test_unsupported_engine_by_ultralytics_is_refused_with_the_file_and_reason(r
     ],
     ids=str,
 )
-def test_engine_of_another_shape_is_refused_with_both_shapes(rig, exported, order, changes, requested):
+def test_engine_of_another_shape_is_refused_with_both_shapes(rig, exported, build_request, changes, requested):
     path = exported(shape=(96, 160))
     with pytest.raises(SettingsError, match=rf"yolo\.engine was exported for 96x160 only, not {requested}$"):
-        builder.build(dataclasses.replace(order, weights=str(path), **changes), lambda _: None)
+        builder.build(dataclasses.replace(build_request, weights=str(path), **changes), lambda _: None)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("shapes", [None, ((96, 160),)])
-def test_engine_by_ultralytics_that_is_not_square_is_served_with_its_shape(rig, exported, order, dynamic, shapes):
+def test_engine_by_ultralytics_that_is_not_square_is_served_with_its_shape(
+    rig, exported, build_request, dynamic, shapes
+):
     path = exported(shape=(96, 160), dynamic=dynamic)
-    built = builder.build(dataclasses.replace(order, weights=str(path), shapes=shapes), lambda _: None)
+    built = builder.build(dataclasses.replace(build_request, weights=str(path), shapes=shapes), lambda _: None)
     assert (built.manifest.model.imgsz, built.manifest.model.shapes) == (160, ((96, 160),))
     frame = scenes.scene(1, 160, 96).image
-    loaded = load(Builder(dataclasses.replace(order, weights=str(path), shapes=shapes)), lambda _: None, **DEFAULTS)
+    loaded = load(
+        Builder(dataclasses.replace(build_request, weights=str(path), shapes=shapes)), lambda _: None, **DEFAULTS
+    )
     np.testing.assert_allclose(loaded.engine.infer(0, [frame])[0][0][:5], by_pytorch(frame)[:5], atol=1e-2)
     with pytest.raises(EngineFailed, match="no plan for frames of 160x160, only for 96x160"):
         loaded.engine.infer(0, [np.zeros((160, 160, 3), np.uint8)])
 
 
-def test_engine_file_without_a_header_is_refused(rig, order, tmp_path):
+def test_engine_file_without_a_header_is_refused(rig, build_request, tmp_path):
     path = tmp_path / "bare.engine"
     path.write_bytes(b"\xff\xff\xff\x7fplan")
     with pytest.raises(WeightsError, match="is not an engine by Ultralytics"):
-        builder.build(dataclasses.replace(order, weights=str(path)), lambda _: None)
+        builder.build(dataclasses.replace(build_request, weights=str(path)), lambda _: None)
 
 
 # Two outputs: segment
