@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from app.vision import rle
 from app.vision.preprocess import Boxes, LetterboxTransform, points_to_image
 
 Points = NDArray[np.float32]  # [P, 2], x y
@@ -102,7 +103,7 @@ def _joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
 
 
 def run_lengths(mask: Mask, transform: LetterboxTransform) -> str:
-    """Return the mask of the whole image as COCO's compressed counts: alternating runs of 0 and 1, column by column."""
+    """Return the mask of the whole image as the compressed text of COCO's run lengths (app/vision/rle.py)."""
     height, width = transform.image
     frame = np.zeros(transform.frame, np.float32)
     frame[mask.top : mask.top + mask.pixels.shape[0], mask.left : mask.left + mask.pixels.shape[1]] = mask.pixels
@@ -113,14 +114,4 @@ def run_lengths(mask: Mask, transform: LetterboxTransform) -> str:
     first, last = (columns[0], columns[-1] + 1) if len(columns) else (0, 0)
     changes = np.flatnonzero(np.diff(inside[:, first:last].T.ravel().astype(np.int8), prepend=0, append=0))
     counts = np.diff(changes + first * height, prepend=0, append=height * width)
-    return _compressed(counts[:-1] if counts[-1] == 0 else counts)
-
-
-def _compressed(counts: NDArray[np.int64]) -> str:
-    """Encode counts as COCO does: from the fourth on as difference to the last but one; 5-bit groups, lowest first."""
-    deltas = counts.copy()
-    deltas[3:] -= counts[1:-2]
-    groups = deltas[:, None] >> np.arange(0, 35, 5)
-    more = (groups < -16) | (groups > 15)
-    written = np.concatenate([np.ones((len(deltas), 1), bool), more[:, :-1]], 1)
-    return str(((groups & 31 | more << 5) + 48)[written].astype(np.uint8).tobytes(), "ascii")
+    return rle.compress(counts[:-1] if counts[-1] == 0 else counts)

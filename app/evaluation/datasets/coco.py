@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.errors import SettingsError
 from app.evaluation.datasets import annotations
 from app.evaluation.datasets.annotations import Annotation
 from app.model import ModelInfo
+from app.vision import rle
 from app.vision.masks import Mask, Points
 
 _NEEDED = {"detect": "bbox", "segment": "segmentation", "pose": "keypoints"}  # key of an annotation, by task
@@ -90,19 +90,5 @@ def _shape(segmentation: Any) -> Mask | tuple[Points, ...]:
     if not isinstance(segmentation, dict):
         return tuple(np.array(polygon, np.float32).reshape(-1, 2) for polygon in segmentation)
     counts, (height, width) = segmentation["counts"], segmentation["size"]
-    runs = _uncompressed(counts) if isinstance(counts, str) else counts
-    pixels = np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(width, height).T
-    return annotations.whole(np.ascontiguousarray(pixels))
-
-
-def _uncompressed(text: str) -> NDArray[np.int64]:
-    """Decode counts in the format of `run_lengths` in app/vision/masks.py."""
-    counts, value, shift = list[int](), 0, 0
-    for group in (ord(letter) - 48 for letter in text):
-        value |= (group & 31) << shift
-        shift += 5
-        if not group & 32:
-            sign = -1 << shift if group & 16 else 0
-            counts.append((value | sign) + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    return np.array(counts, np.int64)
+    runs = rle.decompress(counts) if isinstance(counts, str) else counts
+    return annotations.whole(rle.decode(runs, height, width))
