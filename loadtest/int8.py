@@ -8,7 +8,8 @@ virtual environment); a row shows if one is not installed. `--graph` adds an INT
 
 Columns: boxes with score >= 0.25 found (IoU >= 0.9, same class) and false positives; maximum and mean score difference
 of a pair; maximum difference of box coordinates on sides longer than 100 px, after NMS and of the nearest row before it
-(NMS may keep either of two rows with nearly equal scores); speed of one frame, median of alternating rounds.
+(NMS may keep either of two rows with nearly equal scores); mAP50-95 if B has labels; speed of one frame, median of
+alternating rounds.
 """
 
 import argparse
@@ -47,6 +48,7 @@ HEAD = (
     "mean score difference",
     "max box difference, px",
     "the same before NMS, px",
+    "mAP50-95",
     "speed / speed of FP32",
 )
 
@@ -70,7 +72,7 @@ class Evaluator:
         self._framed = list(compare.frames(images, model, model.shapes))
         reference = onnxruntime.OnnxruntimeEngine(serving, 2)
         self._expected = [reference.infer(0, [frame])[0] for _, _, frame in self._framed]
-        self._float = Engine(openvino.convert_model(serving))
+        self.float = Engine(openvino.convert_model(serving))
 
     def row(self, name: str, engine: Engine) -> str:
         gate, px, px_before = Gate("int8", self._model), 0.0, 0.0
@@ -84,6 +86,7 @@ class Evaluator:
             f"{figures.agreement:.4f} of {figures.boxes}",
             *(f"{value:.4f}" for value in (figures.false_positives, figures.score, figures.score_mean)),
             *(f"{value:.1f}" for value in (px, px_before)),
+            "no labels" if figures.map50_95 is None else f"{figures.map50_95:.4f}",
             f"{self._speed(engine):.2f}",
         ]
         return f"| {name} | {' | '.join(cells)} |"
@@ -107,7 +110,7 @@ class Evaluator:
 
     def _speed(self, engine: Engine) -> float:
         frame = self._framed[0][2]
-        return statistics.median(seconds(self._float, frame) / seconds(engine, frame) for _ in range(ROUNDS))
+        return statistics.median(seconds(self.float, frame) / seconds(engine, frame) for _ in range(ROUNDS))
 
 
 def seconds(engine: Engine, frame: Pixels) -> float:
@@ -132,6 +135,7 @@ def main() -> None:
         frames = [frame for _, _, frame in compare.frames(images["calibration_dir"], model, model.shapes)]
         evaluator = Evaluator(serving, model, images["gate_dir"])
         print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}", flush=True)
+        print(evaluator.row("FP32", evaluator.float), flush=True)
         for name, engine in engines(serving, folder / "int8.onnx", frames):
             print(evaluator.row(name, engine), flush=True)
         for name, file in (each.split("=", 1) for each in options.graph):
