@@ -90,12 +90,12 @@ def selftest_(settings: Settings) -> int:
     from app.bench import selftest
 
     log.configure(settings.server.log_level, settings.server.log_format)
-    order = build_request(settings, settings.model.backend)
-    rows = selftest.run(order, lambda text: print(f"trying {text}", flush=True))
+    request = build_request(settings, settings.model.backend)
+    rows = selftest.run(request, lambda text: print(f"trying {text}", flush=True))
     path = settings.server.engines_dir / "selftest.json"
     with store.explained(settings.server.engines_dir):
         settings.server.engines_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(selftest.report(order, rows), indent=2) + "\n")
+        path.write_text(json.dumps(selftest.report(request, rows), indent=2) + "\n")
     print(f"\n{selftest.table(rows)}\n\nAll figures: {path}")
     return int(any(row.failed for row in rows))
 
@@ -103,7 +103,7 @@ def selftest_(settings: Settings) -> int:
 def bench_(settings: Settings, options: argparse.Namespace) -> int:
     """Measure a server, or the engines one beside the other."""
     try:
-        from app import bench
+        from app.bench import command as bench
     except ImportError as error:
         raise BenchFailed(f"the bench needs {error.name}: pip install 'yolopard[bench]'") from error
     plan = bench.Plan(options.clients, options.seconds, options.rounds)

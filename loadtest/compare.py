@@ -42,8 +42,8 @@ import uvloop
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from app.bench.context import circumstances, machine_line  # noqa: E402
 from app.bench.load import Run, Target, closed_loop, multipart  # noqa: E402
-from app.bench.report import circumstances, machine_line  # noqa: E402
 
 PEERS, CACHE = ROOT / "loadtest/peers", ROOT / "loadtest/.cache"
 PEERS_PYTHON = ROOT / ".venv-peers/bin/python"

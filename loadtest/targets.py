@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from app.backends.simulated import SimulatedEngine  # noqa: E402
+from app.bench.context import circumstances, machine_line  # noqa: E402
 from app.bench.engine_baseline import EngineBaseline  # noqa: E402
 from app.bench.load import Target, closed_loop, multipart, open_loop  # noqa: E402
-from app.bench.report import circumstances, machine_line  # noqa: E402
 from app.bench.server import Server, started  # noqa: E402
 from app.providers import engine_provider  # noqa: E402
 from app.serving.batcher import Batcher  # noqa: E402

@@ -1,6 +1,7 @@
 """The error classes and the diagram in their module's docstring agree."""
 
 import re
+import textwrap
 from collections.abc import Iterator
 
 import pytest
@@ -26,7 +27,7 @@ def diagram() -> dict[str, tuple[str | None, str]]:
     """Return {class name: (name of its parent, text beside it)} from the module's docstring."""
     drawn: dict[str, tuple[str | None, str]] = {}
     path: list[str] = []
-    for line in errors.__doc__.splitlines():
+    for line in textwrap.dedent(errors.__doc__.partition("::")[2]).splitlines():
         if found := re.match(r"([│ ├└─]*)([A-Z]\w+) {2,}(\S.*)$", line):
             depth = len(found[1]) // 4
             path[depth:] = [found[2]]

@@ -21,7 +21,7 @@ from app.api.request.body import MAX_SMALL_BYTES, Limit
 from app.api.request.disconnect import unless_gone
 from app.api.request.eviction import Evictable
 from app.api.response import server_timing
-from app.errors import BadParameter, DeadlineExceeded, Unsupported
+from app.errors import BadParameter, DeadlineExceeded, NotFound, Unsupported
 from app.model import ModelInfo
 from app.serving.prediction import Prediction
 from app.serving.service import Service
@@ -216,6 +216,13 @@ def require_boxes(model: ModelInfo) -> None:
     """Raises Unsupported if the model returns no boxes; for protocols that have only boxes."""
     if model.task == "classify":
         raise Unsupported(f"{model.name} is a classify model and returns no boxes: use POST /v1/predict")
+
+
+def require_model(name: str, *known: str) -> None:
+    """Raises NotFound unless the requested name is one of `known`, which are the names of the served model."""
+    if name not in known:
+        names = " or ".join(each for each in known if each)
+        raise NotFound(f"there is no model {name!r} here; the model is {names}")
 
 
 @contextmanager

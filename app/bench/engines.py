@@ -10,6 +10,7 @@ import orjson
 from matplotlib.figure import Figure
 
 from app import backends
+from app.bench.context import markdown
 from app.bench.engine_baseline import EngineBaseline, Open
 from app.errors import BackendUnavailable, SetupError
 from app.settings import Settings
@@ -109,8 +110,7 @@ def table(rows: Sequence[Row]) -> str:
         "mAP50-95",
         "mAP50-95 of the reference",
     ]
-    lines = [head, ["---"] * len(head), *(_cells(row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(head, map(_cells, rows))
 
 
 def _cells(row: Row) -> list[str]:

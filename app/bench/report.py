@@ -1,11 +1,8 @@
 """Writes the results as a table, JSON, and a plot."""
 
 import statistics
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from app import __version__
+from app.bench.context import markdown
 from app.bench.load import Run
 from app.bench.plan import Case, Measured
-from app.system import gpu, host
 
 MAX_DRAWN_RATIO = 3  # baselines of a higher rate, relative to the served one, are not drawn
-
-_PACKAGES = (
-    "openvino",
-    "onnxruntime",
-    "tensorrt_cu13",
-    "torch",
-    "opencv-python-headless",
-    "uvicorn",
-    "fastapi",
-    "numpy",
-)
-
-
-def circumstances() -> dict[str, Any]:
-    """Return time, machine and versions, which belong to every result."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "yolopard": __version__,
-        "commit": _commit(),
-        "machine": host.facts(),
-        "gpu": gpu.facts(),
-        "versions": versions,
-    }
-
-
-def machine_line(about: dict[str, Any]) -> str:
-    """Return the description of the machine in one line."""
-    host, card = about["machine"], about["gpu"]
-    where = f"{host['cpus']} cores of {host['cpu']}" + (f", {card['name']}" if card else ", no GPU")
-    return f"{where}; {host['system']}, Python {host['python']}; commit {about['commit'] or 'unknown'}, {about['at']}"
 
 
 def table(found: Measured) -> str:
@@ -72,8 +32,6 @@ def table(found: Measured) -> str:
         "share of engine-only images/s",
         "share of upper limit (engine and decoding)",
     ]
-    lines = [head, ["---"] * len(head), *(_cells(case) for case in found.cases)]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     baseline = [f"Baselines: engine only {statistics.median(found.engine):.1f} images/s"]
     if found.decode:
         baseline += [
@@ -81,7 +39,7 @@ def table(found: Measured) -> str:
             f"upper limit of engine and decoding {statistics.median(found.possible):.1f} images/s",
             f"latency of one image {statistics.median(found.latency) * 1000:.1f} ms",
         ]
-    return f"{text}\n\n{'; '.join(baseline)}"
+    return f"{markdown(head, map(_cells, found.cases))}\n\n{'; '.join(baseline)}"
 
 
 def _cells(case: Case) -> list[str]:
@@ -154,12 +112,3 @@ def _use_plain_numbers(axes: Axes, values: Sequence[float]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=steps))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _commit() -> str:
-    """Return the git commit of the source folder; empty if it is no git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""

@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from app import __version__, backends
+from app import backends
 from app.backends import Engine
+from app.bench.context import circumstances, markdown
 from app.building.process import BuildProcess
 from app.errors import BackendUnavailable, GateFailed, SetupError
 from app.evaluation import compare, datasets
@@ -24,7 +24,7 @@ from app.model import ModelInfo
 from app.serving import profile
 from app.serving.spec import BuildRequest
 from app.store.manifest import MANIFEST, Manifest, read_manifest
-from app.system import gpu, host, processes
+from app.system import host, processes
 from app.system.processes import ChildDied
 from app.vision import matching, postprocess
 from app.vision.postprocess import Outputs, Thresholds
@@ -203,11 +203,7 @@ def _rate(engine: Engine, instances: int, frames: list[Pixels], size: int) -> fl
 
 def report(request: BuildRequest, rows: list[Row]) -> dict[str, Any]:
     """Return all results as JSON."""
-    return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "yolopard": __version__,
-        "machine": host.facts(),
-        "gpu": gpu.facts(),
+    return circumstances() | {
         "weights": request.name,
         "imgsz": request.imgsz,
         "shapes": request.shapes,
@@ -230,13 +226,13 @@ def table(rows: list[Row]) -> str:
         "mAP50-95 of the reference",
         "size, MB",
     ]
-    lines = [[*head, *(f"images/s, batch {size}" for size in sizes)]]
-    lines.append(["---"] * len(lines[0]))
+    head += [f"images/s, batch {size}" for size in sizes]
+    lines = []
     for row in rows:
         rates = [f"{row.images_per_second[size]:.1f}" if size in row.images_per_second else "" for size in sizes]
         result = f"FAILED: {row.problem}" if row.failed else row.problem or OK
         lines.append([f"{row.backend} {row.precision}", result, *_cells(row.manifest), *rates])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(head, lines)
 
 
 def _cells(manifest: dict[str, Any] | None) -> list[str]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
 
@@ -226,12 +225,11 @@ def _gate_images(spec: BuildSpec, model: ModelInfo) -> Dataset:
 
 def _build_facts(started: float) -> dict[str, object]:
     packages = ("torch", "ultralytics", "onnx", "onnxslim", "openvino", "onnxruntime", "nncf", "numpy")
-    versions = {name: metadata.version(name) for name in packages if util.find_spec(name)}
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 1),
         "cpu": host.cpu_name(),
         "cpus": host.cpus(),
         "yolopard": __version__,
-        "versions": versions,
+        "versions": host.versions(*packages),
     }

@@ -7,6 +7,7 @@ import platform
 import resource
 import threading
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,15 @@ def facts() -> dict[str, object]:
         "system": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def architecture() -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app import bench
 from app.__main__ import engine_provider, main
+from app.bench import command as bench
 from app.bench import engines, report
 from app.bench.engine_baseline import EngineBaseline
 from app.bench.engines import Row

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import fakes
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from app import __main__, backends
 from app.backends import onnxruntime
@@ -56,6 +59,13 @@ class WrongRows:
             else correct(instance, frames)
         )
         return engine
+
+
+def test_it_needs_only_the_packages_of_the_gpu_image():
+    """It was imported together with the bench, whose rich and matplotlib the image has not."""
+    block = "import sys; sys.modules.update(rich=None, matplotlib=None)"
+    done = subprocess.run([sys.executable, "-c", f"{block}; from app.bench import selftest"], cwd=ROOT, check=False)
+    assert done.returncode == 0
 
 
 def crash(row: Row, request: BuildRequest) -> Row:

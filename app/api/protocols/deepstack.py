@@ -27,11 +27,11 @@ from app.api.routing import (
     read_before_deadline,
     require_boxes,
     require_key_in_front,
+    require_model,
     respond,
     small_limit,
 )
-from app.errors import EmptyBody, NotFound, YolopardError
-from app.model import ModelInfo
+from app.errors import EmptyBody, YolopardError
 from app.serving.prediction import Prediction
 from app.serving.service import Service
 from app.vision.postprocess import Thresholds, upright
@@ -119,7 +119,8 @@ def _vision(service: Service) -> APIRouter:
         form = await read_before_deadline(request, read_form(request, body_limit(service, request)))
         fields = _parse(form)
         require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), fields.api_key)
-        _require_model(model, service.predictor.model)
+        require_boxes(service.predictor.model)
+        require_model(model, service.predictor.model.name, GENERAL)
         if form.file is None and not fields.image:
             raise EmptyBody("the form has no image: send it as the part 'image'")
         image = await images.from_text(fields.image) if form.file is None else form.file
@@ -148,12 +149,6 @@ def _parse(form: Form) -> DetectionForm:
         return DetectionForm.model_validate(form.fields)
     except ValidationError as error:
         raise explain_validation(error) from error
-
-
-def _require_model(name: str, model: ModelInfo) -> None:
-    require_boxes(model)
-    if name not in (model.name, GENERAL):
-        raise NotFound(f"there is no model {name!r} here; the model is {model.name}")
 
 
 def _to_json(service: Service, prediction: Prediction, started: float) -> dict[str, Any]:

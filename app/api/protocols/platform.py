@@ -18,8 +18,16 @@ from app.api.errors import explain_validation
 from app.api.request import images
 from app.api.request.body import Form, read_form
 from app.api.response import ResponseFormat, to_json
-from app.api.routing import body_limit, image_route, predict, read_before_deadline, require_boxes, respond
-from app.errors import EmptyBody, NotFound, YolopardError
+from app.api.routing import (
+    body_limit,
+    image_route,
+    predict,
+    read_before_deadline,
+    require_boxes,
+    require_model,
+    respond,
+)
+from app.errors import EmptyBody, YolopardError
 from app.model import ModelInfo
 from app.serving.prediction import Prediction
 from app.serving.service import Service
@@ -83,7 +91,8 @@ def routes(service: Service) -> APIRouter:
     async def answer(request: Request, model: str = "", *, hub: bool = False) -> Response:
         started = time.perf_counter()
         form, fields, image = await read_before_deadline(request, _read(service, request))
-        _require_model(model or fields.model.rstrip("/").rpartition("/")[2], service.predictor.model)
+        name = model or fields.model.rstrip("/").rpartition("/")[2]
+        require_model(name, service.predictor.model.name, "")
         old = hub and bool(_OLD_FIELDS & {*form.fields, form.file_name})
         if old:
             require_boxes(service.predictor.model)
@@ -137,11 +146,6 @@ def _parse(fields: dict[str, str]) -> PredictForm:
         return PredictForm.model_validate(fields)
     except ValidationError as error:
         raise explain_validation(error) from error
-
-
-def _require_model(name: str, model: ModelInfo) -> None:
-    if name not in ("", model.name):
-        raise NotFound(f"there is no model {name!r} here; the model is {model.name}")
 
 
 def _old_json(prediction: Prediction, model: ModelInfo) -> dict[str, Any]:

@@ -25,10 +25,11 @@ from app.api.routing import (
     read_before_deadline,
     require_boxes,
     require_key_in_front,
+    require_model,
     respond,
     small_limit,
 )
-from app.errors import EmptyBody, NotFound, TooManyFiles, YolopardError
+from app.errors import EmptyBody, TooManyFiles, YolopardError
 from app.model import ModelInfo
 from app.serving.prediction import Prediction
 from app.serving.service import Service
@@ -157,7 +158,7 @@ def _registry(service: Service) -> APIRouter:
             await read_before_deadline(request, read_json(request, small_limit(service, request))), Addition
         )
         require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), addition.api_key)
-        _require_model(addition.model_id, service.predictor.model)
+        _require(addition.model_id, service.predictor.model)
         return models()
 
     return router
@@ -182,7 +183,7 @@ def _inference(service: Service) -> APIRouter:
         )
         require_key(settings.api_keys, request.headers, request.query_params.get("api_key", ""), requested.api_key)
         predictor = service.predictor
-        _require_model(requested.model_id, predictor.model)
+        _require(requested.model_id, predictor.model)
         given = requested.image if isinstance(requested.image, list) else [requested.image]
         if not 1 <= len(given) <= settings.max_files:
             raise TooManyFiles(f"a request has 1 to {settings.max_files} images, not {len(given)}")
@@ -201,7 +202,7 @@ def _inference(service: Service) -> APIRouter:
         requested = _parse_query(request)
         require_key(settings.api_keys, request.headers, requested.api_key)
         predictor = service.predictor
-        _require_model(f"{project}/{version}", predictor.model)
+        _require(f"{project}/{version}", predictor.model)
         data = await read_before_deadline(request, _read(service, request, requested.image))
         thresholds = requested.thresholds([name for name in requested.classes.split(",") if name], predictor.model)
         predictions = await predict(service, request, [data], thresholds)
@@ -246,10 +247,9 @@ def _parse_query(request: Request) -> Snippet:
         raise explain_validation(error) from error
 
 
-def _require_model(name: str, model: ModelInfo) -> None:
+def _require(name: str, model: ModelInfo) -> None:
     require_boxes(model)
-    if name not in model_ids(model):
-        raise NotFound(f"there is no model {name!r} here; the model is {' or '.join(model_ids(model))}")
+    require_model(name, *model_ids(model))
 
 
 def _to_json(request: Request, prediction: Prediction, model: ModelInfo, started: float) -> dict[str, Any]:
