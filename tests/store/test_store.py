@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -329,6 +331,40 @@ def test_damaged_engines_are_skipped_in_the_search_for_a_difference(engines, oth
         text = {"large": '{"fingerprint":{"name":"' + "x" * 2_000_000 + '"}}', "deep": "[" * 100_000}.get(other, "[]")
         (near / MANIFEST).write_text(text)
     assert store.difference(engines, FINGERPRINT) == f"{engines / OTHER.key} was built for another batch 1, now 8"
+
+
+@pytest.mark.parametrize("batches", [(2, 4), (4, 2)])
+def test_a_difference_is_that_to_the_most_similar_engine(engines, batches):
+    """The stored engines are read in the order of their keys, so each is the first one once."""
+    similar = dataclasses.replace(FINGERPRINT, batch=batches[0])
+    other = dataclasses.replace(FINGERPRINT, batch=batches[1], device="another")
+    for fingerprint in (similar, other):
+        put(engines, fingerprint)
+    assert (
+        store.difference(engines, FINGERPRINT)
+        == f"{engines / similar.key} was built for another batch {batches[0]}, now 8"
+    )
+
+
+def test_the_engine_itself_is_skipped_in_the_search_for_a_difference(engines):
+    for fingerprint in (FINGERPRINT, *(dataclasses.replace(FINGERPRINT, batch=batch) for batch in (1, 2, 3, 4))):
+        put(engines, fingerprint)
+    shutil.rmtree(engines / KEY)
+    (engines / KEY).mkdir()
+    (engines / KEY / MANIFEST).write_text("{}")
+    assert "was built for another batch" in store.difference(engines, FINGERPRINT)
+
+
+def test_an_unexpected_error_names_the_file_and_the_reason(engines):
+    with (
+        pytest.raises(StoreError, match=r"^/some/file: Input/output error, or set"),
+        store.explained(engines),
+    ):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/some/file")
+    with pytest.raises(StoreError, match=rf"^{engines}: the disk is full"), store.explained(engines):
+        raise OSError(errno.ENOSPC, "no space")
+    with pytest.raises(StoreError, match=rf"^{engines}: without a number"), store.explained(engines):
+        raise OSError("without a number")
 
 
 def test_a_difference_is_one_short_line(engines):
