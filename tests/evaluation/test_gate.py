@@ -67,6 +67,14 @@ def test_the_order_of_rows_does_not_matter():
     assert evaluated((some_rows(), some_rows()[::-1].copy())).rows_agreement == 1
 
 
+def test_pairs_are_compared_with_each_other_after_an_additional_box():
+    """The additional box has the highest score, so every other box of the engine has another index than its partner."""
+    additional = np.array([[602, 602, 637, 637, 0.99, 0]], np.float32)
+    figures = evaluated((some_rows(), np.concatenate([additional, some_rows()])))
+    assert (figures.agreement, figures.box_px, figures.shift_px, figures.score) == (1, 0, 0, 0)
+    assert figures.false_positives == pytest.approx(1 / (SEEN + 1), abs=1e-5)
+
+
 def test_a_missing_box_lowers_the_agreement():
     without = some_rows()
     without[:4, 4] = 0

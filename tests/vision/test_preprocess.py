@@ -27,6 +27,8 @@ from app.vision.preprocess import (
     decode_near,
     letterbox,
     place,
+    points_to_image,
+    rotated_to_image,
     sniff,
     to_image,
 )
@@ -516,3 +518,18 @@ def test_a_preprocessor_for_the_middle_gives_the_centre_crop():
     transform, frame = prepare(cv2.imencode(".png", PIXELS[..., ::-1])[1].tobytes())
     assert transform == center_crop_transform(*PIXELS.shape[:2], 64)
     np.testing.assert_array_equal(frame, crop(PIXELS, transform))
+
+
+HALVED = LetterboxTransform(image=(480, 640), frame=(320, 320), resized=(240, 320), top=40, left=0)
+
+
+def test_points_are_moved_and_their_visibility_is_kept():
+    points = np.array([[[0, 40, 0.9], [320, 280, 0.1], [100, 60, 0.5]]], np.float32)
+    assert points_to_image(points, HALVED)[..., :2].tolist() == [[[0, 0], [640, 480], [200, 40]]]
+    np.testing.assert_array_equal(points_to_image(points, HALVED)[..., 2], points[..., 2])
+    assert points_to_image(np.array([[-5, 500]], np.float32), HALVED).tolist() == [[0, 480]]
+
+
+def test_rotated_boxes_are_moved_and_their_angle_is_kept():
+    boxes = np.array([[100, 60, 30, 10, 0.5], [0, 40, 1, 2, -0.25]], np.float32)
+    assert rotated_to_image(boxes, HALVED).tolist() == [[200, 40, 60, 20, 0.5], [0, 0, 2, 4, -0.25]]
