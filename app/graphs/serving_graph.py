@@ -138,9 +138,8 @@ def _as_float(graph: onnx.GraphProto, output: onnx.ValueInfoProto, name: str) ->
 
 
 def _pick_rows(graph: onnx.GraphProto, classes: int, *, centred: bool) -> onnx.ValueInfoProto:
-    """Add layers from [B, 4 + classes + E, A], which are cx cy w h, class scores and extras, to rows [B, K, 6 + E].
-
-    Rows are sorted by score, best first. Boxes stay cx cy w h if `centred`, else x1 y1 x2 y2. Returns the value info.
+    """Add layers from [B, 4 + classes + E, A], which are cx cy w h, class scores and extras, to rows [B, K, 6 + E],
+    sorted by score, best first. Boxes stay cx cy w h if `centred`, else x1 y1 x2 y2. Returns the value info.
     """
     raw = graph.output[0].name
     _, channels, anchors = dims(graph.output[0])

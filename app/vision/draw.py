@@ -17,10 +17,7 @@ _GOLDEN_ANGLE = 137.508  # degrees; gives neighbouring class ids very different 
 
 
 def draw(canvas: Pixels, detections: Detections, names: Mapping[int, str], outlines: Sequence[Points] = ()) -> Pixels:
-    """Draw the detections on the image itself (it may be too large for a copy), best on top. Returns the image.
-
-    `outlines` are the outlines of the masks, in image px.
-    """
+    """Draw detections and the `outlines` of their masks, in px, on the image itself, best on top. Returns it."""
     size = max(canvas.shape[:2])
     thickness, scale = max(1, round(size / 400)), max(0.4, size / 1600)
     for i in reversed(range(len(detections))):

@@ -125,13 +125,8 @@ def _vision(service: Service) -> APIRouter:
             raise EmptyBody("the form has no image: send it as the part 'image'")
         image = await images.from_text(fields.image) if form.file is None else form.file
         predictions = await predict(service, request, [image], Thresholds(fields.min_confidence, IOU, MAX_BOXES))
-        return await respond(
-            service,
-            predictions,
-            lambda: (
-                _to_json(service, predictions[0], started) | {"requestId": RequestContext.of(request.scope).request_id}
-            ),
-        )
+        more = {"requestId": RequestContext.of(request.scope).request_id}
+        return await respond(service, predictions, lambda: _to_json(service, predictions[0], started) | more)
 
     @router.post("/v1/vision/detection", summary="Boxes in DeepStack's response format", openapi_extra=_OPENAPI)
     async def detection(request: Request) -> Response:

@@ -99,13 +99,8 @@ def routes(service: Service) -> APIRouter:
         predictions = await predict(service, request, [image], Thresholds(fields.conf, fields.iou))
         if old:
             return await respond(service, predictions, lambda: _old_json(predictions[0], service.predictor.model))
-        return await respond(
-            service,
-            predictions,
-            lambda: to_json(
-                service, [predictions], started, ResponseFormat(decimals=fields.decimals, normalize=fields.normalize)
-            ),
-        )
+        response_format = ResponseFormat(decimals=fields.decimals, normalize=fields.normalize)
+        return await respond(service, predictions, lambda: to_json(service, [predictions], started, response_format))
 
     @router.post("/predict", summary="Dedicated endpoint of Ultralytics Platform", openapi_extra=_OPENAPI)
     async def dedicated(request: Request) -> Response:

@@ -90,10 +90,7 @@ def from_raw(name: str, datatype: str, shape: tuple[int, ...], raw: bytes | memo
 
 
 def from_values(name: str, datatype: str, shape: tuple[int, ...], values: Any) -> Tensor:
-    """Return a tensor of numbers in lists, nested or flat, or of BYTES elements in base64.
-
-    Raises BadParameter if the values do not match datatype and shape.
-    """
+    """Return a tensor of numbers in lists, nested or flat, or of elements in base64. Raises BadParameter."""
     count = _count(name, shape)
     if datatype == BYTES:
         texts = np.array(values, object).ravel().tolist()
