@@ -6,7 +6,7 @@ from conftest import ROOT
 
 FILES = sorted((ROOT / "app").rglob("*.py"))
 FUNCTIONS = {
-    f"{path.relative_to(ROOT)}: {node.name}": node.end_lineno - node.lineno + 1
+    f"{path.relative_to(ROOT)}:{node.lineno} {node.name}": node.end_lineno - node.lineno + 1
     for path in FILES
     for node in ast.walk(ast.parse(path.read_text()))
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
