@@ -75,6 +75,18 @@ def test_pairs_are_compared_with_each_other_after_an_additional_box():
     assert figures.false_positives == pytest.approx(1 / (SEEN + 1), abs=1e-5)
 
 
+def test_a_row_of_another_class_is_not_a_row_of_the_reference():
+    engine = some_rows()
+    engine[0, 5] = (engine[0, 5] + 1) % 5
+    assert evaluated((some_rows(), engine)).rows_agreement == pytest.approx(1 - 1 / SEEN)
+
+
+def test_images_without_boxes_give_neutral_figures():
+    figures = evaluated((some_rows(seen=0), some_rows(seen=0)))
+    assert (figures.boxes, figures.agreement, figures.false_positives) == (0, 1, 0)
+    assert (figures.box_px, figures.shift_px, figures.score, figures.score_mean) == (0, 0, 0, 0)
+
+
 def test_a_missing_box_lowers_the_agreement():
     without = some_rows()
     without[:4, 4] = 0
