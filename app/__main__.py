@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build(settings: Settings) -> int:
     """Build the engine, or find it built, and say where it is."""
     log.configure(settings.server.log_level, settings.server.log_format)
-    built = builder(settings, settings.model.backend).run(_print_progress)
-    print(f"{built.folder}\n{_table(built)}")
+    stored = builder(settings, settings.model.backend).run(_print_progress)
+    print(f"{stored.folder}\n{_table(stored)}")
     return 0
 
 
@@ -68,7 +68,7 @@ def serve(settings: Settings) -> NoReturn:
     service = Service(
         settings,
         lambda backend: engine_provider(settings, backend),
-        on_ready=lambda loaded: _print_ready(settings, loaded.built),
+        on_ready=lambda loaded: _print_ready(settings, loaded.stored),
         on_failure=lambda: setattr(server, "should_exit", True),
     )
     server.config.app = create_app(service)
@@ -138,9 +138,9 @@ def _print_progress(progress: Progress) -> None:
     print(progress, flush=True)
 
 
-def _table(built: StoredEngine) -> str:
+def _table(stored: StoredEngine) -> str:
     """How the engine was evaluated, a line a figure."""
-    gate, precision = built.manifest.gate, built.manifest.fingerprint.precision
+    gate, precision = stored.manifest.gate, stored.manifest.fingerprint.precision
     figures = gate.figures
     if figures is None:
         return f"not evaluated: {gate.on}"
@@ -161,7 +161,7 @@ def _table(built: StoredEngine) -> str:
     if figures.top1 is not None:
         lines["top-1"] = f"{figures.top1:.4f}, reference {figures.reference_top1:.4f}"
         lines["top-5"] = f"{figures.top5:.4f}, reference {figures.reference_top5:.4f}"
-    lines |= {name: made["method"] for name, made in built.manifest.built.items() if name.startswith("int8")}
+    lines |= {name: made["method"] for name, made in stored.manifest.built.items() if name.startswith("int8")}
     if warning := gate.nothing_found():
         lines["warning"] = warning
     return "\n".join(f"  {name:16} {text}" for name, text in lines.items())
@@ -173,17 +173,17 @@ def _found(figures: AccuracyReport) -> str:
     return f"{figures.agreement:.2%} of {figures.boxes}{open_}, {figures.false_positives:.2%} of its own are new"
 
 
-def _print_ready(settings: Settings, built: StoredEngine) -> None:
+def _print_ready(settings: Settings, stored: StoredEngine) -> None:
     if settings.server.log_format == "json":
         return  # the log says it
-    fingerprint, model = built.manifest.fingerprint, built.manifest.model
+    fingerprint, model = stored.manifest.fingerprint, stored.manifest.model
     size = format_shapes(*model.shapes) if model.shapes else model.imgsz
     host = "127.0.0.1" if settings.server.host in ("0.0.0.0", "::") else settings.server.host  # noqa: S104
     url = f"http://{host}:{settings.server.port}"
     sample = next(iter(sorted((DEMO / "samples").glob("*.jpg"))), Path("image.jpg"))
     print(
         f"\n{model.name} at {size} px on {fingerprint.backend} {fingerprint.precision}, batch up to "
-        f"{fingerprint.batch}\n{_table(built)}\n"
+        f"{fingerprint.batch}\n{_table(stored)}\n"
         f"Ready at {url} (page), {url}/docs, {url}/metrics. Try:\n\n"
         f"  curl --data-binary @{shlex.quote(str(sample))} {url}/v1/predict\n",
         flush=True,

@@ -117,7 +117,7 @@ class Yolopard:
     @property
     def gate(self) -> dict[str, Any]:
         """How the engine was evaluated, as in /v1/models."""
-        return self._service.loaded[0].built.manifest.gate.to_json()
+        return self._service.loaded[0].stored.manifest.gate.to_json()
 
     def predict(
         self,

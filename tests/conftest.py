@@ -28,7 +28,7 @@ from app.backends import Engine
 from app.building.process import BuildProcess
 from app.http import server
 from app.model import ModelInfo
-from app.serving import profile
+from app.serving import profile as engine_profile
 from app.serving.profile import EngineProfile
 from app.serving.service import Service
 from app.serving.spec import BuildRequest
@@ -233,7 +233,7 @@ def serving(
     device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Live]]:
     measured = {}
-    monkeypatch.setattr(profile, "measure", lambda *_: measured["capacity"])
+    monkeypatch.setattr(engine_profile, "measure", lambda *_: measured["profile"])
     monkeypatch.setattr(backends, "get", lambda name: fakes.Backend(second if name == "pytorch" else device))
     lives = []
 
@@ -242,15 +242,15 @@ def serving(
         *,
         sources: Mapping[str, fakes.Source] | None = None,
         wait: bool = True,
-        capacity: EngineProfile | None = None,
+        profile: EngineProfile | None = None,
         **settings: object,
     ) -> Live:
         ready = threading.Event()
-        measured["capacity"] = capacity or fakes.capacity(4)
-        by_backend = {"pytorch": fakes.Source(fakes.built(backend="pytorch"))} | dict(sources or {})
+        measured["profile"] = profile or fakes.profile(4)
+        by_backend = {"pytorch": fakes.Source(fakes.stored(backend="pytorch"))} | dict(sources or {})
         service = Service(
             Settings.of(batch=4, **settings),
-            lambda backend: by_backend.get(backend) or source or fakes.Source(fakes.built()),
+            lambda backend: by_backend.get(backend) or source or fakes.Source(fakes.stored()),
             on_ready=lambda _: ready.set(),
             on_failure=ready.set,
         )
@@ -273,7 +273,7 @@ def serving(
 def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Live]]:
     """Serve the fake device, or whatever `source` gives, with these settings; wait until ready unless told not to.
 
-    `sources` are those of other backends; pytorch has one, on the second device. `capacity` is what warm-up finds.
+    `sources` are those of other backends; pytorch has one, on the second device. `profile` is the one that the warm-up returns.
     """
     with serving(device, second, monkeypatch) as start:
         yield start
@@ -288,15 +288,15 @@ def shared_server() -> Iterator[Live]:
 
 
 @contextmanager
-def serve_engine(engine: Engine, built: StoredEngine, **settings: object) -> Iterator[Live]:
+def serve_engine(engine: Engine, stored: StoredEngine, **settings: object) -> Iterator[Live]:
     """An engine at hand, served in batches of up to 4 with no backend behind it."""
     ready = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profile, "measure", lambda *_: fakes.capacity(4))
+        patch.setattr(engine_profile, "measure", lambda *_: fakes.profile(4))
         patch.setattr(backends, "get", lambda _: fakes.Backend(engine))
         service = Service(
             Settings.of(batch=4, **settings),
-            lambda _: fakes.Source(built),
+            lambda _: fakes.Source(stored),
             on_ready=lambda _: ready.set(),
             on_failure=ready.set,
         )
@@ -331,7 +331,9 @@ def demo(build: Callable[..., StoredEngine]) -> Iterator[Live]:
 @pytest.fixture
 def batching_demo(build: Callable[..., StoredEngine], monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
     """The demo model, in batches of up to 8 whether they pay or not."""
-    monkeypatch.setattr(profile, "measure", lambda engine, instances, frame, largest, patience: fakes.capacity(largest))
+    monkeypatch.setattr(
+        engine_profile, "measure", lambda engine, instances, frame, largest, patience: fakes.profile(largest)
+    )
     live = serve_demo(build().folder.parent)
     yield live
     live.stop()

@@ -112,7 +112,7 @@ class Backend:
         return self._device
 
 
-def capacity(batch: int, *, device_s: float = 0.04, lead_s: float = 0) -> EngineProfile:
+def profile(batch: int, *, device_s: float = 0.04, lead_s: float = 0) -> EngineProfile:
     """A batch of one takes as long as the largest."""
     sizes = sorted({1, batch})
     return EngineProfile(sizes, [device_s] * len(sizes), [lead_s] * len(sizes))
@@ -133,7 +133,7 @@ FIGURES = AccuracyReport(
 )
 
 
-def built(
+def stored(
     *,
     batch: int = 4,
     imgsz: int = 64,

@@ -351,9 +351,9 @@ def image(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
 
 def test_the_serving_image_has_all_files_needed_to_find_its_engine(build, image):
     """Earlier models/demo/scenes.py, which the fingerprint needs, was missing and the container failed."""
-    built = build()
-    done = image("--engines-dir", str(built.folder.parent))
-    assert str(built.folder) in done.stdout, done.stderr
+    stored = build()
+    done = image("--engines-dir", str(stored.folder.parent))
+    assert str(stored.folder) in done.stdout, done.stderr
     assert done.returncode == 0
 
 
