@@ -586,7 +586,7 @@ def test_panels_show_the_requests_that_were_sent(prometheus):
     eventually(lambda: reasons() == {"overloaded", "deadline_exceeded", "client_gone"}, reasons)
     assert 0 < prometheus.panel("Refused")[0][1] < 1
     assert prometheus.panel("Errors") == [({}, 0)]
-    assert {labels["found_by"] for labels, _ in prometheus.panel("Shadow: boxes by who finds them")} == {
+    assert {labels["found_by"] for labels, _ in prometheus.panel("Shadow: boxes by engine")} == {
         *("both", "first", "second")
     }
     latency = [value for labels, value in prometheus.panel("Latency of requests") if labels["engine"] == "pytorch"]
