@@ -273,7 +273,7 @@ def serving(
 def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Live]]:
     """Serve the fake device, or whatever `source` gives, with these settings; wait until ready unless told not to.
 
-    `sources` are those of other backends; pytorch has one, on the second device. `profile` is the one that the warm-up returns.
+    `sources` are those of other backends; pytorch has one, on the second device. `profile` is the result of the warm-up.
     """
     with serving(device, second, monkeypatch) as start:
         yield start
