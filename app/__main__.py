@@ -115,7 +115,7 @@ def bench_(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _listen(host: str, port: int, setting: str) -> socket.socket:
-    """Return a listening socket. Called before anything is built, to report a port in use at once. Raises SettingsError."""
+    """Return a listening socket. Called before the build, to report a port in use at once. Raises SettingsError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)

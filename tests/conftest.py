@@ -271,9 +271,9 @@ def serving(
 
 @pytest.fixture
 def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Live]]:
-    """Serve the fake device, or whatever `source` gives, with these settings; wait until ready unless told not to.
+    """Serve the fake device, or the engine of `source`, with these settings; wait until ready if `wait`.
 
-    `sources` are those of other backends; pytorch has one, on the second device. `profile` is the result of the warm-up.
+    `sources` are those of other backends; pytorch has one, on the second device. `profile` is the warm-up's result.
     """
     with serving(device, second, monkeypatch) as start:
         yield start
