@@ -272,7 +272,7 @@ def test_labels_describe_the_engine(loaded):
 
 def test_json_holds_the_engine_its_gate_result_and_its_build(loaded):
     reported = json.loads(json.dumps(loaded.to_json()))
-    gate = {"on": "2 pictures", "images": "", "reference": "PyTorch FP32", "figures": fakes.FIGURES.to_json()}
+    gate = {"on": "2 images", "images": "", "reference": "PyTorch FP32", "figures": fakes.FIGURES.to_json()}
     assert reported.pop("gate") == gate
     assert reported == {
         "name": "fake",

@@ -84,7 +84,7 @@ def test_models_list_the_engine_and_its_gate_result(serve):
     assert model["names"] == {"0": "cat", "1": "dog", "2": "red, large cat"}
     assert model["ready"] is True
     assert model["engine"]["backend"] == "fake"
-    assert model["engine"]["gate"]["on"] == "2 pictures"
+    assert model["engine"]["gate"]["on"] == "2 images"
     assert model["engine"]["gate"]["figures"]["agreement"] == 1.0
     assert (model["compared_with"], model["fallback"]) == ([], None)
 
