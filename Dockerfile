@@ -1,9 +1,9 @@
-# deploy/README.md tells how to build and run this.
+# How to build and run this: deploy/README.md.
 ARG BASE=python:3.11-slim-bookworm
 ARG WEIGHTS=models/demo/yolov8n-demo.pt
 
 FROM ${BASE} AS base
-# HOST is every address of the container: `serve` wants YOLOPARD_API_KEYS, or YOLOPARD_ALLOW_ANONYMOUS=1.
+# HOST 0.0.0.0 is every address of the container: `serve` needs YOLOPARD_API_KEYS, or YOLOPARD_ALLOW_ANONYMOUS=1.
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -12,8 +12,8 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
 WORKDIR /opt/yolopard
 COPY pyproject.toml LICENSE ./
 COPY deploy/base.lock deploy/
-# The empty package lets pip install Yolopard before the code is here: new code does not install anything again.
-# Whatever comes from a package index has its hash in a lock (`make locks`), setuptools too.
+# With an empty package, pip installs Yolopard before the code is copied, so that new code does not reinstall anything.
+# All packages from an index, including setuptools, have their hash in a lock (`make locks`).
 RUN /usr/sbin/useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin yolopard \
  && install --directory "$YOLOPARD_ENGINES_DIR" \
  && python3 -m venv /opt/venv \
@@ -22,7 +22,7 @@ RUN /usr/sbin/useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/
  && pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 ENTRYPOINT ["yolopard"]
 
-# All that makes an engine. Also an image of its own, for other weights and settings than the ones built here.
+# Builds an engine. Also an image of its own, for other weights and settings than those built here.
 FROM base AS build
 ARG PIP_NO_CACHE_DIR=1
 ARG PIP_EXTRA_INDEX_URL
@@ -48,18 +48,19 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python3", "-c",
    urlopen(f'http://127.0.0.1:{environ.get(\"YOLOPARD_PORT\", 8000)}/healthz', timeout=4)"]
 CMD ["serve"]
 
-# Builds its engine on the GPU that it serves on. torch and TensorRT bring CUDA along as wheels, and the host's NVIDIA
-# Container Toolkit the driver: there is nothing left for an image of NVIDIA's to bring.
+# Builds its engine on the GPU that it serves on. CUDA comes with the wheels of torch and TensorRT, and the driver from
+# the host's NVIDIA Container Toolkit, so a base image of NVIDIA is not needed.
 FROM server AS gpu
 ARG PIP_NO_CACHE_DIR=1
 COPY deploy/gpu.lock deploy/
-# PyPI's tensorrt-cu13-libs is a stub that downloads the libraries, gigabytes without a word, from NVIDIA's index: no lock
-# knows their hash.
+# PyPI's tensorrt-cu13-libs is a stub that downloads the libraries (gigabytes, without any output) from NVIDIA's index:
+# no lock has their hash.
 ARG WHEEL_STUB_PIP_INDEX_URL=https://pypi.nvidia.com/
 RUN pip install --require-hashes --no-deps --no-build-isolation --requirement deploy/gpu.lock \
  && pip install --no-deps "tensorrt-cu13-libs==$(sed --quiet 's/^tensorrt-cu13==\([^ ]*\).*/\1/p' deploy/gpu.lock)" \
  && chown yolopard:yolopard "$YOLOPARD_ENGINES_DIR"
-# PCI_BUS_ID: CUDA counts GPUs as NVML does. The backend by name: without a GPU this image ends, and does not serve slowly.
+# PCI_BUS_ID: CUDA numbers GPUs as NVML does. The backend is explicit: without a GPU this image exits, instead of
+# serving slowly.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     CUDA_MODULE_LOADING=LAZY \
     CUDA_DEVICE_ORDER=PCI_BUS_ID \
@@ -79,7 +80,7 @@ RUN pip install --require-hashes --no-deps --requirement deploy/cpu.lock
 ARG WEIGHTS
 ENV YOLOPARD_WEIGHTS=/opt/yolopard/${WEIGHTS}
 COPY ${WEIGHTS} ${WEIGHTS}
-# Without app/building and app/evaluation: it finds its engine, and cannot build one.
+# Without app/building and app/evaluation: this image finds its engine and cannot build one.
 COPY app/*.py app/
 COPY app/api app/api
 COPY app/backends app/backends
@@ -91,6 +92,6 @@ COPY app/store app/store
 COPY app/system app/system
 COPY app/vision app/vision
 COPY app/weights app/weights
-# Root's: the server cannot change what it loads, and any other user may run it too.
+# Owned by root: the server cannot change the engine that it loads, and the container may run as any user.
 COPY --from=build --chown=root:root ${YOLOPARD_ENGINES_DIR} ${YOLOPARD_ENGINES_DIR}
 USER 10001

@@ -37,19 +37,19 @@ Image = bytes | str | Path | Pixels
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What is on one image, best first."""
+    """The detections on one image, best first."""
 
     prediction: Prediction
     model: ModelInfo
 
     @property
     def boxes(self) -> NDArray[np.float32]:
-        """[N, 4] x1 y1 x2 y2 in px of the upright image; of obb [N, 5] cx cy w h angle; of classify [N, 0]."""
+        """[N, 4] x1 y1 x2 y2 in px of the upright image; for obb [N, 5] cx cy w h angle; for classify [N, 0]."""
         return self.prediction.detections.boxes
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """[N], of 1."""
+        """[N] scores from 0 to 1."""
         return self.prediction.detections.scores
 
     @property
@@ -63,9 +63,9 @@ class Result:
         return [self.model.names[int(i)] for i in self.classes]
 
     def summary(self) -> list[dict[str, Any]]:
-        """`results` of POST /v1/predict, as Ultralytics' `Results.summary()` gives them: masks and keypoints too."""
-        found: list[dict[str, Any]] = results_json(self.prediction, self.model, ResponseFormat())["results"]
-        return found
+        """Return the `results` of POST /v1/predict, with masks and keypoints, as Ultralytics' `Results.summary()`."""
+        results: list[dict[str, Any]] = results_json(self.prediction, self.model, ResponseFormat())["results"]
+        return results
 
 
 class Yolopard:
@@ -80,18 +80,18 @@ class Yolopard:
         """Find the engine of these weights, or build it and compare it with PyTorch FP32, and load it. Blocks.
 
         `settings` are those of docs/configuration.md in lower case, such as `imgsz`, `backend` and `gate_dir`.
-        Raises a SetupError (SettingsError, WeightsError, GateFailed, ...), which says what to do.
+        Raises a SetupError (SettingsError, WeightsError, GateFailed, ...) whose message says what to do.
         """
         ready = threading.Event()
-        wanted = Settings.of(weights=str(weights), **settings)
+        given = Settings.of(weights=str(weights), **settings)
         loop = uvloop.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name="yolopard", daemon=True)
         thread.start()
 
         async def start() -> Service:
             service = Service(
-                wanted,
-                lambda backend: engine_provider(wanted, backend),
+                given,
+                lambda backend: engine_provider(given, backend),
                 on_ready=lambda _: ready.set(),
                 on_failure=ready.set,
             )
@@ -111,13 +111,13 @@ class Yolopard:
 
     @property
     def model(self) -> ModelInfo:
-        """Name, task, class names, stride and size."""
+        """Facts about the model: name, task, class names, stride and size."""
         return self._service.predictor.model
 
     @property
     def gate(self) -> dict[str, Any]:
-        """How the engine was evaluated, as in /v1/models."""
-        return self._service.loaded[0].built.manifest.gate.to_json()
+        """The gate result of the engine, as in /v1/models."""
+        return self._service.loaded[0].stored.manifest.gate.to_json()
 
     def predict(
         self,
@@ -129,28 +129,28 @@ class Yolopard:
         classes: Sequence[str | int] = (),
         agnostic: bool = False,
     ) -> list[Result]:
-        """A result for each image, in their order: paths, encoded bytes, or arrays uint8 [H, W, 3] RGB. Blocks.
+        """Return a result per image, in the same order. Blocks. Takes paths, encoded bytes, or uint8 [H, W, 3] RGB.
 
-        Raises a RequestError for an image or a class that is wrong, a ServiceError for the engine, OSError for a file
-        and TypeError for an array of another shape or type.
+        Raises a RequestError if an image or a class is invalid, a ServiceError if the engine fails, OSError if a file
+        cannot be read, TypeError if an array has another shape or type.
         """
         if not self._thread.is_alive():
             raise Stopping("the model is closed")
         given = [images] if isinstance(images, (bytes, str, Path, np.ndarray)) else list(images)
         ids = class_ids(list(map(str, classes)), self.model)
         work = self._predict([_read(image) for image in given], Thresholds(conf, iou, max_det, ids, agnostic))
-        found = asyncio.run_coroutine_threadsafe(work, self._loop).result()
-        return [Result(prediction, self.model) for prediction in found]
+        predictions = asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return [Result(prediction, self.model) for prediction in predictions]
 
     async def _predict(self, images: list[bytes | Pixels], thresholds: Thresholds) -> list[Prediction]:
         predictor = self._service.predictor
         deadline = self._loop.time() + self._service.settings.deadline_ms / 1000 * max(1, len(images))
         turns = predictor.turns(len(images))
         works = (predictor.predict(each, thresholds, deadline, predictor.engines[:1], turns=turns) for each in images)
-        return [found[0] for found in await asyncio.gather(*works)]
+        return [predictions[0] for predictions in await asyncio.gather(*works)]
 
     def close(self) -> None:
-        """Finish what is being predicted, and give the engine's memory back. A second call does nothing."""
+        """Finish the running predictions, and free the engine's memory. A second call does nothing."""
         if not self._thread.is_alive():
             return
         asyncio.run_coroutine_threadsafe(self._service.stop(), self._loop).result()
@@ -171,5 +171,5 @@ def _read(image: Image) -> bytes | Pixels:
     if isinstance(image, (str, Path)):
         return Path(image).read_bytes()
     if isinstance(image, np.ndarray) and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3):
-        raise TypeError(f"an array is uint8 [height, width, 3] in RGB, not {image.dtype} {list(image.shape)}")
+        raise TypeError(f"an array must be uint8 [height, width, 3] in RGB, not {image.dtype} {list(image.shape)}")
     return image

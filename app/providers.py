@@ -1,4 +1,4 @@
-"""Settings -> where the engine comes from."""
+"""Settings -> provider of the engine."""
 
 from functools import partial
 from importlib import util
@@ -14,7 +14,7 @@ from app.system import log
 
 
 def engine_provider(settings: Settings, backend: str) -> EngineProvider:
-    """What finds or makes the engine of these settings on this backend."""
+    """Return the provider that finds or builds the engine of these settings on this backend."""
     model = settings.model
     if backend == simulated.NAME:
         a_ms, b_ms = map(float, model.simulated_ms.split(","))
@@ -23,18 +23,18 @@ def engine_provider(settings: Settings, backend: str) -> EngineProvider:
 
 
 def builder(settings: Settings, backend: str) -> EngineProvider:
-    """What builds engines. Where `app.building` is not installed, what finds engines that were built elsewhere."""
-    order = build_request(settings, backend)
+    """Return the provider that builds engines; without `app.building`, one that finds engines built elsewhere."""
+    request = build_request(settings, backend)
     if util.find_spec("app.building") is None:
-        return StoredEngines(order)
+        return StoredEngines(request)
     from app.building.process import BuildProcess
 
     configure_log = partial(log.configure, settings.server.log_level, settings.server.log_format)
-    return BuildProcess(order, configure_log, settings.server.build_memory_bytes)
+    return BuildProcess(request, configure_log, settings.server.build_memory_bytes)
 
 
 def build_request(settings: Settings, backend: str) -> BuildRequest:
-    """What to build. Raises SettingsError for a backend that runs no model."""
+    """Return the build request of these settings. Raises SettingsError for a backend that runs no model."""
     if backend == simulated.NAME:
         raise SettingsError(f"BACKEND={backend} runs no model: there is nothing to build")
     model = settings.model

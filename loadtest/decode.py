@@ -34,9 +34,9 @@ SCENES, FIRST, QUALITY = 40, 700_000, 92
 def main() -> None:
     host.keep_freed_memory()
     request = BuildRequest(str(DEMO_WEIGHTS), None, 8, "fp32", "openvino", ENGINES_DIR)
-    built = find(request) or build(request, lambda _: None)
-    model = built.manifest.model
-    engine = backends.get("openvino").load(built.folder, 1, host.cpus())
+    stored = find(request) or build(request, lambda _: None)
+    model = stored.manifest.model
+    engine = backends.get("openvino").load(stored.folder, 1, host.cpus())
     preprocessors = {
         fast: Preprocessor(model.imgsz, model.stride, shapes=None, fast=fast, max_pixels=10**9)
         for fast in (False, True)

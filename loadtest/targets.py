@@ -311,7 +311,7 @@ async def batcher_us() -> float:
     batcher = Batcher(
         SimulatedEngine(0, 0, 640, 1),
         instances=1,
-        capacity=EngineProfile(sizes, (0.001, 0.001), (0, 0)),
+        profile=EngineProfile(sizes, (0.001, 0.001), (0, 0)),
         one_device=True,
         max_wait_s=0,
         metrics=Metrics(),

@@ -1,4 +1,4 @@
-"""The real engine of the demo model, built once a session, and servers on real sockets."""
+"""Fixtures: the real engine of the demo model, built once per session, and servers on real sockets."""
 
 import asyncio
 import functools
@@ -28,7 +28,7 @@ from app.backends import Engine
 from app.building.process import BuildProcess
 from app.http import server
 from app.model import ModelInfo
-from app.serving import profile
+from app.serving import profile as engine_profile
 from app.serving.profile import EngineProfile
 from app.serving.service import Service
 from app.serving.spec import BuildRequest
@@ -37,10 +37,11 @@ from app.store.manifest import StoredEngine
 
 ROOT = Path(__file__).parents[1]
 TLS = ssl.create_default_context()  # httpx would read all certificates for every client, which takes 20 ms
-PATIENCE_S = 300  # for what comes in seconds, on a machine that is slow or busy with something else
+PATIENCE_S = 300  # maximum wait for an event that usually takes seconds, for slow or busy machines
 
 
 def eventually(done: Callable[[], Any], what: Callable[[], object] = lambda: "") -> None:
+    """Wait until `done` returns True. Fails after PATIENCE_S, with the text of `what`."""
     deadline = time.monotonic() + PATIENCE_S
     while not done():
         assert time.monotonic() < deadline, what()
@@ -49,7 +50,7 @@ def eventually(done: Callable[[], Any], what: Callable[[], object] = lambda: "")
 
 @contextmanager
 def without_collector() -> Iterator[list[str]]:
-    """Yield a list; after the block it has the names of the app's frames and classes that only a collection freed."""
+    """Yield a list. After the block it has the names of the app's frames and classes that only the collector freed."""
     gc.freeze()  # the collection then looks at new objects only, not at all of torch
     gc.disable()
     left: list[str] = []
@@ -106,7 +107,7 @@ def quick_stops() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """One folder for all workers of a run: what one has built, the others find."""
+    """One engines folder for all workers of a run: all find the engines that one has built."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "engines"
     folder.mkdir(exist_ok=True)
@@ -115,7 +116,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 @pytest.fixture(scope="session")
 def build(needs_engine: None, engines: Path) -> Callable[..., StoredEngine]:
-    """Build an engine of the demo model, or of other weights, as `yolopard build` does; a second time it is found."""
+    """Build an engine of the demo model, or of other weights, as `yolopard build` does. A second call finds it."""
 
     def run(
         backend: str = "openvino",
@@ -133,7 +134,7 @@ def build(needs_engine: None, engines: Path) -> Callable[..., StoredEngine]:
 
 @dataclass(frozen=True)
 class OfTask:
-    """The demo model of a task, its plain export for any shape and the serving graph of that."""
+    """The demo model of a task, its plain export for any shape, and the serving graph made from the export."""
 
     weights: Path
     plain: Path
@@ -143,7 +144,7 @@ class OfTask:
 
 @pytest.fixture(scope="session")
 def of_task(needs_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OfTask]:
-    """Made when it is asked for first."""
+    """Return a function that makes the files of a task at its first call."""
 
     @functools.cache
     def make(task: str) -> OfTask:
@@ -158,7 +159,7 @@ def of_task(needs_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 @pytest.fixture(scope="session")
 def exported(needs_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """An export of the demo model of a task by Ultralytics itself, small, as `yolo export format=onnx` makes it."""
+    """Return a function that exports a demo model with Ultralytics, as `yolo export format=onnx imgsz=96`."""
 
     @functools.cache
     def export(task: str, **options: object) -> Path:
@@ -167,7 +168,7 @@ def exported(needs_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Ca
         weights = tmp_path_factory.mktemp("exported") / f"{task}.pt"
         shutil.copy(DEMO_WEIGHTS if task == "detect" else DEMO / f"yolov8-demo-{task}.pt", weights)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about the opsets that it knows
+            warnings.simplefilter("ignore")  # torch warns about opsets
             return Path(YOLO(weights).export(format="onnx", imgsz=96, device="cpu", **options))
 
     return export
@@ -184,7 +185,7 @@ def free_port() -> int:
 
 
 class Live:
-    """A served service: its address, and a client for it."""
+    """A running server: its service, its address, and a client for it."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -207,7 +208,7 @@ class Live:
         self.socket.close()
 
     def value(self, name: str, **labels: str) -> float | None:
-        """The value of a series on /metrics."""
+        """Return the value of a series on /metrics; None if it is missing."""
         from prometheus_client.parser import text_string_to_metric_families
 
         for family in text_string_to_metric_families(self.client.get("/metrics").text):
@@ -233,7 +234,7 @@ def serving(
     device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Live]]:
     measured = {}
-    monkeypatch.setattr(profile, "measure", lambda *_: measured["capacity"])
+    monkeypatch.setattr(engine_profile, "measure", lambda *_: measured["profile"])
     monkeypatch.setattr(backends, "get", lambda name: fakes.Backend(second if name == "pytorch" else device))
     lives = []
 
@@ -242,15 +243,15 @@ def serving(
         *,
         sources: Mapping[str, fakes.Source] | None = None,
         wait: bool = True,
-        capacity: EngineProfile | None = None,
+        profile: EngineProfile | None = None,
         **settings: object,
     ) -> Live:
         ready = threading.Event()
-        measured["capacity"] = capacity or fakes.capacity(4)
-        by_backend = {"pytorch": fakes.Source(fakes.built(backend="pytorch"))} | dict(sources or {})
+        measured["profile"] = profile or fakes.profile(4)
+        by_backend = {"pytorch": fakes.Source(fakes.stored(backend="pytorch"))} | dict(sources or {})
         service = Service(
             Settings.of(batch=4, **settings),
-            lambda backend: by_backend.get(backend) or source or fakes.Source(fakes.built()),
+            lambda backend: by_backend.get(backend) or source or fakes.Source(fakes.stored()),
             on_ready=lambda _: ready.set(),
             on_failure=ready.set,
         )
@@ -271,9 +272,9 @@ def serving(
 
 @pytest.fixture
 def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Live]]:
-    """Serve the fake device, or whatever `source` gives, with these settings; wait until ready unless told not to.
+    """Serve the fake device, or the engine of `source`, with these settings; wait until ready if `wait`.
 
-    `sources` are those of other backends; pytorch has one, on the second device. `capacity` is what warm-up finds.
+    `sources` are those of other backends; pytorch has one, on the second device. `profile` is the warm-up's result.
     """
     with serving(device, second, monkeypatch) as start:
         yield start
@@ -281,22 +282,22 @@ def serve(device: fakes.Device, second: fakes.Device, monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="module")
 def shared_server() -> Iterator[Live]:
-    """The fake device with the default settings, one for all tests of a module that leave it as they found it."""
+    """The fake device with the default settings, for all tests of a module that do not change the server's state."""
     devices = [fakes.Device(fakes.ROWS) for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch, serving(*devices, patch) as start:
         yield start()
 
 
 @contextmanager
-def serve_engine(engine: Engine, built: StoredEngine, **settings: object) -> Iterator[Live]:
-    """An engine at hand, served in batches of up to 4 with no backend behind it."""
+def serve_engine(engine: Engine, stored: StoredEngine, **settings: object) -> Iterator[Live]:
+    """Serve this engine in batches of up to 4, without a backend."""
     ready = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profile, "measure", lambda *_: fakes.capacity(4))
+        patch.setattr(engine_profile, "measure", lambda *_: fakes.profile(4))
         patch.setattr(backends, "get", lambda _: fakes.Backend(engine))
         service = Service(
             Settings.of(batch=4, **settings),
-            lambda _: fakes.Source(built),
+            lambda _: fakes.Source(stored),
             on_ready=lambda _: ready.set(),
             on_failure=ready.set,
         )
@@ -308,7 +309,7 @@ def serve_engine(engine: Engine, built: StoredEngine, **settings: object) -> Ite
 
 
 def serve_demo(folder: Path, **settings: object) -> Live:
-    """The demo model on OpenVINO, served for real from an engines folder."""
+    """Serve the demo model on OpenVINO from an engines folder."""
     ready = threading.Event()
     build_request = BuildRequest(str(DEMO_WEIGHTS), None, 8, "auto", "openvino", folder)
     given = Settings.of(engines_dir=build_request.engines, backend="openvino", **settings)
@@ -322,7 +323,7 @@ def serve_demo(folder: Path, **settings: object) -> Live:
 
 @pytest.fixture(scope="session")
 def demo(build: Callable[..., StoredEngine]) -> Iterator[Live]:
-    """The demo model, in batches of the size that pays on this machine."""
+    """The demo model, with the best batch size of this machine."""
     live = serve_demo(build().folder.parent)
     yield live
     live.stop()
@@ -330,8 +331,10 @@ def demo(build: Callable[..., StoredEngine]) -> Iterator[Live]:
 
 @pytest.fixture
 def batching_demo(build: Callable[..., StoredEngine], monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
-    """The demo model, in batches of up to 8 whether they pay or not."""
-    monkeypatch.setattr(profile, "measure", lambda engine, instances, frame, largest, patience: fakes.capacity(largest))
+    """The demo model, in batches of up to 8, even if they are not faster."""
+    monkeypatch.setattr(
+        engine_profile, "measure", lambda engine, instances, frame, largest, patience: fakes.profile(largest)
+    )
     live = serve_demo(build().folder.parent)
     yield live
     live.stop()

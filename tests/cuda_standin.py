@@ -1,8 +1,8 @@
 # ruff: noqa: N802, N815 (the names are CUDA's)
-"""A stand-in for cuda.bindings.runtime, as far as app/backends/tensorrt/cuda.py uses it: real memory, lazy streams.
+"""A stand-in for the part of cuda.bindings.runtime that app/backends/tensorrt/cuda.py uses: real memory, lazy streams.
 
-What is queued runs when its stream, or an event behind it, is synchronized: who reads too early reads stale bytes.
-What would end or corrupt a real process fails the test, even where the app catches exceptions.
+Queued work runs when its stream, or an event after it, is synchronized: code that reads too early reads stale bytes.
+Calls that would end or corrupt a real process fail the test, even if the app catches exceptions.
 """
 
 import functools
@@ -33,8 +33,8 @@ class _Block:
 class _Operation:
     run: Callable[[], None]
     uses: frozenset[int] = frozenset()  # the memory blocks it needs
-    low_latency: frozenset[int] = frozenset()  # of these, the ones that no other stream may use meanwhile
-    lasts: bool = True
+    exclusive: frozenset[int] = frozenset()  # those of them that no other stream may use meanwhile
+    takes_time: bool = True
 
 
 @dataclass(eq=False)
@@ -42,7 +42,7 @@ class _Stream:
     queue: deque[_Operation] = field(default_factory=deque)
     running: Any = field(default_factory=threading.RLock)
     captured: list[_Operation] | None = None
-    spoiled: bool = False
+    invalidated: bool = False
     mode: Any = None
     owner: int = 0
 
@@ -68,7 +68,7 @@ class _Refused(Exception):
 
 
 def _api(results: int = 0):
-    """A function of CUDA: its error code first, and None for every result where there is an error."""
+    """Make a method a CUDA function: it returns an error code, then the results, each None after an error."""
 
     def decorate(function):
         @functools.wraps(function)
@@ -88,16 +88,16 @@ def _api(results: int = 0):
 
 @dataclass(eq=False)
 class Cuda:
-    driver: int = 12080  # 0 = there is none
+    driver: int = 12080  # 0: no driver is installed
     devices: int = 1
     name: bytes = b"NVIDIA A10G"
     major: int = 8
     minor: int = 6
     free_bytes: int = 22 << 30
     total_bytes: int = 24 << 30
-    fail: dict[str, Any] = field(default_factory=dict)  # function name -> the error it returns
+    fail: dict[str, Any] = field(default_factory=dict)  # function name -> error that it returns
     refuse_capture: bool = False
-    operation_ms: float = 1.0  # of the device's clock, for every operation
+    operation_ms: float = 1.0  # on the clock of the device, for each operation
     clock_ms: float = 0.0
     faults: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
@@ -113,22 +113,22 @@ class Cuda:
         self._lock = threading.RLock()
         self._handles = itertools.count(0x1000, 16)
         self._memory: dict[int, _Block] = {}
-        self._graveyard: list[np.ndarray] = []  # a test may look at freed pinned memory
-        self._things: dict[int, Any] = {}  # streams, events, graphs and instances, by their handle
+        self._freed: list[np.ndarray] = []  # a test may read freed pinned memory
+        self._objects: dict[int, Any] = {}  # streams, events, graphs and instances, by handle
 
     def live(self) -> Counter[str]:
-        """What has not been given back; empty when nothing leaked."""
+        """Return the number of live blocks and objects of each kind; empty if nothing leaked."""
         with self._lock:
             counts = Counter(block.kind for block in self._memory.values())
-            return counts + Counter(type(thing).__name__.lower().strip("_") for thing in self._things.values())
+            return counts + Counter(type(item).__name__.lower().strip("_") for item in self._objects.values())
 
     def fault(self, text: str) -> NoReturn:
-        """Fail the test: undefined behaviour on a real device."""
+        """Fail the test, because the behaviour of a real device would be undefined."""
         self.faults.append(text)
         pytest.fail(f"CUDA stand-in: {text}")
 
     def view(self, address: int, size: int, kind: str = "device") -> np.ndarray:
-        """The bytes there, which have to lie within one live block."""
+        """Return the bytes at an address. They must be within one live block."""
         base = self._base(address)
         block = self._memory[base]
         if block.kind != kind:
@@ -138,20 +138,20 @@ class Cuda:
         return block.bytes[address - base :][:size]
 
     def enqueue(
-        self, stream: Any, run: Callable[[], None], uses: Iterable[int] = (), low_latency: Iterable[int] = ()
+        self, stream: Any, run: Callable[[], None], uses: Iterable[int] = (), exclusive: Iterable[int] = ()
     ) -> None:
-        """Put work into a stream, or into the graph that it captures. `uses` and `alone` are addresses."""
+        """Put work into a stream, or into the graph that it captures. `uses` and `exclusive` are addresses."""
         with self._lock:
-            low_latency = frozenset(map(self._base, low_latency))
-            operation = _Operation(run, low_latency | frozenset(map(self._base, uses)), low_latency)
-            self._put(self._find(_Stream, stream), operation)
+            exclusive = frozenset(map(self._base, exclusive))
+            operation = _Operation(run, exclusive | frozenset(map(self._base, uses)), exclusive)
+            self._enqueue(self._find(_Stream, stream), operation)
 
     def capturing(self, stream: Any) -> bool:
         return self._find(_Stream, stream).captured is not None
 
-    def spoil(self, stream: Any) -> None:
-        """What a call does that cannot be captured."""
-        self._find(_Stream, stream).spoiled = True
+    def invalidate(self, stream: Any) -> None:
+        """Invalidate the capture, as a call that cannot be captured does."""
+        self._find(_Stream, stream).invalidated = True
 
     @_api(1)
     def cudaDriverGetVersion(self):
@@ -190,11 +190,11 @@ class Cuda:
 
     @_api()
     def cudaFree(self, address):
-        self._give_back("device", address)
+        self._release("device", address)
 
     @_api()
     def cudaFreeHost(self, address):
-        self._graveyard.append(self._give_back("pinned", address))
+        self._freed.append(self._release("pinned", address))
 
     @_api()
     def cudaMemcpyAsync(self, target, source, size, kind, stream):
@@ -213,13 +213,13 @@ class Cuda:
     @_api(1)
     def cudaStreamCreateWithFlags(self, flags):
         operator.index(flags)
-        return (runtime.cudaStream_t(self._keep(_Stream())),)
+        return (runtime.cudaStream_t(self._register(_Stream())),)
 
     @_api()
     def cudaStreamSynchronize(self, stream):
         found = self._find(_Stream, stream)
         if found.captured is not None:
-            found.spoiled = True
+            found.invalidated = True
             raise _Refused(Error.cudaErrorStreamCaptureUnsupported)
         self._drain(found)
 
@@ -233,7 +233,7 @@ class Cuda:
         found = self._find(_Stream, stream)
         if found.captured is not None:
             raise _Refused(Error.cudaErrorIllegalState)
-        found.captured, found.spoiled, found.owner = [], False, threading.get_ident()
+        found.captured, found.invalidated, found.owner = [], False, threading.get_ident()
         found.mode = runtime.cudaStreamCaptureMode(mode)
 
     @_api(1)
@@ -244,15 +244,15 @@ class Cuda:
             raise _Refused(Error.cudaErrorIllegalState)
         if found.owner != threading.get_ident():
             raise _Refused(Error.cudaErrorStreamCaptureWrongThread)
-        if found.spoiled or self.refuse_capture:
+        if found.invalidated or self.refuse_capture:
             raise _Refused(Error.cudaErrorStreamCaptureInvalidated)
-        return (runtime.cudaGraph_t(self._keep(_Graph(captured))),)
+        return (runtime.cudaGraph_t(self._register(_Graph(captured))),)
 
     @_api(1)
     def cudaGraphInstantiate(self, graph, flags):
         operator.index(flags)
         instance = _Instance(self._find(_Graph, graph))
-        return (runtime.cudaGraphExec_t(self._keep(instance)),)
+        return (runtime.cudaGraphExec_t(self._register(instance)),)
 
     @_api()
     def cudaGraphDestroy(self, graph):
@@ -264,7 +264,7 @@ class Cuda:
             for operation in self._find(_Instance, instance):
                 if gone := operation.uses - self._memory.keys():
                     self.fault(f"a graph uses freed memory at {min(gone):#x}")
-                self._put(self._find(_Stream, stream), operation)
+                self._enqueue(self._find(_Stream, stream), operation)
 
     @_api()
     def cudaGraphExecDestroy(self, instance):
@@ -273,7 +273,7 @@ class Cuda:
     @_api(1)
     def cudaEventCreateWithFlags(self, flags):
         operator.index(flags)
-        return (runtime.cudaEvent_t(self._keep(_Event())),)
+        return (runtime.cudaEvent_t(self._register(_Event())),)
 
     @_api()
     def cudaEventRecord(self, event, stream):
@@ -284,8 +284,8 @@ class Cuda:
 
         with self._lock:
             found.stream, found.time = self._find(_Stream, stream), None
-            found.marker = _Operation(reached, lasts=False)
-            self._put(found.stream, found.marker)
+            found.marker = _Operation(reached, takes_time=False)
+            self._enqueue(found.stream, found.marker)
 
     @_api()
     def cudaEventSynchronize(self, event):
@@ -321,17 +321,17 @@ class Cuda:
             return self.free_bytes - sum(b.bytes.size for b in self._memory.values() if b.kind == "device")
 
     def _allocate(self, kind: str, size: int) -> int:
-        self._may_synchronize()
+        self._require_no_capture()
         if not size:
             return 0
-        space = np.full(size + ALIGNMENT, 0xA5, np.uint8)  # nobody may count on zeros
+        space = np.full(size + ALIGNMENT, 0xA5, np.uint8)  # new memory is not zero
         offset = -space.ctypes.data % ALIGNMENT
         with self._lock:
             self._memory[space.ctypes.data + offset] = _Block(kind, space[offset:][:size])
         return space.ctypes.data + offset
 
-    def _give_back(self, kind: str, address: int) -> np.ndarray | None:
-        self._may_synchronize()
+    def _release(self, kind: str, address: int) -> np.ndarray | None:
+        self._require_no_capture()
         if not address:
             return None
         with self._lock:
@@ -341,13 +341,13 @@ class Cuda:
                 self.fault(f"{kind} memory at {address:#x} is freed while queued work needs it")
             return self._memory.pop(address).bytes
 
-    def _may_synchronize(self) -> None:
-        """Spoil and refuse, as CUDA does with such calls while this thread captures, or any thread globally."""
+    def _require_no_capture(self) -> None:
+        """Invalidate the capture and refuse the call, if this thread captures, or any thread in global mode."""
         modes = runtime.cudaStreamCaptureMode
         for stream in self._all_streams():
             mine = stream.owner == threading.get_ident() and stream.mode != modes.cudaStreamCaptureModeRelaxed
             if stream.captured is not None and (mine or stream.mode == modes.cudaStreamCaptureModeGlobal):
-                stream.spoiled = True
+                stream.invalidated = True
                 raise _Refused(Error.cudaErrorStreamCaptureUnsupported)
 
     def _base(self, address: int) -> int:
@@ -355,33 +355,33 @@ class Cuda:
             bases = [base for base, block in self._memory.items() if 0 <= address - base < block.bytes.size]
         return bases[0] if bases else self.fault(f"there is no live memory at {address:#x}")
 
-    def _keep(self, thing: Any) -> int:
+    def _register(self, item: Any) -> int:
         with self._lock:
             handle = next(self._handles)
-            self._things[handle] = thing
+            self._objects[handle] = item
             return handle
 
     def _find(self, kind: type, handle: Any) -> Any:
-        thing = self._things.get(int(handle or 0))
-        if not isinstance(thing, kind):
+        item = self._objects.get(int(handle or 0))
+        if not isinstance(item, kind):
             self.fault(f"no live {kind.__name__}: {handle}; 0 would be the default stream")
-        return thing
+        return item
 
     def _drop(self, kind: type, handle: Any) -> None:
         with self._lock:
             self._find(kind, handle)
-            del self._things[int(handle)]
+            del self._objects[int(handle)]
 
     def _all_streams(self) -> list[_Stream]:
         with self._lock:
-            return [thing for thing in self._things.values() if isinstance(thing, _Stream)]
+            return [item for item in self._objects.values() if isinstance(item, _Stream)]
 
-    def _put(self, stream: _Stream, operation: _Operation) -> None:
+    def _enqueue(self, stream: _Stream, operation: _Operation) -> None:
         if stream.captured is not None:
             stream.captured.append(operation)
             return
         for other in self._all_streams():
-            if other is not stream and any(operation.low_latency & queued.low_latency for queued in other.queue):
+            if other is not stream and any(operation.exclusive & queued.exclusive for queued in other.queue):
                 self.fault("two streams use the same memory with no synchronization between them")
         stream.queue.append(operation)
 
@@ -390,7 +390,7 @@ class Cuda:
             while stream.queue and (until is None or until in stream.queue):
                 operation = stream.queue[0]
                 with self._lock:
-                    self.clock_ms += self.operation_ms * operation.lasts
+                    self.clock_ms += self.operation_ms * operation.takes_time
                 try:
                     operation.run()
                 finally:

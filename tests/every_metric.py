@@ -1,16 +1,16 @@
-"""All metrics with a value each."""
+"""Metrics in which every series has a value."""
 
 from app.system.metrics import Metrics
 
 
 def used() -> Metrics:
-    """Every series touched once."""
+    """Return metrics in which every series was set once."""
     metrics = Metrics()
     for child in vars(metrics).values():
         names = getattr(child, "_labelnames", ())
-        one = child.labels(*names) if names else child
+        series = child.labels(*names) if names else child
         if hasattr(child, "observe"):
-            one.observe(0.1)
+            series.observe(0.1)
         elif hasattr(child, "inc"):
-            one.inc()
+            series.inc()
     return metrics

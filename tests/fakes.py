@@ -1,4 +1,4 @@
-"""Fakes at the device seam: an engine that a test holds, fails and looks into, and where it comes from."""
+"""Fakes of the device: an engine that tests pause, make fail and inspect, its backend and its provider."""
 
 import asyncio
 import dataclasses
@@ -20,24 +20,24 @@ from app.vision.postprocess import Outputs
 
 NAMES = {0: "cat", 1: "dog", 2: "red, large cat"}
 MODEL = ModelInfo("pets", "detect", NAMES, stride=32, imgsz=64, shapes=None)
-ROWS = np.zeros((3, 6), np.float32)  # of every image: a dog of 0.9, a cat of 0.6 and nothing
+ROWS = np.zeros((3, 6), np.float32)  # for every image: a dog with score 0.9, a cat with 0.6, and an empty row
 ROWS[0] = (10, 20, 30, 40, 0.9, 1)
 ROWS[1] = (50, 50, 90, 80, 0.6, 0)
 
 
 def rows_of(found: list[Outputs]) -> np.ndarray:
-    """[n, K, 6 + E] of what an engine gave for n frames."""
+    """Return the rows of an engine's outputs for n frames, [n, K, 6 + E]."""
     return np.stack([outputs[0] for outputs in found])
 
 
 class Device:
-    """An engine. `gate` holds it inside a batch, `busy` counts the batches it has taken, `failure` is raised."""
+    """An engine. `gate` pauses it inside a batch, `busy` counts the started batches, `failure` is raised."""
 
     def __init__(self, rows: np.ndarray | None = None) -> None:
-        self.rows = rows  # [K, 6] of every image; None = every value is the frame's first pixel
-        self.batches: list[list[int]] = []  # the first pixel of every frame
+        self.rows = rows  # [K, 6] for every image; None: every value is the frame's first pixel
+        self.batches: list[list[int]] = []  # first pixels of the frames
         self.shapes: list[tuple[int, ...]] = []
-        self.low_latency: list[bool] = []  # what it was told of each batch
+        self.low_latency: list[bool] = []  # the argument, for each batch
         self.gate = threading.Event()
         self.gate.set()
         self.busy = threading.Semaphore(0)
@@ -74,7 +74,7 @@ class Device:
         self.closed = True
 
     def forget(self) -> None:
-        """What was run so far, the warm-up say."""
+        """Drop the record of the batches so far, such as the warm-up."""
         while self.busy.acquire(blocking=False):
             pass
         self.batches.clear()
@@ -86,7 +86,7 @@ class Device:
 
 
 class Backend:
-    """Loads the device that the test has made."""
+    """A backend that loads the device of the test."""
 
     PRECISIONS = ("fp32",)
     INSTANCES = 1
@@ -112,8 +112,8 @@ class Backend:
         return self._device
 
 
-def capacity(batch: int, *, device_s: float = 0.04, lead_s: float = 0) -> EngineProfile:
-    """A batch of one takes as long as the largest."""
+def profile(batch: int, *, device_s: float = 0.04, lead_s: float = 0) -> EngineProfile:
+    """Return a profile in which a batch of one takes as long as the largest."""
     sizes = sorted({1, batch})
     return EngineProfile(sizes, [device_s] * len(sizes), [lead_s] * len(sizes))
 
@@ -133,7 +133,7 @@ FIGURES = AccuracyReport(
 )
 
 
-def built(
+def stored(
     *,
     batch: int = 4,
     imgsz: int = 64,
@@ -159,12 +159,12 @@ def built(
     )
     model = model or dataclasses.replace(MODEL, imgsz=imgsz, shapes=shapes)
     return StoredEngine(
-        Path(), Manifest(fingerprint, model, GateResult("2 pictures", "", figures, "PyTorch FP32"), {}, {"model": "0"})
+        Path(), Manifest(fingerprint, model, GateResult("2 images", "", figures, "PyTorch FP32"), {}, {"model": "0"})
     )
 
 
 class Source:
-    """An engine source whose `run` waits for the test, reports and then gives or raises the outcome."""
+    """An engine provider whose `run` reports, waits for `go`, and then returns or raises the outcome."""
 
     def __init__(self, outcome: StoredEngine | Exception) -> None:
         self.outcome = outcome

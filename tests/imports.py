@@ -13,30 +13,31 @@ def main() -> None:
     modules = sorted(graph.modules)
     packages = {name.split(".")[1] for name in modules if name.count(".") > 1}
     edges = [(name, other) for name in modules for other in graph.find_modules_directly_imported_by(name)]
-    rooms = {(_room(name), _room(other)) for name, other in edges if _room(name) != _room(other)}
+    links = {(_package(name), _package(other)) for name, other in edges if _package(name) != _package(other)}
     print(f"{len(modules)} modules, {len(packages)} packages below app: {', '.join(sorted(packages))}")
-    print(f"{len(edges)} imports between modules, {len(rooms)} between packages and single modules of app")
-    both = {_room(name) for name in modules}
-    print(f"{len(both)} packages and single modules, the longest chain of them {_depth(rooms)}")
+    print(f"{len(edges)} imports between modules, {len(links)} between packages and single modules of app")
+    nodes = {_package(name) for name in modules}
+    print(f"{len(nodes)} packages and single modules, the longest chain of them {_depth(links)}")
 
 
-def _room(module: str) -> str:
+def _package(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
-def _depth(rooms: set[tuple[str, str]]) -> int | str:
-    """How many floors they stand on; in words where imports run in a circle."""
+def _depth(links: set[tuple[str, str]]) -> int | str:
+    """Return the number of layers; a text that names the packages if imports form a cycle."""
     below: dict[str, set[str]] = {}
-    for upper, lower in rooms:
+    for upper, lower in links:
         below.setdefault(upper, set()).add(lower)
 
-    def depth(room: str, path: tuple[str, ...] = ()) -> int:
-        if room in path:
-            raise ValueError(f"a circle: {' -> '.join((*path, room))}")
-        return 1 + max((depth(lower, (*path, room)) for lower in below.get(room, ()) if lower != "app"), default=0)
+    def depth(package: str, path: tuple[str, ...] = ()) -> int:
+        if package in path:
+            raise ValueError(f"a cycle: {' -> '.join((*path, package))}")
+        lowers = below.get(package, ())
+        return 1 + max((depth(lower, (*path, package)) for lower in lowers if lower != "app"), default=0)
 
     try:
-        return max(depth(room) for room in list(below) if room != "app")
+        return max(depth(package) for package in list(below) if package != "app")
     except ValueError as error:
         return str(error)
 

@@ -1,4 +1,4 @@
-"""NVML on a machine with GPUs, held against the real module's signatures."""
+"""A stand-in for pynvml on a machine with GPUs. Checks calls against the signatures of the real module."""
 
 import inspect
 from types import SimpleNamespace
@@ -7,11 +7,11 @@ import pynvml
 
 
 class Driver:
-    """pynvml on a machine with GPUs; names, arguments, constants and exceptions are the real module's."""
+    """pynvml with the names, arguments, constants and exceptions of the real module."""
 
     def __init__(self, uuids: list[str]) -> None:
         self.uuids = uuids
-        self.errors: dict[str, int] = {}  # function: NVML's code
+        self.errors: dict[str, int] = {}  # function name -> NVML error code
         self.initialized = False
 
     def __getattr__(self, name: str):

@@ -1,4 +1,4 @@
-"""Files of images as few programs write them: JPEGs and TIFFs byte by byte, PNGs chunk by chunk."""
+"""Unusual image files: JPEGs and TIFFs built byte by byte, PNGs chunk by chunk."""
 
 import io
 import struct
@@ -23,10 +23,10 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def many_scans(width: int, height: int, scans: int, frame: int = 0xC2) -> bytes:
-    """A grey progressive JPEG of flat blocks; each scan is a few bytes, and a pass over all blocks."""
+    """Return a grey progressive JPEG of flat blocks. Each scan has a few bytes, but is decoded over all blocks."""
     blocks = -(-width // 8) * -(-height // 8)
     bits, left = "", blocks
-    for code, size in enumerate(range(14, -1, -1)):  # runs of 2^size blocks that hold no more
+    for code, size in enumerate(range(14, -1, -1)):  # runs of 2^size empty blocks
         while left >= 1 << size:
             run = min(left, (1 << size + 1) - 1)
             bits += "1" * code + "0" + (f"{run - (1 << size):0{size}b}" if size else "")
@@ -50,7 +50,7 @@ def many_scans(width: int, height: int, scans: int, frame: int = 0xC2) -> bytes:
 
 
 def repeated_scans(side: int, scans: int) -> bytes:
-    """A sequential JPEG of three components of which only the first is ever sent, again and again."""
+    """Return a sequential JPEG of three components in which every scan has the first component only."""
     table = bytes([1] + [0] * 15) + b"\0"
     head = segment(0xDB, b"\0" + bytes([1] * 64)) + segment(0xC4, b"\0" + table) + segment(0xC4, b"\x10" + table)
     frame = segment(0xC0, struct.pack(">BHHB", 8, side, side, 3) + bytes([1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0]))
@@ -58,7 +58,7 @@ def repeated_scans(side: int, scans: int) -> bytes:
 
 
 def resized(jpeg: bytes, width: int, height: int) -> bytes:
-    """A baseline JPEG that announces another size."""
+    """Return the baseline JPEG with another size in its header."""
     at = jpeg.index(b"\xff\xc0") + 5
     return jpeg[:at] + struct.pack(">HH", height, width) + jpeg[at + 4 :]
 
@@ -72,7 +72,7 @@ def after_header(png: bytes, chunks: bytes) -> bytes:
 
 
 def tiff(tags: list[tuple[int, int, int, bytes]], pixels: bytes = b"") -> bytes:
-    """Of these tags: number, type, count, value. A StripOffsets of None counts from the end of the head."""
+    """Return a TIFF of these tags: number, type, count, value. An empty StripOffsets points to the end of the head."""
 
     def build(at: int) -> bytes:
         head, extra, first = b"", b"", 8 + 2 + 12 * len(tags) + 4
@@ -101,7 +101,7 @@ def rgb_tags(width: int, height: int, compression: int = 8) -> list[tuple[int, i
 
 
 def strips(count: int, rows: int, size: int) -> list[tuple[int, int, int, bytes]]:
-    """All of them the same bytes."""
+    """Return the tags of strips that all have the same bytes."""
     return [
         (273, 4, count, b""),
         (278, 4, 1, struct.pack("<I", rows)),
@@ -110,7 +110,7 @@ def strips(count: int, rows: int, size: int) -> list[tuple[int, int, int, bytes]
 
 
 def two_sizes(large: int, small: int, *, large_first: bool = True) -> bytes:
-    """A TIFF that gives its width and height twice, as SLONG8 and as LONG."""
+    """Return a TIFF that has its width and height twice, as SLONG8 and as LONG."""
     strip = zlib.compress(bytes(large * 64 * 3), 9)
     sizes = []
     for tag in (256, 257):

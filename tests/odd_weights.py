@@ -1,4 +1,4 @@
-"""Files and folders that people give as weights and that cannot be served, by name: how each is made."""
+"""Files and folders that users may pass as weights and that cannot be served."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def model_of(state: dict[str, Any]) -> nn.Module:
 
 
 def alien(module: str, name: str) -> nn.Module:
-    """An object of a class that is in no library."""
+    """Return an object of a class that no library has."""
     for i in range(module.count(".") + 1):
         path = ".".join(module.split(".")[: i + 1])
         sys.modules.setdefault(path, types.ModuleType(path))
@@ -50,7 +50,7 @@ def with_part(path: Path, part: nn.Module) -> None:
 
 
 class Touch:
-    """Makes a file when it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -60,7 +60,7 @@ class Touch:
 
 
 def parallel(path: Path, kind: type[nn.Module]) -> None:
-    """Inside this class, whose own way to be pickled needs several processes."""
+    """Save the model inside this class. Skips the `__getstate__` of the class, which needs several processes."""
     state = checkpoint()
     wrapped = kind.__new__(kind)
     nn.Module.__init__(wrapped)
@@ -83,7 +83,7 @@ def folder(path: Path, *names: str) -> None:
 
 
 def onnx_of(path: Path, *, location: str = "", edit: Callable[[onnx.ModelProto], None] = lambda _: None) -> None:
-    """A model of one convolution, with its weights in a file beside it if it has a location."""
+    """Save a model of one convolution; if `location` is set, with its weights in that file."""
     weight = onnx.numpy_helper.from_array(torch.zeros(64, 3, 3, 3).numpy(), "w")
     node = onnx.helper.make_node("Conv", ["images", "w"], ["y"])
     ends = [
@@ -96,7 +96,7 @@ def onnx_of(path: Path, *, location: str = "", edit: Callable[[onnx.ModelProto],
 
 
 def relocated(path: Path, location: str) -> None:
-    """Its weights are where it must not look."""
+    """Save a model whose weights are at a location that must not be read."""
     onnx_of(path, location="x" * len(location))
     path.write_bytes(path.read_bytes().replace(b"x" * len(location), location.encode()))
 
@@ -124,7 +124,7 @@ def state_dict(path: Path) -> None:
     saved(path, model_of(checkpoint()).state_dict())
 
 
-# name of the file: how it is made, what the message says after the file's name
+# file name -> function that makes it, text of the message after the file name
 ODD: dict[str, tuple[Callable[[Path], object], str]] = {
     "lfs.pt": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n"), "git lfs pull"),
     "lfs.onnx": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "is a Git LFS pointer"),

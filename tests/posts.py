@@ -1,4 +1,4 @@
-"""Requests as most tests of the API make them, and what they read of the answers."""
+"""Requests of most API tests, and parts of the responses."""
 
 import io
 import threading
@@ -32,9 +32,9 @@ def names(response) -> list[str]:
 
 
 def wait_for(condition) -> None:
-    """Until the server's loop has come so far; it has no event that a test could wait for from outside."""
+    """Wait until the condition is true; the server has no event that a test could wait for."""
     tick = threading.Event()
-    until = time.monotonic() + 10
+    deadline = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         tick.wait(0.002)

@@ -1,7 +1,7 @@
 """A strict stand-in for TensorRT's Python bindings: the real names and signatures, run by ONNX Runtime.
 
-The names and signatures are those of tests/surfaces. An unknown name, a wrong arity, keyword or type and a write to a
-read-only property fail as they do in the bindings. What would end or corrupt a real process fails the test.
+The names and signatures are those of tests/surfaces. An unknown name, a wrong number of arguments, keyword or type, and
+a write to a read-only property fail as in the bindings. Calls that would end or corrupt a real process fail the test.
 """
 
 import ctypes
@@ -44,7 +44,7 @@ _PARAMETER = re.compile(r"(\w+): (.+?)(?: = ([^,]+))?(?=, \w+: |$)")
 
 @functools.total_ordering
 class _Enum:
-    """As pybind's: no int, but int() of it works."""
+    """An enumeration like those of pybind: not an int, but int() accepts it."""
 
     __slots__ = ("_value",)
     __members__: ClassVar[dict[str, "_Enum"]]
@@ -128,7 +128,7 @@ def _is_buffer(value: object) -> bool:
     return True
 
 
-_FITS = {
+_TYPE_CHECKS = {
     "bool": lambda value: isinstance(value, bool),
     "int": _is_int,
     "str": lambda value: isinstance(value, str),
@@ -142,8 +142,8 @@ _FITS = {
 }
 
 
-class _Face(type):
-    """The class of the strict classes: as pybind's, it notices a subclass that does not call __init__."""
+class _Strict(type):
+    """Metaclass of the strict classes. Like pybind's, it refuses a subclass that does not call __init__."""
 
     def __call__(cls, *arguments: Any, **keywords: Any) -> Any:
         made = super().__call__(*arguments, **keywords)
@@ -154,20 +154,20 @@ class _Face(type):
 
 @dataclass(eq=False)
 class TensorRT:
-    """`module` is the stand-in for the module; the other attributes are what a test sets and looks at."""
+    """`module` is the stand-in for the module; tests set and read the other attributes."""
 
     version: str
     cuda: Cuda
     refuse: set[str] = field(default_factory=set)  # methods that return False (None, -1) instead of doing their work
     refuse_in_capture: bool = False  # execute_async_v3 returns False while its stream captures
     refuse_plans: bool = False
-    build_fails: str = ""  # what is logged then, such as NO_IMPLEMENTATION
-    phases: Sequence[tuple[str, str | None, int]] = (("Building", None, 3), ("Tactics", "Building", 4))  # and parent
+    build_fails: str = ""  # if set, builds fail and log this, such as NO_IMPLEMENTATION
+    phases: Sequence[tuple[str, str | None, int]] = (("Building", None, 3), ("Tactics", "Building", 4))  # parent, steps
     rows: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None  # changes the outputs
-    memory_size: int = 1 << 20  # of a context
-    memory_per_pixel: int = 0  # of a context on top of that, for each pixel of a frame of fixed shape
-    contexts: int | None = None  # more than that do not fit into the device
-    weakly_typed: bool = False  # such a network was made
+    memory_size: int = 1 << 20  # bytes per context
+    memory_per_pixel: int = 0  # additional bytes per context, for each pixel of a frame of fixed shape
+    contexts: int | None = None  # maximum number that fits into the device
+    weakly_typed: bool = False  # True: a weakly typed network was made
     calls: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -178,7 +178,7 @@ class TensorRT:
         surface = json.loads((SURFACES / f"tensorrt-{self.version}.json").read_text())
         for name, entry in surface.items():
             if name not in self._classes:
-                made = _enum(name, entry["enum"]) if "enum" in entry else self._face(name, entry["members"])
+                made = _enum(name, entry["enum"]) if "enum" in entry else self._strict_class(name, entry["members"])
                 self._classes[name] = made
             setattr(self.module, name, self._classes[name])
 
@@ -196,7 +196,7 @@ class TensorRT:
             self.cuda.fault(f"the logger raised {error!r}")
 
     def host_memory(self, data: bytes) -> Any:
-        """Bytes behind the buffer protocol and nothing else: no len(), no slices."""
+        """Return an object that only has the buffer protocol: no len(), no slices."""
         bases = (self._classes["IHostMemory"], ctypes.Array)
         inner = types.SimpleNamespace(nbytes=len(data), dtype=self.type_of(np.int8))
         body = {"_type_": ctypes.c_byte, "_length_": len(data), "__slots__": (), "_inner": inner}
@@ -207,7 +207,7 @@ class TensorRT:
         if not self.cuda.driver or not self.cuda.devices:
             raise SystemError("the process would have died here")
 
-    def _face(self, name: str, members: dict[str, Any]) -> type:
+    def _strict_class(self, name: str, members: dict[str, Any]) -> type:
         body: dict[str, Any] = {"__slots__": () if name == "IHostMemory" else ("_inner",)}
         for member, entry in members.items():
             if name in ("ILogger", "Logger") and (member == "Severity" or member in SEVERITIES):
@@ -219,62 +219,62 @@ class TensorRT:
                 body[member] = self._property(name, member, entry)
             else:
                 body[member] = self._method(name, member, entry["sig"])
-        return (type if name == "IHostMemory" else _Face)(name, (), body)
+        return (type if name == "IHostMemory" else _Strict)(name, (), body)
 
     def _constructor(self, name: str, lines: list[str]) -> Callable[..., None]:
-        def __init__(face: Any, *arguments: Any, **keywords: Any) -> None:  # noqa: N807
+        def __init__(outer: Any, *arguments: Any, **keywords: Any) -> None:  # noqa: N807
             if not lines:
                 raise TypeError(f"{name}: No constructor defined!")
-            values = self._bound(name, lines, arguments, keywords)
+            values = self._bound_arguments(name, lines, arguments, keywords)
             inner = globals().get(name)
-            face._inner = inner(self, *values) if inner else None
+            outer._inner = inner(self, *values) if inner else None
 
         return __init__
 
     def _property(self, name: str, member: str, entry: dict[str, Any]) -> property:
         kind = entry["sig"].rpartition(" -> ")[2]
 
-        def read(face: Any) -> Any:
-            return self._outside(self._inside(face, name, member))
+        def read(outer: Any) -> Any:
+            return self._wrapped(self._member(outer, name, member))
 
-        def write(face: Any, value: Any) -> None:
-            self._inside(face, name, member)
+        def write(outer: Any, value: Any) -> None:
+            self._member(outer, name, member)
             if value is not None and not self._fits(kind, value):
                 raise TypeError(f"{name}.{member} takes {kind}, not {value!r}")
             self.calls.append(member)
-            setattr(face._inner, member, value)
+            setattr(outer._inner, member, value)
 
         return property(read, write if entry["settable"] else None)
 
     def _method(self, name: str, member: str, lines: list[str]) -> Callable[..., Any]:
         refusal = {"bool": False, "int": -1}.get(lines[-1].rpartition(" -> ")[2])
 
-        def call(face: Any, *arguments: Any, **keywords: Any) -> Any:
-            values = self._bound(member, lines, arguments, keywords)
+        def call(outer: Any, *arguments: Any, **keywords: Any) -> Any:
+            values = self._bound_arguments(member, lines, arguments, keywords)
             self.calls.append(member)
-            method = self._inside(face, name, member)
+            method = self._member(outer, name, member)
             if member in self.refuse:
-                face._inner.refused(member)
+                outer._inner.refused(member)
                 return refusal
-            return self._outside(method(*values))
+            return self._wrapped(method(*values))
 
         return call
 
-    def _inside(self, face: Any, name: str, member: str) -> Any:
+    def _member(self, outer: Any, name: str, member: str) -> Any:
         try:
-            return getattr(face._inner, member)
+            return getattr(outer._inner, member)
         except AttributeError:
             raise NotImplementedError(f"{name}.{member} is not in the stand-in") from None
 
-    def _outside(self, value: Any) -> Any:
+    def _wrapped(self, value: Any) -> Any:
         if not isinstance(value, _Inner):
             return value
-        face = object.__new__(self._classes[type(value).__name__])
-        face._inner = value
-        return face
+        outer = object.__new__(self._classes[type(value).__name__])
+        outer._inner = value
+        return outer
 
-    def _bound(self, name: str, lines: list[str], arguments: tuple, keywords: dict[str, Any]) -> list[Any]:
-        """The arguments in order, for the first overload that they fit."""
+    def _bound_arguments(self, name: str, lines: list[str], arguments: tuple, keywords: dict[str, Any]) -> list[Any]:
+        """Return the arguments in order, for the first overload that fits. Raises TypeError if none does."""
         for line in lines:
             parameters = _PARAMETER.findall(line[line.index("(") + 1 : line.rindex(")")])[1:]
             names = [parameter[0] for parameter in parameters]
@@ -282,10 +282,10 @@ class TensorRT:
             if len(given) != len(arguments) + len(keywords) or given.keys() - set(names) or "*args" in line:
                 continue
             if all(self._fits(kind, given[key], other) if key in given else other for key, kind, other in parameters):
-                return [self._bare(given[key]) for key in names if key in given]
+                return [self._unwrapped(given[key]) for key in names if key in given]
         raise TypeError(f"{name}(): incompatible arguments {arguments} {keywords}; supported: {lines}")
 
-    def _bare(self, value: Any) -> Any:
+    def _unwrapped(self, value: Any) -> Any:
         inner = getattr(value, "_inner", None)
         return inner if isinstance(inner, _Inner) and type(inner).__name__ != "Logger" else value
 
@@ -296,17 +296,17 @@ class TensorRT:
         if kind in self._classes and kind != "Dims":
             return isinstance(value, self._classes[kind])
         # An object of a class outside the surface cannot exist here.
-        return _FITS[kind](value) if kind in _FITS else not kind[:1].isupper()
+        return _TYPE_CHECKS[kind](value) if kind in _TYPE_CHECKS else not kind[:1].isupper()
 
 
 @dataclass(eq=False)
 class _Inner:
-    """What stands behind an object of the class of the same name."""
+    """The implementation of the strict class of the same name."""
 
     trt: TensorRT
 
     def refused(self, method: str) -> None:
-        """A method was told to refuse."""
+        """Called if a test makes the method refuse."""
 
 
 @dataclass(eq=False)
@@ -348,29 +348,29 @@ class Builder(_Inner):
         return self.trt.host_memory(_plan(self.trt, network.model, config.profiles))
 
     def _cancelled(self, monitor: Any) -> str:
-        """Report from another thread, as TensorRT does."""
-        going: list[bool] = []
+        """Return an error text if the monitor cancels. Reports from another thread, as TensorRT does."""
+        continues: list[bool] = []
         if monitor is not None:
-            thread = threading.Thread(target=lambda: going.append(self._reported(monitor, None)))
+            thread = threading.Thread(target=lambda: continues.append(self._run_phases(monitor, None)))
             thread.start()
             thread.join()
-        return "" if all(going) else "Error Code 9: the build was cancelled by the progress monitor"
+        return "" if all(continues) else "Error Code 9: the build was cancelled by the progress monitor"
 
-    def _reported(self, monitor: Any, parent: str | None) -> bool:
+    def _run_phases(self, monitor: Any, parent: str | None) -> bool:
         for phase, above, steps in self.trt.phases:
             if above == parent:
-                _told(monitor.phase_start, phase, parent, steps)
-                going = self._reported(monitor, phase)
+                _report(monitor.phase_start, phase, parent, steps)
+                continues = self._run_phases(monitor, phase)
                 for step in range(steps):
-                    going = going and _told(monitor.step_complete, phase, step)
-                _told(monitor.phase_finish, phase)
-                if not going:
+                    continues = continues and _report(monitor.step_complete, phase, step)
+                _report(monitor.phase_finish, phase)
+                if not continues:
                     return False
         return True
 
 
-def _told(report: Callable[..., Any], *arguments: Any) -> bool:
-    """An exception counts as False, which is for a step to cancel; the bindings print it."""
+def _report(report: Callable[..., Any], *arguments: Any) -> bool:
+    """Return the monitor's answer. An exception counts as False, which cancels; the bindings print it."""
     try:
         return bool(report(*arguments))
     except Exception:
@@ -480,11 +480,11 @@ class INetworkDefinition(_Inner):
         return ITensor(self.trt, self.model.graph.output[index], is_network_input=False)
 
     def problem(self, config: IBuilderConfig) -> str:
-        """Why it cannot be built, in TensorRT's words."""
+        """Return why the network cannot be built, as TensorRT logs it; '' if it can."""
         if self.model is None:
             return "Error Code 4: API Usage Error (Network must have at least one output)"
-        halves = [flag for flag in ("FP16", "BF16", "INT8", "FP8") if hasattr(self.trt.module.BuilderFlag, flag)]
-        if self.strong and any(config.get_flag(getattr(self.trt.module.BuilderFlag, flag)) for flag in halves):
+        flags = [flag for flag in ("FP16", "BF16", "INT8", "FP8") if hasattr(self.trt.module.BuilderFlag, flag)]
+        if self.strong and any(config.get_flag(getattr(self.trt.module.BuilderFlag, flag)) for flag in flags):
             return "Error Code 3: API Usage Error (a precision flag is set for a strongly typed network)"
         for value in self.model.graph.input:
             shape = _shape(value)
@@ -635,7 +635,7 @@ class ICudaEngine(_Inner):
             return dict(zip(self.outputs, self._session.run(list(self.outputs), inputs), strict=True))
 
     def shapes(self, inputs: dict[str, list[int]]) -> dict[str, list[int]]:
-        """Of all tensors. What no dynamic size of an input gives is found by running zeros."""
+        """Return the shapes of all tensors. Runs zeros for sizes that do not follow from the inputs."""
         known = {
             of.dim_param: size
             for name, shape in inputs.items()
@@ -681,7 +681,7 @@ class ICudaEngine(_Inner):
         return self.profiles[profile][name] if self.profiles else [_shape(self.value(name))] * 3
 
     def create_execution_context(self, strategy: _Enum | None = None) -> "IExecutionContext | None":
-        contexts = sum(isinstance(thing, IExecutionContext) for thing in self.trt.alive)
+        contexts = sum(isinstance(item, IExecutionContext) for item in self.trt.alive)
         if self.trt.contexts is not None and contexts >= self.trt.contexts:
             return self.trt.log(self.logger, "ERROR", "Error Code 2: OutOfMemory (Requested size was 1048576 bytes.)")
         managed = strategy == self.trt.module.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -693,12 +693,12 @@ class IExecutionContext(_Inner):
     engine: ICudaEngine
     managed: bool
     profile: int = 0
-    block: tuple[int, ...] = ()  # the address of its device memory
-    given: dict[str, list[int]] = field(default_factory=dict)  # the shapes of the inputs
+    block: tuple[int, ...] = ()  # address of its device memory
+    given: dict[str, list[int]] = field(default_factory=dict)  # shapes of the inputs
     addresses: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._ran: list[dict[str, list[int]]] = []  # the shapes that were executed
+        self._ran: list[dict[str, list[int]]] = []  # shapes that were executed
         self._forget()
         self.trt.alive.add(self)
 
@@ -760,7 +760,7 @@ class IExecutionContext(_Inner):
         if captured and self.trt.refuse_in_capture:
             return self._error("enqueueV3: refused while the stream captures")
         if captured and shapes not in self._ran:
-            cuda.spoil(stream_handle)
+            cuda.invalidate(stream_handle)
             return self._error("enqueueV3: shapes that were never executed cannot be captured")
 
         def run() -> None:
@@ -800,7 +800,7 @@ def _dtype(value: onnx.ValueInfoProto) -> np.dtype:
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int]:
-    """-1 where it is dynamic."""
+    """Return the shape; a dynamic size is -1."""
     return [d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim]
 
 
@@ -812,7 +812,7 @@ def _plan(trt: TensorRT, model: onnx.ModelProto, profiles: list[IOptimizationPro
 
 
 def _unpacked(plan: bytes) -> tuple[dict[str, Any], bytes]:
-    """A plan's facts and graph. Raises ValueError for other bytes."""
+    """Return the facts and the graph of a plan. Raises ValueError if the bytes are not a plan."""
     data, digest = plan[:-32], plan[-32:]
     if not data.startswith(_MAGIC) or hashlib.sha256(data).digest() != digest:
         raise ValueError("no plan")

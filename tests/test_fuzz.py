@@ -68,7 +68,7 @@ def test_malformed_http_gets_no_5xx_and_a_valid_request_succeeds(serve):
 @pytest.fixture(scope="module")
 def locked():
     settings = {"api_keys": (KEY.decode(),), "grpc_port": free_port()}
-    with conftest.serve_engine(fakes.Device(fakes.ROWS), fakes.built(), **settings) as live:
+    with conftest.serve_engine(fakes.Device(fakes.ROWS), fakes.stored(), **settings) as live:
         yield live
 
 

@@ -164,7 +164,7 @@ def test_build_prints_each_step_and_the_gate_result(tmp_path):
         ("1", "weights"), ("2", "graph"), ("3", "engine"), ("4", "check"), ("5", "publish"),
     ]  # fmt: skip
     assert re.search(r"accuracy gate +fp32 against PyTorch FP32 on 48 demo scenes", first.stdout)
-    assert re.search(r"boxes found +100\.00% of \d{3}, 0\.00% of its own are new", first.stdout)
+    assert re.search(r"boxes found +100\.00% of \d{3}, 0\.00% false positives", first.stdout)
     assert re.search(r"mAP50-95 +(0\.\d{4}), reference \1", first.stdout)
     again = yolopard("build", "--engines_dir", str(tmp_path), "--backend", "onnxruntime", "--imgsz", "160")
     assert "engine" not in re.findall(r"\] yolov8n-demo: (\w+)", again.stdout)
@@ -172,15 +172,15 @@ def test_build_prints_each_step_and_the_gate_result(tmp_path):
 
 
 def test_the_table_shows_the_confidence_interval_and_the_int8_method(build):
-    built = build()
-    few = dataclasses.replace(built.manifest.gate.figures, boxes=12, agreement=1.0, false_positives=0.0)
+    stored = build()
+    few = dataclasses.replace(stored.manifest.gate.figures, boxes=12, agreement=1.0, false_positives=0.0)
     manifest = dataclasses.replace(
-        built.manifest,
-        gate=dataclasses.replace(built.manifest.gate, figures=few),
+        stored.manifest,
+        gate=dataclasses.replace(stored.manifest.gate, figures=few),
         built={"int8": {"method": "mean of peaks"}},
     )
-    lines = __main__._table(dataclasses.replace(built, manifest=manifest)).splitlines()
-    assert "  boxes found      100.00% of 12 (with 95 % confidence 0.76 to 1.00), 0.00% of its own are new" in lines
+    lines = __main__._table(dataclasses.replace(stored, manifest=manifest)).splitlines()
+    assert "  boxes found      100.00% of 12 (with 95 % confidence 0.76 to 1.00), 0.00% false positives" in lines
     assert "  int8             mean of peaks" in lines
 
 

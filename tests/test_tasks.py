@@ -51,7 +51,7 @@ def served(request, of_task):
     """The demo model of a task, served by ONNX Runtime."""
     made = of_task(request.param)
     engine, port = onnxruntime.OnnxruntimeEngine(made.graph, 2), tasks.GRPC_PORTS[request.param]
-    with serve_engine(engine, fakes.built(model=made.model), grpc_port=port) as live:
+    with serve_engine(engine, fakes.stored(model=made.model), grpc_port=port) as live:
         yield SimpleNamespace(task=request.param, live=live, **vars(made))
 
 

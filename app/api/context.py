@@ -113,9 +113,9 @@ class RequestContextMiddleware:
 
     def _count(self, scope: Scope, context: RequestContext) -> None:
         seconds = time.perf_counter() - context.started
-        built, metrics = self._service.built, self._service.metrics
+        stored, metrics = self._service.stored, self._service.metrics
         if context.protocol:
-            model = built.manifest.model.name if built else ""
+            model = stored.manifest.model.name if stored else ""
             metrics.requests.labels(model, context.engine, context.protocol, str(context.status)).inc()
             metrics.request_seconds.labels(model, context.engine, context.protocol).observe(seconds)
         if self._service.settings.access_log:

@@ -41,7 +41,7 @@ def to_json(
     `compared` has one list per image, with one prediction per engine. `started` is a time of `time.perf_counter`.
     """
     requested = next(d for d in service.loaded if d.name == compared[0][0].engine)
-    fingerprint, model = requested.built.manifest.fingerprint, requested.built.manifest.model
+    fingerprint, model = requested.stored.manifest.fingerprint, requested.stored.manifest.model
     return {
         "images": [_image_json(answers, model, response_format) for answers in compared],
         "metadata": {

@@ -66,7 +66,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models", dependencies=keyed, summary="The served model, and how its engine was checked")
     async def models() -> dict[str, Any]:
-        return {"models": [_describe(service)] if service.built else []}
+        return {"models": [_describe(service)] if service.stored else []}
 
     if "v1" in service.settings.protocols:  # the page uses it
 
@@ -80,7 +80,7 @@ def routes(service: Service) -> APIRouter:
 def _describe(service: Service) -> dict[str, Any]:
     first, *others = service.loaded
     return {
-        **first.built.manifest.model.to_json(),
+        **first.stored.manifest.model.to_json(),
         "ready": service.ready,
         "engine": first.to_json(),
         "compared_with": [other.to_json() for other in others],

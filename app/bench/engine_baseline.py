@@ -69,7 +69,7 @@ def _close() -> None:
 
 def _precision() -> str:
     assert _loaded is not None
-    return _loaded.built.manifest.fingerprint.precision
+    return _loaded.stored.manifest.fingerprint.precision
 
 
 def _shares_cores() -> bool:
@@ -79,12 +79,12 @@ def _shares_cores() -> bool:
 
 def _prepare(settings: Settings, data: bytes) -> Pixels:
     assert _loaded is not None
-    return preprocessor(settings, _loaded.built.manifest.model)(data)[1]
+    return preprocessor(settings, _loaded.stored.manifest.model)(data)[1]
 
 
 def _engine(settings: Settings, files: list[bytes], seconds: float) -> float:
     assert _loaded is not None
-    size, instances = _loaded.capacity.batch, _loaded.instances
+    size, instances = _loaded.profile.batch, _loaded.instances
     rates = []
     for frame in [_prepare(settings, data) for data in files]:
 

@@ -66,7 +66,7 @@ class Batcher:
         engine: Engine,
         *,
         instances: int,
-        capacity: EngineProfile,
+        profile: EngineProfile,
         one_device: bool,  # True: the instances share one device; False: each has its own cores
         max_wait_s: float,
         metrics: Metrics,
@@ -76,11 +76,11 @@ class Batcher:
     ) -> None:
         self._engine = engine
         self._instances = instances
-        self._busy_s = [capacity.busy_s(size) for size in range(capacity.batch + 1)]
-        self._lead_s = [capacity.lead_s(size) for size in range(capacity.batch + 1)]
-        self._full_s = 1 / capacity.images_per_second
+        self._busy_s = [profile.busy_s(size) for size in range(profile.batch + 1)]
+        self._lead_s = [profile.lead_s(size) for size in range(profile.batch + 1)]
+        self._full_s = 1 / profile.images_per_second
         self._one_device = one_device
-        self._max_batch = capacity.batch
+        self._max_batch = profile.batch
         self._max_wait_s = max_wait_s
         self._metrics = metrics
         self._labels = (model, name)

@@ -43,20 +43,20 @@ class EngineProvider(Protocol):
 class LoadedEngine:
     """An engine that is ready for batches."""
 
-    built: StoredEngine
+    stored: StoredEngine
     engine: Engine
     instances: int
     one_device: bool  # True: the instances share one device
-    capacity: EngineProfile
+    profile: EngineProfile
 
     @property
     def name(self) -> str:
         """The backend, which differs between the engines of one model."""
-        return self.built.manifest.fingerprint.backend
+        return self.stored.manifest.fingerprint.backend
 
     @property
     def labels(self) -> EngineLabels:
-        fingerprint, model = self.built.manifest.fingerprint, self.built.manifest.model
+        fingerprint, model = self.stored.manifest.fingerprint, self.stored.manifest.model
         return EngineLabels(
             model=model.name,
             engine=self.name,
@@ -69,7 +69,7 @@ class LoadedEngine:
 
     def to_json(self) -> dict[str, Any]:
         """Return the engine's entry in /v1/models."""
-        manifest, fingerprint = self.built.manifest, self.built.manifest.fingerprint
+        manifest, fingerprint = self.stored.manifest, self.stored.manifest.fingerprint
         return {
             "name": self.name,
             "key": fingerprint.key,
@@ -79,9 +79,9 @@ class LoadedEngine:
             "batch": fingerprint.batch,
             "device": fingerprint.device,
             "instances": self.instances,
-            "images_per_second": round(self.capacity.images_per_second, 2),
-            "best_batch": self.capacity.batch,
-            "batch_ms": self.capacity.to_json(),
+            "images_per_second": round(self.profile.images_per_second, 2),
+            "best_batch": self.profile.batch,
+            "batch_ms": self.profile.to_json(),
             "gate": manifest.gate.to_json(),
             "built": manifest.built,
         }
@@ -89,35 +89,36 @@ class LoadedEngine:
 
 def load(source: EngineProvider, report: Report, *, instances: int | None, threads: int | None) -> LoadedEngine:
     """Return the engine, loaded and warmed up; blocks. Rebuilds it once if it does not load. Raises a SetupError."""
-    built = source.run(report)
-    report(Progress.at("warm-up", built.manifest.model.name))
+    stored = source.run(report)
+    report(Progress.at("warm-up", stored.manifest.model.name))
     try:
-        return _open(built, instances, threads)
+        return _open(stored, instances, threads)
     except EngineStale as stale:
         log.warning("%s: building it again", stale)
-        store.discard(built)
-    built = source.run(report)
-    report(Progress.at("warm-up", built.manifest.model.name))
-    return _open(built, instances, threads)
+        store.discard(stored)
+    stored = source.run(report)
+    report(Progress.at("warm-up", stored.manifest.model.name))
+    return _open(stored, instances, threads)
 
 
-def _open(built: StoredEngine, instances: int | None, threads: int | None) -> LoadedEngine:
-    backend = backends.get(built.manifest.fingerprint.backend)
+def _open(stored: StoredEngine, instances: int | None, threads: int | None) -> LoadedEngine:
+    manifest = stored.manifest
+    backend = backends.get(manifest.fingerprint.backend)
     threads = threads or host.cpus()
     instances = backends.instances(backend, instances, threads)
     try:
-        engine = backend.load(built.folder, instances, threads)
+        engine = backend.load(stored.folder, instances, threads)
     except SetupError:
         raise
     except Exception as error:  # each library raises its own error for a file that it cannot read
         reason = str(error).strip().partition("\n")[0]
-        raise EngineStale(f"{built.folder} does not load: {type(error).__name__}: {reason}") from error
+        raise EngineStale(f"{stored.folder} does not load: {type(error).__name__}: {reason}") from error
     try:
-        found = _warm_up(engine, instances, backend.ONE_DEVICE, built.manifest.model, built.manifest.fingerprint.batch)
+        found = _warm_up(engine, instances, backend.ONE_DEVICE, manifest.model, manifest.fingerprint.batch)
     except Exception as error:
         engine.close()
-        raise EngineFailed(f"{built.folder} fails in its first batches: {type(error).__name__}: {error}") from error
-    return LoadedEngine(built, engine, instances, backend.ONE_DEVICE, found)
+        raise EngineFailed(f"{stored.folder} fails in its first batches: {type(error).__name__}: {error}") from error
+    return LoadedEngine(stored, engine, instances, backend.ONE_DEVICE, found)
 
 
 def _warm_up(engine: Engine, instances: int, one_device: bool, model: ModelInfo, largest: int) -> EngineProfile:

@@ -70,9 +70,9 @@ class Service:
             self.metrics.add(collector)
 
     @property
-    def built(self) -> StoredEngine | None:
+    def stored(self) -> StoredEngine | None:
         """The stored engine that is served; None before it is loaded."""
-        return self.loaded[0].built if self.loaded else None
+        return self.loaded[0].stored if self.loaded else None
 
     @property
     def ready(self) -> bool:
@@ -89,7 +89,7 @@ class Service:
 
     def readiness(self) -> dict[str, Any]:
         """Return the body of /readyz."""
-        model = self.built.manifest.model.name if self.built else None
+        model = self.stored.manifest.model.name if self.stored else None
         if self._stopping:
             return {"phase": "stopping", "model": model}
         if self.ready:
@@ -106,7 +106,7 @@ class Service:
 
     def count_refusal(self, reason: str) -> None:
         """Count a request that was refused or abandoned."""
-        model = self.built.manifest.model.name if self.built else ""
+        model = self.stored.manifest.model.name if self.stored else ""
         self.metrics.rejected.labels(model, reason).inc()
 
     def start(self) -> None:
@@ -148,7 +148,7 @@ class Service:
             if settings.fallback == "none" or self._stopping:
                 raise
             return await self._fall_back(error)
-        self._report_downgrade(loaded.built.manifest)
+        self._report_downgrade(loaded.stored.manifest)
         return loaded
 
     async def _fall_back(self, error: SetupError) -> LoadedEngine:
@@ -201,7 +201,7 @@ class Service:
 
     def _open_predictor(self) -> None:
         settings, first = self.settings, self.loaded[0]
-        model = first.built.manifest.model
+        model = first.stored.manifest.model
         batchers = {loaded.name: self._open_batcher(loaded) for loaded in self.loaded}
         self._predictor = Predictor(
             model,
@@ -213,19 +213,19 @@ class Service:
             shares_cores=not first.one_device,
             shadow=self.model_settings.shadow,
         )
-        rate, best = first.capacity.images_per_second, first.capacity.batch
+        rate, best = first.profile.images_per_second, first.profile.batch
         log.info("ready: %s on %s, the engine does %.1f images/s in batches of %d", model.name, first.name, rate, best)
         self._on_ready(first)
 
     def _open_batcher(self, loaded: LoadedEngine) -> Batcher:
-        manifest = loaded.built.manifest
+        manifest = loaded.stored.manifest
         figures = manifest.gate.figures.to_json() if manifest.gate.figures else {}
         known = {name: value for name, value in figures.items() if value is not None}
-        self.metrics.announce(loaded.labels, loaded.capacity.images_per_second, known)
+        self.metrics.announce(loaded.labels, loaded.profile.images_per_second, known)
         batcher = Batcher(
             loaded.engine,
             instances=loaded.instances,
-            capacity=loaded.capacity,
+            profile=loaded.profile,
             one_device=loaded.one_device,
             max_wait_s=self.model_settings.max_wait_ms / 1000,
             metrics=self.metrics,

@@ -1,4 +1,4 @@
-"""python loadtest/hostile.py [--only NAME...] [--list] [--quick] [--refusals] [--markdown FILE]: attack a server.
+"""python loadtest/hostile [--only NAME...] [--list] [--quick] [--refusals] [--markdown FILE]: attack a server.
 
 Each line of the table is an attack on its own server on loopback, while a good client posts a sample every 0.1 s. Then
 come a pause and a SIGTERM during the same attack. Exits with 1 if any line fails. Takes about 30 s a line.
@@ -18,7 +18,7 @@ from loadtest.hostile.row import ROWS  # noqa: E402
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser("python loadtest/hostile.py", description=__doc__)
+    parser = argparse.ArgumentParser("python loadtest/hostile", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", default=["*"], help="names of rows, or patterns of them")
     parser.add_argument("--list", action="store_true", help="list the names of the rows with their attacks")
     parser.add_argument("--quick", action="store_true", help="smaller forms and shorter timeouts")

@@ -1,4 +1,4 @@
-"""The lines of the table, in Markdown."""
+"""The lines of the table, in Markdown. docs/security.md explains the columns."""
 
 from loadtest.hostile.play import Report
 
@@ -6,10 +6,10 @@ _COLUMNS = (
     "attack",
     "statuses of the good client",
     "p50 of the good client, calm and attacked, ms",
-    "slowest /healthz, ms",
+    "slowest /healthz (pause of the client), ms",
     "MB: base, peak (maximum), after the pause",
     "statuses of the attackers",
-    "median response to attackers, s",
+    "median response time of attackers, s",
     "connections closed after, s",
     "signal to exit, s",
     "result",
@@ -24,7 +24,7 @@ def line(report: Report) -> str:
         f"{row.name}: {row.text}{skipped}",
         _counts(report.good),
         f"{report.calm_ms:.1f}, {report.attacked_ms:.1f}",
-        f"{report.healthz_ms:.0f} (client itself paused {report.pause_ms:.0f})",
+        f"{report.healthz_ms:.0f} ({report.pause_ms:.0f})",
         f"{report.base_mb:.0f}, {report.peak_mb:.0f} ({report.base_mb + row.budget_mb:.0f}), "
         f"{report.rest_mb:.0f} in {report.rest_s:.0f} s",
         _counts(outcome["statuses"]),

@@ -137,8 +137,8 @@ def test_a_client_that_disconnects_is_counted_as_client_gone(serve, device):
 
 
 def test_a_request_that_would_miss_its_deadline_is_refused_before_its_body_with_retry_after(serve, device):
-    measured = fakes.capacity(4, device_s=8)  # 2 s per image
-    live = serve(max_pending=64, capacity=measured)
+    measured = fakes.profile(4, device_s=8)  # 2 s per image
+    live = serve(max_pending=64, profile=measured)
     device.gate.clear()
     with ThreadPoolExecutor(4) as clients:
         inside = [clients.submit(post, live) for _ in range(4)]

@@ -183,7 +183,7 @@ def shown(request, browser, of_task, tmp_path_factory):
     image = scenes.crop(900_000)[0] if task == "classify" else scenes.scene(900_000, 320, 240, task).image
     file = tmp_path_factory.mktemp("image") / "image.png"
     cv2.imwrite(str(file), image[..., ::-1])
-    with serve_engine(onnxruntime.OnnxruntimeEngine(made.graph, 2), fakes.built(model=made.model)) as live:
+    with serve_engine(onnxruntime.OnnxruntimeEngine(made.graph, 2), fakes.stored(model=made.model)) as live:
         answer = live.client.post("/v1/predict", params={"conf": 0.25}, content=file.read_bytes()).json()
         page = browser.new_page(base_url=live.url)
         choose(page, file)

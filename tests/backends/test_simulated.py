@@ -131,13 +131,13 @@ def test_rows_are_five_boxes_inside_the_frame_and_nms_keeps_them_all():
 
 def test_source_describes_the_engine_and_reports_no_evaluation():
     reported = []
-    built = Source(5, 6.9, 320, 64).run(reported.append)
-    fingerprint, model = built.manifest.fingerprint, built.manifest.model
+    stored = Source(5, 6.9, 320, 64).run(reported.append)
+    fingerprint, model = stored.manifest.fingerprint, stored.manifest.model
     assert (fingerprint.backend, fingerprint.precision, fingerprint.batch) == ("simulated", "none", 64)
     assert fingerprint.device == "simulated: 5 ms a batch and 6.9 ms an image"
     assert (model.name, model.imgsz, model.shapes) == ("simulated", 320, None)
-    assert built.manifest.gate.figures is None
-    assert built.manifest.gate.on == "nothing: a simulated engine runs no model"
+    assert stored.manifest.gate.figures is None
+    assert stored.manifest.gate.on == "nothing: a simulated engine runs no model"
     assert [str(progress) for progress in reported] == ["[3/6] simulated: engine, runs no model, the boxes are fixed"]
 
 
@@ -225,9 +225,9 @@ def test_the_models_route_the_metrics_and_the_log_show_that_the_engine_is_simula
 def test_warm_up_measures_its_engine_profile(serve):
     live = serve(batch=8, simulated_ms="4,1")
     (loaded,) = live.service.loaded
-    assert (loaded.instances, loaded.one_device, loaded.capacity.batch) == (2, True, 8)
-    assert loaded.capacity.busy_s(8) >= 0.012
-    assert loaded.capacity.images_per_second <= 8 / 0.012
+    assert (loaded.instances, loaded.one_device, loaded.profile.batch) == (2, True, 8)
+    assert loaded.profile.busy_s(8) >= 0.012
+    assert loaded.profile.images_per_second <= 8 / 0.012
 
 
 def test_full_batches_form_under_load(serve, sample):

@@ -145,7 +145,7 @@ def test_a_build_that_is_refused_is_a_failed_row(build_request):
 
 def test_table_has_a_line_for_each_engine_with_its_results():
     figures = dataclasses.replace(fakes.FIGURES, map50_95=0.5, reference_map50_95=0.51)
-    manifest = fakes.built().manifest.to_json()
+    manifest = fakes.stored().manifest.to_json()
     manifest |= {"gate": {"figures": figures.to_json()}, "built": {"seconds": 3.2, "engine_bytes": 12_300_000}}
     rows = [
         Row("openvino", "fp32", manifest=manifest, images_per_second={1: 20.0, 8: 25.55}),

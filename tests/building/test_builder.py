@@ -62,11 +62,11 @@ def visible(folder: Path) -> list[str]:
 
 def test_phases_are_reported_in_order_and_the_engine_is_found_again(build_request):
     phases: list[str] = []
-    built = builder.build(build_request, lambda progress: phases.append(progress.phase))
+    stored = builder.build(build_request, lambda progress: phases.append(progress.phase))
     assert phases == ["graph", "engine", "check", "publish"]
-    assert builder.find(build_request) == built
+    assert builder.find(build_request) == stored
     again: list[str] = []
-    assert builder.build(build_request, lambda progress: again.append(progress.phase)) == built
+    assert builder.build(build_request, lambda progress: again.append(progress.phase)) == stored
     assert again == []
 
 
@@ -94,13 +94,13 @@ def test_another_build_request_is_another_engine(with_engine, change):
 
 def test_every_shape_is_evaluated_and_the_manifest_lists_the_shapes(build_request):
     shapes = ((96, 160), (160, 160))
-    built = builder.build(dataclasses.replace(build_request, shapes=shapes), lambda _: None)
-    assert built.manifest.gate.figures.images == 2 * 8
-    assert built.manifest.gate.on == "8 demo scenes, the worst of 96x160,160x160"
-    assert built.manifest.files.keys() == {"model.onnx"}
-    model = json.loads((built.folder / "manifest.json").read_text())["model"]
+    stored = builder.build(dataclasses.replace(build_request, shapes=shapes), lambda _: None)
+    assert stored.manifest.gate.figures.images == 2 * 8
+    assert stored.manifest.gate.on == "8 demo scenes, the worst of 96x160,160x160"
+    assert stored.manifest.files.keys() == {"model.onnx"}
+    model = json.loads((stored.folder / "manifest.json").read_text())["model"]
     assert (model["imgsz"], model["shapes"]) == (SIDE, [[96, 160], [160, 160]])
-    assert builder.find(dataclasses.replace(build_request, shapes=shapes)) == built
+    assert builder.find(dataclasses.replace(build_request, shapes=shapes)) == stored
 
 
 def test_a_side_that_is_no_multiple_of_the_stride_is_refused(build_request):
@@ -130,10 +130,10 @@ def test_another_version_of_the_backend_or_of_the_graph_code_is_another_engine(w
 def test_the_default_size_and_the_same_explicit_size_are_one_engine(tmp_path, exported):
     """Earlier IMGSZ=640 and no IMGSZ took two builds of minutes each."""
     request = BuildRequest(str(exported("obb", opset=12)), None, 2, "auto", "onnxruntime", tmp_path / "engines")
-    built = builder.build(request, lambda _: None)
+    stored = builder.build(request, lambda _: None)
     for change in ({"imgsz": 96}, {"imgsz": 96, "shapes": ((96, 96),)}):
-        assert builder.find(dataclasses.replace(request, **change)) == built
-    assert built.manifest.fingerprint.imgsz == 96
+        assert builder.find(dataclasses.replace(request, **change)) == stored
+    assert stored.manifest.fingerprint.imgsz == 96
 
 
 def test_a_changed_external_data_file_is_another_engine(tmp_path, exported):
@@ -169,16 +169,16 @@ def test_finding_an_engine_needs_neither_torch_nor_ultralytics_nor_onnx(with_eng
 
 
 def test_a_damaged_engine_is_built_again_and_one_log_line_names_the_file(with_engine, caplog):
-    built = builder.find(with_engine)
-    (built.folder / "model.onnx").write_bytes(b"swapped")
+    stored = builder.find(with_engine)
+    (stored.folder / "model.onnx").write_bytes(b"swapped")
     with caplog.at_level(logging.WARNING):
         assert builder.find(with_engine) is None
     (line,) = caplog.messages
-    assert str(built.folder / "model.onnx") in line
+    assert str(stored.folder / "model.onnx") in line
     assert "building the engine again" in line
     caplog.clear()
-    assert builder.build(with_engine, lambda _: None).folder == built.folder
-    assert (built.folder / "model.onnx").stat().st_size > 1000
+    assert builder.build(with_engine, lambda _: None).folder == stored.folder
+    assert (stored.folder / "model.onnx").stat().st_size > 1000
 
 
 class WrongEngine:
@@ -233,11 +233,11 @@ def test_onnx_weights_are_built_and_checked_without_torch(build_request, tmp_pat
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path)
     for name in ("torch", "ultralytics"):
         monkeypatch.setitem(sys.modules, name, None)
-    built = builder.build(dataclasses.replace(build_request, weights=str(plain)), lambda _: None)
-    assert built.manifest.gate.figures.rows_agreement == 1
-    assert "sample images" in built.manifest.gate.on
-    assert built.manifest.gate.reference == "ONNX Runtime FP32 on the plain export"
-    assert built.manifest.model.name == "weights"
+    stored = builder.build(dataclasses.replace(build_request, weights=str(plain)), lambda _: None)
+    assert stored.manifest.gate.figures.rows_agreement == 1
+    assert "sample images" in stored.manifest.gate.on
+    assert stored.manifest.gate.reference == "ONNX Runtime FP32 on the plain export"
+    assert stored.manifest.model.name == "weights"
 
 
 def test_pytorch_backend_refuses_onnx_weights(build_request, tmp_path):

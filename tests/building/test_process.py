@@ -43,24 +43,24 @@ def test_a_builder_killed_in_any_phase_does_not_break_the_next_start(build_reque
     with pytest.raises(BuildFailed, match="signal 9: most often the machine is out of memory"):
         process.run(kill)
     assert builder.find(build_request) is None
-    built = BuildProcess(build_request).run(lambda _: None)
-    assert visible(build_request.engines) == [built.folder.name]
-    assert builder.find(build_request) == built
+    stored = BuildProcess(build_request).run(lambda _: None)
+    assert visible(build_request.engines) == [stored.folder.name]
+    assert builder.find(build_request) == stored
 
 
 def test_two_concurrent_starts_build_once(build_request):
     phases: list[list[str]] = [[], []]
-    built: list = [None, None]
+    stored: list = [None, None]
 
     def start(i: int) -> None:
-        built[i] = BuildProcess(build_request).run(lambda progress: phases[i].append(progress.phase))
+        stored[i] = BuildProcess(build_request).run(lambda progress: phases[i].append(progress.phase))
 
     threads = [threading.Thread(target=start, args=(i,)) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert built[0] == built[1] is not None
+    assert stored[0] == stored[1] is not None
     assert sum("engine" in seen for seen in phases) == 1
 
 
@@ -114,19 +114,19 @@ def test_a_build_that_exceeds_its_memory_limit_is_killed_and_the_next_start_buil
         process.run(lambda _: None)
     assert not process._process.is_alive()
     assert builder.find(build_request) is None
-    built = BuildProcess(build_request, memory_bytes=8_000_000_000).run(lambda _: None)
-    assert visible(build_request.engines) == [built.folder.name]
+    stored = BuildProcess(build_request, memory_bytes=8_000_000_000).run(lambda _: None)
+    assert visible(build_request.engines) == [stored.folder.name]
 
 
 def test_built_files_are_not_writable_by_other_users_regardless_of_umask(build_request):
     before = os.umask(0)
     try:
-        built = BuildProcess(build_request).run(lambda _: None)
+        stored = BuildProcess(build_request).run(lambda _: None)
     finally:
         os.umask(before)
     for path in (build_request.engines, *build_request.engines.rglob("*")):
         assert not path.stat().st_mode & 0o022, path
-    assert builder.find(build_request) == built
+    assert builder.find(build_request) == stored
 
 
 def test_cancel_ends_the_build(build_request):

@@ -351,9 +351,9 @@ def image(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
 
 def test_the_serving_image_has_all_files_needed_to_find_its_engine(build, image):
     """Earlier models/demo/scenes.py, which the fingerprint needs, was missing and the container failed."""
-    built = build()
-    done = image("--engines-dir", str(built.folder.parent))
-    assert str(built.folder) in done.stdout, done.stderr
+    stored = build()
+    done = image("--engines-dir", str(stored.folder.parent))
+    assert str(stored.folder) in done.stdout, done.stderr
     assert done.returncode == 0
 
 
@@ -586,7 +586,7 @@ def test_panels_show_the_requests_that_were_sent(prometheus):
     eventually(lambda: reasons() == {"overloaded", "deadline_exceeded", "client_gone"}, reasons)
     assert 0 < prometheus.panel("Refused")[0][1] < 1
     assert prometheus.panel("Errors") == [({}, 0)]
-    assert {labels["found_by"] for labels, _ in prometheus.panel("Shadow: boxes by who finds them")} == {
+    assert {labels["found_by"] for labels, _ in prometheus.panel("Shadow: boxes by engine")} == {
         *("both", "first", "second")
     }
     latency = [value for labels, value in prometheus.panel("Latency of requests") if labels["engine"] == "pytorch"]

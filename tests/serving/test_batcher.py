@@ -41,13 +41,13 @@ async def make(device):
         one_device=False,
         device_s=0.04,
         lead_s=0.0,
-        capacity=None,
+        profile=None,
         on=device,
     ) -> Batcher:
         batcher = Batcher(
             on,
             instances=instances,
-            capacity=capacity or fakes.capacity(max_batch, device_s=device_s, lead_s=lead_s),
+            profile=profile or fakes.profile(max_batch, device_s=device_s, lead_s=lead_s),
             one_device=one_device,
             max_wait_s=max_wait_s,
             metrics=metrics or Metrics(),
@@ -478,7 +478,7 @@ async def test_on_one_device_a_batch_starts_its_lead_time_before_the_device_is_f
 
 
 async def test_on_one_device_the_lead_time_depends_on_the_batch_size(make, device):
-    batcher = make(instances=2, one_device=True, capacity=EngineProfile([1, 2, 4], [HOUR] * 3, [0, HOUR, HOUR]))
+    batcher = make(instances=2, one_device=True, profile=EngineProfile([1, 2, 4], [HOUR] * 3, [0, HOUR, HOUR]))
     first = await occupy(batcher, device)
     tasks = await queue(batcher, 1)
     await settled()
@@ -511,7 +511,7 @@ async def test_on_one_device_a_full_batch_does_not_wait_behind_a_partial_batch_o
 
 
 async def test_on_one_device_the_shape_with_the_earliest_start_time_starts_first(make, device):
-    batcher = make(instances=2, one_device=True, capacity=EngineProfile([1, 2, 4], [HOUR] * 3, [0, HOUR - SOON, 0]))
+    batcher = make(instances=2, one_device=True, profile=EngineProfile([1, 2, 4], [HOUR] * 3, [0, HOUR - SOON, 0]))
     first = await occupy(batcher, device)
     wide = asyncio.create_task(batcher.submit(frame(9, (2, 4)), NEVER))  # starts in an hour
     tasks = await queue(batcher, 1, 2)  # starts after SOON

@@ -85,7 +85,7 @@ def source(store) -> Callable[..., Source]:
     """Return a function that makes a source of an engine in the store. Its folder exists after a run."""
 
     def make(**fields: object) -> Source:
-        return Source(dataclasses.replace(fakes.built(**fields), folder=store / "pets"))
+        return Source(dataclasses.replace(fakes.stored(**fields), folder=store / "pets"))
 
     return make
 
@@ -146,7 +146,7 @@ def test_warm_up_ends_with_the_largest_batch_size(backend, device, source, clock
 
 def test_the_engine_profile_holds_the_best_batch_size_and_its_throughput(backend, device, source, clock):
     clock(0.25)
-    found = run(source(batch=6)).capacity
+    found = run(source(batch=6)).profile
     assert (found.batch, found.images_per_second) == (6, pytest.approx(24))
 
 
@@ -222,7 +222,7 @@ def test_a_stale_engine_is_rebuilt_once_and_the_reason_is_logged(backend, source
     assert caplog.messages == ["the plan is of another TensorRT: building it again"]
     assert (given.runs, len(backend.loads)) == (2, 2)
     assert list((store / "pets").iterdir()) == []
-    assert loaded.built == given.outcome
+    assert loaded.stored == given.outcome
     assert [progress.phase for progress in reported] == ["engine", "warm-up"] * 2
 
 
@@ -260,7 +260,7 @@ def test_an_engine_file_that_its_library_cannot_read_is_stale(backend, source):
 @pytest.fixture
 def loaded(backend, source) -> LoadedEngine:
     found = EngineProfile([1, 2, 4], [0.0123456, 0.0162, 0.04], [0.0] * 3)
-    return dataclasses.replace(run(source(precision="fp16", imgsz=96), instances=2), capacity=found)
+    return dataclasses.replace(run(source(precision="fp16", imgsz=96), instances=2), profile=found)
 
 
 def test_labels_describe_the_engine(loaded):
@@ -272,11 +272,11 @@ def test_labels_describe_the_engine(loaded):
 
 def test_json_holds_the_engine_its_gate_result_and_its_build(loaded):
     reported = json.loads(json.dumps(loaded.to_json()))
-    gate = {"on": "2 pictures", "images": "", "reference": "PyTorch FP32", "figures": fakes.FIGURES.to_json()}
+    gate = {"on": "2 images", "images": "", "reference": "PyTorch FP32", "figures": fakes.FIGURES.to_json()}
     assert reported.pop("gate") == gate
     assert reported == {
         "name": "fake",
-        "key": loaded.built.manifest.fingerprint.key,
+        "key": loaded.stored.manifest.fingerprint.key,
         "backend": "fake",
         "version": "1.0",
         "precision": "fp16",

@@ -41,7 +41,7 @@ async def make(device, second):
             batchers[name] = Batcher(
                 each,
                 instances=1,
-                capacity=fakes.capacity(4, device_s=4 / rate),
+                profile=fakes.profile(4, device_s=4 / rate),
                 one_device=not shares_cores,
                 max_wait_s=0,
                 metrics=metrics,

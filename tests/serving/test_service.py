@@ -23,7 +23,7 @@ from app.serving.service import SHADOW_NICE
 
 
 def test_healthz_answers_and_readyz_shows_progress_while_the_engine_is_built(serve):
-    source = fakes.Source(fakes.built())
+    source = fakes.Source(fakes.stored())
     source.go.clear()
     live = serve(source, wait=False)
     assert source.reported.wait(10)
@@ -35,7 +35,7 @@ def test_healthz_answers_and_readyz_shows_progress_while_the_engine_is_built(ser
 
 
 def test_images_are_refused_with_retry_after_until_ready(serve):
-    source = fakes.Source(fakes.built())
+    source = fakes.Source(fakes.stored())
     source.go.clear()
     live = serve(source, wait=False)
     response = live.client.post("/v1/detect", content=b"x")
@@ -84,7 +84,7 @@ def test_models_list_the_engine_and_its_gate_result(serve):
     assert model["names"] == {"0": "cat", "1": "dog", "2": "red, large cat"}
     assert model["ready"] is True
     assert model["engine"]["backend"] == "fake"
-    assert model["engine"]["gate"]["on"] == "2 pictures"
+    assert model["engine"]["gate"]["on"] == "2 images"
     assert model["engine"]["gate"]["figures"]["agreement"] == 1.0
     assert (model["compared_with"], model["fallback"]) == ([], None)
 
@@ -150,7 +150,7 @@ def test_a_fallback_serves_if_a_rebuilt_engine_is_stale_again(serve, monkeypatch
 
     monkeypatch.setattr(fakes.Backend, "load", stale)
     (tmp_path / "accelerated").mkdir()
-    accelerated = fakes.Source(dataclasses.replace(fakes.built(), folder=tmp_path / "accelerated"))
+    accelerated = fakes.Source(dataclasses.replace(fakes.stored(), folder=tmp_path / "accelerated"))
     run = accelerated.run
 
     def build(report):
@@ -206,7 +206,7 @@ def test_a_loaded_engine_is_not_a_fallback(serve, caplog):
 
 
 def test_a_safer_precision_than_requested_is_shown_like_a_fallback(serve, caplog):
-    live = serve(fakes.Source(fakes.built(precision="fp32")), precision="fp16")
+    live = serve(fakes.Source(fakes.stored(precision="fp32")), precision="fp16")
     text = "fp32 is served, because the accuracy gate refused fp16"
     assert error_lines(caplog) == [f"FALLBACK: {text}"]
     assert live.value("fallback", reason="gate_failed") == 1
@@ -220,7 +220,7 @@ def test_a_safer_precision_than_the_default_of_the_backend_is_a_fallback(serve, 
 
 
 def test_an_imported_engine_keeps_its_precision_without_a_fallback(serve):
-    live = serve(fakes.Source(fakes.built(precision="int8", figures=None)))
+    live = serve(fakes.Source(fakes.stored(precision="int8", figures=None)))
     assert live.service.fallback is None
     assert live.value("fallback") is None
     assert live.value("gate") is None
@@ -240,7 +240,7 @@ def test_stop_during_the_build_of_the_fallback_cancels_it(serve):
 def test_a_cancelled_build_does_not_fall_back(serve, caplog):
     source = fakes.Source(BuildFailed("the build was cancelled"))
     source.go.clear()
-    other = fakes.Source(fakes.built(backend="pytorch"))
+    other = fakes.Source(fakes.stored(backend="pytorch"))
     live = serve(source, sources={"pytorch": other}, wait=False, backend="tensorrt", fallback="pytorch")
     assert source.reported.wait(10)
     live.stop()

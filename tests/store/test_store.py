@@ -37,7 +37,7 @@ FINGERPRINT = Fingerprint(
     calibration="",
 )
 KEY = FINGERPRINT.key
-GATE_RESULT = GateResult("2 pictures", "", fakes.FIGURES, "PyTorch FP32")
+GATE_RESULT = GateResult("2 images", "", fakes.FIGURES, "PyTorch FP32")
 FILES = {"model.bin": b"weights " * 1000, "model.xml": b"<net/>"}
 HELPER = """
 import pathlib, sys
@@ -496,7 +496,7 @@ def test_a_file_in_the_place_of_the_folder_is_reported(tmp_path, engines):
 def test_nothing_found_warns_only_if_the_reference_found_no_boxes():
     no_boxes = dataclasses.replace(GATE_RESULT, figures=dataclasses.replace(fakes.FIGURES, boxes=0))
     assert GATE_RESULT.nothing_found() == ""
-    assert no_boxes.nothing_found().startswith("PyTorch FP32 finds nothing in 2 pictures")
+    assert no_boxes.nothing_found().startswith("PyTorch FP32 finds nothing in 2 images")
     assert "GATE_DIR" in no_boxes.nothing_found()
     assert GateResult("nothing", "", None).nothing_found() == ""
 

@@ -174,6 +174,6 @@ def _to_json(service: Service, prediction: Prediction, started: float) -> dict[s
         "analysisRoundTripMs": total_ms,
         "moduleId": "Yolopard",
         "moduleName": f"Yolopard {__version__}",
-        "inferenceDevice": service.loaded[0].built.manifest.fingerprint.device,
+        "inferenceDevice": service.loaded[0].stored.manifest.fingerprint.device,
         "timestampUTC": formatdate(usegmt=True),
     }

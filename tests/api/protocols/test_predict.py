@@ -86,7 +86,7 @@ def test_a_class_name_selects_every_id_with_that_name(classes, ids):
 
 
 def test_a_name_shared_by_two_classes_selects_the_boxes_of_both(serve):
-    live = serve(fakes.Source(fakes.built(model=DUPLICATE_NAMES)))
+    live = serve(fakes.Source(fakes.stored(model=DUPLICATE_NAMES)))
     assert names(post(live, path="/v1/detect?classes=car")) == ["car", "car"]
     snippet = live.client.post("/pets/1?classes=car", content=base64.b64encode(jpeg())).json()
     assert [found["class"] for found in snippet["predictions"]] == ["car", "car"]

@@ -216,7 +216,7 @@ def test_a_failing_engine_is_an_error_in_the_roboflow_format(serve, device):
 
 
 def test_a_model_that_is_not_ready_is_a_503_with_retry_after(serve):
-    source = fakes.Source(fakes.built())
+    source = fakes.Source(fakes.stored())
     source.go.clear()
     live = serve(source, wait=False)
     answer = live.client.get("/model/registry")

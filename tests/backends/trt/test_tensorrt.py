@@ -321,24 +321,24 @@ def test_auto_precision_is_fp16(rig, build_request):
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_onnx_weights_are_built_into_an_engine_of_one_shape(rig, build_request, tmp_path, frames, serving, dynamic):
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path, static=not dynamic)
-    built = builder.build(dataclasses.replace(build_request, weights=str(plain)), lambda _: None)
-    assert built.manifest.model.shapes == ((SIDE, SIDE),)
-    assert built.manifest.gate.figures.rows_agreement > 0.98
-    rows = rows_of(rig.engine(built.folder).infer(0, frames[:2]))
+    stored = builder.build(dataclasses.replace(build_request, weights=str(plain)), lambda _: None)
+    assert stored.manifest.model.shapes == ((SIDE, SIDE),)
+    assert stored.manifest.gate.figures.rows_agreement > 0.98
+    rows = rows_of(rig.engine(stored.folder).infer(0, frames[:2]))
     expected = rows_of(onnxruntime.OnnxruntimeEngine(serving[0], 1).infer(0, frames[:2]))
     np.testing.assert_allclose(rows[:, 0], expected[:, 0], atol=0.5)
 
 
 def test_int8_engine_is_compiled_from_the_quantized_graph_with_its_float_part_in_fp16(rig, build_request, monkeypatch):
     monkeypatch.setattr(int8_search, "MAX_DISTANCE", 1)  # which layers stay in float: tests/graphs/test_int8.py
-    built = builder.build(
+    stored = builder.build(
         dataclasses.replace(build_request, precision="int8", limits=Limits(map_loss=1)), lambda _: None
     )
-    assert built.manifest.fingerprint.precision == "int8"
-    plan = (built.folder / "160x160.plan").read_bytes()
+    assert stored.manifest.fingerprint.precision == "int8"
+    plan = (stored.folder / "160x160.plan").read_bytes()
     assert b"QuantizeLinear" in plan  # the stand-in's plans hold their graph
     assert b"in/scale/half" in plan
-    assert built.manifest.built["int8 160x160"]["method"] in built.manifest.built["int8 160x160"]["compared"]
+    assert stored.manifest.built["int8 160x160"]["method"] in stored.manifest.built["int8 160x160"]["compared"]
 
 
 # Inference
@@ -495,9 +495,9 @@ def test_damaged_plan_is_stale(rig, built, damage):
 
 
 def test_stored_engine_is_found_again_and_a_driver_update_keeps_it(rig, build_request):
-    built = builder.build(build_request, lambda _: None)
+    stored = builder.build(build_request, lambda _: None)
     rig.cuda.driver = 13000
-    assert builder.find(build_request) == built
+    assert builder.find(build_request) == stored
 
 
 @pytest.mark.parametrize(
@@ -539,7 +539,7 @@ class Builder:
 
 
 def test_engine_that_no_longer_loads_is_built_again_once(rig, build_request, frames, caplog):
-    built = builder.build(build_request, lambda _: None)
+    stored = builder.build(build_request, lambda _: None)
     first_load = iter([True])
     real = rig.backend.load
     rig.backend.load = lambda *a: real(*a) if not next(first_load, False) else stale()
@@ -549,7 +549,7 @@ def test_engine_that_no_longer_loads_is_built_again_once(rig, build_request, fra
 
     loaded = load(Builder(build_request), lambda _: None, instances=None, threads=None)
     assert "please rebuild: building it again" in caplog.text
-    assert loaded.built.folder == built.folder
+    assert loaded.stored.folder == stored.folder
     assert loaded.instances == 2
     assert len(loaded.engine.infer(1, frames[:2])) == 2
 
@@ -716,11 +716,11 @@ def test_shapes_are_built_evaluated_and_served_with_the_boxes_of_pytorch(rig, wi
 
     request = dataclasses.replace(wide, shapes=SHAPES)
     loaded = load(Builder(request), lambda _: None, **DEFAULTS)
-    manifest = loaded.built.manifest
+    manifest = loaded.stored.manifest
     assert (manifest.model.imgsz, manifest.model.shapes) == (SIDE, SHAPES)
     assert manifest.fingerprint.shapes == "96x160,160x96,160x160"
     assert manifest.gate.figures.images == 3 * 4  # each of the scenes in every shape
-    assert builder.find(request) == loaded.built
+    assert builder.find(request) == loaded.stored
     prepare = preprocessor(Settings.of(imgsz="96x160,160x96,160x160"), manifest.model)
     seen = set()
     for seed, (height, width) in enumerate([(270, 480), (480, 270), (300, 300), (100, 400), (333, 251), (288, 480)]):
@@ -741,10 +741,10 @@ def test_shapes_are_built_evaluated_and_served_with_the_boxes_of_pytorch(rig, wi
 def test_an_engine_is_refused_if_one_shape_loses_accuracy(rig, wide, monkeypatch, spoilt, caplog):
     real = fp16.to_half
     monkeypatch.setattr(fp16, "to_half", lambda *a: (spoil if a[0].parent.name == spoilt else real)(*a))
-    built = builder.build(dataclasses.replace(wide, precision="fp16"), lambda _: None)
+    stored = builder.build(dataclasses.replace(wide, precision="fp16"), lambda _: None)
     assert "demo fp16 is refused by the accuracy gate" in caplog.text
     assert "it finds 0.0000 of the reference's boxes" in caplog.text
-    assert built.manifest.fingerprint.precision == "fp32"
+    assert stored.manifest.fingerprint.precision == "fp32"
 
 
 def test_every_shape_is_calibrated_on_frames_of_that_shape(rig, wide, monkeypatch):
@@ -760,8 +760,8 @@ def test_every_shape_is_calibrated_on_frames_of_that_shape(rig, wide, monkeypatc
     monkeypatch.setattr(int8_search, "to_int8", to_int8)
     monkeypatch.setattr(int8_search, "MAX_DISTANCE", 1)
     monkeypatch.setattr(builder, "CALIBRATION_IMAGES", 4)
-    built = builder.build(dataclasses.replace(wide, precision="int8", limits=Limits(map_loss=1)), lambda _: None)
-    assert built.manifest.fingerprint.precision == "int8"
+    stored = builder.build(dataclasses.replace(wide, precision="int8", limits=Limits(map_loss=1)), lambda _: None)
+    assert stored.manifest.fingerprint.precision == "int8"
     assert seen == {"96x160": {(4, (96, 160, 3))}, "160x160": {(4, (160, 160, 3))}}
 
 
@@ -770,9 +770,9 @@ def test_several_shapes_need_onnx_weights_with_a_dynamic_shape(rig, wide, tmp_pa
     plain = export.to_plain_onnx(DEMO_WEIGHTS, SIDE, tmp_path, static=not dynamic)
     request = dataclasses.replace(wide, weights=str(plain))
     if dynamic:
-        built = builder.build(request, lambda _: None)
-        assert built.manifest.model.shapes == request.shapes
-        assert sorted(built.manifest.files) == ["160x160.plan", "96x160.plan"]
+        stored = builder.build(request, lambda _: None)
+        assert stored.manifest.model.shapes == request.shapes
+        assert sorted(stored.manifest.files) == ["160x160.plan", "96x160.plan"]
     else:
         with pytest.raises(WeightsError, match="was exported for 160x160 only, not IMGSZ=96x160: export it again"):
             builder.build(request, lambda _: None)
@@ -804,11 +804,11 @@ def test_an_engine_with_wrong_rows_falls_back_to_fp32_and_then_fails_the_gate(ri
 
 def test_fp16_that_loses_accuracy_is_replaced_by_fp32_for_later_builds_too(rig, build_request, monkeypatch):
     monkeypatch.setattr(fp16, "to_half", spoil)
-    built = builder.build(build_request, lambda _: None)
-    assert built.manifest.fingerprint.precision == "fp32"
-    assert builder.find(build_request) == built
+    stored = builder.build(build_request, lambda _: None)
+    assert stored.manifest.fingerprint.precision == "fp32"
+    assert builder.find(build_request) == stored
     calls = len(rig.trt.calls)
-    assert builder.build(build_request, lambda _: None) == built
+    assert builder.build(build_request, lambda _: None) == stored
     assert len(rig.trt.calls) == calls
 
 
@@ -887,12 +887,12 @@ def halved(path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", [{}, {"half": True}, {"dynamic": True}], ids=str)
 def test_engine_by_ultralytics_gives_the_rows_of_the_weights(rig, exported, build_request, frames, serving, kind):
-    built = builder.build(dataclasses.replace(build_request, weights=str(exported(**kind))), lambda _: None)
-    assert list(built.manifest.model.names.values()) == scenes.NAMES
-    assert built.manifest.model.shapes == ((SIDE, SIDE),)
-    assert built.manifest.gate.figures is None
-    assert built.manifest.fingerprint.precision == ("fp16" if kind.get("half") else "fp32")
-    engine = rig.engine(built.folder)
+    stored = builder.build(dataclasses.replace(build_request, weights=str(exported(**kind))), lambda _: None)
+    assert list(stored.manifest.model.names.values()) == scenes.NAMES
+    assert stored.manifest.model.shapes == ((SIDE, SIDE),)
+    assert stored.manifest.gate.figures is None
+    assert stored.manifest.fingerprint.precision == ("fp16" if kind.get("half") else "fp32")
+    engine = rig.engine(stored.folder)
     rows = rows_of(engine.infer(0, frames))
     expected = rows_of(onnxruntime.OnnxruntimeEngine(serving[0], 1).infer(0, frames))
     tolerance = 0.2 if kind.get("half") else 1e-2
@@ -903,14 +903,14 @@ def test_engine_by_ultralytics_gives_the_rows_of_the_weights(rig, exported, buil
 def test_engine_by_ultralytics_is_found_again_with_gate_images(rig, exported, build_request):
     evaluated = dataclasses.replace(build_request, weights=str(exported()), gate=DEMO / "samples")
     assert builder.find(evaluated) is None
-    built = builder.build(evaluated, lambda _: None)
-    assert builder.find(evaluated) == built
+    stored = builder.build(evaluated, lambda _: None)
+    assert builder.find(evaluated) == stored
 
 
 def test_engine_by_ultralytics_selects_tensorrt_and_refuses_another_backend(rig, exported, build_request):
     path = str(exported())
-    built = builder.build(dataclasses.replace(build_request, weights=path, backend="auto"), lambda _: None)
-    assert built.manifest.fingerprint.backend == "tensorrt"
+    stored = builder.build(dataclasses.replace(build_request, weights=path, backend="auto"), lambda _: None)
+    assert stored.manifest.fingerprint.backend == "tensorrt"
     with pytest.raises(SettingsError, match=r"yolo\.engine is an engine of tensorrt; BACKEND=openvino cannot run it"):
         builder.find(dataclasses.replace(build_request, weights=path, backend="openvino"))
     with pytest.raises(SettingsError, match=r"yolo\.engine is an fp32 engine, not PRECISION=int8"):
@@ -953,8 +953,8 @@ def test_engine_by_ultralytics_that_is_not_square_is_served_with_its_shape(
     rig, exported, build_request, dynamic, shapes
 ):
     path = exported(shape=(96, 160), dynamic=dynamic)
-    built = builder.build(dataclasses.replace(build_request, weights=str(path), shapes=shapes), lambda _: None)
-    assert (built.manifest.model.imgsz, built.manifest.model.shapes) == (160, ((96, 160),))
+    stored = builder.build(dataclasses.replace(build_request, weights=str(path), shapes=shapes), lambda _: None)
+    assert (stored.manifest.model.imgsz, stored.manifest.model.shapes) == (160, ((96, 160),))
     frame = scenes.scene(1, 160, 96).image
     loaded = load(
         Builder(dataclasses.replace(build_request, weights=str(path), shapes=shapes)), lambda _: None, **DEFAULTS

@@ -104,7 +104,7 @@ class Repository:
             "input": to_json([model.input]),
             "output": to_json(model.outputs),
             "dynamic_batching": {
-                "preferred_batch_size": [loaded.capacity.batch],
+                "preferred_batch_size": [loaded.profile.batch],
                 "max_queue_delay_microseconds": round(self._service.model_settings.max_wait_ms * 1000),
             },
             "parameters": {"metadata": {"string_value": str(export_metadata(model.info))}}
@@ -128,9 +128,9 @@ class Repository:
 
     def index(self) -> list[dict[str, str]]:
         """Return name, version and state of both models; empty before the model is known."""
-        if not self._service.built:
+        if not self._service.stored:
             return []
-        own = self._service.built.manifest.model.name
+        own = self._service.stored.manifest.model.name
         state = {"state": "READY"} if self._service.ready else {"state": "UNAVAILABLE", "reason": "not ready"}
         return [{"name": own + kind.suffix, "version": VERSION, **state} for kind in _KINDS]
 

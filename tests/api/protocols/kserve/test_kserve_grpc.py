@@ -95,7 +95,7 @@ def test_metadata_config_and_index_are_the_same_as_over_http(live, client):
 
 
 def test_the_server_is_live_and_not_ready_until_the_engine_is_loaded(serve):
-    source = fakes.Source(fakes.built())
+    source = fakes.Source(fakes.stored())
     source.go.clear()
     live = serve(source, wait=False, grpc_port=free_port())
     assert live.client.get("/healthz").status_code == 200
@@ -122,7 +122,7 @@ def test_encoded_images_are_predicted_with_the_thresholds_of_the_request(client,
 
 
 def test_a_message_may_exceed_the_default_grpc_limit_of_4_mib(serve):
-    live = serve(fakes.Source(fakes.built(imgsz=640)), grpc_port=free_port())
+    live = serve(fakes.Source(fakes.stored(imgsz=640)), grpc_port=free_port())
     with triton.InferenceServerClient(f"127.0.0.1:{live.service.settings.grpc_port}") as client:
         given = triton.InferInput("images", [2, 3, 640, 640], "FP32")
         given.set_data_from_numpy(np.zeros((2, 3, 640, 640), np.float32))

@@ -78,7 +78,7 @@ def test_server_and_models_are_live_and_ready(client):
 
 
 def test_the_server_is_live_and_not_ready_until_the_engine_is_loaded(serve):
-    source = fakes.Source(fakes.built())
+    source = fakes.Source(fakes.stored())
     source.go.clear()
     live = serve(source, wait=False)
     with triton.InferenceServerClient(live.url.removeprefix("http://")) as client:
@@ -119,7 +119,7 @@ def test_the_config_holds_metadata_for_ultralytics_as_a_python_literal(client):
 
 
 def test_an_engine_with_fixed_shapes_is_described_as_static(serve, device):
-    live = serve(fakes.Source(fakes.built(shapes=((32, 64), (64, 64)))))
+    live = serve(fakes.Source(fakes.stored(shapes=((32, 64), (64, 64)))))
     with triton.InferenceServerClient(live.url.removeprefix("http://")) as client:
         text = client.get_model_config("pets")["parameters"]["metadata"]["string_value"]
         metadata = ast.literal_eval(text)
@@ -164,7 +164,7 @@ def test_values_are_rounded_to_the_nearest_level_and_clipped_to_the_range(client
 
 def test_images_of_one_request_share_a_batch_and_keep_their_order(serve, device):
     device.rows = None  # every value of a row is the first pixel
-    live = serve(max_wait_ms=10_000, capacity=fakes.capacity(2))
+    live = serve(max_wait_ms=10_000, profile=fakes.profile(2))
     with triton.InferenceServerClient(live.url.removeprefix("http://")) as client:
         data = np.zeros((2, 3, 32, 32), np.uint8)
         data[0], data[1] = 3, 1
