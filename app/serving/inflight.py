@@ -51,9 +51,8 @@ class Inflight:
         if share.bytes + size > self._large_bytes:
             raise BodyTooLarge(f"a request may hold {self._large_bytes} bytes of MAX_INFLIGHT_BYTES={self.max_bytes}")
         if share.pixels + pixels > self._large_pixels:
-            raise TooManyPixels(
-                f"the images of a request may have {self._large_pixels} pixels of MAX_INFLIGHT_PIXELS={self.max_pixels}"
-            )
+            limit = f"{self._large_pixels} pixels of MAX_INFLIGHT_PIXELS={self.max_pixels}"
+            raise TooManyPixels(f"the images of a request may have {limit}")
         if self._closed and not share.admitted and (size > 0 or pixels > 0):
             raise Stopping("the server is stopping")
         with self._lock:

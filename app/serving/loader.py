@@ -102,9 +102,8 @@ def load(source: EngineProvider, report: Report, *, instances: int | None, threa
 
 
 def _open(stored: StoredEngine, instances: int | None, threads: int | None) -> LoadedEngine:
-    manifest = stored.manifest
+    manifest, threads = stored.manifest, threads or host.cpus()
     backend = backends.get(manifest.fingerprint.backend)
-    threads = threads or host.cpus()
     instances = backends.instances(backend, instances, threads)
     try:
         engine = backend.load(stored.folder, instances, threads)

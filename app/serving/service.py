@@ -218,9 +218,8 @@ class Service:
         self._on_ready(first)
 
     def _open_batcher(self, loaded: LoadedEngine) -> Batcher:
-        manifest = loaded.stored.manifest
-        figures = manifest.gate.figures.to_json() if manifest.gate.figures else {}
-        known = {name: value for name, value in figures.items() if value is not None}
+        manifest, figures = loaded.stored.manifest, loaded.stored.manifest.gate.figures
+        known = {name: value for name, value in figures.to_json().items() if value is not None} if figures else {}
         self.metrics.announce(loaded.labels, loaded.profile.images_per_second, known)
         batcher = Batcher(
             loaded.engine,

@@ -153,10 +153,7 @@ def discard(stored: StoredEngine) -> None:
 
 @contextlib.contextmanager
 def lock(engines: Path, key: str, wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock for building this key. Calls `wait` before it waits for another process.
-
-    The kernel releases the lock when its process ends, even after a crash.
-    """
+    """Hold the lock for building this key; the kernel releases it after a crash. Calls `wait` before it has to wait."""
     with explained(engines):
         permissions.require_safe(engines, engines)
         permissions.make_folder(engines)
