@@ -54,11 +54,10 @@ def test_links_lead_to_existing_files(page):
 
 
 def test_the_site_builds_without_a_broken_link(tmp_path):
-    options = ["--fail-on-warning", "--quiet", "-c", "docs", "-b", "html"]
+    options = ["--fail-on-warning", "--quiet", "-c", "docs", "-b", "dummy"]  # resolves all links and writes nothing
     command = [sys.executable, "-m", "sphinx", *options, ".", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "docs" / "index.html").exists()
 
 
 def modules(text: str) -> set[str]:

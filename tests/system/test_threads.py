@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import WorkStuck
+from app.system import threads as module
 from app.system.threads import Abandoned, Threads, checkpoint
 
 
@@ -173,7 +174,8 @@ async def test_close_does_not_wait_for_a_stuck_thread():
     go.set()
 
 
-async def test_close_waits_for_running_work_at_most_the_patience():
+async def test_close_waits_for_running_work_at_most_close_s(monkeypatch):
+    monkeypatch.setattr(module, "CLOSE_S", 0.3)
     threads, go, begun = Threads(1, "decode", lambda: None, 0.05), threading.Event(), threading.Event()
     task = asyncio.create_task(threads.run(lambda: (begun.set(), go.wait(10))))
     await asyncio.to_thread(begun.wait, 10)
