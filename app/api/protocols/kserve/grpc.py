@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -196,6 +196,8 @@ class _Calls:
             if not self._free_streams:
                 raise Overloaded("the maximum number of open streams is reached")
         except YolopardError as error:
+            with suppress(YolopardError), self._counted():
+                raise
             return refusal(error)
         return None
 

@@ -171,6 +171,18 @@ def test_every_answer_of_a_stream_is_marked_as_the_final_response(client):
     assert answer.get_response().parameters["triton_final_response"].bool_param is True
 
 
+def test_a_refused_stream_is_counted_as_one_request(serve):
+    """Streams without a key or above the limit of open streams were in no metric."""
+    live = serve(grpc_port=free_port(), api_keys=("0123456789abcdef",))
+    with grpc.insecure_channel(f"127.0.0.1:{live.service.settings.grpc_port}") as channel:
+        call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer", request_serializer=bytes)
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError) as error:
+                next(call(iter([])))
+            assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert live.value("requests_total", protocol="kserve", code="401") == 2
+
+
 def test_an_open_stream_does_not_block_the_stop_of_the_server(live, client):
     answers = queue.Queue()
     client.start_stream(callback=lambda result, error: answers.put((result, error)))
