@@ -174,6 +174,7 @@ def test_every_answer_of_a_stream_is_marked_as_the_final_response(client):
 def test_a_refused_stream_is_counted_as_one_request(serve):
     """Streams without a key or above the limit of open streams were in no metric."""
     live = serve(grpc_port=free_port(), api_keys=("0123456789abcdef",))
+    live.client.headers["X-API-Key"] = "0123456789abcdef"
     with grpc.insecure_channel(f"127.0.0.1:{live.service.settings.grpc_port}") as channel:
         call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer", request_serializer=bytes)
         for _ in range(2):
