@@ -1,4 +1,4 @@
-"""What belongs to every measurement: time, machine, versions, commit. And the form of every table."""
+"""Describes the circumstances of a measurement (time, machine, versions, commit), and writes Markdown tables."""
 
 import subprocess
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""How fast a client sends its request and reads its response."""
+"""Measures how fast a client sends its request and reads its response."""
 
 import math
 
