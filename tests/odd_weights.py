@@ -18,7 +18,7 @@ from torch import nn
 
 from app.settings import DEMO_WEIGHTS
 
-SOUND = DEMO_WEIGHTS.read_bytes()
+VALID = DEMO_WEIGHTS.read_bytes()
 
 
 def checkpoint() -> dict[str, Any]:
@@ -29,7 +29,7 @@ def model_of(state: dict[str, Any]) -> nn.Module:
     return state.get("ema") or state["model"]
 
 
-def alien(module: str, name: str) -> nn.Module:
+def unknown_module(module: str, name: str) -> nn.Module:
     """Return an object of a class that no library has."""
     for i in range(module.count(".") + 1):
         path = ".".join(module.split(".")[: i + 1])
@@ -139,8 +139,8 @@ ODD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty.onnx": (lambda p: p.write_bytes(b""), "is empty: download"),
     "one-byte.pt": (lambda p: p.write_text("\n"), "holds nothing in its 1 bytes"),
     "zeros.onnx": (lambda p: p.write_bytes(bytes(900)), "holds nothing in its 900 bytes"),
-    "cut.pt": (lambda p: p.write_bytes(SOUND[:100_000]), "is cut short"),
-    "cut-by-ten.pt": (lambda p: p.write_bytes(SOUND[:-10]), "is cut short"),
+    "cut.pt": (lambda p: p.write_bytes(VALID[:100_000]), "is cut short"),
+    "cut-by-ten.pt": (lambda p: p.write_bytes(VALID[:-10]), "is cut short"),
     "cut.onnx": (lambda p: [onnx_of(p), p.write_bytes(p.read_bytes()[:-9])], "is cut short or damaged"),
     "noise.pt": (lambda p: p.write_bytes(b"\xfe\x03\x91" * 500), "is not a known kind of file"),
     "noise.onnx": (lambda p: p.write_bytes(b"\xfe\x03\x91" * 500), "is not a known kind of file"),
@@ -154,12 +154,15 @@ ODD: dict[str, tuple[Callable[[Path], object], str]] = {
         "ckpt['model'] = ckpt['model'].module",
     ),
     "legacy.pt": (lambda p: saved(p, checkpoint(), _use_new_zipfile_serialization=False), "before PyTorch 1.6"),
-    "yolov5.pt": (lambda p: saved(p, {"model": alien("models.yolo", "Model")}), "is a checkpoint of YOLOv5 or YOLOv7"),
-    "yolov5-legacy.pt": (
-        lambda p: saved(p, {"model": alien("models.yolo", "Model")}, _use_new_zipfile_serialization=False),
+    "yolov5.pt": (
+        lambda p: saved(p, {"model": unknown_module("models.yolo", "Model")}),
         "is a checkpoint of YOLOv5 or YOLOv7",
     ),
-    "custom.pt": (lambda p: with_part(p, alien("my.blocks", "Attention")), "needs my.blocks.Attention"),
+    "yolov5-legacy.pt": (
+        lambda p: saved(p, {"model": unknown_module("models.yolo", "Model")}, _use_new_zipfile_serialization=False),
+        "is a checkpoint of YOLOv5 or YOLOv7",
+    ),
+    "custom.pt": (lambda p: with_part(p, unknown_module("my.blocks", "Attention")), "needs my.blocks.Attention"),
     "code.pt": (lambda p: saved(p, {"model": Touch(p.parent / "touched")}), "third-party code is not run"),
     "pickle.pt": (lambda p: p.write_bytes(pickle.dumps(Touch(p.parent / "touched"))), "is cut short or damaged"),
     "torchscript.pt": (torchscript, "is a TorchScript file"),
@@ -172,8 +175,8 @@ ODD: dict[str, tuple[Callable[[Path], object], str]] = {
     "model.tflite": (lambda p: p.write_bytes(b"\x1c\0\0\0TFL3" + bytes(90)), "is a TensorFlow Lite model"),
     "photo.pt": (lambda p: p.write_bytes(b"\xff\xd8\xff\xe0" + bytes(90)), "is a JPEG image"),
     "plan.engine": (lambda p: p.write_bytes(b"ftrt" + bytes(90)), "is a TensorRT plan without Ultralytics' header"),
-    "renamed.onnx": (lambda p: p.write_bytes(SOUND), "holds PyTorch weights: rename it to renamed.pt"),
-    "best.pth": (lambda p: p.write_bytes(SOUND), "holds PyTorch weights: rename it to best.pt"),
+    "renamed.onnx": (lambda p: p.write_bytes(VALID), "holds PyTorch weights: rename it to renamed.pt"),
+    "best.pth": (lambda p: p.write_bytes(VALID), "holds PyTorch weights: rename it to best.pt"),
     "renamed.pt": (onnx_of, "holds an ONNX model: rename it to renamed.onnx"),
     "no-data.onnx": (missing_data, "has its weights in gone.data, which is not next to it"),
     "cut-data.onnx": (cut_data, "is cut short: it needs 6912 bytes"),

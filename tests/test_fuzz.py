@@ -115,7 +115,7 @@ def test_any_text_is_a_url_of_an_allowed_host_or_refused(text):
 
 
 @few
-@given(parts.pictures())
+@given(parts.damaged_images())
 def test_any_bytes_are_an_image_or_a_request_error(data):
     with contextlib.suppress(RequestError):
         pixels = preprocess.decode(data, 1_000_000)
@@ -191,21 +191,21 @@ def test_growth_is_reported():
         (fuzz.Vitals(100, 10, 30), 3),
     ):
         outcome.vitals = [before, after]
-        outcome.judge_growth()
+        outcome.check_growth()
         assert len(outcome.failures) == failures
 
 
 def test_open_files_are_counted_without_the_connections_of_slow_clients():
     with socket.create_server(("127.0.0.1", 0)) as listening, contextlib.ExitStack() as kept:
         before = fuzz.Vitals.of(os.getpid()).files
-        strangers = slow.Strangers(f"http://127.0.0.1:{listening.getsockname()[1]}", lambda *_: None)
-        kept.callback(strangers.close)
+        clients = slow.SlowClients(f"http://127.0.0.1:{listening.getsockname()[1]}", lambda *_: None)
+        kept.callback(clients.close)
         for _ in range(3):
-            strangers.add(slow.Stranger(b"GET", b"", half=False))
+            clients.add(slow.SlowClient(b"GET", b"", half=False))
             kept.enter_context(listening.accept()[0])
         own = 3  # the client sockets, which are in this process
         assert fuzz.Vitals.of(os.getpid()).files == before + 2 * own
-        assert fuzz.Vitals.of(os.getpid(), strangers.ports()).files == before + own
+        assert fuzz.Vitals.of(os.getpid(), clients.ports()).files == before + own
 
 
 @pytest.mark.parametrize("kind", range(len(parts.IMAGES)))

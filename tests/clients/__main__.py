@@ -1,6 +1,6 @@
-"""python tests/clients [URL]: run every check and print the table; ends with 1 if any fails.
+"""python tests/clients [URL]: run the checks and print the table; exits with 1 if any fails.
 
-With a URL only those of detect; without one a server is started for each task.
+With a URL, runs only the checks of detect. Otherwise starts a server for each task.
 """
 
 import importlib
@@ -14,12 +14,12 @@ from app.settings import Settings
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-os.environ["YOLO_VERBOSE"] = "false"  # Ultralytics would write between the rows
+os.environ["YOLO_VERBOSE"] = "false"  # otherwise Ultralytics prints between the rows
 sys.path[:1] = [
     str(HERE.parent),
     str(ROOT / "models/demo"),
     str(ROOT),
-]  # not this folder, whose files have names of packages
+]  # not this folder: its modules have names of packages
 
 from clients import Check, kserve, tasks  # noqa: E402
 
@@ -29,22 +29,22 @@ FAMILIES = ("hub", "deepstack", "roboflow", "kserve", "perf_analyzer", "refusals
 def main(urls: list[str]) -> int:
     print("| client | version | call | result |\n|---|---|---|---|")
     if urls:
-        return int(tell(urls[0], of_detect()) > 0)
+        return int(run_checks(urls[0], detect_checks()) > 0)
     with started(Settings.of(grpc_port=kserve.GRPC_PORT)) as server:
-        failed = tell(server.url, of_detect())
+        failed = run_checks(server.url, detect_checks())
     for task in tasks.TASKS:
         with started(Settings.of(weights=str(tasks.weights(task)), grpc_port=tasks.GRPC_PORTS[task])) as server:
-            failed += tell(server.url, tasks.CHECKS[task])
+            failed += run_checks(server.url, tasks.CHECKS[task])
     return int(failed > 0)
 
 
-def of_detect() -> Iterator[Check]:
+def detect_checks() -> Iterator[Check]:
     for family in FAMILIES:
         yield from importlib.import_module(f"clients.{family}").CHECKS
 
 
-def tell(url: str, checks: Iterable[Check]) -> int:
-    """Print a row for each. How many have failed."""
+def run_checks(url: str, checks: Iterable[Check]) -> int:
+    """Run the checks and print a row for each. Returns the number of failures."""
     failed = 0
     for client, version, call, run in checks:
         try:

@@ -14,7 +14,7 @@ from PIL import Image
 from clients import KEY, SAMPLE, Check, model, native, same
 
 PX = 0.5  # the protocol's boxes are whole pixels
-THRESHOLDS = {"conf": 0.45, "iou": 0.45, "max_det": 20}  # 0.45 is what both packages ask for
+THRESHOLDS = {"conf": 0.45, "iou": 0.45, "max_det": 20}  # both packages send 0.45
 
 
 def _boxes(predictions: list[dict[str, Any]]) -> list[tuple[str, list[float]]]:
@@ -36,26 +36,26 @@ def deepstack_custom(url: str) -> str:
 
 
 def codeproject(url: str) -> str:
-    """It sends no key, so a server with API_KEYS refuses it."""
+    """Check codeproject-ai-api. It sends no key, so a server with API_KEYS refuses it."""
     found = CodeProjectAIObject(**_address(url)).detect(SAMPLE.read_bytes())
     return same(_boxes(found), native(url, **THRESHOLDS), PX)
 
 
 def frigate(url: str) -> str:
-    """As frigate/detectors/plugins/deepstack.py of e3fa70189 does it, at its default size."""
+    """Check a copy of the call in frigate/detectors/plugins/deepstack.py, commit e3fa70189, at its default size."""
     with Image.open(SAMPLE) as image:
         frame = image.resize((320, 320))
     with io.BytesIO() as output:
         frame.save(output, format="JPEG")
         image_bytes = output.getvalue()
     with requests.Session() as session:
-        answer = session.post(
+        response = session.post(
             f"{url}/v1/vision/detection", data={"api_key": KEY}, files={"image": image_bytes}, timeout=10
         ).json()
     detections = np.zeros((20, 6), np.float32)
-    if answer.get("predictions") is None:
-        raise RuntimeError(answer)
-    for i, detection in enumerate(answer["predictions"]):
+    if response.get("predictions") is None:
+        raise RuntimeError(response)
+    for i, detection in enumerate(response["predictions"]):
         if detection["confidence"] < 0.4:
             break
         sides = [detection[side] / 320 for side in ("y_min", "x_min", "y_max", "x_max")]

@@ -1,4 +1,4 @@
-"""Ultralytics Platform and HUB: their clients are the snippets of their pages, with another address."""
+"""Ultralytics Platform and HUB: the examples on their pages, with another address."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ import requests
 
 from clients import KEY, SAMPLE, Check, model, native, same
 
-BEARER, OLDER = {"Authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}
+BEARER, X_API_KEY = {"Authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}
 
 
-def _boxes(answer: requests.Response) -> list[tuple[str, list[float]]]:
-    answer.raise_for_status()
-    results = answer.json()["images"][0]["results"]
+def _boxes(response: requests.Response) -> list[tuple[str, list[float]]]:
+    response.raise_for_status()
+    results = response.json()["images"][0]["results"]
     return [(each["name"], [each["box"][side] for side in ("x1", "y1", "x2", "y2")]) for each in results]
 
 
@@ -31,12 +31,12 @@ def dedicated(url: str) -> str:
 
 def hub(url: str) -> str:
     data = {"model": f"https://hub.ultralytics.com/models/{model(url)}", "imgsz": 640, "conf": 0.25, "iou": 0.45}
-    return same(_boxes(_post(url, OLDER, **data)), native(url, iou=0.45), 0.001)
+    return same(_boxes(_post(url, X_API_KEY, **data)), native(url, iou=0.45), 0.001)
 
 
 def old_hub(url: str) -> str:
-    answer = _post(f"{url}/v1/predict/{model(url)}", OLDER, "image", size=640, confidence=0.25, iou=0.45).json()
-    assert answer["success"], answer
+    response = _post(f"{url}/v1/predict/{model(url)}", X_API_KEY, "image", size=640, confidence=0.25, iou=0.45).json()
+    assert response["success"], response
     width, height = 640, 480
     found = [
         (
@@ -48,7 +48,7 @@ def old_hub(url: str) -> str:
                 (each["ycenter"] + each["height"] / 2) * height,
             ],
         )
-        for each in answer["data"]
+        for each in response["data"]
     ]
     return same(found, native(url, iou=0.45), 0.001)
 

@@ -1,4 +1,4 @@
-"""Triton's clients, curl, and Ultralytics by URL; none sends a key. The server has its gRPC on GRPC_PORT."""
+"""Triton's clients, curl, and Ultralytics by URL; none sends a key. The server has gRPC on GRPC_PORT."""
 
 import asyncio
 import json
@@ -30,8 +30,8 @@ from app.settings import DEMO_WEIGHTS
 from clients import SAMPLE, Box, Check, model, native, same
 
 GRPC_PORT = 18001
-PX = 0.01  # further away, it is another box
-IMAGES = 16  # of the validation
+PX = 0.01  # maximum difference
+VALIDATION_IMAGES = 16
 
 HTTP, GRPC = tritonclient.http, tritonclient.grpc
 
@@ -41,23 +41,23 @@ def address(url: str, package: types.ModuleType) -> str:
 
 
 def image(package: types.ModuleType) -> list[Any]:
-    given = package.InferInput("image", [1], "BYTES")
-    given.set_data_from_numpy(np.array([SAMPLE.read_bytes()], np.object_))
-    return [given]
+    tensor = package.InferInput("image", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([SAMPLE.read_bytes()], np.object_))
+    return [tensor]
 
 
 def boxes(url: str, sides: np.ndarray, classes: np.ndarray) -> list[Box]:
-    with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as answer:
-        names = json.load(answer)["models"][0]["names"]
+    with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as response:
+        names = json.load(response)["models"][0]["names"]
     return [(names[str(int(each))], box.tolist()) for each, box in zip(classes, sides, strict=True)]
 
 
-def compared(url: str, answer: Any) -> str:
-    found = boxes(url, answer.as_numpy("boxes")[0], answer.as_numpy("classes")[0])
+def compared(url: str, response: Any) -> str:
+    found = boxes(url, response.as_numpy("boxes")[0], response.as_numpy("classes")[0])
     return same(found, native(url), PX)
 
 
-def facts(package: types.ModuleType) -> Callable[[str], str]:
+def metadata(package: types.ModuleType) -> Callable[[str], str]:
     def check(url: str) -> str:
         with package.InferenceServerClient(address(url, package)) as client:
             assert client.is_server_live()
@@ -84,18 +84,18 @@ def infer(package: types.ModuleType, **options: Any) -> Callable[[str], str]:
 
 
 def infer_async(url: str) -> str:
-    async def ask() -> Any:
+    async def call() -> Any:
         async with tritonclient.http.aio.InferenceServerClient(address(url, HTTP)) as client:
             return await client.infer(f"{model(url)}_image", image(HTTP))
 
-    return compared(url, asyncio.run(ask()))
+    return compared(url, asyncio.run(call()))
 
 
 def curl(url: str) -> str:
     sent = ["--data-binary", f"@{SAMPLE}", "--header", "Inference-Header-Content-Length: 0"]
     command = ["curl", "--silent", "--include", *sent, f"{url}/v2/models/{model(url)}_image/infer"]
-    answer = subprocess.run(command, check=True, capture_output=True, timeout=30).stdout
-    headers, _, body = answer.partition(b"\r\n\r\n")
+    response = subprocess.run(command, check=True, capture_output=True, timeout=30).stdout
+    headers, _, body = response.partition(b"\r\n\r\n")
     size = int(re.search(rb"inference-header-content-length: (\d+)", headers.lower())[1])
     outputs, at = {}, size
     for output in json.loads(body[:size])["outputs"]:
@@ -118,9 +118,9 @@ def predict(package: types.ModuleType) -> Callable[[str], str]:
 
 
 def validate(url: str) -> str:
-    """By URL and by file, on the same images."""
+    """Compare mAP50-95 by URL with that of the weights file, on the same images."""
     with tempfile.TemporaryDirectory() as folder:
-        scenes.write_dataset(Path(folder), IMAGES, seed=900_000, height=448)
+        scenes.write_dataset(Path(folder), VALIDATION_IMAGES, seed=900_000, height=448)
         data = Path(folder, "data.yaml")
         local = YOLO(DEMO_WEIGHTS)
         data.write_text(yaml.safe_dump({"path": folder, "train": "images", "val": "images", "names": local.names}))
@@ -129,12 +129,15 @@ def validate(url: str) -> str:
             remote_map = YOLO(f"{url}/{model(url)}", task="detect").val(**options).box.map
             local_map = local.val(**options).box.map
     assert abs(remote_map - local_map) < 0.01, (remote_map, local_map)
-    return f"mAP50-95 {remote_map:.4f} on {IMAGES} images; the file itself {local_map:.4f}"
+    return f"mAP50-95 {remote_map:.4f} on {VALIDATION_IMAGES} images; the file itself {local_map:.4f}"
 
 
 @contextmanager
 def own_nms() -> Iterator[None]:
-    """torchvision with Ultralytics' own NMS and nothing else compiled: that does not import beside every torch."""
+    """Replace torchvision by modules with Ultralytics' own NMS and without compiled code.
+
+    torchvision's compiled code does not fit every torch.
+    """
     folders = find_spec("torchvision").submodule_search_locations
     stand_in, datasets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
     stand_in.__path__, datasets.__path__ = folders, [f"{folder}/datasets" for folder in folders]
@@ -147,11 +150,11 @@ def own_nms() -> Iterator[None]:
 TRITON, ULTRALYTICS = f"tritonclient {version('tritonclient')}", f"ultralytics {version('ultralytics')}"
 _GZIP = {"request_compression_algorithm": "gzip", "response_compression_algorithm": "deflate"}
 CHECKS: list[Check] = [
-    ("Triton, HTTP", TRITON, "health, metadata, config, index, statistics, load", facts(HTTP)),
+    ("Triton, HTTP", TRITON, "health, metadata, config, index, statistics, load", metadata(HTTP)),
     ("Triton, HTTP", TRITON, "infer of an image", infer(HTTP)),
     ("Triton, HTTP", TRITON, "infer, compressed both ways", infer(HTTP, **_GZIP)),
     ("Triton, HTTP, asyncio", TRITON, "infer of an image", infer_async),
-    ("Triton, gRPC", TRITON, "health, metadata, config, index, statistics, load", facts(GRPC)),
+    ("Triton, gRPC", TRITON, "health, metadata, config, index, statistics, load", metadata(GRPC)),
     ("Triton, gRPC", TRITON, "infer of an image", infer(GRPC)),
     ("curl", "", "an image to /v2/models/{model}_image/infer", curl),
     ("Ultralytics by URL", ULTRALYTICS, 'YOLO("http://...").predict', predict(HTTP)),

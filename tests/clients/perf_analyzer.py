@@ -1,4 +1,4 @@
-"""Triton's load generator. It reads the server's statistics before and after, and tells what they say."""
+"""Triton's load generator. It reads the server's statistics before and after, and prints the difference."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ FOLDER = ROOT / ".venv-clients" / "perf_analyzer"
 COMMAND = FOLDER / "bin" / "perf_analyzer"
 VERSION = "of tritonclient 2.50.0"
 REQUESTS = 5
-# Three windows of so many, however much they differ; it goes on, and reports nothing, until three are alike.
+# Three windows of REQUESTS, with any difference (-s): otherwise it measures until three are similar.
 WINDOWS = ["--measurement-mode", "count_windows", "--measurement-request-count", str(REQUESTS), "-r", "3", "-s", "999"]
 
 
@@ -22,43 +22,46 @@ def measure(protocol: str, suffix: str, *options: str) -> Callable[[str], str]:
     def check(url: str) -> str:
         address = url.removeprefix("http://") if protocol == "http" else f"127.0.0.1:{kserve.GRPC_PORT}"
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-            json.dump({"data": [{"image": {"content": {"b64": element()}, "shape": [1]}}]}, file)
+            json.dump({"data": [{"image": {"content": {"b64": bytes_element()}, "shape": [1]}}]}, file)
             file.flush()
             data = ["--input-data", file.name] if suffix else ["--shape", "images:3,640,640"]
-            requested = [COMMAND, "-m", model(url) + suffix, "-i", protocol, "-u", address, *data, *WINDOWS, *options]
-            ended = subprocess.run(
-                requested, env=environment(), capture_output=True, text=True, timeout=120, check=False
+            command = [COMMAND, "-m", model(url) + suffix, "-i", protocol, "-u", address, *data, *WINDOWS, *options]
+            finished = subprocess.run(
+                command, env=environment(), capture_output=True, text=True, timeout=120, check=False
             )
-        return reported(ended.stdout + ended.stderr)
+        return reported(finished.stdout + finished.stderr)
 
     return check
 
 
-def element() -> str:
-    """The sample as an element of BYTES, which follows its length, in base64."""
+def bytes_element() -> str:
+    """Return the sample as a BYTES element, which begins with its length, in base64."""
     content = SAMPLE.read_bytes()
     return base64.b64encode(len(content).to_bytes(4, "little") + content).decode()
 
 
 def environment() -> dict[str, str]:
-    """It wants CUDA's runtime, also where it does not use it."""
+    """Return the environment variables. perf_analyzer needs CUDA's runtime even if it does not use it."""
     return os.environ | {"LD_LIBRARY_PATH": str(FOLDER / "nvidia" / "cuda_runtime" / "lib")}
 
 
 def reported(output: str) -> str:
-    """Both sides' counts must fit, but for a request or two that end in another window than they began."""
-    requested = sum(map(int, re.findall(r"Request count: (\d+)", output)))
+    """Return a text with the counts. Raises AssertionError if client and server differ by more than two requests.
+
+    One or two requests may end in a later window than they began in.
+    """
+    sent = sum(map(int, re.findall(r"Request count: (\d+)", output)))
     answered = sum(map(int, re.findall(r"Successful request count: (\d+)", output)))
     images = sum(map(int, re.findall(r"Inference count: (\d+)", output)))
-    assert requested >= REQUESTS, output
-    assert abs(requested - answered) <= 2, output
+    assert sent >= REQUESTS, output
+    assert abs(sent - answered) <= 2, output
     assert images >= answered, output
     assert re.search(r"queue \d+ usec \+ compute input [1-9]\d* usec \+ compute infer [1-9]", output), output
-    return f"{requested} requests; by the server's statistics {answered}, of {images} images, and its times"
+    return f"{sent} requests; by the server's statistics {answered}, of {images} images, and its times"
 
 
 def can_run() -> bool:
-    """False without `make clients`, or where a library is missing that only Debian's packages have."""
+    """Return True if perf_analyzer is installed (`make clients`) and Debian's libb64-0d too."""
     if not COMMAND.exists():
         return False
     return subprocess.run([COMMAND, "--version"], env=environment(), capture_output=True, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Early refusals of bodies of megabytes, 100 of each client, from servers of their own (loadtest/hostile)."""
+"""Early refusals of large bodies, 100 for each client, by the servers of loadtest/hostile."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,12 +9,15 @@ from loadtest.hostile.clients import clients
 
 
 def read(client: refusals.Client, url: str) -> str:
-    """Raises unless every answer was read; `url` is not asked, since these servers want a key."""
+    """Return the number of responses read. Raises AssertionError if any was not read.
+
+    `url` is not used: the check starts its own servers, which require a key.
+    """
     with refusals.servers() as urls:
-        requested = refusals.hundred(*urls)
-        wrong = refusals.lost(requested, client(requested))
-    assert not wrong, wrong
-    return f"{len(requested)} of {len(requested)} answers read"
+        requests = refusals.hundred(*urls)
+        lost = refusals.lost(requests, client(requests))
+    assert not lost, lost
+    return f"{len(requests)} of {len(requests)} answers read"
 
 
 def _check(name: str, client: refusals.Client) -> Check:

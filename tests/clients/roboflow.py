@@ -1,4 +1,4 @@
-"""Roboflow: inference_sdk and supervision. They want older packages than Yolopard: `make clients` has them apart."""
+"""Roboflow: inference_sdk and supervision. They need older packages than Yolopard: `make clients` installs them."""
 
 import json
 import re
@@ -11,23 +11,23 @@ from clients import KEY, ROOT, SAMPLE, Check, model, native, same
 
 PYTHON = ROOT / ".venv-clients" / "bin" / "python"
 PINS = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "tests/clients/requirements.txt").read_text(), re.MULTILINE))
-PX = 2.0  # the SDK may compress the image anew
+PX = 2.0  # the SDK may compress the image again
 
 
 @cache
-def _answers(url: str) -> dict[str, Any]:
-    """Of all calls: one process, since it takes seconds to begin."""
+def _results(url: str) -> dict[str, Any]:
+    """Return the results of all calls, from one process, because its start takes seconds."""
     command = [str(PYTHON), __file__.replace(".py", "_sdk.py"), url, KEY, model(url), str(SAMPLE)]
     return json.loads(subprocess.run(command, capture_output=True, timeout=60, check=True).stdout)
 
 
 def _ask(call: str) -> Callable[[str], str]:
     def run(url: str) -> str:
-        answers = _answers(url)[call]
-        assert isinstance(answers, list), answers
-        wanted = native(url, conf=0.5, iou=0.5)
-        reported = [same(found, wanted, PX) for found in answers]
-        return f"{len(reported)} images, each {reported[0]}" if len(reported) > 1 else reported[0]
+        boxes = _results(url)[call]
+        assert isinstance(boxes, list), boxes
+        expected = native(url, conf=0.5, iou=0.5)
+        results = [same(found, expected, PX) for found in boxes]
+        return f"{len(results)} images, each {results[0]}" if len(results) > 1 else results[0]
 
     return run
 

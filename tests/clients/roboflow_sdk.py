@@ -1,4 +1,7 @@
-"""Run by roboflow.py in an environment of its own: URL KEY MODEL IMAGE -> JSON, {call: [class, box] of each image}."""
+"""The calls of inference_sdk, run by roboflow.py in another virtual environment.
+
+Arguments: URL KEY MODEL IMAGE. Prints JSON, {call: [[class, box] of each box] of each image, or the error}.
+"""
 
 import asyncio
 import json
@@ -10,12 +13,12 @@ import supervision
 from inference_sdk import InferenceConfiguration, InferenceHTTPClient
 
 
-def boxes(answer: dict[str, Any]) -> list[Any]:
+def boxes(response: dict[str, Any]) -> list[Any]:
     def box(x: float, y: float, width: float, height: float) -> list[float]:
         return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
 
     sides = ("x", "y", "width", "height")
-    return [(each["class"], box(*(each[side] for side in sides))) for each in answer["predictions"]]
+    return [(each["class"], box(*(each[side] for side in sides))) for each in response["predictions"]]
 
 
 def calls(url: str, key: str, model: str, image: str) -> Iterator[tuple[str, Callable[[], list[Any]]]]:
@@ -24,7 +27,7 @@ def calls(url: str, key: str, model: str, image: str) -> Iterator[tuple[str, Cal
         settings = InferenceConfiguration(**thresholds, max_batch_size=2, api_key_transport=transport)
         return InferenceHTTPClient(api_url=url, api_key=key).configure(settings)
 
-    def by_supervision() -> list[Any]:
+    def supervision_boxes() -> list[Any]:
         found = supervision.Detections.from_inference(client().infer(image, model_id=model))
         return [list(zip(found.data["class_name"].tolist(), found.xyxy.tolist(), strict=True))]
 
@@ -33,10 +36,10 @@ def calls(url: str, key: str, model: str, image: str) -> Iterator[tuple[str, Cal
     yield "infer of a list, two a request", lambda: list(map(boxes, client().infer([image] * 3, model_id=model)))
     yield "infer_async", lambda: [boxes(asyncio.run(client().infer_async(image, model_id=model)))]
     yield "infer, API v0", lambda: [boxes(client().select_api_v0().infer(image, model_id=f"{model}/1"))]
-    yield "Detections.from_inference", by_supervision
+    yield "Detections.from_inference", supervision_boxes
 
 
-def tried(call: Callable[[], list[Any]]) -> Any:
+def result_or_error(call: Callable[[], list[Any]]) -> Any:
     try:
         return call()
     except Exception as error:
@@ -44,4 +47,4 @@ def tried(call: Callable[[], list[Any]]) -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: tried(call) for name, call in calls(*sys.argv[1:])}))
+    print(json.dumps({name: result_or_error(call) for name, call in calls(*sys.argv[1:])}))

@@ -1,8 +1,8 @@
-"""Malformed requests to every protocol, and the run that counts what comes back: `python tests/fuzz COUNT`.
+"""Malformed requests to every protocol: `python tests/fuzz COUNT` sends them and counts the responses.
 
-A request that costs a second of CPU or 200 MB is a failure too, as is an answer of the server's own fault.
+Unexpected 5xx responses fail, and so do requests that cost more than a second of CPU or 200 MB.
 
-Half right is what finds defects: a request is a right one of its protocol in which one thing or more is broken.
+Most requests are valid ones of their protocol with one or more errors, since these find the most defects.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from hypothesis import strategies as st
 from fuzz import kserve, slow, web, wire
 from fuzz.cost import Meter
 
-MEANT = {  # statuses of the server's fault that these protocols give on purpose
-    "kserve": {"501", "504"},  # what only Triton has; a `timeout` of microseconds
+EXPECTED = {  # protocol -> statuses of a server error that it returns on purpose
+    "kserve": {"501", "504"},  # features that only Triton supports; a `timeout` of microseconds
     "grpc": {"UNIMPLEMENTED", "DEADLINE_EXCEEDED"},
-    "platform": {"501"},  # HUB's older shape and these tell boxes, which a classify model has none of
+    "platform": {"501"},  # HUB's old response and the next two have boxes, which a classify model does not return
     "deepstack": {"501"},
     "roboflow": {"501"},
     "openapi": {"501"},
-    "wire": {"504"},  # a deadline that passes while the body comes
-    "slow": {"501", "503", "504"},  # who keeps a place may be told that there is none
+    "wire": {"504"},  # a deadline that expires while the body is read
+    "slow": {"501", "503", "504"},  # open slow connections may use up the limits
 }
-FAULTS = {"UNKNOWN", "INTERNAL", "UNIMPLEMENTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "DATA_LOSS"}  # of gRPC
-PARTS = 10  # of a whole run, with the vital signs after each
-GROWTH = 1.25  # most of memory, from the first part of the run to its end
-KEPT = 4  # threads and files that may be more then: connections come and go
+FAULTS = {"UNKNOWN", "INTERNAL", "UNIMPLEMENTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "DATA_LOSS"}  # gRPC
+PARTS = 10  # a run has this many parts; Vitals are read after each
+MAX_GROWTH = 1.25  # maximum memory after the last part, as a ratio to the first
+MAX_NEW = 4  # maximum increase of threads and of files: the number of connections varies
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Vitals:
-    """Of a process, as Linux tells them."""
+    """Memory in MB, number of threads and number of open files of a process, from /proc."""
 
     resident_mb: float
     threads: int
@@ -62,35 +62,37 @@ class Vitals:
 
     @classmethod
     def of(cls, pid: int, ports: Set[int] = frozenset()) -> "Vitals":
-        """Without the files that are connections from these `ports`: their clients have them open still."""
+        """Return those of the process. Sockets whose remote port is in `ports` are not counted as files."""
         status = Path(f"/proc/{pid}/status").read_text()
         kilobytes, threads = (int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("VmRSS", "Threads"))
         table = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
         known = {f"socket:[{each[9]}]" for each in table if int(each[2].rpartition(":")[2], 16) in ports}
         files = []
         for each in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            with contextlib.suppress(FileNotFoundError):  # closed in the meantime
                 files.append(str(each.readlink()))
         return cls(kilobytes / 1000, threads, sum(each not in known for each in files))
 
 
 @dataclass
 class Outcome:
-    """A failure is a fault that is not meant, an answer that cannot be read, none at all, or growth."""
+    """Counts of the statuses, and the failures: unexpected server errors, responses that are missing or cannot be
+    parsed, growth, and expensive requests.
+    """
 
-    statuses: Counter[tuple[str, str]] = field(default_factory=Counter)  # by protocol
+    statuses: Counter[tuple[str, str]] = field(default_factory=Counter)  # key: protocol, status
     failures: list[str] = field(default_factory=list)
     vitals: list[Vitals] = field(default_factory=list)  # after each part of the run
-    strangers: slow.Strangers | None = None  # that have connections open
+    slow_clients: slow.SlowClients | None = None
 
     def add(self, protocol: str, status: str, sent: Any, *, readable: bool = True) -> None:
         self.statuses[protocol, status] += 1
         fault = status in FAULTS or (status.isdecimal() and int(status) >= 500)
-        if (fault and status not in MEANT.get(protocol, ())) or not readable:
+        if (fault and status not in EXPECTED.get(protocol, ())) or not readable:
             self.failures.append(f"{protocol}: {status}: {sent!r}")
 
     def add_answer(self, protocol: str, client: httpx.Client, request: httpx.Request) -> None:
-        """Of the request, once it is sent."""
+        """Send the request and add its response."""
         target = client.base_url.copy_with(raw_path=request.url.raw_path)
         sent = (request.method, str(request.url), dict(request.headers), request.content)
         try:
@@ -102,23 +104,23 @@ class Outcome:
             readable = is_readable(answer.status_code, answer.headers.get("content-type", ""), answer.content)
             self.add(protocol, str(answer.status_code), sent, readable=readable)
 
-    def judge_growth(self) -> None:
-        """Memory from the first part to the last; threads and files by the medians of the first and the last third, as
-        strangers come and go all the time.
+    def check_growth(self) -> None:
+        """Add a failure if memory, threads or files have grown. Memory is compared between the first and the last part;
+        threads and files by the medians of the first and the last third, because slow clients come and go.
         """
         before, *_, after = self.vitals
         third = max(1, len(self.vitals) // 3)
 
-        def more(of: Callable[[Vitals], int]) -> float:
-            return median(map(of, self.vitals[-third:])) - median(map(of, self.vitals[:third]))
+        def increase(read: Callable[[Vitals], int]) -> float:
+            return median(map(read, self.vitals[-third:])) - median(map(read, self.vitals[:third]))
 
-        kept = more(lambda each: each.threads) > KEPT or more(lambda each: each.files) > KEPT
-        if kept or after.resident_mb > before.resident_mb * GROWTH:
+        more = increase(lambda each: each.threads) > MAX_NEW or increase(lambda each: each.files) > MAX_NEW
+        if more or after.resident_mb > before.resident_mb * MAX_GROWTH:
             self.failures.append(f"growth: from {before} to {after}")
 
 
 def is_readable(status: int, kind: str, content: bytes) -> bool:
-    """JSON; or, where all went well, bytes, a page or nothing."""
+    """Return True for valid JSON; for other content types, if the status is not an error."""
     if not kind.startswith("application/json"):
         return status < 400
     with contextlib.suppress(ValueError):
@@ -130,45 +132,45 @@ def is_readable(status: int, kind: str, content: bytes) -> bool:
 Sender = tuple[st.SearchStrategy[Any], Callable[[Any], None]]
 
 
-def of_web(server: Server, client: httpx.Client, outcome: Outcome, kept: contextlib.ExitStack) -> Sender:
-    def send(alike: dict[str, httpx.Request]) -> None:
-        for path, request in alike.items():
+def web_sender(server: Server, client: httpx.Client, outcome: Outcome, stack: contextlib.ExitStack) -> Sender:
+    def send(by_path: dict[str, httpx.Request]) -> None:
+        for path, request in by_path.items():
             outcome.add_answer(web.PATHS[path], client, request)
 
     return web.requests(server.model), send
 
 
-def of_kserve(server: Server, client: httpx.Client, outcome: Outcome, kept: contextlib.ExitStack) -> Sender:
+def kserve_sender(server: Server, client: httpx.Client, outcome: Outcome, stack: contextlib.ExitStack) -> Sender:
     return kserve.requests(server.model), lambda request: outcome.add_answer("kserve", client, request)
 
 
-def of_grpc(server: Server, client: httpx.Client, outcome: Outcome, kept: contextlib.ExitStack) -> Sender:
+def grpc_sender(server: Server, client: httpx.Client, outcome: Outcome, stack: contextlib.ExitStack) -> Sender:
     channel = grpc.insecure_channel(server.grpc)
 
     def send(call: tuple[str, list[bytes]]) -> None:
-        for status in kserve.ask(channel, *call):
+        for status in kserve.send(channel, *call):
             outcome.add("grpc", status, call)
 
     return kserve.calls(server.model), send
 
 
-def of_wire(server: Server, client: httpx.Client, outcome: Outcome, kept: contextlib.ExitStack) -> Sender:
+def wire_sender(server: Server, client: httpx.Client, outcome: Outcome, stack: contextlib.ExitStack) -> Sender:
     def send(made: tuple[list[bytes], bool]) -> None:
-        for status in wire.ask(server.url, *made):
+        for status in wire.send(server.url, *made):
             outcome.add("wire", status, made)
 
     return wire.requests(), send
 
 
-def of_slow(server: Server, client: httpx.Client, outcome: Outcome, kept: contextlib.ExitStack) -> Sender:
-    """Connections that stay open while others are made, until `kept` is closed."""
-    outcome.strangers = slow.Strangers(server.url, lambda status, sent: outcome.add("slow", status, sent))
-    kept.callback(outcome.strangers.close)
-    return slow.strangers(), outcome.strangers.add
+def slow_sender(server: Server, client: httpx.Client, outcome: Outcome, stack: contextlib.ExitStack) -> Sender:
+    """Return a sender whose connections stay open until `stack` is closed or others replace them."""
+    outcome.slow_clients = slow.SlowClients(server.url, lambda status, sent: outcome.add("slow", status, sent))
+    stack.callback(outcome.slow_clients.close)
+    return slow.slow_clients(), outcome.slow_clients.add
 
 
-def of_openapi(server: Server, client: httpx.Client, outcome: Outcome, kept: contextlib.ExitStack) -> Sender:
-    """What schemathesis makes of the description, /v2 and all."""
+def openapi_sender(server: Server, client: httpx.Client, outcome: Outcome, stack: contextlib.ExitStack) -> Sender:
+    """Return a sender of the requests that schemathesis generates from the OpenAPI description, /v2 included."""
     import schemathesis
 
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
@@ -184,32 +186,32 @@ def of_openapi(server: Server, client: httpx.Client, outcome: Outcome, kept: con
     return st.one_of(*(schema.as_strategy(kind) for kind in kinds)), send
 
 
-SENDERS = {  # and how many requests each sends at once
-    "web": (of_web, len(web.PATHS)),
-    "kserve": (of_kserve, 1),
-    "grpc": (of_grpc, 1),
-    "wire": (of_wire, 1),
-    "slow": (of_slow, 1),
-    "openapi": (of_openapi, 1),
+SENDERS = {  # name -> function that returns the sender, number of requests in each call of it
+    "web": (web_sender, len(web.PATHS)),
+    "kserve": (kserve_sender, 1),
+    "grpc": (grpc_sender, 1),
+    "wire": (wire_sender, 1),
+    "slow": (slow_sender, 1),
+    "openapi": (openapi_sender, 1),
 }
 
 
 def run(
     server: Server, count: int, number: int = 0, senders: Sequence[str] = tuple(SENDERS), parts: int = PARTS
 ) -> Outcome:
-    """`count` requests, as many of each sender's, made from the seeds `number` to `number + parts - 1`."""
+    """Send `count` requests, the same number by each sender, drawn from the seeds `number` to `number + parts - 1`."""
     outcome = Outcome()
-    with httpx.Client(base_url=server.url, timeout=30) as client, contextlib.ExitStack() as kept:
-        made = {name: SENDERS[name][0](server, client, outcome, kept) for name in senders}
+    with httpx.Client(base_url=server.url, timeout=30) as client, contextlib.ExitStack() as stack:
+        made = {name: SENDERS[name][0](server, client, outcome, stack) for name in senders}
         meter = Meter(server.pid, outcome.failures.append)
         for part in range(parts):
             for name, (strategy, send) in made.items():
                 at_once = SENDERS[name][1]
                 watched = partial(meter.watch, send)
                 _draw(strategy, watched, count // parts // len(senders) // at_once, number + part)
-            ports = outcome.strangers.ports() if outcome.strangers else set()
+            ports = outcome.slow_clients.ports() if outcome.slow_clients else set()
             outcome.vitals.append(Vitals.of(server.pid, ports))
-    outcome.judge_growth()
+    outcome.check_growth()
     return outcome
 
 

@@ -1,4 +1,4 @@
-"""What a request costs the server: seconds of CPU and megabytes, as Linux tells them."""
+"""The cost of a request to the server, in seconds of CPU and in MB, from /proc."""
 
 import os
 import re
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CPU_S, MB = 1.0, 200.0  # most for a request of at most 1 MB
+MAX_CPU_S, MAX_MB = 1.0, 200.0  # for a request of at most 1 MB
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_s(pid: int) -> float:
-    """Of all threads of the process, so far."""
+    """Return the CPU time that all threads of the process have used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
@@ -33,10 +33,13 @@ def _memory_mb(pid: int, name: str) -> float:
 
 
 class Meter:
-    """Around what is sent. What costs too much is sent once more, alone, before it is told as a failure."""
+    """Measures the cost of requests. A request above a maximum is sent again, and reported if it is above it again.
 
-    def __init__(self, pid: int, tell: Callable[[str], None]) -> None:
-        self._pid, self._tell = pid, tell
+    `report` receives the text of the failure.
+    """
+
+    def __init__(self, pid: int, report: Callable[[str], None]) -> None:
+        self._pid, self._report = pid, report
         self._base_mb = 0.0
         self._reset()
 
@@ -51,10 +54,10 @@ class Meter:
 
     def watch(self, send: Callable[[Any], None], made: Any) -> None:
         seconds, megabytes = self._cost(lambda: send(made))
-        if seconds <= CPU_S and megabytes <= MB:
+        if seconds <= MAX_CPU_S and megabytes <= MAX_MB:
             return
         self._reset()
         seconds, megabytes = self._cost(lambda: send(made))
-        if seconds > CPU_S or megabytes > MB:
-            self._tell(f"cost: {seconds:.1f} s of CPU, {megabytes:.0f} MB: {made!r}")
+        if seconds > MAX_CPU_S or megabytes > MAX_MB:
+            self._report(f"cost: {seconds:.1f} s of CPU, {megabytes:.0f} MB: {made!r}")
         self._reset()

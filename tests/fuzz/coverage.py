@@ -1,6 +1,7 @@
-"""python tests/fuzz/coverage.py multipart|kserve|message|image SECONDS: a parser, led by atheris to where nothing was.
+"""python tests/fuzz/coverage.py multipart|kserve|message|image SECONDS: test a parser with atheris.
 
-It ends at the first input that raises anything but what refuses it. The extra `fuzz` brings atheris.
+atheris searches input by code coverage. It stops at the first input that raises another error than a refusal.
+Needs the extra `fuzz`.
 """
 
 import sys
@@ -32,7 +33,7 @@ from fuzz.parts import IMAGES  # noqa: E402
 
 INFO = ModelInfo("pets", "detect", {0: "cat"}, stride=32, imgsz=64, shapes=None)
 MODELS = [TensorModel(INFO, 4), ImageModel(INFO, 4)]
-MOST = 100_000  # bytes and pixels
+MAX_SIZE = 100_000  # bytes and pixels
 
 
 def multipart(data: bytes) -> None:
@@ -44,31 +45,33 @@ def multipart(data: bytes) -> None:
 
 
 def kserve(data: bytes) -> None:
-    """The first byte picks the model, the second what is told of the rest."""
-    reported = [
+    """Parse the input from byte 2 on. Byte 0 selects the model, byte 1 the headers."""
+    choices = [
         {},
         {"inference-header-content-length": "0"},
         {"content-encoding": "gzip"},
         {"content-encoding": "deflate"},
     ]
-    reported += [{"inference-header-content-length": str(size)} for size in range(60, 252)]
-    picked, said, body = data[:1] or b"\0", data[1:2] or b"\0", data[2:]
-    headers = Headers(reported[said[0] % len(reported)])
-    wire.parse(body, headers, MODELS[picked[0] % 2], Limit(MOST, Inflight(None, None).share(), max_json_bytes=MOST))
+    choices += [{"inference-header-content-length": str(size)} for size in range(60, 252)]
+    picked, header, body = data[:1] or b"\0", data[1:2] or b"\0", data[2:]
+    headers = Headers(choices[header[0] % len(choices)])
+    wire.parse(
+        body, headers, MODELS[picked[0] % 2], Limit(MAX_SIZE, Inflight(None, None).share(), max_json_bytes=MAX_SIZE)
+    )
 
 
 def message(data: bytes) -> None:
-    kserve_messages.read_request(data, MOST)
+    kserve_messages.read_request(data, MAX_SIZE)
 
 
 def image(data: bytes) -> None:
-    assert preprocess.decode(data, MOST).ndim == 3
+    assert preprocess.decode(data, MAX_SIZE).ndim == 3
 
 
 _JSON = b'{"inputs":[{"name":"images","shape":[1,3,2,1],"datatype":"UINT8","data":[0,1,2,3,4,5]}]}'
 _BINARY = b'{"inputs":[{"name":"image","shape":[1],"datatype":"BYTES","parameters":{"binary_data_size":6}}]}'
 _INPUT = {"name": "image", "datatype": "BYTES", "shape": [1]}
-TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {  # and what it begins from
+TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {  # name -> function, first inputs
     "multipart": (
         multipart,
         [b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nx\r\n--b--\r\n'],
@@ -86,7 +89,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {  # and what 
 
 
 def main(name: str, seconds: str) -> None:
-    target, begins = TARGETS[name]
+    target, inputs = TARGETS[name]
 
     def test(data: bytes) -> None:
         try:
@@ -95,7 +98,7 @@ def main(name: str, seconds: str) -> None:
             return
 
     corpus = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    for i, data in enumerate(begins):
+    for i, data in enumerate(inputs):
         (corpus / str(i)).write_bytes(data)
     options = [f"-max_total_time={seconds}", "-max_len=4096", "-timeout=10", f"-artifact_prefix={corpus}/failed-"]
     atheris.Setup([sys.argv[0], str(corpus), *options], test)

@@ -1,4 +1,4 @@
-"""Malformed requests to /v2 and to gRPC: right ones in which one thing or more is broken."""
+"""Malformed requests to /v2 and to gRPC: valid ones with one or more errors."""
 
 import base64
 import gzip
@@ -15,10 +15,10 @@ import numpy as np
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as messages
 
-from fuzz.parts import IMAGES, JSON, WORDS, Draw, broken, pictures
+from fuzz.parts import IMAGES, JSON, WORDS, Draw, broken, damaged_images
 
 SERVICE = "/inference.GRPCInferenceService/"
-CALLS = {  # gRPC: method, request
+CALLS = {  # gRPC method -> type of the request
     "ServerLive": messages.ServerLiveRequest,
     "ServerReady": messages.ServerReadyRequest,
     "ServerMetadata": messages.ServerMetadataRequest,
@@ -33,7 +33,7 @@ CALLS = {  # gRPC: method, request
     "ModelInfer": messages.ModelInferRequest,
     "ModelStreamInfer": messages.ModelInferRequest,
 }
-LIMITS = {"max_tensor_bytes": 300_000, "max_body_bytes": 300_000}  # of the server
+LIMITS = {"max_tensor_bytes": 300_000, "max_body_bytes": 300_000}  # settings of the server
 TOO_MANY = 400_000  # bytes
 DEEP = [b"[" * 3000, b'{"inputs":' + b"[" * 500 + b"]" * 500 + b"}"]
 DATATYPES = ["FP32", "FP16", "UINT8", "INT32", "BYTES", "FP64", "BOOL", "", "fp32", "\0"]
@@ -62,7 +62,7 @@ PARAMETERS = st.dictionaries(
     ODD,
     max_size=2,
 )
-FACTS = [
+OTHER_PATHS = [
     "",
     "/health/live",
     "/health/ready",
@@ -82,119 +82,118 @@ FACTS = [
 
 @st.composite
 def tensors(draw: Draw, name: str) -> tuple[str, str, list[int], bytes]:
-    """Name, datatype, shape and bytes of an input that is right, but for one of these now and then."""
+    """Draw name, datatype, shape and bytes of an input. In four of ten draws one of these is wrong."""
     if name == "image":
-        elements = draw(st.lists(st.one_of(st.sampled_from(IMAGES), pictures()), min_size=1, max_size=2))
+        elements = draw(st.lists(st.one_of(st.sampled_from(IMAGES), damaged_images()), min_size=1, max_size=2))
         raw = b"".join(len(each).to_bytes(4, "little") + each for each in elements)
-        given = [name, "BYTES", [len(elements)], raw]
+        tensor = [name, "BYTES", [len(elements)], raw]
     else:
         datatype, itemsize = draw(st.sampled_from([("FP32", 4), ("FP16", 2), ("UINT8", 1)]))
         shape = [draw(st.integers(1, 2)), 3, *draw(st.sampled_from([(32, 32), (32, 64), (64, 64)]))]
         raw = np.random.default_rng(draw(st.integers(0, 9))).bytes(int(np.prod(shape)) * itemsize)
-        given = [name, datatype, shape, raw]
+        tensor = [name, datatype, shape, raw]
     if (wrong := draw(st.integers(0, 9))) < 4:
-        given[wrong] = draw((WORDS, st.sampled_from(DATATYPES), SHAPES, broken(given[3]))[wrong])
-        given[3] = b"" if 0 in given[2] else given[3]
-    return tuple(given)
+        tensor[wrong] = draw((WORDS, st.sampled_from(DATATYPES), SHAPES, broken(tensor[3]))[wrong])
+        tensor[3] = b"" if 0 in tensor[2] else tensor[3]
+    return tuple(tensor)
 
 
 def _or(draw: Draw, right: Any, wrong: st.SearchStrategy[Any]) -> Any:
-    """What is right, or one time in eight something else."""
+    """Return `right`, or in one of eight draws a value of `wrong`."""
     return draw(wrong) if draw(st.integers(0, 7)) == 0 else right
 
 
 @st.composite
 def headers(draw: Draw, name: str) -> tuple[bytes, bytes]:
-    """The JSON of an inference, and the bytes behind it."""
-    inputs, behind = [], b""
+    """Draw the JSON of an inference and the binary tensors that follow it."""
+    inputs, binary = [], b""
     for _ in range(_or(draw, 1, st.integers(0, 2))):
-        given, datatype, shape, raw = draw(tensors(name))
-        reported: dict[str, Any] = {"name": given, "datatype": datatype, "shape": shape}
+        tensor_name, datatype, shape, raw = draw(tensors(name))
+        tensor: dict[str, Any] = {"name": tensor_name, "datatype": datatype, "shape": shape}
         if draw(st.integers(0, 3)) == 0:
             values = (
                 [base64.b64encode(raw[4:]).decode()] if datatype == "BYTES" else list(raw[: max(math.prod(shape), 0)])
             )
-            reported["data"] = _or(draw, values, ODD)
+            tensor["data"] = _or(draw, values, ODD)
         else:
             size = _or(draw, len(raw), st.sampled_from([0, -1, 2**63, "1", len(raw) + 1]))
-            reported["parameters"] = _or(draw, {}, st.dictionaries(WORDS, ODD, max_size=1)) | {"binary_data_size": size}
-            behind += raw
+            tensor["parameters"] = _or(draw, {}, st.dictionaries(WORDS, ODD, max_size=1)) | {"binary_data_size": size}
+            binary += raw
         if draw(st.integers(0, 9)) == 0:
-            reported[draw(st.sampled_from([*reported]))] = draw(ODD)
-        inputs.append(reported)
+            tensor[draw(st.sampled_from([*tensor]))] = draw(ODD)
+        inputs.append(tensor)
     outputs = st.lists(st.sampled_from(OUTPUTS), max_size=2)
     header: Any = {"inputs": inputs, "parameters": _or(draw, {}, PARAMETERS)}
     header["outputs"] = [{"name": output} for output in _or(draw, [], outputs)]
     if draw(st.integers(0, 9)) == 0:
         header[draw(st.sampled_from([*header, "id"]))] = draw(ODD)
     text = json.dumps(header).encode("utf-8", "surrogatepass")
-    return _or(draw, text, st.one_of(broken(text), st.sampled_from(DEEP))), behind
+    return _or(draw, text, st.one_of(broken(text), st.sampled_from(DEEP))), binary
 
 
 @st.composite
 def bodies(draw: Draw, name: str) -> tuple[bytes, dict[str, str]]:
-    """A body of an inference, and the headers that tell of it."""
-    text, behind = draw(headers(name))
-    body = text + behind + _or(draw, b"", st.sampled_from([b"", b"more", bytes(TOO_MANY)]))
+    """Draw the body of an inference and its headers."""
+    text, binary = draw(headers(name))
+    body = text + binary + _or(draw, b"", st.sampled_from([b"", b"more", bytes(TOO_MANY)]))
     length = _or(draw, str(len(text)), st.sampled_from(["0", "-1", "x", "9" * 40, str(len(text) - 1), "\xb2"]))
-    reported = {"Inference-Header-Content-Length": length}
+    http_headers = {"Inference-Header-Content-Length": length}
     if encoding := _or(draw, "", st.sampled_from(["gzip", "deflate", "br"])):
-        reported["Content-Encoding"] = encoding
+        http_headers["Content-Encoding"] = encoding
         packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(body)
         body = _or(draw, packed, st.one_of(broken(packed), st.just(body)))
-    return body, reported
+    return body, http_headers
 
 
 @st.composite
 def requests(draw: Draw, model: str) -> httpx.Request:
-    """One to /v2."""
+    """Draw a request to /v2."""
     if draw(st.integers(0, 5)) == 0:
-        path = draw(st.sampled_from(FACTS)).format(model=_or(draw, model, st.sampled_from(["x", "%00", "stats"])))
+        path = draw(st.sampled_from(OTHER_PATHS)).format(model=_or(draw, model, st.sampled_from(["x", "%00", "stats"])))
         method = "POST" if "/repository/" in path else "GET"
-        body, reported = json.dumps(draw(ODD)).encode("utf-8", "ignore"), dict[str, str]()
+        body, http_headers = json.dumps(draw(ODD)).encode("utf-8", "ignore"), dict[str, str]()
     else:
-        requested, name = draw(st.sampled_from([(model, "images"), (f"{model}_image", "image")]))
+        model_name, name = draw(st.sampled_from([(model, "images"), (f"{model}_image", "image")]))
         version = _or(draw, "", st.sampled_from(["/versions/1", "/versions/x"]))
-        method, path = "POST", f"/models/{_or(draw, requested, WORDS)}{version}/infer"
-        body, reported = draw(bodies(name))
+        method, path = "POST", f"/models/{_or(draw, model_name, WORDS)}{version}/infer"
+        body, http_headers = draw(bodies(name))
     method = _or(draw, method, st.sampled_from(["GET", "PUT", "OPTIONS", "POST"]))
-    reported |= _or(draw, {}, st.sampled_from([{"X-Deadline-Ms": "x"}, {"Accept-Encoding": "gzip"}]))
-    encoded = [(name, value.encode("latin-1")) for name, value in reported.items()]
+    http_headers |= _or(draw, {}, st.sampled_from([{"X-Deadline-Ms": "x"}, {"Accept-Encoding": "gzip"}]))
+    encoded = [(name, value.encode("latin-1")) for name, value in http_headers.items()]
     url = httpx.URL("http://server").copy_with(raw_path=quote(f"/v2{path}", errors="replace").encode())
     return httpx.Request(method, url, headers=encoded, content=body)
 
 
 @st.composite
 def calls(draw: Draw, model: str) -> tuple[str, list[bytes]]:
-    """A method of gRPC and its messages: one, or those of a stream."""
+    """Draw a gRPC method and its messages: one, or up to three of a stream."""
     method = draw(st.sampled_from([*CALLS] + ["ModelInfer"] * 20 + ["ModelStreamInfer"] * 2))
-    every = []
+    sent = []
     for _ in range(draw(st.integers(0, 3)) if method == "ModelStreamInfer" else 1):
-        message = (
-            draw(inferences(model)) if CALLS[method] is messages.ModelInferRequest else _named(CALLS[method], model)
-        )
+        kind = CALLS[method]
+        message = draw(inferences(model)) if kind is messages.ModelInferRequest else _with_model(kind, model)
         data = message.SerializeToString()
-        every.append(_or(draw, data, broken(data)))
-    return method, every
+        sent.append(_or(draw, data, broken(data)))
+    return method, sent
 
 
-def _named(kind: Any, model: str) -> Any:
+def _with_model(kind: Any, model: str) -> Any:
     fields = {"name", "model_name"}.intersection(kind.DESCRIPTOR.fields_by_name)
     return kind(**dict.fromkeys(fields, model))
 
 
 @st.composite
 def inferences(draw: Draw, model: str) -> Any:
-    """A message with an input or two, whose values may be typed or be those of another one."""
-    requested, name = draw(st.sampled_from([(model, "images"), (f"{model}_image", "image")]))
-    message = messages.ModelInferRequest(model_name=_or(draw, requested, st.sampled_from(["x", ""])), id="\u00fc")
+    """Draw a message of usually one input, with raw or typed contents, sometimes of another datatype."""
+    model_name, name = draw(st.sampled_from([(model, "images"), (f"{model}_image", "image")]))
+    message = messages.ModelInferRequest(model_name=_or(draw, model_name, st.sampled_from(["x", ""])), id="\u00fc")
     for _ in range(_or(draw, 1, st.integers(0, 2))):
-        given, datatype, shape, raw = draw(tensors(name))
-        reported = message.inputs.add(name=given.encode("utf-8", "ignore").decode(), datatype=datatype, shape=shape)
+        tensor_name, datatype, shape, raw = draw(tensors(name))
+        tensor = message.inputs.add(name=tensor_name.encode("utf-8", "ignore").decode(), datatype=datatype, shape=shape)
         if draw(st.integers(0, 3)) == 0:
             right = {"BYTES": "bytes_contents", "UINT8": "uint_contents"}.get(datatype, "fp32_contents")
             contents = _or(draw, right, st.sampled_from(["int_contents", "bytes_contents", "fp64_contents"]))
-            getattr(reported.contents, contents).extend([raw] if contents == "bytes_contents" else list(raw))
+            getattr(tensor.contents, contents).extend([raw] if contents == "bytes_contents" else list(raw))
         else:
             message.raw_input_contents.append(raw)
     for parameter in _or(draw, {}, PARAMETERS):
@@ -207,15 +206,16 @@ def inferences(draw: Draw, model: str) -> Any:
     return message
 
 
-def ask(channel: grpc.Channel, method: str, sent: list[bytes]) -> list[str]:
-    """The status of the call; of a stream also one for each answer. Once more where the server has just closed the idle
-    connection, as a client does that knows of it.
+def send(channel: grpc.Channel, method: str, sent: list[bytes]) -> list[str]:
+    """Return the status of the call, or one status for each response of a stream.
+
+    Sends again if the server has just closed the idle connection, like a client that expects this.
     """
-    statuses = _ask(channel, method, sent)
-    return _ask(channel, method, sent) if statuses == ["connection idle"] else statuses
+    statuses = _send_once(channel, method, sent)
+    return _send_once(channel, method, sent) if statuses == ["connection idle"] else statuses
 
 
-def _ask(channel: grpc.Channel, method: str, sent: list[bytes]) -> list[str]:
+def _send_once(channel: grpc.Channel, method: str, sent: list[bytes]) -> list[str]:
     identity = {"request_serializer": bytes, "response_deserializer": bytes}
     try:
         if method != "ModelStreamInfer":

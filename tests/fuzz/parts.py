@@ -1,4 +1,4 @@
-"""What malformed requests are made of."""
+"""Parts of malformed requests."""
 
 import io
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
 def image(kind: str) -> bytes:
-    """A small one."""
+    """Return a small image of noise in this format."""
     file = io.BytesIO()
     Image.effect_noise((24, 16), 80).convert("RGB").save(file, kind)
     return file.getvalue()
@@ -52,16 +52,16 @@ JSON = st.recursive(
 
 @st.composite
 def broken(draw: Draw, whole: bytes) -> bytes:
-    """Cut, with other bytes in it, doubled, or as it was."""
+    """Draw the bytes after up to three changes: cut, other bytes, more bytes, or a part repeated."""
     data = bytearray(whole)
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, max(len(data) - 1, 0)))
-        how = draw(st.sampled_from(["cut", "other", "more", "twice"]))
-        if how == "cut":
+        change = draw(st.sampled_from(["cut", "other", "more", "twice"]))
+        if change == "cut":
             del data[at:]
-        elif how == "other":
+        elif change == "other":
             data[at : at + 4] = draw(st.binary(max_size=8))
-        elif how == "more":
+        elif change == "more":
             data += draw(st.binary(max_size=16))
         else:
             data += data[:at]
@@ -69,7 +69,8 @@ def broken(draw: Draw, whole: bytes) -> bytes:
 
 
 @st.composite
-def pictures(draw: Draw) -> bytes:
+def damaged_images(draw: Draw) -> bytes:
+    """Draw a valid or damaged image, or the first bytes of a known format followed by random bytes."""
     if draw(st.booleans()):
         return draw(broken(draw(st.sampled_from(IMAGES))))
     return draw(st.sampled_from([b"", *HEADS])) + draw(st.binary(max_size=64))

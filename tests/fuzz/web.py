@@ -1,4 +1,4 @@
-"""Malformed requests to every protocol but KServe."""
+"""Malformed requests to every protocol except KServe."""
 
 import base64
 import json
@@ -7,9 +7,9 @@ from urllib.parse import urlencode
 import httpx
 from hypothesis import strategies as st
 
-from fuzz.parts import IMAGES, JSON, NAMES, WORDS, Draw, broken, pictures
+from fuzz.parts import IMAGES, JSON, NAMES, WORDS, Draw, broken, damaged_images
 
-PATHS = {
+PATHS = {  # path -> protocol
     "/v1/detect": "v1",
     "/v1/predict": "v1",
     "/predict": "platform",
@@ -20,18 +20,18 @@ PATHS = {
     "/v1/vision/custom/{model}": "deepstack",
     "/infer/object_detection": "roboflow",
     "/{model}/1": "roboflow",
-}  # and whose they are
-QUERIES = [b"", b"conf=0", b"conf=0&masks=rle", b"conf=0&format=image"]  # which any model finds something with
+}
+QUERIES = [b"", b"conf=0", b"conf=0&masks=rle", b"conf=0&format=image"]  # every model finds objects with conf=0
 
 
 @st.composite
 def forms(draw: Draw) -> tuple[bytes, str]:
-    """A multipart body and its Content-Type."""
+    """Draw a multipart body and its Content-Type."""
     parts = []
     for _ in range(draw(st.integers(0, 3))):
         name = draw(NAMES).replace('"', "%22").replace("\r", "").replace("\n", "")
         file = f'; filename="{draw(st.sampled_from(["a.jpg", "", "../a"]))}"' if draw(st.booleans()) else ""
-        content = draw(pictures()) if file else draw(WORDS).encode("utf-8", "surrogatepass")
+        content = draw(damaged_images()) if file else draw(WORDS).encode("utf-8", "surrogatepass")
         parts.append(
             f'--b\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode("utf-8", "ignore") + content
         )
@@ -47,31 +47,31 @@ def forms(draw: Draw) -> tuple[bytes, str]:
 
 @st.composite
 def inferences(draw: Draw, model: str) -> bytes:
-    """Roboflow's JSON."""
-    picture = {"type": "base64", "value": base64.b64encode(draw(pictures())).decode()}
-    reported = {
+    """Draw the JSON of a Roboflow request."""
+    image = {"type": "base64", "value": base64.b64encode(draw(damaged_images())).decode()}
+    inference = {
         "model_id": model,
-        "image": draw(st.sampled_from([picture, [picture], [picture] * 2])),
+        "image": draw(st.sampled_from([image, [image], [image] * 2])),
         "confidence": 0.4,
     }
     return draw(
-        broken(json.dumps(reported | draw(st.dictionaries(NAMES, JSON, max_size=3))).encode("utf-8", "surrogatepass"))
+        broken(json.dumps(inference | draw(st.dictionaries(NAMES, JSON, max_size=3))).encode("utf-8", "surrogatepass"))
     )
 
 
 @st.composite
 def requests(draw: Draw, model: str) -> dict[str, httpx.Request]:
-    """One for every path, all the same but for that."""
+    """Draw one request for each path; only the paths differ."""
     method = draw(st.sampled_from(["POST"] * 12 + ["GET", "PUT", "DELETE", "OPTIONS"]))
     headers = draw(st.sampled_from([{}] * 7 + [{"X-Deadline-Ms": "0"}, {"X-Deadline-Ms": "x"}]))
-    how = draw(st.sampled_from(["json", "form", "form", "image", "fields"]))
-    if how == "json":
+    body_type = draw(st.sampled_from(["json", "form", "form", "image", "fields"]))
+    if body_type == "json":
         body, kind = draw(inferences(model)), "application/json"
-    elif how == "form":
+    elif body_type == "form":
         body, kind = draw(forms())
-    elif how == "image":
+    elif body_type == "image":
         body, kind = (
-            draw(st.sampled_from(IMAGES) | pictures()),
+            draw(st.sampled_from(IMAGES) | damaged_images()),
             draw(st.sampled_from(["image/jpeg", "application/octet-stream", "text/plain"])),
         )
     else:

@@ -1,4 +1,4 @@
-"""Malformed HTTP, byte by byte: heads, lengths, chunks, requests one behind the other, ends that come too early."""
+"""Malformed HTTP, byte by byte: heads, lengths, chunks, pipelined requests, requests that end early."""
 
 import re
 import socket
@@ -6,9 +6,9 @@ from urllib.parse import urlsplit
 
 from hypothesis import strategies as st
 
-from fuzz.parts import IMAGES, Draw, broken, pictures
+from fuzz.parts import IMAGES, Draw, broken, damaged_images
 
-PATIENCE_S = 0.1  # until a server that says nothing more is taken to wait for more
+TIMEOUT_S = 0.1  # a server that sends nothing for this time is assumed to wait for more bytes
 HEADS = [
     b"",
     b"Content-Length: 1\r\n",
@@ -35,13 +35,13 @@ LINES = [
     b"\0 /",
     b"",
 ]
-SIZES = [b"", b"-1", b"g", b"0x5", b"F" * 20, b"0", b"5;x=y"]  # of a chunk
+SIZES = [b"", b"-1", b"g", b"0x5", b"F" * 20, b"0", b"5;x=y"]  # sizes of a chunk
 
 
 @st.composite
 def bodies(draw: Draw) -> bytes:
-    """The headers that end a head, and the body: of a length, in chunks, or with neither told."""
-    content = draw(st.one_of(st.sampled_from(IMAGES), pictures()))
+    """Draw the last headers of a head and the body, with a Content-Length or in chunks. Either may be wrong."""
+    content = draw(st.one_of(st.sampled_from(IMAGES), damaged_images()))
     if draw(st.booleans()):
         return b"Content-Length: %d\r\n\r\n%b" % (len(content) + draw(st.sampled_from([0, 0, -1, 9])), content)
     half = len(content) // 2
@@ -53,7 +53,7 @@ def bodies(draw: Draw) -> bytes:
 
 @st.composite
 def requests(draw: Draw) -> tuple[list[bytes], bool]:
-    """What is sent at a time, up to three requests on end; and whether their sender then goes away."""
+    """Draw up to three pipelined requests, cut into parts, and whether their client then disconnects."""
     sent = bytearray()
     for _ in range(draw(st.integers(1, 3))):
         head = draw(st.sampled_from(LINES)) + b" HTTP/" + draw(st.sampled_from([b"1.1"] * 6 + [b"1.0", b"2", b"9.9"]))
@@ -62,16 +62,19 @@ def requests(draw: Draw) -> tuple[list[bytes], bool]:
     return [bytes(sent[a:b]) for a, b in zip([0, *at], [*at, len(sent)], strict=True)], draw(st.booleans())
 
 
-def ask(url: str, sent: list[bytes], gone: bool) -> list[str]:
-    """The status of each answer; `none` where there was none."""
+def send(url: str, parts: list[bytes], gone: bool) -> list[str]:
+    """Send the parts on one connection. Return the status of each response, or `none` if there was no response.
+
+    If `gone`, the client disconnects without reading.
+    """
     address = urlsplit(url)
     received = bytearray()
-    with socket.create_connection((address.hostname, address.port), PATIENCE_S) as connection:
+    with socket.create_connection((address.hostname, address.port), TIMEOUT_S) as connection:
         try:
-            for part in sent:
+            for part in parts:
                 connection.sendall(part)
             while not gone and (data := connection.recv(1 << 16)):
                 received += data
-        except OSError:  # nothing more comes, or the server has hung up before it had all
+        except OSError:  # timeout, or the server closed the connection before it read everything
             pass
     return [status.decode() for status in re.findall(rb"(?m)^HTTP/1\.1 (\d{3})", received)] or ["none"]
