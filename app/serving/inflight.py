@@ -31,7 +31,7 @@ class Inflight:
         self._large_pixels = _large_limit(self.max_pixels, MAX_SMALL_PIXELS)
         self.bytes = self.pixels = 0
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._waiting: dict[Share, None] = {}  # shares that wait for their client, longest wait first
 
     @property
@@ -132,13 +132,15 @@ class Share:
 
     def begin_waiting(self, evict: Callable[[], None]) -> None:
         """Mark the request as waiting for its client: it may be evicted, and `evict` is then called, on any thread."""
-        self._evict, self.waiting_since = evict, monotonic()
-        self._inflight._waiting[self] = None  # noqa: SLF001
+        with self._inflight._lock:  # noqa: SLF001
+            self._evict, self.waiting_since = evict, monotonic()
+            self._inflight._waiting[self] = None  # noqa: SLF001
 
     def end_waiting(self) -> None:
         """Mark the request as no longer waiting for its client."""
-        self._inflight._waiting.pop(self, None)  # noqa: SLF001
-        self._evict = _do_nothing  # the callback refers to this share; a reference cycle would be freed late
+        with self._inflight._lock:  # noqa: SLF001
+            self._inflight._waiting.pop(self, None)  # noqa: SLF001
+            self._evict = _do_nothing  # the callback refers to this share; a reference cycle would be freed late
 
     def evict(self) -> None:
         """End the wait for the client, because the memory or slot is needed."""

@@ -1,5 +1,7 @@
 """The budget of bytes and pixels in flight."""
 
+import threading
+
 import pytest
 
 from app.errors import BodyTooLarge, Overloaded, TooManyPixels
@@ -78,6 +80,28 @@ def test_a_request_that_was_read_completely_keeps_its_memory(budget, monkeypatch
     now[0] += 60
     with pytest.raises(Overloaded):
         late.add_bytes(500)
+
+
+def test_a_request_may_begin_to_wait_while_another_thread_looks_for_memory(budget):
+    """The search went through the waiting requests without a lock: "dictionary changed size during iteration"."""
+    another, full = budget.share(), budget.share()
+    full.add_bytes(1000)
+
+    class Waiting(inflight.Share):
+        """Its bytes are read by the search; meanwhile another request begins to wait, on its own thread."""
+
+        bytes = property(lambda _: begin(), lambda *_: None)
+
+    def begin() -> int:
+        thread = threading.Thread(target=another.begin_waiting, args=(lambda: None,))
+        thread.start()
+        thread.join(0.2)  # with the lock it does not end before the search
+        return 0
+
+    Waiting(budget).begin_waiting(lambda: None)
+    budget.share().begin_waiting(lambda: None)
+    with pytest.raises(Overloaded):
+        budget.share().add_bytes(1)
 
 
 def test_a_request_over_the_maximum_of_one_request_is_too_large_and_not_overloaded():
