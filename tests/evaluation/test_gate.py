@@ -297,6 +297,15 @@ def test_a_shift_is_proven_only_by_enough_pairs_with_little_noise():
     assert evaluated((some_rows(), noisy), precision="int8").proven_shift_px < 0.5
 
 
+def test_the_proven_shift_is_the_difference_at_the_rank_of_the_interval():
+    """Of 100 sorted differences, those with ranks 39 and 60 (from 0) enclose the median with 95 % confidence."""
+    sides = np.arange(100, dtype=np.float32)[:, None]
+    assert gate_module._proven_shift(sides) == 39
+    assert gate_module._proven_shift(-sides) == 39
+    assert gate_module._proven_shift(sides - 50) == 0
+    assert gate_module._proven_shift(np.ones((8, 1), np.float32)) == 1
+
+
 @pytest.mark.parametrize("pairs", [8, 12, 20, 40])
 def test_the_interval_of_the_median_contains_it_in_95_of_100_trials(pairs):
     rng = np.random.default_rng(pairs)
