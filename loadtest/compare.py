@@ -61,7 +61,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Kind:
-    """How to start a server, and the path that accepts an image."""
+    """A kind of server: its start command, and the path that accepts an image."""
 
     name: str
     command: Sequence[str | Path]

@@ -35,9 +35,9 @@ def circumstances() -> dict[str, Any]:
 
 def machine_line(about: dict[str, Any]) -> str:
     """Return the description of the machine in one line."""
-    host, card = about["machine"], about["gpu"]
-    where = f"{host['cpus']} cores of {host['cpu']}" + (f", {card['name']}" if card else ", no GPU")
-    return f"{where}; {host['system']}, Python {host['python']}; commit {about['commit'] or 'unknown'}, {about['at']}"
+    machine, card = about["machine"], about["gpu"]
+    where = f"{machine['cpus']} cores of {machine['cpu']}" + (f", {card['name']}" if card else ", no GPU")
+    return f"{where}; {machine['system']}, Python {machine['python']}; commit {about['commit'] or 'unknown'}, {about['at']}"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

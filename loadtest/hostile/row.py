@@ -13,7 +13,7 @@ REFUSED = r"4\d\d|503|closed|reset"  # a client error, "busy", or a closed conne
 
 @dataclass
 class Outcome:
-    """What the attackers received. Times are seconds of one connection."""
+    """Counts the responses and times of the attackers. Times are seconds of one connection."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     answers_s: list[float] = field(default_factory=list)

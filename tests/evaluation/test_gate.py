@@ -298,7 +298,7 @@ def test_a_shift_is_proven_only_by_enough_pairs_with_little_noise():
 
 
 def test_the_proven_shift_is_the_difference_at_the_rank_of_the_interval():
-    """Of 100 sorted differences, those with ranks 39 and 60 (from 0) enclose the median with 95 % confidence."""
+    """Ranks 39 and 60 (from 0) of 100 sorted differences enclose the median with 95 % confidence."""
     sides = np.arange(100, dtype=np.float32)[:, None]
     assert gate_module._proven_shift(sides) == 39
     assert gate_module._proven_shift(-sides) == 39
