@@ -37,7 +37,8 @@ def machine_line(about: dict[str, Any]) -> str:
     """Return the description of the machine in one line."""
     machine, card = about["machine"], about["gpu"]
     where = f"{machine['cpus']} cores of {machine['cpu']}" + (f", {card['name']}" if card else ", no GPU")
-    return f"{where}; {machine['system']}, Python {machine['python']}; commit {about['commit'] or 'unknown'}, {about['at']}"
+    software = f"{machine['system']}, Python {machine['python']}"
+    return f"{where}; {software}; commit {about['commit'] or 'unknown'}, {about['at']}"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
